@@ -1,0 +1,49 @@
+# make quickstart   pretrain on digits and print what was learned (CPU, a few minutes)
+# make test         install everything, run all tests
+# make lint types   what CI checks besides
+# PYTHON=python3.12 make test   takes another interpreter
+
+PYTHON ?= python3
+VENV ?= .venv
+VERSION := $(shell $(PYTHON) -c 'import sys; print("%d.%d" % sys.version_info[:2])')
+BIN := $(VENV)/bin
+MADE := $(VENV)/.python-$(VERSION)
+CORE := $(VENV)/.core
+ALL := $(VENV)/.all
+WORKERS ?= 2
+
+.PHONY: quickstart test parity lint types clean
+
+quickstart: $(CORE)
+	$(BIN)/python -m simclr_jax.main --config=configs/digits.py
+
+test: $(ALL)
+	$(BIN)/python -m pytest -n $(WORKERS)
+	JAX_ENABLE_X64=1 $(BIN)/python -m pytest -n $(WORKERS)
+
+parity: $(ALL)
+	SIMCLR_PARITY=all JAX_ENABLE_X64=0 $(BIN)/python -m pytest tests/parity
+	SIMCLR_PARITY=all JAX_ENABLE_X64=1 $(BIN)/python -m pytest tests/parity
+
+lint: $(ALL)
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+
+types: $(ALL)
+	$(BIN)/mypy
+
+clean:
+	rm -rf $(VENV) build *.egg-info .pytest_cache .mypy_cache .ruff_cache
+
+# An environment of another interpreter is replaced.
+$(MADE):
+	$(PYTHON) -m venv --clear $(VENV)
+	touch $@
+
+$(CORE): $(MADE) pyproject.toml
+	$(BIN)/python -m pip install -q -e .
+	touch $@
+
+$(ALL): $(MADE) pyproject.toml requirements.txt
+	$(BIN)/python -m pip install -q -r requirements.txt -e '.[tf,dev]'
+	touch $(CORE) $@

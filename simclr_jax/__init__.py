@@ -1,0 +1,1 @@
+"""High-throughput SimCLR and SimCLRv2 pretraining in JAX."""

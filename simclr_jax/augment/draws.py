@@ -1,0 +1,143 @@
+"""Everything random about one view of one image, drawn before any pixel is touched."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from simclr_jax.augment.policy import Policy
+
+# The sampler tries this often before it takes the whole image, as the official one does. Twelve
+# would do for ordinary photographs (each try succeeds with 0.9 or so), but not for a panorama.
+# They cost little: two numbers a try, and none of them is a pixel.
+ATTEMPTS = 100
+
+
+class Draws(NamedTuple):
+    """Hold the random choices for one view of one image; `jax.vmap` adds leading axes.
+
+    Both placements share these fields, so that equal draws give equal views. Fields that the
+    policy switches off are drawn all the same and then not read: switching one operation on or
+    off leaves the randomness of the others as it was.
+    """
+
+    box: jax.Array  # int32 [4]: y, x, height, width of the crop, pixels
+    flip: jax.Array  # bool, as are jitter, grayscale and blur: whether it is done
+    jitter: jax.Array
+    order: jax.Array  # int32 [4]: entry k runs k-th; 0 brightness 1 contrast 2 saturation 3 hue
+    brightness: jax.Array  # float32: a factor, or what is added in mode "add"
+    contrast: jax.Array  # float32: a factor
+    saturation: jax.Array  # float32: a factor
+    hue: jax.Array  # float32: turns of the colour circle
+    grayscale: jax.Array
+    blur: jax.Array
+    sigma: jax.Array  # float32: of the blur, pixels
+
+
+def sample(
+    key: jax.Array,
+    policy: Policy,
+    height: int | jax.Array,
+    width: int | jax.Array,
+    sigma_key: jax.Array | None = None,
+) -> Draws:
+    """Draw one view of an image of `height` x `width` pixels.
+
+    Traceable, and vmappable over `key` (and over the sizes). `sigma_key`, if given, decides the
+    blur's sigma alone: a batch that shares it shares one sigma, which is what the official code
+    does on each replica.
+    Source: official `data_util.py: preprocess_for_train, color_jitter_rand, batch_random_blur`.
+    """
+    box_key, color_key, own_sigma_key = jax.random.split(key, 3)
+    # One block of numbers, cut up: every call of the generator costs compile time.
+    uniform = jax.random.uniform(color_key, (3, 4), jnp.float32)
+    probabilities = [policy.flip, policy.jitter, policy.grayscale, policy.blur]
+    flip, jitter, grayscale, blur = uniform[0] < jnp.array(probabilities, jnp.float32)
+    low, high = _factor_limits(policy)
+    brightness, contrast, saturation, hue = low + uniform[1] * (high - low)
+    sigma_key = own_sigma_key if sigma_key is None else sigma_key
+    box = crop_box(box_key, policy, height, width) if policy.crop else _whole(height, width)
+    return Draws(
+        box=box,
+        flip=flip,
+        jitter=jitter,
+        order=jnp.argsort(uniform[2]).astype(jnp.int32),
+        brightness=brightness,
+        contrast=contrast,
+        saturation=saturation,
+        hue=hue,
+        grayscale=grayscale,
+        blur=blur,
+        sigma=jax.random.uniform(sigma_key, (), jnp.float32, *policy.blur_sigma),
+    )
+
+
+def crop_box(
+    key: jax.Array, policy: Policy, height: int | jax.Array, width: int | jax.Array
+) -> jax.Array:
+    """Draw a crop, int32 [4] (y, x, height, width), by TensorFlow's law.
+
+    The aspect is uniform and the crop's *height* a uniform integer among those that the aspect
+    and the area allow (so the area is not uniform). A crop smaller than the image never touches
+    its last row or column. Where no attempt succeeds the crop is the whole image.
+    Source: `tf.image.sample_distorted_bounding_box` as `data_util.py` calls it.
+    """
+    uniform = jax.random.uniform(key, (2 * ATTEMPTS + 2,), jnp.float32)
+    narrow, wide = policy.aspect
+    aspect = narrow + uniform[:ATTEMPTS] * (wide - narrow)
+    image_area = jnp.float32(height) * jnp.float32(width)
+    min_area, max_area = (jnp.float32(limit) * image_area for limit in policy.area)
+
+    fewest, most = _rows_allowed(aspect, min_area, max_area, height, width)
+    rows = fewest + _floor(uniform[ATTEMPTS:-2] * (most + 1 - fewest))
+    # Rounding may have left the limits: one row more, then one less, then the attempt fails.
+    rows = rows + (rows * _rint(rows * aspect) < min_area)
+    rows = rows - (rows * _rint(rows * aspect) > max_area)
+    columns = _rint(rows * aspect)
+    area = (rows * columns).astype(jnp.float32)
+    valid = (min_area <= area) & (area <= max_area) & (area > 0)
+    valid &= (rows <= height) & (columns <= width)
+    valid &= area / image_area >= jnp.float32(policy.min_object_covered)
+
+    first = jnp.argmax(valid)
+    size = jnp.stack([rows[first], columns[first]])
+    room = jnp.stack([jnp.int32(height), jnp.int32(width)]) - size
+    place = _floor(uniform[-2:] * room)
+    return jnp.where(valid.any(), jnp.concatenate([place, size]), _whole(height, width))
+
+
+def _rows_allowed(aspect, min_area, max_area, height, width):
+    """Return the smallest and largest crop height for each aspect, int32."""
+    most = _rint(jnp.sqrt(max_area / aspect))
+    fitting = _floor((jnp.float32(width) + 0.5) / aspect)
+    fitting -= _rint(fitting * aspect) > width
+    most = jnp.where(_rint(most * aspect) > width, fitting, most)
+    most = jnp.minimum(most, height)
+    return jnp.minimum(_rint(jnp.sqrt(min_area / aspect)), most), most
+
+
+def _factor_limits(policy: Policy):
+    """Return low and high, float32 [4], of brightness, contrast, saturation and hue."""
+    centre = jnp.array([policy.brightness_mode == "multiply", 1, 1, 0], jnp.float32)
+    strength = jnp.array(
+        [policy.brightness, policy.contrast, policy.saturation, policy.hue], jnp.float32
+    )
+    low = centre - strength
+    if policy.brightness_mode == "multiply":
+        low = low.at[0].max(0.0)
+    return low, centre + strength
+
+
+def _whole(height, width):
+    return jnp.stack([jnp.int32(0), jnp.int32(0), jnp.int32(height), jnp.int32(width)])
+
+
+def _floor(x):
+    return jnp.floor(x).astype(jnp.int32)
+
+
+def _rint(x):
+    """Round to the nearest integer, halves to even, as C's `lrint` does."""
+    return jnp.rint(x).astype(jnp.int32)

@@ -1,0 +1,73 @@
+"""What is done to an image to make one view of it: the recipe, without any randomness."""
+
+from __future__ import annotations
+
+import dataclasses
+
+from simclr_jax.errors import UserError, choose
+
+GRIDS = ("corner", "half_pixel", "antialias")
+BRIGHTNESS_MODES = ("multiply", "add")
+
+
+@dataclasses.dataclass(frozen=True)
+class Policy:
+    """Describe the augmentation of one view; hashable, so it can be static under `jax.jit`.
+
+    The defaults are SimCLR's at colour strength 1; strength s multiplies the four maximum
+    strengths by s. Order: crop and resize, flip, colour jitter, grayscale, blur. A probability
+    or a strength of 0 leaves the operation out of the program altogether.
+
+    Raises `UserError` at construction for a value outside its range.
+    Source: SimCLR appendix A; official `data_util.py: preprocess_for_train, batch_random_blur`.
+    """
+
+    size: int  # height and width of the view, pixels
+    crop: bool = True  # False: the whole image, resized if it has another size
+    area: tuple[float, float] = (0.08, 1.0)  # of the crop, as a fraction of the image
+    aspect: tuple[float, float] = (3 / 4, 4 / 3)  # of the crop, width / height
+    min_object_covered: float = 0.1  # crops below this fraction of the image are drawn again
+    grid: str = "corner"  # the resize law, see `resize.py`: corner (TF1), half_pixel, antialias
+    flip: float = 0.5  # probability
+    jitter: float = 0.8  # probability of all four colour operations together
+    brightness: float = 0.8  # maximum strengths: factors come from 1 - strength .. 1 + strength
+    contrast: float = 0.8
+    saturation: float = 0.8
+    hue: float = 0.2  # turns of the colour circle, either way
+    brightness_mode: str = "multiply"  # "add" (-strength .. strength) made the v1 paper's numbers
+    grayscale: float = 0.2  # probability, independent of the jitter
+    blur: float = 0.5  # probability; the kernel spans a tenth of `size`
+    blur_sigma: tuple[float, float] = (0.1, 2.0)  # pixels
+
+    def __post_init__(self):
+        # Recipes may hand over lists, which cannot be hashed.
+        for name in ("area", "aspect", "blur_sigma"):
+            object.__setattr__(self, name, tuple(getattr(self, name)))
+        if self.size < 1:
+            raise UserError(f"augmentation size is {self.size}: give at least 1 pixel")
+        choose("augmentation grid", self.grid, GRIDS)
+        choose("augmentation brightness_mode", self.brightness_mode, BRIGHTNESS_MODES)
+        for name in ("flip", "jitter", "grayscale", "blur"):
+            self._check_number(name, 1.0, "a probability")
+        self._check_number("min_object_covered", 1.0, "a fraction of the image")
+        self._check_number("brightness", float("inf"), "a strength")
+        # Above 1 the factor could be negative and invert the image.
+        self._check_number("contrast", 1.0, "a strength")
+        self._check_number("saturation", 1.0, "a strength")
+        self._check_number("hue", 0.5, "turns of the colour circle")
+        self._check_range("area", 1.0, "fractions of the image")
+        self._check_range("aspect", float("inf"), "ratios width / height")
+        self._check_range("blur_sigma", float("inf"), "pixels")
+
+    def _check_number(self, name: str, most: float, meaning: str):
+        value = getattr(self, name)
+        if not 0 <= value <= most:
+            raise UserError(f"augmentation {name} is {value}: give {meaning} from 0 to {most:g}")
+
+    def _check_range(self, name: str, most: float, meaning: str):
+        value = getattr(self, name)
+        if len(value) != 2 or not 0 < value[0] <= value[1] <= most:
+            limit = "" if most == float("inf") else f" <= {most:g}"
+            raise UserError(
+                f"augmentation {name} is {value}: give two {meaning}, 0 < low <= high{limit}"
+            )

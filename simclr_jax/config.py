@@ -1,0 +1,248 @@
+"""Every field of a recipe: its name, type, default and what values it may take.
+
+A recipe in `configs/` starts from `base()` and changes some fields; the command line may change any
+(`--config.train.batch_size=512`). Fractions and numbers that may be fractional are floats.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+import numpy as np
+from ml_collections import ConfigDict
+from ml_collections.config_dict import placeholder
+
+from simclr_jax.errors import UserError, choose
+
+# What a field may be. The modules that act on a choice know it by the same name
+# (tests/test_config.py builds every one of them).
+CHOICES: dict[str, tuple] = {
+    "stage": ("pretrain",),
+    "data.source": ("digits", "memory"),
+    "augment.placement": ("device",),
+    "augment.grid": ("corner", "half_pixel", "antialias"),
+    "augment.brightness_mode": ("multiply", "add"),
+    "augment.sigma_per": ("image", "batch"),
+    "model.depth": (10, 18, 34, 50, 101, 152, 200),
+    "model.stem": ("cifar", "imagenet"),
+    "head.kind": ("none", "linear", "nonlinear"),
+    "loss.scale": ("sum", "mean"),
+    "optim.name": ("lars", "sgd", "adamw"),
+    "optim.lr_scaling": ("linear", "sqrt", "none"),
+    "train.dtype": ("float32", "bfloat16", "float64"),
+}
+
+# What numbers must hold: the fields, the rule in words, the rule.
+RULES: tuple[tuple[tuple[str, ...], str, Callable[[float], bool]], ...] = (
+    (
+        ("loss.temperature", "model.width", "optim.base_lr", "bn.epsilon", "eval.knn_temperature"),
+        "greater than 0",
+        lambda value: value > 0,
+    ),
+    (
+        (
+            *("train.batch_size", "train.steps_per_call", "head.layers", "head.dim"),
+            *("data.image_size", "log.every_steps", "checkpoint.every_steps"),
+            *("checkpoint.keep", "eval.knn_k", "eval.few_labels"),
+        ),
+        "1 or more",
+        lambda value: value >= 1,
+    ),
+    (
+        ("optim.weight_decay", "optim.warmup_epochs", "eval.every_epochs"),
+        "0 or more",
+        lambda value: value >= 0,
+    ),
+    (("bn.momentum", "optim.momentum"), "in [0, 1)", lambda value: 0 <= value < 1),
+    (("data.holdout_fraction",), "between 0 and 1", lambda value: 0 < value < 1),
+)
+
+
+def view() -> ConfigDict:
+    """Return the augmentation of one view: SimCLR's for ImageNet (paper, appendix A)."""
+    return ConfigDict(
+        {
+            "crop": True,  # random crop and resize; False resizes the whole image
+            "area_min": 0.08,  # smallest and largest share of the image's area
+            "area_max": 1.0,
+            "aspect_min": 3 / 4,  # width / height of the crop
+            "aspect_max": 4 / 3,
+            "flip": 0.5,  # probability of each operation; 0 switches it off
+            "jitter": 0.8,
+            "grayscale": 0.2,
+            "blur": 0.5,
+            "strength": 1.0,  # multiplies the four maximum strengths of the jitter
+            "brightness": 0.8,
+            "contrast": 0.8,
+            "saturation": 0.8,
+            "hue": 0.2,
+            "blur_sigma_min": 0.1,  # pixels
+            "blur_sigma_max": 2.0,
+        }
+    )
+
+
+def base() -> ConfigDict:
+    """Return all fields with the defaults of SimCLRv1/v2 on ImageNet (official flags)."""
+    config = ConfigDict()
+    config.seed = 0  # of initial values, data order and augmentation
+    config.stage = "pretrain"
+    config.data = ConfigDict(
+        {
+            "source": "digits",  # digits | memory
+            "name": "",  # which variant, where a source has several
+            "path": "",  # memory: the .npz file
+            "split": "train",
+            "eval_split": "test",
+            "image_size": 224,  # side of a view, in pixels
+            "holdout_fraction": 0.1,  # of the training split, where there is no eval_split
+        }
+    )
+    config.augment = ConfigDict(
+        {
+            "placement": "device",
+            "grid": "corner",  # corner (TF1) | half_pixel (TF2) | antialias (torchvision)
+            "brightness_mode": "multiply",  # multiply (the code) | add (the v1 paper)
+            "sigma_per": "image",  # one blur width per image | batch
+            "views": {"first": view(), "second": view()},
+        }
+    )
+    config.model = ConfigDict({"depth": 50, "width": 1.0, "stem": "imagenet"})
+    config.bn = ConfigDict(
+        {"momentum": 0.9, "epsilon": 1e-5, "sync": True, "unbiased_moving": False}
+    )
+    config.head = ConfigDict({"kind": "nonlinear", "layers": 3, "dim": 128})
+    config.loss = ConfigDict({"temperature": 0.1, "scale": "sum", "normalize": True})
+    config.optim = ConfigDict(
+        {
+            "name": "lars",
+            "base_lr": 0.3,
+            "lr_scaling": "linear",  # linear: base * batch/256 | sqrt: base * sqrt(batch) | none
+            "momentum": 0.9,  # lars and sgd
+            "weight_decay": 1e-4,
+            "warmup_epochs": 10.0,
+            "trust_coefficient": 0.001,  # lars
+        }
+    )
+    config.train = ConfigDict(
+        {
+            "batch_size": 4096,  # source images in a step, over all devices
+            "epochs": 100.0,
+            "steps": placeholder(int),  # overrides epochs
+            "dtype": "float32",  # what the encoder computes in
+            "steps_per_call": 1,  # steps scanned on the device between returns to Python
+        }
+    )
+    config.eval = ConfigDict(
+        {
+            "every_epochs": 10.0,
+            "probe": True,  # train a linear probe on the side, behind a stop-gradient
+            "knn": True,
+            "knn_k": 200,
+            "knn_temperature": 0.1,
+            "few_labels": 10,  # labels per class of the small probe in the final summary
+        }
+    )
+    config.log = ConfigDict({"every_steps": 100})
+    config.checkpoint = ConfigDict(
+        {"every_steps": 1000, "keep": 3, "keep_period": placeholder(int)}
+    )
+    return config
+
+
+# Groups that a resumed run may change: they touch what is written, never what is computed.
+FREE_GROUPS = ("log", "checkpoint")
+
+
+def differences(old: dict, new: dict, prefix: str = "") -> list[str]:
+    """Name the fields in which two resolved recipes differ, as `field: old -> new`."""
+    found = []
+    for key in sorted(old.keys() | new.keys()):
+        a, b, name = old.get(key), new.get(key), f"{prefix}{key}"
+        if not prefix and key in FREE_GROUPS:
+            continue
+        if isinstance(a, dict) and isinstance(b, dict):
+            found += differences(a, b, f"{name}.")
+        elif a != b:
+            found.append(f"{name}: {a} -> {b}")
+    return found
+
+
+def validate(config: ConfigDict, devices: int) -> None:
+    """Check everything that can be known before data is read or a model built.
+
+    Args:
+      config: a resolved recipe.
+      devices: over which the batch is to be spread.
+
+    Raises:
+      UserError: naming the first field found wrong, its value and what would be right.
+    """
+    c = config
+    for name, choices in CHOICES.items():
+        choose(name, _value(c, name), choices)
+    for names, words, holds in RULES:
+        for name in names:
+            _require(c, name, holds, words)
+    if int(64 * c.model.width) < 1:
+        raise UserError(f"model.width is {c.model.width}: 64 * width must be 1 channel or more")
+    if not (c.train.steps or 0) > 0 and not c.train.epochs > 0:
+        raise UserError(f"train.epochs is {c.train.epochs}: it must be greater than 0")
+    _check_batch(c.train.batch_size, devices)
+    for name in ("log.every_steps", "checkpoint.every_steps"):
+        steps, call = _value(c, name), c.train.steps_per_call
+        if steps % call:
+            near = max(call, round(steps / call) * call)
+            raise UserError(
+                f"{name} is {steps}, no multiple of train.steps_per_call={call}: "
+                f"set --config.{name}={near}"
+            )
+    if c.train.dtype == "float64" and not _x64():
+        raise UserError("train.dtype is float64: set the environment variable JAX_ENABLE_X64=1")
+
+
+def _value(config: ConfigDict, name: str):
+    for part in name.split("."):
+        config = config[part]
+    return config
+
+
+def _require(config: ConfigDict, name: str, holds: Callable[[float], bool], rule: str) -> None:
+    value = _value(config, name)
+    if not math.isfinite(value) or not holds(value):
+        raise UserError(f"{name} is {value}: it must be {rule}")
+
+
+def _check_batch(batch: int, devices: int) -> None:
+    if batch % devices:
+        near = max(devices, round(batch / devices) * devices)
+        raise UserError(
+            f"train.batch_size is {batch}, which {devices} devices do not divide: "
+            f"set --config.train.batch_size={near}"
+        )
+    if batch < 2:
+        raise UserError(f"train.batch_size is {batch}: a contrast needs 2 images or more")
+
+
+def _x64() -> bool:
+    import jax
+
+    return bool(jax.config.jax_enable_x64)
+
+
+def smallest_crop(config: ConfigDict, height: int, width: int) -> None:
+    """Check that the crop of each view keeps at least one pixel of an image.
+
+    Raises:
+      UserError: if a crop of `area_min` and the extreme aspects is less than a pixel high or wide.
+    """
+    for name, policy in config.augment.views.items():
+        area = policy.area_min * height * width
+        side = np.sqrt(min(area / policy.aspect_max, area * policy.aspect_min))
+        if policy.crop and round(float(side)) < 1:
+            raise UserError(
+                f"images are {height}x{width} pixels, too small for "
+                f"augment.views.{name}.area_min={policy.area_min}: a crop would have no pixel; "
+                f"use larger images or --config.augment.views.{name}.crop=False"
+            )

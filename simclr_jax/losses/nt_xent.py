@@ -1,0 +1,93 @@
+"""NT-Xent, the normalised temperature-scaled cross entropy loss (SimCLR, section 2.1, eq. 1)."""
+
+from __future__ import annotations
+
+import chex
+import jax
+import jax.numpy as jnp
+import optax
+from jax import lax
+
+SCALES = ("sum", "mean")
+
+
+def l2_normalize(x: jax.Array) -> jax.Array:
+    """Scale each row of `[n, d]` to length 1; a row of zeros stays zero (as TensorFlow's)."""
+    return x * lax.rsqrt(jnp.maximum(jnp.sum(jnp.square(x), -1, keepdims=True), 1e-12))
+
+
+def nt_xent(
+    z1: jax.Array,
+    z2: jax.Array,
+    *,
+    temperature: float,
+    scale: str = "sum",
+    normalize: bool = True,
+    weights: jax.Array | None = None,
+    axis_name: str | None = None,
+) -> tuple[jax.Array, dict[str, jax.Array]]:
+    """Return this device's share of NT-Xent: each view must find its partner among 2N - 1 others.
+
+    Row i of `z1` and row i of `z2` are two views of one image. The rows of this device are compared
+    with the rows of all devices, so the batch that supplies negatives is the global one. The
+    gathered copies carry gradient: an embedding is moved as an anchor *and* as everybody else's
+    positive or negative. Without that the gradient is wrong by half.
+
+    Args:
+      z1: `[n, d]` projections of first views; computed in float32, or float64 if they are.
+      z2: `[n, d]` projections of second views of the same images.
+      temperature: divides the similarities.
+      scale: "sum" adds the mean loss of first views to that of second views, as the official code
+        does (`objective.py:add_contrastive_loss`); "mean" is the paper's mean over 2N views, half
+        of it.
+      normalize: compare by cosine rather than by inner product.
+      weights: `[n]` weight of each image's loss; the mean is over images of nonzero weight. None
+        weighs all equally.
+      axis_name: mesh axis over which the global batch is spread; None if this is all of it.
+
+    Returns:
+      loss: scalar; the sum over devices is the loss of the global batch.
+      metrics: shares in the same sense: `loss_mean` (the paper's mean over 2N views),
+        `contrast_accuracy` (how often a first view's partner is the nearest of all second views)
+        and `contrast_entropy` (nats, of a first view's softmax over all second views).
+    """
+    chex.assert_equal_shape((z1, z2))
+    wide = jnp.promote_types(z1.dtype, jnp.float32)
+    z1, z2 = z1.astype(wide), z2.astype(wide)
+    if normalize:
+        z1, z2 = l2_normalize(z1), l2_normalize(z2)
+
+    n, first_row, all1, all2 = z1.shape[0], 0, z1, z2
+    if axis_name is not None:
+        first_row = lax.axis_index(axis_name) * n
+        all1, all2 = lax.all_gather((z1, z2), axis_name, tiled=True)  # [N, d] each
+    partner = first_row + jnp.arange(n)  # [n] row of each image in the global batch
+    itself = partner[:, None] == jnp.arange(all1.shape[0])  # [n, N]
+
+    def similarity(anchors, others):
+        return anchors @ others.T / temperature  # [n, N]
+
+    def cross_entropy(to_other_view, to_same_view):
+        to_same_view = jnp.where(itself, -jnp.inf, to_same_view)
+        logits = jnp.concatenate([to_other_view, to_same_view], axis=1)  # [n, 2N]
+        return optax.softmax_cross_entropy_with_integer_labels(logits, partner)
+
+    between = similarity(z1, all2)
+    losses = cross_entropy(between, similarity(z1, all1))
+    losses += cross_entropy(similarity(z2, all1), similarity(z2, all2))
+
+    if weights is None:
+        weights = jnp.ones_like(losses)
+    count = jnp.sum(weights != 0).astype(wide)
+    if axis_name is not None:
+        count = lax.psum(count, axis_name)
+    total = jnp.sum(weights * losses) / count
+
+    probabilities = jax.nn.softmax(between)
+    entropy = -jnp.sum(probabilities * jnp.log(probabilities + 1e-8), axis=1)
+    metrics = {
+        "loss_mean": total / 2,
+        "contrast_accuracy": jnp.sum(jnp.argmax(between, axis=1) == partner) / all1.shape[0],
+        "contrast_entropy": jnp.sum(entropy) / all1.shape[0],
+    }
+    return (total if scale == "sum" else total / 2), lax.stop_gradient(metrics)

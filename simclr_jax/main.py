@@ -1,0 +1,45 @@
+"""Train by a recipe.
+
+    python -m simclr_jax.main --config=configs/digits.py
+    python -m simclr_jax.main --config=configs/digits.py --workdir=runs/try \\
+        --config.train.epochs=20 --config.loss.temperature=0.2
+
+The same command continues a run that was interrupted.
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+from absl import flags
+from ml_collections import config_flags
+
+from simclr_jax import errors
+
+FLAGS = flags.FLAGS
+config_flags.DEFINE_config_file("config", None, "Recipe, such as configs/digits.py.")
+flags.DEFINE_string("workdir", None, "Where the run lives; runs/RECIPE by default.")
+flags.DEFINE_string(
+    "resume", "auto", "auto: continue what is in the workdir; never: refuse; must: insist."
+)
+flags.DEFINE_string("profile_steps", "", "a:b writes a trace of these steps to WORKDIR/profile.")
+flags.DEFINE_boolean("debug", False, "Show the traceback of an error.")
+
+
+def main() -> int:
+    """Run the stage that the recipe names; return the exit code."""
+    if FLAGS.config is None:
+        raise errors.UserError("no recipe: give --config=configs/digits.py, say")
+    # Imported late: --help and mistakes in flags answer without waiting for JAX.
+    from simclr_jax import parallel
+    from simclr_jax.stages import pretrain
+
+    parallel.use_compilation_cache()
+    recipe = next(arg.partition("=")[2] for arg in sys.argv if arg.startswith("--config="))
+    workdir = FLAGS.workdir or f"runs/{Path(recipe.partition(':')[0]).stem}"
+    return pretrain.run(FLAGS.config, workdir, FLAGS.resume, FLAGS.profile_steps)
+
+
+if __name__ == "__main__":
+    errors.run(main)

@@ -1,0 +1,96 @@
+"""The optimisers of SimCLR as optax transformations, each with the official rules of exclusion."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+
+import jax
+import optax
+
+from simclr_jax.optim import masks
+
+# What each optimiser of the official code decays and adapts. Under LARS the decay of a classifier's
+# kernel stands in the official loss; added to the gradient instead it is the same update. The other
+# official optimisers decay every trained variable without "batch_normalization" in its name, so
+# biases too (`model_util.py:add_weight_decay`).
+LARS_DECAYED = ("kernel", "classifier")
+LARS_ADAPTED = ("kernel",)
+SGD_DECAYED = ("kernel", "classifier", "bias")
+ADAMW_DECAYED = ("kernel", "classifier")
+
+Mask = Callable[[optax.Params], jax.typing.ArrayLike]
+
+
+def _roles(*roles: str) -> Mask:
+    return functools.partial(masks.mask, roles=roles)
+
+
+def lars(
+    learning_rate: optax.ScalarOrSchedule,
+    *,
+    momentum: float = 0.9,
+    weight_decay: float = 0.0,
+    trust_coefficient: float = 0.001,
+    nesterov: bool = False,
+    classic_momentum: bool = True,
+    decayed: Mask = _roles(*LARS_DECAYED),
+    adapted: Mask = _roles(*LARS_ADAPTED),
+) -> optax.GradientTransformation:
+    """Build LARS as the official code runs it (`lars_optimizer.py:LARSOptimizer`).
+
+    Args:
+      learning_rate: scaled rate, or a schedule of it.
+      momentum: of the heavy ball.
+      weight_decay: added to the gradient of `decayed` parameters before the trust ratio.
+      trust_coefficient: "eeta"; the ratio is trust_coefficient * |w| / |g|, and 1 where either norm
+        is 0 and for parameters that are not `adapted`.
+      nesterov: look ahead.
+      classic_momentum: keep the rate inside the momentum buffer (the default of the official code);
+        False adapts and scales after the momentum, as You et al. 2017.
+      decayed: tree of booleans, or function from parameters to one.
+      adapted: likewise.
+    """
+    if classic_momentum:
+        return optax.lars(
+            learning_rate,
+            weight_decay=weight_decay,
+            weight_decay_mask=decayed,
+            trust_coefficient=trust_coefficient,
+            trust_ratio_mask=adapted,
+            momentum=momentum,
+            nesterov=nesterov,
+        )
+    trust = optax.scale_by_trust_ratio(trust_coefficient=trust_coefficient)
+    return optax.chain(
+        optax.add_decayed_weights(weight_decay, decayed),
+        optax.trace(momentum, nesterov),
+        optax.masked(trust, adapted),
+        optax.scale_by_learning_rate(learning_rate),
+    )
+
+
+def sgd(
+    learning_rate: optax.ScalarOrSchedule,
+    *,
+    momentum: float = 0.9,
+    weight_decay: float = 0.0,
+    nesterov: bool = True,
+    decayed: Mask = _roles(*SGD_DECAYED),
+) -> optax.GradientTransformation:
+    """Build SGD with (Nesterov) momentum and L2 decay, the official optimizer "momentum"."""
+    return optax.chain(
+        optax.add_decayed_weights(weight_decay, decayed),
+        optax.sgd(learning_rate, momentum=momentum, nesterov=nesterov),
+    )
+
+
+def adamw(
+    learning_rate: optax.ScalarOrSchedule,
+    *,
+    weight_decay: float = 0.0,
+    epsilon: float = 1e-8,
+    decayed: Mask = _roles(*ADAMW_DECAYED),
+) -> optax.GradientTransformation:
+    """Build AdamW (Loshchilov and Hutter 2019), decaying kernels only."""
+    return optax.adamw(learning_rate, eps=epsilon, weight_decay=weight_decay, mask=decayed)

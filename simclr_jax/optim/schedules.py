@@ -1,0 +1,36 @@
+"""Learning rates: scaling with the batch, lengths of the run, warm-up and cosine decay."""
+
+from __future__ import annotations
+
+import optax
+
+SCALINGS = ("linear", "sqrt", "none")
+
+
+def peak_rate(base_rate: float, scaling: str, batch_size: int) -> float:
+    """Scale a base rate to a global batch (SimCLR, section 2.2 and appendix B.1).
+
+    "linear" is base * batch / 256, "sqrt" is base * sqrt(batch); they meet at 4096 for the paper's
+    0.3 and 0.075. "none" takes the base rate as it is.
+    """
+    factor = {"linear": batch_size / 256, "sqrt": batch_size**0.5, "none": 1.0}[scaling]
+    return base_rate * factor
+
+
+def warmup_steps(epochs: float, examples: int, batch_size: int) -> int:
+    """Return the official length of the warm-up, which rounds down to whole batches."""
+    return round(epochs * examples // batch_size)
+
+
+def total_steps(epochs: float, examples: int, batch_size: int) -> int:
+    """Return the official length of a run: one step more than whole batches in all the epochs."""
+    return int(epochs * examples // batch_size) + 1
+
+
+def warmup_cosine(peak: float, warmup: int, total: int) -> optax.Schedule:
+    """Rise linearly from 0 to `peak` over `warmup` steps, then fall to 0 at `total` as a cosine.
+
+    The first step of a warm-up has rate 0, as in the official `learning_rate_schedule`: it moves
+    the batch statistics and nothing else.
+    """
+    return optax.warmup_cosine_decay_schedule(0.0 if warmup else peak, peak, warmup, total)

@@ -1,0 +1,64 @@
+"""The mesh: one axis over all devices of all hosts, and where arrays live on it."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from jax.sharding import AxisType, Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
+
+AXIS = "data"
+
+
+def make_mesh(devices: int | None = None) -> Mesh:
+    """Return the 1-D mesh over the first `devices` devices, or over all of them."""
+    chosen = jax.devices()[:devices]
+    return jax.make_mesh((len(chosen),), (AXIS,), axis_types=(AxisType.Auto,), devices=chosen)
+
+
+def replicate(mesh: Mesh, tree: Any) -> Any:
+    """Put a whole tree of host arrays on every device."""
+    return jax.device_put(tree, NamedSharding(mesh, P()))
+
+
+def shard(mesh: Mesh, tree: Any, axis: int = 0) -> Any:
+    """Put this host's part of a batch on its devices, split along `axis`.
+
+    Args:
+      tree: NumPy arrays; along `axis` the rows of this host, a multiple of its devices.
+    """
+    sharding = NamedSharding(mesh, P(*[None] * axis, AXIS))
+    return jax.tree.map(lambda x: jax.make_array_from_process_local_data(sharding, x), tree)
+
+
+def local_rows(mesh: Mesh, rows: int) -> slice:
+    """Return which rows of a global batch this host supplies: one contiguous part."""
+    processes = sorted({device.process_index for device in mesh.devices.flat})
+    per_process = rows // len(processes)
+    rank = processes.index(jax.process_index())
+    return slice(rank * per_process, (rank + 1) * per_process)
+
+
+def split64(values: np.ndarray) -> np.ndarray:
+    """Return 64-bit non-negative integers `[n]` as uint32 `[n, 2]`, high word first.
+
+    JAX without x64 has no 64-bit integers, and positions outgrow 32 bits: 1000 epochs of ImageNet
+    are 1.3e9 examples.
+    """
+    values = np.asarray(values).astype(np.uint64)
+    return np.stack([values >> np.uint64(32), values & np.uint64(0xFFFFFFFF)], -1).astype(np.uint32)
+
+
+def use_compilation_cache() -> None:
+    """Keep compiled programs in the user's cache directory, unless JAX was told otherwise.
+
+    A ResNet-50 step compiles for a minute; the second start takes seconds.
+    """
+    if not jax.config.jax_compilation_cache_dir:
+        home = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
+        directory = Path(home).expanduser() / "simclr_jax"
+        jax.config.update("jax_compilation_cache_dir", os.fspath(directory))

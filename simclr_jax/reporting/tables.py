@@ -1,0 +1,43 @@
+"""Tables for the terminal."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import numpy as np
+
+
+def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """Align columns: the first to the left, the others to the right."""
+    widths = [max(len(row[i]) for row in (header, *rows)) for i in range(len(header))]
+    lines = []
+    for row in (header, *rows):
+        cells = [row[0].ljust(widths[0])]
+        cells += [cell.rjust(width) for cell, width in zip(row[1:], widths[1:], strict=True)]
+        lines.append("  ".join(cells).rstrip())
+    return "\n".join(lines)
+
+
+def parameters(params: dict[str, Any]) -> str:
+    """Count the parameters of each part of a model, by what stands at the top of its tree."""
+
+    def count(tree) -> int:
+        return sum(int(np.prod(leaf.shape)) for leaf in jax.tree.leaves(tree))
+
+    counts = [(name, count(params[name])) for name in params]
+    rows = [(name, f"{total:,}") for name, total in [*counts, ("all", count(params))]]
+    return table(("parameters of", ""), rows)
+
+
+def scores(results: dict[str, dict[str, dict[str, float]]]) -> str:
+    """Show accuracies and their intervals: a row for each thing scored, a column for each score."""
+    names = list(next(iter(results.values())))
+
+    def percent(score: dict[str, float]) -> str:
+        accuracy, low, high = (100 * score[key] for key in ("accuracy", "low", "high"))
+        return f"{accuracy:.1f} ({low:.1f}-{high:.1f})"
+
+    rows = [(thing, *(percent(found[name]) for name in names)) for thing, found in results.items()]
+    return table(("accuracy on held-out images, %", *names), rows)

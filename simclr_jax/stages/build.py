@@ -1,0 +1,124 @@
+"""From a recipe to the parts that every stage is made of."""
+
+from __future__ import annotations
+
+import functools
+
+import flax.linen as nn
+import jax.numpy as jnp
+import optax
+from ml_collections import ConfigDict
+
+from simclr_jax import config as recipes
+from simclr_jax.augment.policy import Policy
+from simclr_jax.data.sources import Images
+from simclr_jax.errors import UserError
+from simclr_jax.models.heads import ProjectionHead
+from simclr_jax.models.normalization import BatchNorm
+from simclr_jax.models.resnet import ResNet
+from simclr_jax.optim import optimizers, schedules
+from simclr_jax.parallel import AXIS
+from simclr_jax.train.plan import Plan
+
+
+def encoder(config: ConfigDict) -> ResNet:
+    """Build the encoder; in train mode it must run inside the mesh."""
+    dtype = jnp.dtype(config.train.dtype)
+    return ResNet(
+        depth=config.model.depth,
+        width=config.model.width,
+        stem=config.model.stem,
+        norm=_norm(config, unbiased_moving=config.bn.unbiased_moving),
+        dtype=dtype,
+        param_dtype=_param_dtype(config),
+    )
+
+
+def projection_head(config: ConfigDict) -> ProjectionHead:
+    """Build the projection head."""
+    return ProjectionHead(
+        kind=config.head.kind,
+        layers=config.head.layers,
+        dim=config.head.dim,
+        norm=_norm(config),
+        dtype=jnp.dtype(config.train.dtype),
+        param_dtype=_param_dtype(config),
+    )
+
+
+def _norm(config: ConfigDict, **fields) -> functools.partial[nn.Module]:
+    return functools.partial(
+        BatchNorm,
+        momentum=config.bn.momentum,
+        epsilon=config.bn.epsilon,
+        sync=config.bn.sync,
+        axis_name=AXIS,
+        param_dtype=_param_dtype(config),
+        **fields,
+    )
+
+
+def _param_dtype(config: ConfigDict) -> jnp.dtype:
+    return jnp.promote_types(config.train.dtype, jnp.float32)
+
+
+def policies(config: ConfigDict) -> tuple[Policy, ...]:
+    """Return the augmentation of each view."""
+    return tuple(
+        Policy(
+            size=config.data.image_size,
+            crop=view.crop,
+            area=(view.area_min, view.area_max),
+            aspect=(view.aspect_min, view.aspect_max),
+            grid=config.augment.grid,
+            flip=view.flip,
+            jitter=view.jitter,
+            brightness=view.strength * view.brightness,
+            contrast=view.strength * view.contrast,
+            saturation=view.strength * view.saturation,
+            hue=view.strength * view.hue,
+            brightness_mode=config.augment.brightness_mode,
+            grayscale=view.grayscale,
+            blur=view.blur,
+            blur_sigma=(view.blur_sigma_min, view.blur_sigma_max),
+        )
+        for view in (config.augment.views.first, config.augment.views.second)
+    )
+
+
+def optimizer(
+    config: ConfigDict, plan: Plan
+) -> tuple[optax.GradientTransformation, optax.Schedule]:
+    """Return the optimiser and the learning-rate schedule in it."""
+    o = config.optim
+    schedule = schedules.warmup_cosine(plan.peak_rate, plan.warmup_steps, plan.total_steps)
+    if o.name == "lars":
+        made = optimizers.lars(
+            schedule,
+            momentum=o.momentum,
+            weight_decay=o.weight_decay,
+            trust_coefficient=o.trust_coefficient,
+        )
+    elif o.name == "sgd":
+        made = optimizers.sgd(schedule, momentum=o.momentum, weight_decay=o.weight_decay)
+    else:
+        made = optimizers.adamw(schedule, weight_decay=o.weight_decay)
+    return made, schedule
+
+
+def check_images(config: ConfigDict, train: Images, test: Images) -> None:
+    """Check that a data set has what the recipe asks of it.
+
+    Raises:
+      UserError: if labels are missing, images are too small to crop, or the splits do not match.
+    """
+    wanted = [name for name in ("probe", "knn") if config.eval[name]]
+    if wanted and (train.labels is None or test.labels is None):
+        fields = " ".join(f"--config.eval.{name}=False" for name in wanted)
+        raise UserError(f"the images have no labels, which eval.{wanted[0]} needs: set {fields}")
+    if train.pixels.shape[1:] != test.pixels.shape[1:]:
+        raise UserError(
+            f"training images are {train.pixels.shape[1:]}, evaluation images "
+            f"{test.pixels.shape[1:]}: give both the same size"
+        )
+    recipes.smallest_crop(config, *train.pixels.shape[1:3])

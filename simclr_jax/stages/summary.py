@@ -1,0 +1,53 @@
+"""The first and the last thing a run says."""
+
+from __future__ import annotations
+
+import os
+
+import jax
+from jax.sharding import Mesh
+from ml_collections import ConfigDict
+
+from simclr_jax import files
+from simclr_jax.reporting import tables
+from simclr_jax.train.plan import Plan
+from simclr_jax.train.stage import Stage, TrainState
+from simclr_jax.train.workdir import Workdir
+
+
+def announce(workdir: Workdir, config: ConfigDict, plan: Plan, stage: Stage, mesh: Mesh) -> None:
+    """Say what is about to happen, in the numbers that decide the result."""
+    say, o = workdir.console.say, config.optim
+    params = jax.eval_shape(stage.init).params
+    kind = mesh.devices.flat[0].device_kind
+    say(f"run       {workdir.path}")
+    say(f"devices   {mesh.size} x {kind}, computing in {config.train.dtype}")
+    say(
+        f"batch     {plan.batch_size} images ({2 * plan.batch_size} views), "
+        f"{plan.batch_size // mesh.size} images a device"
+    )
+    say(
+        f"length    {plan.total_steps} steps = {plan.epochs:.1f} epochs of {plan.examples} images, "
+        f"{plan.warmup_steps} of them warm-up"
+    )
+    say(f"optimiser {o.name}, peak rate {plan.peak_rate:g}, weight decay {o.weight_decay:g}")
+    say(tables.parameters(params))
+    say(f"views     {workdir.path / 'views.png'} shows what augmentation does: look at it")
+
+
+def conclude(workdir: Workdir, plan: Plan, stage: Stage, state: TrainState) -> None:
+    """Say what was learned, beside what needs no learning, and where everything is."""
+    say = workdir.console.say
+    results = stage.compare(state)
+    path = workdir.path / "results" / "summary.json"
+    if results:
+        path.parent.mkdir(exist_ok=True)
+        files.write_json(path, {"step": plan.total_steps, "scores": results})
+        say("")
+        say(tables.scores(results))
+        say("in brackets: 95 % bootstrap interval over the held-out images")
+    say("")
+    names = ("config.json", "metrics.jsonl", "tensorboard", "views.png", "log.txt")
+    found = [name for name in names if (workdir.path / name).exists()]
+    say(f"checkpoint {os.fspath(workdir.path / 'checkpoints')}/{plan.total_steps}")
+    say(f"also in {workdir.path}: {', '.join([*found, *(['results'] if results else [])])}")

@@ -1,0 +1,77 @@
+"""The two views of each image, and how images are prepared where nothing is random."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from etils import epath
+from ml_collections import ConfigDict
+
+from simclr_jax import files
+from simclr_jax.augment.draws import sample
+from simclr_jax.augment.on_device import augment, center_crop, to_float
+from simclr_jax.augment.policy import Policy
+from simclr_jax.data import pipeline
+from simclr_jax.data.sources import Images
+from simclr_jax.reporting.contact_sheet import contact_sheet
+from simclr_jax.stages import build
+from simclr_jax.train.stage import Batch
+
+SHOWN = 12  # images on the contact sheet
+
+
+def view_maker(config: ConfigDict) -> Callable[[Batch], jax.Array]:
+    """Return the function from a batch to its views, `[2, n, h, w, c]` in the compute dtype.
+
+    The randomness of a view depends on the seed, the absolute position of its image in the order of
+    all examples ever consumed, and which view it is: not on devices, hosts or restarts.
+    """
+    dtype = jnp.dtype(config.train.dtype)
+    wide = jnp.promote_types(dtype, jnp.float32)  # augmentation itself is never in bfloat16
+    shared_sigma = config.augment.sigma_per == "batch"
+
+    def key_of(position: jax.Array, view: int) -> jax.Array:
+        key = jax.random.key(config.seed)
+        for word in (position[0], position[1], view):
+            key = jax.random.fold_in(key, word)
+        return key
+
+    def one_view(image, position, start, view: int, policy: Policy) -> jax.Array:
+        # Images of a batch share the key of its first position, apart from that image's own.
+        sigma_key = jax.random.fold_in(key_of(start, view), 1) if shared_sigma else None
+        height, width, _ = image.shape
+        draws = sample(key_of(position, view), policy, height, width, sigma_key)
+        return augment(to_float(image).astype(wide), draws, policy)
+
+    def views(batch: Batch) -> jax.Array:
+        rows = (batch["image"], batch["position"], batch["start"])
+        made = [
+            jax.vmap(lambda *row, v=view, p=policy: one_view(*row, v, p))(*rows)
+            for view, policy in enumerate(build.policies(config))
+        ]
+        return jnp.stack(made).astype(dtype)
+
+    return views
+
+
+def eval_image(image: jax.Array, size: int, grid: str) -> jax.Array:
+    """Prepare an image `[h, w, c]` for evaluation, as the official code does.
+
+    Up to 32 pixels it is taken as it is, if it has the right size; else the central 87.5 % are
+    resized (`data_util.py:preprocess_for_eval`).
+    """
+    if size <= 32 and image.shape[:2] == (size, size):
+        return to_float(image)
+    return center_crop(image, size, grid)
+
+
+def draw(config: ConfigDict, images: Images, path: epath.Path) -> None:
+    """Draw the views of the first images of the run, once, to be looked at."""
+    if path.exists():
+        return
+    batch = pipeline.host_batch(images, config.seed, 0, min(SHOWN, len(images)))
+    made = jax.jit(view_maker(config))(batch).astype(jnp.float32)
+    files.write_atomically(path, contact_sheet(batch["image"], np.asarray(made)))

@@ -1,0 +1,294 @@
+"""Verified, asynchronous checkpoints: what is restored is what was saved, or is not restored.
+
+Orbax writes the arrays, as plain nested dictionaries that every Orbax tool reads. By itself it
+restores a flipped byte, casts dtypes and takes an empty directory for a step, all silently; the
+manifest of `manifest.py` is what makes a directory a checkpoint here. A step's life:
+
+    STEP.orbax-checkpoint-tmp   Orbax writes
+    STEP                        Orbax has renamed it; not a checkpoint yet
+    STEP/manifest.json          a checkpoint; now read back and compared with what was in memory
+    STEP.pruned                 being deleted, after a newer step was read back
+    STEP.damaged                set aside, never read again, for the user to look at or delete
+
+Each passage is one atomic rename, so a kill at any instant leaves the newest checkpoint whole.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import itertools
+import os
+import re
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import Any
+
+import jax
+import numpy as np
+import orbax.checkpoint as ocp
+from absl import logging
+from etils import epath
+from flax import traverse_util
+
+from simclr_jax import files
+from simclr_jax.errors import UserError
+from simclr_jax.train import manifest
+from simclr_jax.train.manifest import Damaged, Leaf
+
+_LEFTOVERS = (".orbax-checkpoint-tmp", ".pruned")
+
+
+class Checkpoints:
+    """Checkpoints of one run, in `DIRECTORY/STEP/`.
+
+    Args:
+      directory: created by the first save.
+      keep: how many of the newest steps stay.
+      keep_period: multiples of this step stay as well.
+      read_only: for readers of a run that may still be training: `restore` skips what is damaged
+        or unfinished and leaves it in place, and `save` is refused.
+      say: receives one line about each checkpoint set aside or skipped.
+    """
+
+    def __init__(
+        self,
+        directory: epath.PathLike,
+        *,
+        keep: int = 3,
+        keep_period: int | None = None,
+        read_only: bool = False,
+        say: Callable[[str], None] = logging.warning,
+    ):
+        if keep < 1 or (keep_period is not None and keep_period < 1):
+            raise UserError(
+                f"checkpoint.keep is {keep} and checkpoint.keep_period {keep_period}: "
+                "both must be at least 1"
+            )
+        if jax.process_count() > 1:
+            raise UserError(
+                f"this run has {jax.process_count()} processes: checkpoints are written by one "
+                "process so far, run on one host"
+            )
+        path = epath.Path(directory)
+        self._directory = path.absolute() if files.is_local(path) else path  # Orbax insists
+        self._keep = keep
+        self._keep_period = keep_period
+        self._read_only = read_only
+        self._say = say
+        # Directories are made in the caller's thread: when Orbax fails to make one in the
+        # background, its writers wait ten minutes for it.
+        self._writer = ocp.StandardCheckpointer(
+            async_options=ocp.AsyncOptions(create_directories_asynchronously=False)
+        )
+        self._reader = ocp.Checkpointer(ocp.StandardCheckpointHandler())
+        self._background = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
+        self._pending: Future[None] | None = None
+
+    def steps(self) -> list[int]:
+        """Return the steps that have a manifest, oldest first."""
+        return [step for step in self._directories() if (self._path(step) / manifest.NAME).exists()]
+
+    def save(self, step: int, state: Any) -> None:
+        """Save a pytree of arrays; return as soon as it is on the host and may be donated.
+
+        Waits for the previous save. Writing, reading back, sealing and pruning happen in the
+        background; what goes wrong there is raised by the next `save`, `wait` or `close`.
+
+        Raises:
+          UserError: the step exists, or the files cannot be written.
+        """
+        self.wait()
+        if self._read_only:
+            raise ValueError("these checkpoints were opened read-only")
+        path = self._path(step)
+        leaves = manifest.named_leaves(state)
+        with self._explaining(step):
+            if step in self.steps():
+                raise UserError(f"checkpoint {path} exists: resume from it or use another workdir")
+            self._sweep()
+            if path.exists():
+                self._set_aside(step, "its save did not finish")
+            host = manifest.to_host(leaves)
+            plain = {
+                name: leaf if isinstance(leaf, jax.Array) else host[name].blocks[0][1]
+                for name, leaf in leaves.items()
+            }
+            self._writer.save(path, _nest(plain))
+        self._pending = self._background.submit(self._finish, step, host)
+
+    def wait(self) -> None:
+        """Wait until the last save is sealed; raise what went wrong with it."""
+        pending, self._pending = self._pending, None
+        if pending is not None:
+            pending.result()
+
+    def close(self) -> None:
+        """Wait as `wait` does, then free the threads."""
+        try:
+            self.wait()
+        finally:
+            self._background.shutdown()
+            self._writer.close()
+            self._reader.close()
+
+    def restore(self, target: Any) -> tuple[int, Any] | None:
+        """Return the newest step that verifies and its state, or None if there is none.
+
+        Damaged and unfinished steps met on the way are renamed to `STEP.damaged` and reported.
+
+        Args:
+          target: pytree of `jax.ShapeDtypeStruct` or arrays. A leaf is restored with the target's
+            sharding (a struct without one: to the default device), a NumPy leaf as NumPy.
+
+        Raises:
+          UserError: a whole checkpoint holds other leaves, shapes or dtypes than `target`. Nothing
+            is set aside then.
+        """
+        self.wait()
+        for step in reversed(self._directories()):
+            try:
+                return step, self._read(step, target)
+            except Damaged as damage:
+                if self._read_only:
+                    self._say(f"checkpoint {self._path(step)} is skipped: {damage}")
+                else:
+                    self._set_aside(step, damage)
+        return None
+
+    def restore_step(self, step: int, target: Any) -> Any:
+        """Return the state of one step; `target` as in `restore`.
+
+        Raises:
+          UserError: there is no such step, it is damaged, or it holds another model.
+        """
+        self.wait()
+        steps = self.steps()
+        there = f"steps there: {', '.join(map(str, steps)) or 'none'}"
+        if step not in steps:
+            raise UserError(f"there is no checkpoint {step} in {self._directory}: {there}")
+        try:
+            return self._read(step, target)
+        except Damaged as damage:
+            raise UserError(
+                f"checkpoint {self._path(step)} is damaged ({damage}): choose another, {there}"
+            ) from damage
+
+    def _path(self, step: int) -> epath.Path:
+        return self._directory / str(step)
+
+    def _directories(self) -> list[int]:
+        """Return all steps that have a directory, whole or not, oldest first."""
+        if not self._directory.is_dir():
+            return []
+        names = [path.name for path in self._directory.iterdir()]
+        return sorted(int(name) for name in names if re.fullmatch("0|[1-9][0-9]*", name))
+
+    def _finish(self, step: int, host: Mapping[str, manifest.HostLeaf]) -> None:
+        """Seal a step once Orbax has committed it, check it, then prune: in this order."""
+        path = self._path(step)
+        with self._explaining(step):
+            leaves = manifest.describe(host)  # while Orbax is writing
+            self._writer.wait_until_finished()
+            manifest.write(path, step, leaves)
+            try:
+                self._check_files(step, manifest.read(path, step))
+            except Damaged as damage:
+                self._set_aside(step, damage)
+                raise
+            self._prune()
+
+    def _read(self, step: int, target: Any) -> Any:
+        """Restore one step onto the target's devices; raise `Damaged` or `UserError`."""
+        saved = manifest.read(self._path(step), step)
+        wanted = manifest.named_leaves(target)
+        described = {name: Leaf(np.shape(a), _dtype(a).name) for name, a in wanted.items()}
+        if found := manifest.differences(described, saved):
+            more = f" and {len(found) - 3} more" if len(found) > 3 else ""
+            raise UserError(
+                f"checkpoint {self._path(step)} is of another model ({'; '.join(found[:3])}{more})"
+                ": use the recipe it was trained with, or another workdir"
+            )
+        places = {name: _place(leaf) for name, leaf in wanted.items()}
+        try:
+            state = self._load(step, places)
+            manifest.check_values(manifest.describe(manifest.to_host(state)), saved)
+        except Exception:
+            self._check_files(step, saved)  # raises Damaged if the files are at fault,
+            raise  # and otherwise it was something else: memory, a device, a bug
+        return jax.tree.unflatten(jax.tree.structure(target), [state[name] for name in wanted])
+
+    def _check_files(self, step: int, saved: Mapping[str, Leaf]) -> None:
+        """Read a step into host memory, away from the devices; raise `Damaged` if it differs."""
+        places = {name: np.empty(leaf.shape, leaf.dtype) for name, leaf in saved.items()}
+        try:
+            values = self._load(step, places)
+        except MemoryError:
+            raise
+        except Exception as error:  # each layer of Orbax and TensorStore has types of its own
+            raise Damaged(f"it cannot be read: {str(error).splitlines()[0][:200]}") from error
+        manifest.check_values(manifest.describe(manifest.to_host(values)), saved)
+
+    def _load(self, step: int, places: Mapping[str, Any]) -> dict[str, Any]:
+        """Let Orbax read a step into the given shapes, dtypes and shardings."""
+        args = ocp.args.StandardRestore(_nest(places))
+        return traverse_util.flatten_dict(
+            self._reader.restore(self._path(step), args=args), sep="/"
+        )
+
+    def _prune(self) -> None:
+        """Delete what need not stay, now that the newest step is known to be whole."""
+        for step in self.steps()[: -self._keep]:
+            periodic = self._keep_period is not None and step % self._keep_period == 0
+            if not periodic:
+                self._path(step).rename(self._directory / f"{step}.pruned")
+        self._sweep()
+
+    def _sweep(self) -> None:
+        """Delete what a killed process left half written or half deleted."""
+        if self._directory.is_dir():
+            for path in self._directory.iterdir():
+                if path.name.endswith(_LEFTOVERS):
+                    path.rmtree()
+
+    def _set_aside(self, step: int, reason: object) -> None:
+        names = itertools.chain(
+            [f"{step}.damaged"], (f"{step}.damaged-{i}" for i in itertools.count(2))
+        )
+        free = next(path for name in names if not (path := self._directory / name).exists())
+        self._path(step).rename(free)
+        self._say(f"checkpoint {self._path(step)} is set aside as {free.name}: {reason}")
+
+    @contextlib.contextmanager
+    def _explaining(self, step: int) -> Iterator[None]:
+        """Turn what a full or failing disk raises into a line for the user; leave the rest."""
+        try:
+            yield
+        except (Damaged, OSError, ValueError) as error:  # TensorStore raises ValueErrors
+            code = re.search(r"os_error_code='(\d+)'", str(error))
+            number = int(code[1]) if code else getattr(error, "errno", None)
+            if number is None and not isinstance(error, Damaged):
+                raise
+            reason = os.strerror(number) if number else f"it reads back differently: {error}"
+            full = number in (errno.ENOSPC, errno.EDQUOT)
+            raise UserError(
+                f"checkpoint {step} cannot be written to {self._directory} ({reason}; the last "
+                f"good one is {max(self.steps(), default='none')}): "
+                f"{'free space there' if full else 'check that disk'} and start again"
+            ) from error
+
+
+def _nest(leaves: Mapping[str, Any]) -> dict[str, Any]:
+    return traverse_util.unflatten_dict(dict(leaves), sep="/")
+
+
+def _dtype(leaf: Any) -> np.dtype:
+    return np.dtype(leaf.dtype) if hasattr(leaf, "dtype") else np.asarray(leaf).dtype
+
+
+def _place(leaf: Any) -> Any:
+    """Return what tells Orbax to restore a leaf as it is in the target."""
+    if not isinstance(leaf, jax.Array | jax.ShapeDtypeStruct):
+        return np.empty(np.shape(leaf), _dtype(leaf))
+    sharding = leaf.sharding or jax.sharding.SingleDeviceSharding(jax.devices()[0])
+    return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)

@@ -1,0 +1,215 @@
+"""One run, one writer: `workdir/lock.json` says which process it is and that it is alive."""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import threading
+import time
+import uuid
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from absl import logging
+from etils import epath
+
+from simclr_jax import files
+from simclr_jax.errors import UserError
+
+
+class WorkdirLock:
+    """Hold a workdir for as long as the `with` block lasts.
+
+    A lock left by a process that has died on this host is taken over at once. One left on another
+    host is taken over when its heartbeat is old and does not advance; it is watched for at least
+    two heartbeats of ours, so that a clock that runs behind is not mistaken for a dead process.
+
+    Args:
+      workdir: an existing directory.
+      heartbeat_secs: how often the holder renews its heartbeat.
+      stale_secs: how old another host's heartbeat must be.
+      say: receives one line when a lock is waited for, taken over or lost.
+
+    Raises:
+      UserError: on entry, if another process holds the workdir.
+    """
+
+    def __init__(
+        self,
+        workdir: epath.PathLike,
+        *,
+        heartbeat_secs: float = 10.0,
+        stale_secs: float = 60.0,
+        say: Callable[[str], None] = logging.warning,
+    ):
+        self._workdir = epath.Path(workdir)
+        self._path = self._workdir / "lock.json"
+        self._heartbeat_secs = heartbeat_secs
+        self._stale_secs = stale_secs
+        self._say = say
+        self._stop = threading.Event()
+        self._lost = False
+        self._identity: dict[str, Any] = {}
+        self._thread: threading.Thread | None = None
+
+    def __enter__(self) -> WorkdirLock:
+        self._identity = {
+            "host": socket.gethostname(),
+            "pid": os.getpid(),
+            "started": _start_time(os.getpid()),
+            "token": uuid.uuid4().hex,
+        }
+        while not self._create(self._path):
+            owner = self._read()
+            if owner is not None and self._take_over(owner, self._why_free(owner)):
+                break
+        self._stop.clear()
+        self._thread = threading.Thread(target=self._beat, name="workdir-lock", daemon=True)
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stop.set()
+        if self._thread is not None:
+            self._thread.join()
+        if self._is_ours(self._read()):
+            self._path.unlink(missing_ok=True)
+
+    def check(self) -> None:
+        """Raise `UserError` if another process has taken the workdir over meanwhile."""
+        if self._lost:
+            raise UserError(
+                f'workdir "{self._workdir}" was taken over by another process while this one '
+                "gave no heartbeat: stop one of the two"
+            )
+
+    def _record(self) -> str:
+        return json.dumps({**self._identity, "heartbeat": time.time()})
+
+    def _create(self, path: epath.Path) -> bool:
+        """Create a file with our record unless it exists; of several processes one succeeds.
+
+        A bucket has no exclusive creation here: of two that start there in the same moment the
+        later one holds the lock, and the other learns of it by `check`.
+        """
+        if not files.is_local(path):
+            if path.exists():
+                return False
+            path.write_text(self._record())
+            return True
+        try:
+            descriptor = os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o644)
+        except FileExistsError:
+            return False
+        with os.fdopen(descriptor, "w") as file:
+            file.write(self._record())
+        return True
+
+    def _read(self) -> dict[str, Any] | None:
+        """Return the content of the lock, None without a lock, `{}` for one still being written."""
+        try:
+            owner = files.read_json(self._path)
+        except FileNotFoundError:
+            return None
+        except UserError:
+            return {}
+        return owner if isinstance(owner, dict) else {}
+
+    def _is_ours(self, owner: dict[str, Any] | None) -> bool:
+        return owner is not None and owner.get("token") == self._identity["token"]
+
+    def _why_free(self, owner: dict[str, Any]) -> str:
+        """Say why a lock may be taken over, after watching it if need be; raise if it may not."""
+        if owner.get("host") == self._identity["host"]:
+            if _is_alive(owner["pid"], owner["started"]):
+                raise self._refusal(owner)
+            return "that process has ended"
+        remaining = self._stale_secs - (time.time() - owner.get("heartbeat", time.time()))
+        # Clocks of two hosts differ: what counts is that nothing moves while we look.
+        wait = min(max(remaining, 2 * self._heartbeat_secs), self._stale_secs)
+        self._say(
+            f'workdir "{self._workdir}" is locked by {_name(owner)}: '
+            f"waiting {wait:.0f} s for a heartbeat"
+        )
+        deadline = time.monotonic() + wait
+        while time.monotonic() < deadline:
+            time.sleep(min(1.0, self._heartbeat_secs / 2))
+            now = self._read()
+            if now is None:
+                return "it was released"
+            if now != owner:
+                raise self._refusal(now)
+        return f"no heartbeat came for {wait:.0f} s"
+
+    def _refusal(self, owner: dict[str, Any]) -> UserError:
+        return UserError(
+            f'workdir "{self._workdir}" is in use by {_name(owner)}: '
+            "wait for that run, stop it, or name another --workdir"
+        )
+
+    def _take_over(self, owner: dict[str, Any], reason: str) -> bool:
+        """Replace a dead lock by ours; False if it changed hands since it was judged.
+
+        Between judging and replacing, another process may have done the same. The exclusive
+        marker file lets one in at a time, and whoever is in looks again before it writes.
+        """
+        marker = self._workdir / "lock.takeover"
+        if not self._create(marker):
+            raise UserError(
+                f'workdir "{self._workdir}" is being taken over by another process: '
+                f"if there is none, delete {marker}"
+            )
+        try:
+            if self._read() != owner:
+                return False
+            files.write_atomically(self._path, self._record())
+        finally:
+            marker.unlink(missing_ok=True)
+        self._say(f'workdir "{self._workdir}" is taken over from {_name(owner)}: {reason}')
+        return True
+
+    def _beat(self) -> None:
+        while not self._stop.wait(self._heartbeat_secs):
+            try:
+                if not self._is_ours(self._read()):
+                    self._lost = True
+                    self._say(f'workdir "{self._workdir}" was taken over by another process')
+                    return
+                files.write_atomically(self._path, self._record())
+            except OSError as error:  # a full disk or a network that comes back: try again
+                self._say(f"the heartbeat in {self._path} could not be written: {error}")
+
+
+def _name(owner: dict[str, Any]) -> str:
+    return f"process {owner.get('pid', 'unknown')} on {owner.get('host', 'an unknown host')}"
+
+
+def _start_time(pid: int) -> int | None:
+    """Return when a process began, in clock ticks since boot; None where there is no /proc."""
+    fields = _stat(pid)
+    return int(fields[19]) if fields else None
+
+
+def _stat(pid: int) -> list[str]:
+    """Return /proc/PID/stat from its third field on (the second may contain blanks)."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    except (FileNotFoundError, ProcessLookupError):
+        return []
+
+
+def _is_alive(pid: int, started: int | None) -> bool:
+    """Tell whether the process with this pid is there and is the one that began at `started`."""
+    fields = _stat(pid)
+    if fields:
+        dead = fields[0] in "ZX"  # ended, but its parent has not asked yet
+        return not dead and (started is None or int(fields[19]) == started)
+    try:
+        os.kill(pid, 0)  # signal 0 only asks whether the process exists
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True
+    return True

@@ -1,0 +1,49 @@
+"""A trace of some training steps, for TensorBoard's profiler or Perfetto."""
+
+from __future__ import annotations
+
+import os
+
+import jax
+from etils import epath
+
+from simclr_jax.errors import UserError
+
+
+class Profiler:
+    """Records the steps `a` to `b` of `--profile_steps=a:b` into `directory`."""
+
+    def __init__(self, steps: str, directory: epath.Path):
+        self._first, self._last = _parse(steps) if steps else (-1, -1)
+        self._directory = directory
+        self._running = False
+
+    def __enter__(self) -> Profiler:
+        return self
+
+    def __exit__(self, *_) -> None:
+        if self._running:
+            jax.profiler.stop_trace()
+            self._running = False
+
+    def before(self, steps: range) -> None:
+        """Start the trace if the first step asked for is in this chunk."""
+        if steps[0] <= self._first <= steps[-1]:
+            jax.profiler.start_trace(os.fspath(self._directory))
+            self._running = True
+
+    def after(self, steps: range, result: object) -> None:
+        """Stop the trace, once `result` is there, if the last step was in this chunk."""
+        if self._running and steps[-1] >= self._last:
+            jax.block_until_ready(result)
+            self.__exit__()
+
+
+def _parse(steps: str) -> tuple[int, int]:
+    try:
+        first, last = (int(part) for part in steps.split(":"))
+    except ValueError:
+        raise UserError(f"--profile_steps is {steps}: give two steps, such as 10:15") from None
+    if not 0 <= first <= last:
+        raise UserError(f"--profile_steps is {steps}: it must be 0 <= first <= last")
+    return first, last

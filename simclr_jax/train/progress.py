@@ -1,0 +1,113 @@
+"""What a person sees: lines that read well in a terminal and in a log file."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Mapping
+from typing import TextIO
+
+from etils import epath
+
+from simclr_jax.train.plan import Plan
+
+STATUS_SECS = 5.0  # in a file, progress is written no more often than this
+
+
+class Console:
+    """Prints lines, and keeps them in `workdir/log.txt`.
+
+    In a terminal the progress of a run stays on one line that renews itself; elsewhere it is one
+    line every few seconds.
+    """
+
+    def __init__(self, workdir: epath.Path, stream: TextIO | None = None):
+        self._stream = stream or sys.stdout
+        self._log = (workdir / "log.txt").open("a")
+        self._terminal = self._stream.isatty()
+        self._width = 0
+        self._last_status = 0.0
+
+    def say(self, text: str) -> None:
+        """Print a line that stays."""
+        self._erase()
+        print(text, file=self._stream, flush=True)
+        self._keep(text)
+
+    def status(self, text: str) -> None:
+        """Show how far the run is."""
+        now = time.monotonic()
+        due = now - self._last_status >= STATUS_SECS
+        if due:
+            self._last_status = now
+            self._keep(text)
+        if self._terminal:
+            self._erase()
+            self._stream.write(text)
+            self._stream.flush()
+            self._width = len(text)
+        elif due:
+            print(text, file=self._stream, flush=True)
+
+    def close(self) -> None:
+        """End the renewing line, close the log."""
+        self._erase()
+        self._log.close()
+
+    def _erase(self) -> None:
+        if self._width:
+            self._stream.write("\r" + " " * self._width + "\r")
+            self._width = 0
+
+    def _keep(self, text: str) -> None:
+        stamp = time.strftime("%Y-%m-%d %H:%M:%S")
+        self._log.write("".join(f"{stamp}  {line}\n" for line in text.splitlines() or [""]))
+        self._log.flush()
+
+
+class Speed:
+    """Measures images per second of training alone: evaluation, saving and compilation are out."""
+
+    def __init__(self, batch_size: int):
+        self._batch_size = batch_size
+        self._since: float | None = None
+        self._steps = 0
+        self.images_per_second = 0.0
+
+    def add(self, steps: int) -> None:
+        """Count finished steps; the first after a pause only starts the clock."""
+        now = time.perf_counter()
+        if self._since is None:
+            self._since, self._steps = now, 0
+            return
+        self._steps += steps
+        self.images_per_second = self._steps * self._batch_size / max(now - self._since, 1e-9)
+
+    def pause(self) -> None:
+        """Stop the clock until the next step."""
+        self._since = None
+
+
+def shown(formats: Mapping[str, str], metrics: Mapping[str, float]) -> str:
+    """Return those metrics that have a format, in its order."""
+    parts = [f"{form.format(metrics[name])}" for name, form in formats.items() if name in metrics]
+    return "  ".join(parts)
+
+
+def progress_line(step: int, plan: Plan, metrics: str, speed: Speed) -> str:
+    """Return `step 120/562  21%  loss 5.31  ...  1234 images/s  0:41 left`."""
+    parts = [f"step {step}/{plan.total_steps}", f"{step / plan.total_steps:4.0%}", metrics]
+    if speed.images_per_second:
+        left = (plan.total_steps - step) * plan.batch_size / speed.images_per_second
+        parts += [f"{speed.images_per_second:.0f} images/s", f"{duration(left)} left"]
+    return "  ".join(parts)
+
+
+def duration(seconds: float) -> str:
+    """Return `m:ss`, `h:mm:ss` or `2d 03:04:05`."""
+    minutes, secs = divmod(int(seconds + 0.5), 60)
+    hours, minutes = divmod(minutes, 60)
+    days, hours = divmod(hours, 24)
+    if days:
+        return f"{days}d {hours:02}:{minutes:02}:{secs:02}"
+    return f"{hours}:{minutes:02}:{secs:02}" if hours else f"{minutes}:{secs:02}"

@@ -1,0 +1,58 @@
+"""What a stage must say for the loop to train it: a value, not a base class."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple
+
+import jax
+import optax
+
+Params = Any  # nested dict of arrays; at the top encoder, head, probe
+Stats = Any  # nested dict of the moving averages of batch normalisation
+Batch = dict[str, jax.Array]
+Outputs = dict[str, jax.Array]
+Metrics = dict[str, jax.Array]
+
+
+class TrainState(NamedTuple):
+    """Everything a run must remember, replicated over the mesh; `step` counts finished updates."""
+
+    step: jax.Array
+    params: Params
+    batch_stats: Stats
+    opt_state: optax.OptState
+
+
+@dataclasses.dataclass(frozen=True)
+class Stage:
+    """One kind of training.
+
+    Attributes:
+      init: makes the first `TrainState`.
+      embed: `(params, batch_stats, batch) -> (outputs, batch_stats)`: all forward passes for one
+        device's rows of a batch.
+      objective: `(outputs, axis_name) -> (loss, metrics)`: shares of loss and metrics whose sums
+        over the devices of `axis_name` are those of the global batch. The one place, besides
+        batch normalisation, where devices exchange anything.
+      optimizer: turns summed gradients into updates.
+      learning_rate: the schedule inside `optimizer`, for the log.
+      batches: `(first_step, total_steps) -> iterator` of the steps of a chunk and their batches,
+        leaves `[steps, n, ...]` sharded on axis 1.
+      evaluate: held-out metrics of a state, as floats.
+      compare: scores of a trained state beside what they must beat, for the end of a run: for
+        each thing scored and each score `accuracy` and the `low` and `high` end of its interval.
+      formats: how a person sees the metrics worth a place on a line, such as
+        `{"knn_accuracy": "kNN {:.1%}"}`; the files hold all of them.
+    """
+
+    init: Callable[[], TrainState]
+    embed: Callable[[Params, Stats, Batch], tuple[Outputs, Stats]]
+    objective: Callable[[Outputs, str], tuple[jax.Array, Metrics]]
+    optimizer: optax.GradientTransformation
+    learning_rate: optax.Schedule
+    batches: Callable[[int, int], Iterator[tuple[range, Batch]]]
+    evaluate: Callable[[TrainState], dict[str, float]]
+    compare: Callable[[TrainState], dict[str, dict[str, dict[str, float]]]]
+    formats: dict[str, str]

@@ -1,0 +1,63 @@
+"""The sharded train step."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import jax
+import optax
+from jax import lax
+from jax.sharding import Mesh
+from jax.sharding import PartitionSpec as P
+
+from simclr_jax.parallel import AXIS
+from simclr_jax.train.stage import Batch, Metrics, Stage, TrainState
+
+Step = Callable[[TrainState, Batch], tuple[TrainState, Metrics]]
+
+
+def make_step(stage: Stage, mesh: Mesh) -> Step:
+    """Compile a function that takes a chunk of training steps.
+
+    Every device runs the code below on its own rows of the global batch. They exchange three
+    things: batch statistics (in `stage.embed`), embeddings (in `stage.objective`), and gradients,
+    once, here. Collectives are explicit, so what crosses devices is what you read.
+
+    Args:
+      stage: what is trained.
+      mesh: the 1-D mesh; the result does not depend on how many devices it has.
+
+    Returns:
+      A function from a state, replicated and *donated* (its buffers are reused), and batches
+      `[steps, N, ...]` sharded on axis 1, to the state after `steps` updates and metrics `[steps]`.
+    """
+
+    def step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
+        # Marked as differing between devices, parameters get gradients that are this device's own:
+        # nothing is summed behind our back, and the one sum below is the only one.
+        params = jax.tree.map(lambda p: lax.pcast(p, AXIS, to="varying"), state.params)
+
+        def loss_fn(params):
+            outputs, batch_stats = stage.embed(params, state.batch_stats, batch)
+            loss, metrics = stage.objective(outputs, AXIS)
+            return loss, (batch_stats, metrics)
+
+        gradients, (batch_stats, metrics) = jax.grad(loss_fn, has_aux=True)(params)
+        gradients, metrics = lax.psum((gradients, metrics), AXIS)
+
+        updates, opt_state = stage.optimizer.update(gradients, state.opt_state, state.params)
+        params = optax.apply_updates(state.params, updates)
+        metrics["lr"] = stage.learning_rate(state.step)
+        return TrainState(state.step + 1, params, batch_stats, opt_state), metrics
+
+    def chunk(state: TrainState, batches: Batch) -> tuple[TrainState, Metrics]:
+        # XLA keeps a loop of one step a loop, and on CPUs convolutions in loops are very slow.
+        if len(batches["position"]) == 1:
+            state, metrics = step(state, jax.tree.map(lambda x: x[0], batches))
+            return state, jax.tree.map(lambda x: x[None], metrics)
+        return lax.scan(step, state, batches)
+
+    sharded = jax.shard_map(
+        chunk, mesh=mesh, in_specs=(P(), P(None, AXIS)), out_specs=(P(), P()), check_vma=True
+    )
+    return jax.jit(sharded, donate_argnums=0)

@@ -1,0 +1,86 @@
+"""A run's directory: who may write to it, which recipe it belongs to, and what it holds."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+from collections.abc import Iterator
+from typing import Any
+
+from etils import epath
+
+from simclr_jax import config as recipes
+from simclr_jax import files
+from simclr_jax.errors import UserError, choose
+from simclr_jax.train.checkpoints import Checkpoints
+from simclr_jax.train.lock import WorkdirLock
+from simclr_jax.train.progress import Console
+
+RESUME = ("auto", "never", "must")
+MOST_SHOWN = 8  # differing fields in an error
+
+
+@dataclasses.dataclass(frozen=True)
+class Workdir:
+    """An open run: its path, its log, its checkpoints, and the lock that makes it ours."""
+
+    path: epath.Path
+    console: Console
+    checkpoints: Checkpoints
+    lock: WorkdirLock
+
+
+@contextlib.contextmanager
+def open_workdir(
+    path: str,
+    recipe: dict[str, Any],
+    resume: str,
+    *,
+    keep: int,
+    keep_period: int | None,
+) -> Iterator[Workdir]:
+    """Create or reopen the directory of a run, and hold its lock meanwhile.
+
+    Args:
+      path: the workdir.
+      recipe: the resolved recipe and whatever else a resumed run must agree on; kept in
+        `config.json`.
+      resume: "auto" continues what is there or starts anew, "never" refuses a directory that
+        holds a run, "must" refuses one that has no checkpoint.
+      keep: newest checkpoints to keep.
+      keep_period: keep checkpoints at multiples of this step as well.
+
+    Raises:
+      UserError: if the directory cannot be written, is in use, or holds the run of another recipe.
+    """
+    choose("--resume", resume, RESUME)
+    workdir = files.make_workdir(path)
+    with contextlib.ExitStack() as stack:
+        console = Console(workdir)
+        stack.callback(console.close)
+        lock = stack.enter_context(WorkdirLock(workdir, say=console.say))
+        _check_recipe(workdir, recipe, resume)
+        checkpoints = Checkpoints(
+            workdir / "checkpoints", keep=keep, keep_period=keep_period, say=console.say
+        )
+        stack.callback(checkpoints.close)
+        if resume == "must" and not checkpoints.steps():
+            raise UserError(f"--resume=must, but {workdir} holds no checkpoint to resume from")
+        files.write_json(workdir / "config.json", recipe)
+        yield Workdir(workdir, console, checkpoints, lock)
+
+
+def _check_recipe(workdir: epath.Path, recipe: dict[str, Any], resume: str) -> None:
+    path = workdir / "config.json"
+    if not path.exists():
+        return
+    if resume == "never":
+        raise UserError(f"{workdir} holds a run already: give another --workdir, or --resume=auto")
+    differing = recipes.differences(files.read_json(path), recipe)
+    if differing:
+        shown = "; ".join(differing[:MOST_SHOWN])
+        more = f"; and {len(differing) - MOST_SHOWN} more" if len(differing) > MOST_SHOWN else ""
+        raise UserError(
+            f"{workdir} holds a run of another recipe ({shown}{more}): "
+            "give another --workdir, or the recipe of that run"
+        )

@@ -1,0 +1,37 @@
+"""Eight CPU devices for every test, set before JAX is imported, and the float64 split.
+
+The cheap compiler settings halve compile time; no test asserts a timing.
+Tests marked `x64` run only under JAX_ENABLE_X64=1 and the others only without it: `make test`
+runs both processes.
+"""
+
+import os
+import tempfile
+from pathlib import Path
+
+os.environ["JAX_PLATFORMS"] = "cpu"
+os.environ["XLA_FLAGS"] = " ".join(
+    [
+        os.environ.get("XLA_FLAGS", ""),
+        "--xla_force_host_platform_device_count=8",
+        "--xla_backend_optimization_level=0",
+        "--xla_llvm_disable_expensive_passes=true",
+    ]
+)
+os.environ.setdefault(
+    "JAX_COMPILATION_CACHE_DIR", str(Path(tempfile.gettempdir()) / "simclr_jax_test_cache")
+)
+os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.5")
+
+X64 = os.environ.get("JAX_ENABLE_X64", "0").lower() in ("1", "true")
+
+
+def pytest_report_header():
+    here, there = ("float64", "others") if X64 else ("others", "float64")
+    return f"simclr_jax: this process runs the {here} tests; `make test` also runs the {there}"
+
+
+def pytest_collection_modifyitems(config, items):
+    keep = [item for item in items if bool(item.get_closest_marker("x64")) == X64]
+    config.hook.pytest_deselected(items=[item for item in items if item not in keep])
+    items[:] = keep

@@ -1,0 +1,179 @@
+"""Batch normalisation against a plain one, and over eight devices against one."""
+
+from __future__ import annotations
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax import lax
+
+from simclr_jax import parallel
+from simclr_jax.models.normalization import BatchNorm, batch_normalize, moments
+
+EPSILON = 1e-3
+DEVICES = 8
+
+
+def plain(x, scale, bias):
+    """Normalise as the definition says, to be differentiated automatically."""
+    axes = tuple(range(x.ndim - 1))
+    mean, variance = jnp.mean(x, axes), jnp.var(x, axes)
+    y = (x - mean) / jnp.sqrt(variance + EPSILON) * scale
+    return y if bias is None else y + bias
+
+
+def draw(shape, dtype, seed=0):
+    rng = np.random.default_rng(seed)
+    c = shape[-1]
+    x, dy = rng.normal(2, 3, shape), rng.normal(size=shape)
+    return [jnp.asarray(a, dtype) for a in (x, rng.normal(size=c), rng.normal(size=c), dy)]
+
+
+def sorted_by_shard(dtype):
+    """Draw rows whose mean and spread differ from shard to shard, as in a class-sorted batch."""
+    x, *rest = draw((4 * DEVICES, 3, 3, 5), dtype)
+    shard = jnp.arange(4 * DEVICES)[:, None, None, None] // 4
+    return [x * (1 + shard) + 10 * shard, *rest]
+
+
+@pytest.mark.x64
+@pytest.mark.parametrize("shape", [(6, 5), (4, 3, 2, 5)])
+@pytest.mark.parametrize("center", [True, False])
+def test_own_backward_is_the_derivative_of_the_definition(shape, center):
+    x, scale, bias, dy = draw(shape, jnp.float64)
+    bias = bias if center else None
+
+    def own(x, scale, bias):
+        return batch_normalize(x, scale, bias, EPSILON)[0]
+
+    for function in (own, plain):
+        y, vjp = jax.vjp(function, x, scale, bias)
+        result = y, vjp(dy)
+        if function is own:
+            want = result
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-12, atol=1e-13), want, result
+    )
+
+
+@pytest.mark.x64
+def test_eight_devices_normalise_and_differentiate_as_one():
+    x, scale, bias, dy = sorted_by_shard(jnp.float64)
+
+    def forward_backward(axis_name, x, scale, bias, dy):
+        def loss(x, scale, bias):
+            y, mean, variance = batch_normalize(x, scale, bias, EPSILON, axis_name)
+            return jnp.sum(y * dy), (y, mean, variance)
+
+        if axis_name:  # as the training step does, so that parameter gradients stay local
+            scale, bias = lax.pcast((scale, bias), axis_name, to="varying")
+        (d_x, *d_params), (y, *stats) = jax.grad(loss, (0, 1, 2), has_aux=True)(x, scale, bias)
+        if axis_name:
+            d_params = lax.psum(d_params, axis_name)
+        return (y, d_x), (stats, d_params)
+
+    P = jax.P
+    sharded = jax.shard_map(
+        functools.partial(forward_backward, parallel.AXIS),
+        mesh=parallel.make_mesh(DEVICES),
+        in_specs=(P(parallel.AXIS), P(), P(), P(parallel.AXIS)),
+        out_specs=(P(parallel.AXIS), P()),
+    )
+    one = jax.jit(functools.partial(forward_backward, None))(x, scale, bias, dy)
+    many = jax.jit(sharded)(x, scale, bias, dy)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-11, atol=1e-11), one, many)
+
+
+def apply_sharded(module, x):
+    """Return output and new statistics of a training pass with the batch spread over devices."""
+    P = jax.P
+    variables = module.init(jax.random.key(0), x, True)
+
+    def local(variables, x):
+        params = lax.pcast(variables["params"], parallel.AXIS, to="varying")
+        stats = variables["batch_stats"]
+        y, moved = module.apply(
+            {"params": params, "batch_stats": stats}, x, True, mutable=["batch_stats"]
+        )
+        return y, moved["batch_stats"]
+
+    return jax.jit(
+        jax.shard_map(
+            local,
+            mesh=parallel.make_mesh(DEVICES),
+            in_specs=(P(), P(parallel.AXIS)),
+            out_specs=(P(parallel.AXIS), P()),
+        )
+    )(variables, x)
+
+
+@pytest.mark.x64
+@pytest.mark.parametrize("unbiased", [False, True])
+@pytest.mark.parametrize("sync", [False, True])
+def test_moving_averages_over_eight_devices(sync, unbiased):
+    x = np.asarray(sorted_by_shard(jnp.float64)[0])
+    groups = x.reshape(1 if sync else DEVICES, -1, x.shape[-1])  # [group, rows, c]
+    module = BatchNorm(
+        momentum=0.7,
+        epsilon=EPSILON,
+        axis_name=parallel.AXIS,
+        sync=sync,
+        unbiased_moving=unbiased,
+        param_dtype=jnp.float64,
+    )
+    y, moved = apply_sharded(module, jnp.asarray(x))
+    mean, variance = groups.mean(1, keepdims=True), groups.var(1, keepdims=True)
+    want = (groups - mean) / np.sqrt(variance + EPSILON)
+    np.testing.assert_allclose(y, want.reshape(x.shape), rtol=1e-11, atol=1e-11)
+    # The fused kernel of TensorFlow corrects with the rows of a device, and it never synchronises.
+    rows = x[: len(x) // DEVICES].size // x.shape[-1]
+    correction = rows / (rows - 1) if unbiased else 1.0
+    np.testing.assert_allclose(moved["mean"], 0.3 * mean.mean((0, 1)), rtol=1e-12)
+    expected = 0.7 + 0.3 * correction * variance.mean((0, 1))
+    np.testing.assert_allclose(moved["var"], expected, rtol=1e-12)
+
+
+def test_variance_of_a_large_mean_does_not_cancel():
+    x = np.float32(3000) + np.random.default_rng(0).normal(size=(512, 4)).astype(np.float32)
+    mean, variance = moments(jnp.asarray(x))
+    np.testing.assert_allclose(variance, x.astype(np.float64).var(0), rtol=1e-4)
+    np.testing.assert_allclose(mean, x.astype(np.float64).mean(0), rtol=1e-6)
+
+
+def test_bfloat16_keeps_only_the_input_and_vectors_for_the_backward_pass():
+    x, scale, bias, _ = draw((16, 4, 4, 8), jnp.float32)
+    x = x.astype(jnp.bfloat16)
+
+    def residuals(x, scale, bias):
+        return jax.vjp(lambda *a: batch_normalize(*a, EPSILON)[0], x, scale, bias)[1]
+
+    kept = jax.tree.leaves(jax.eval_shape(residuals, x, scale, bias))
+    large = [leaf for leaf in kept if leaf.size >= x.size]
+    assert [leaf.dtype for leaf in large] == [jnp.bfloat16]
+    assert all(leaf.shape == (8,) for leaf in kept if leaf.size < x.size)
+
+
+def test_bfloat16_reduces_in_float32():
+    x, scale, bias, _ = draw((4096, 2), jnp.float32)
+    x = x.astype(jnp.bfloat16)
+    y, mean, variance = batch_normalize(x, scale, bias, EPSILON)
+    assert (y.dtype, mean.dtype, variance.dtype) == (jnp.bfloat16, jnp.float32, jnp.float32)
+    np.testing.assert_allclose(variance, np.asarray(x, np.float64).var(0), rtol=1e-5)
+
+
+def test_evaluation_uses_the_moving_averages_and_leaves_them():
+    x, *_ = draw((6, 5), jnp.float32)
+    module = BatchNorm(epsilon=EPSILON)
+    variables = module.init(jax.random.key(0), x, True)
+    np.testing.assert_array_equal(variables["batch_stats"]["mean"], np.zeros(5))
+    np.testing.assert_array_equal(variables["batch_stats"]["var"], np.ones(5))
+    stats = {"mean": jnp.arange(5.0), "var": jnp.arange(1.0, 6.0)}
+    variables = {"params": variables["params"], "batch_stats": stats}
+    y, after = module.apply(variables, x, False, mutable=["batch_stats"])
+    np.testing.assert_allclose(
+        y, (x - stats["mean"]) / np.sqrt(stats["var"] + EPSILON), rtol=1e-5, atol=1e-6
+    )
+    assert jax.tree.all(jax.tree.map(np.array_equal, after["batch_stats"], stats))

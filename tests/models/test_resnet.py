@@ -1,0 +1,110 @@
+"""The encoder: sizes, shapes, dtypes, independence of rows, initial values."""
+
+from __future__ import annotations
+
+import functools
+import math
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax.traverse_util import flatten_dict
+
+from simclr_jax.models.normalization import BatchNorm
+from simclr_jax.models.resnet import ResNet
+
+# Trainable parameters, and with moving statistics, of the encoders built by the official code.
+COUNTS = {
+    (18, 1, "cifar"): (11_173_056, 11_182_784),
+    (18, 1, "imagenet"): (11_180_736, 11_190_464),
+    (34, 1, "cifar"): (21_281_216, 21_298_368),
+    (50, 1, "cifar"): (23_500_352, 23_553_472),
+    (50, 1, "imagenet"): (23_508_032, 23_561_152),
+    (50, 2, "imagenet"): (93_907_072, 94_013_312),
+    (101, 1, "imagenet"): (42_500_160, 42_605_504),
+}
+
+
+def shapes(model, size=32):
+    images = jax.ShapeDtypeStruct((2, size, size, 3), jnp.float32)
+    init = functools.partial(model.init, train=True)
+    return jax.eval_shape(init, jax.random.key(0), images)
+
+
+def count(tree):
+    return sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(tree))
+
+
+@pytest.mark.parametrize("depth, width, stem", COUNTS)
+def test_parameter_counts_are_the_official_ones(depth, width, stem):
+    variables = shapes(ResNet(depth, width, stem, norm=BatchNorm))
+    assert (count(variables["params"]), count(variables)) == COUNTS[depth, width, stem]
+
+
+@pytest.mark.parametrize(
+    "depth, width, stem, size, sides, dim",
+    [
+        (10, 1, "cifar", 32, (32, 32, 32, 16, 8, 4), 512),
+        (18, 0.25, "imagenet", 224, (112, 56, 56, 28, 14, 7), 128),
+        (50, 0.125, "imagenet", 47, (24, 12, 12, 6, 3, 2), 256),
+        (50, 2, "cifar", 32, (32, 32, 32, 16, 8, 4), 4096),
+    ],
+)
+def test_end_points(depth, width, stem, size, sides, dim):
+    model = ResNet(depth, width, stem, norm=BatchNorm, dtype=jnp.bfloat16)
+    images = jax.ShapeDtypeStruct((2, size, size, 3), jnp.float32)
+    init = functools.partial(model.init_with_output, train=True)
+    ends, variables = jax.eval_shape(init, jax.random.key(0), images)
+    h = ends.pop("h")
+    assert (h.shape, h.dtype) == ((2, dim), jnp.float32)
+    names = ["initial_conv", "initial_max_pool", *(f"block_group{g}" for g in range(1, 5))]
+    assert set(ends) == set(names)
+    assert tuple(ends[name].shape[1] for name in names) == sides
+    assert {end.dtype for end in ends.values()} == {jnp.dtype(jnp.bfloat16)}
+    assert {leaf.dtype for leaf in jax.tree.leaves(variables)} == {jnp.dtype(jnp.float32)}
+
+
+MODEL = ResNet(depth=10, width=0.25, stem="cifar", norm=BatchNorm)
+
+
+@pytest.fixture(scope="module")
+def initial():
+    """Return initial variables of a small encoder."""
+    return jax.jit(functools.partial(MODEL.init, train=True))(
+        jax.random.key(0), jnp.zeros((2, 16, 16, 3))
+    )
+
+
+def test_a_row_ignores_the_others_in_evaluation_and_not_in_training(initial):
+    images = jax.random.uniform(jax.random.key(1), (4, 16, 16, 3), jnp.float32)
+    others = images.at[1:].set(jax.random.uniform(jax.random.key(2), (3, 16, 16, 3), jnp.float32))
+
+    @jax.jit
+    def first_rows(images):
+        trained, _ = MODEL.apply(initial, images, True, mutable=["batch_stats"])
+        return MODEL.apply(initial, images, False)["h"][0], trained["h"][0]
+
+    (alone, together), (alone2, together2) = first_rows(images), first_rows(others)
+    np.testing.assert_allclose(alone, alone2, rtol=1e-6)
+    assert np.max(np.abs(together - together2)) > 1e-3 * np.max(np.abs(together))
+
+
+def test_initial_kernels_have_unit_gain_and_end_at_two_deviations(initial):
+    kernels = {p: x for p, x in flatten_dict(initial["params"]).items() if p[-1] == "kernel"}
+    assert len(kernels) == 1 + 4 * 3
+    for path, kernel in kernels.items():
+        deviation = math.prod(kernel.shape[:-1]) ** -0.5
+        error = abs(float(np.std(kernel)) / deviation - 1)
+        assert error < 5 / math.sqrt(2 * kernel.size), path
+        # 0.8796 is the deviation of a standard normal cut at 2.
+        assert np.max(np.abs(kernel)) <= 2 * deviation / 0.8796 * (1 + 1e-5), path
+
+
+def test_residual_branches_start_at_zero(initial):
+    scales = {p: x for p, x in flatten_dict(initial["params"]).items() if p[-1] == "scale"}
+    for path, scale in scales.items():
+        last = path[-2] == "bn2"
+        np.testing.assert_array_equal(scale, np.zeros_like(scale) if last else np.ones_like(scale))
+    biases = [x for p, x in flatten_dict(initial["params"]).items() if p[-1] == "bias"]
+    assert len(biases) == len(scales) and not any(np.any(bias) for bias in biases)

@@ -1,0 +1,273 @@
+"""Repeat the recorded augmentation calls with our code: files in, pairs (ours, official) out.
+
+Nothing here knows a file by name: a file says which official function was called with what, and
+`OPERATIONS` says what we have for that function.
+"""
+
+from __future__ import annotations
+
+import functools
+import json
+import os
+import re
+import zlib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+
+from simclr_jax.augment import color, on_device, resize
+from simclr_jax.augment.draws import Draws
+from simclr_jax.augment.policy import Policy
+
+GRID = {"tf1": "corner", "tf2": "half_pixel"}
+MODE = {"simclrv1": "add", "simclrv2": "multiply"}
+
+
+class Case(NamedTuple):
+    file: str
+    spec: dict[str, Any]
+    arrays: dict[str, np.ndarray]
+
+    @property
+    def function(self) -> str:
+        """The official function, without the file it is in: `crop_and_resize`."""
+        source = re.sub(r"^(tf2/)?data_util\.py[: ]", "", self.spec["source"])
+        return re.split(r"[ ,(]", source)[0]
+
+
+def golden_files(*kinds: str) -> list[Path]:
+    here = Path(__file__).resolve()
+    folders = [here.parents[1] / "golden", here.parents[3] / "shared" / "golden"]
+    if "SIMCLR_GOLDEN" in os.environ:
+        folders = [Path(os.environ["SIMCLR_GOLDEN"])]
+    for folder in folders:
+        files = sorted(path for kind in kinds for path in folder.glob(f"{kind}-*.npz"))
+        if files:
+            return files
+    return []
+
+
+def load(path: Path) -> Case:
+    with np.load(path, allow_pickle=False) as stored:
+        arrays = dict(stored)
+    return Case(path.name, json.loads(str(arrays.pop("spec_json"))), arrays)
+
+
+def fill(name: str, shape: Any, seed: int, law: str = "uniform") -> np.ndarray:
+    """The frozen rule by which recorded images are made instead of stored."""
+    assert law == "uniform", law
+    stream = np.random.RandomState(zlib.crc32(f"{seed}/{name}".encode()) & 0x7FFFFFFF)
+    return stream.uniform(0.0, 1.0, size=shape).astype(np.float32)
+
+
+def image_tf1(settings: dict[str, Any], seed: int) -> np.ndarray:
+    height, width, name = settings["height"], settings["width"], settings["image_name"]
+    kind, _, is_uint8 = settings["kind"].partition("_")
+    if kind == "noise":
+        image = fill(name, (height, width, 3), seed)
+    else:
+        phase = 2 * np.pi * fill(f"{name}/phase", (6,), seed).astype(np.float64)
+        y, x, c = np.ogrid[:height, :width, :3]
+        image = 0.5 + 0.24 * np.sin(2 * np.pi * (1 + c) * y / height + phase[:3])
+        image = image + 0.24 * np.cos(2 * np.pi * (2 + c) * x / width + phase[3:])
+    if is_uint8:
+        return np.clip(np.floor(256 * image), 0, 255).astype(np.uint8)
+    return image.astype(np.float32)
+
+
+def image_tf2(settings: dict[str, Any], case: Case) -> np.ndarray:
+    if "stored" in settings:
+        return case.arrays[settings["stored"]]
+    image = fill(settings["fill"], settings["shape"], case.spec["seed"], settings["law"])
+    if "scale" in settings:
+        return image * np.float32(settings["scale"]) + np.float32(settings["offset"])
+    return np.round(255 * image).astype(np.uint8)
+
+
+def calls(case: Case) -> Iterator[tuple[np.ndarray, dict[str, Any], np.ndarray]]:
+    """Yield (image, flat parameters, recorded output) of each call in the file."""
+    settings, flavour = case.spec["settings"], case.spec["flavour"]
+    common = {"grid": GRID[flavour]}
+    if match := re.search(r"impl=(\w+)", case.spec["source"]):
+        common["impl"] = match[1]
+    if flavour == "tf1":
+        image = image_tf1(settings["image"], case.spec["seed"])
+        size = {"height": settings.get("out_height"), "width": settings.get("out_width")}
+        yield image, common | size | flat(settings), case.arrays["output"]
+        return
+    images = {name: image_tf2(made, case) for name, made in settings["images"].items()}
+    for call in settings["calls"]:
+        yield images[call["image"]], common | flat(call), case.arrays[call["out"]]
+
+
+def flat(settings: dict[str, Any]) -> dict[str, Any]:
+    result = {key: value for key, value in settings.items() if not isinstance(value, dict)}
+    for key in ("params", "draws", "factors"):
+        if key in settings:
+            result |= flat(settings[key])
+    return result
+
+
+# One function per official one: image as uint8 or float32, parameters, recorded output -> ours.
+
+crop_resize = jax.jit(resize.crop_resize, static_argnums=(2, 3))
+gaussian_blur = jax.jit(on_device.gaussian_blur, static_argnums=2)
+augment = jax.jit(on_device.augment, static_argnums=2)
+color_jitter = jax.jit(color.color_jitter, static_argnums=2)
+evaluation_view = jax.jit(resize.center_crop, static_argnums=(1, 2))
+grayscale = jax.jit(color.grayscale)
+adjust_brightness = jax.jit(color.adjust_brightness, static_argnums=2)
+to_float = jax.jit(resize.to_float)
+
+
+def crop_and_resize(image, p):
+    box = np.array(p.get("box", (0, 0, *image.shape[:2])))
+    return crop_resize(to_float(image), box, (p["height"], p["width"]), p["grid"])
+
+
+def center_crop(image, p):
+    size = p["height"], p["width"]
+    box = resize.center_box(*image.shape[:2], size, p["crop_proportion"])
+    assert list(box) == p.get("box", list(box))
+    return crop_resize(to_float(image), np.array(box), size, p["grid"])  # official: not clipped
+
+
+def value(operation):
+    """An operation with one number: `value` in TF2 files, the name of the draw in TF1 files."""
+    name = operation.__name__.removeprefix("adjust_")
+    jitted = jax.jit(operation)
+    return lambda image, p: jitted(to_float(image), p.get("value", p.get(name)))
+
+
+def brightness(image, p):
+    amount = p.get("value", p.get("brightness"))
+    return adjust_brightness(to_float(image), amount, MODE[p["impl"]])
+
+
+def flip(image, p):
+    image = to_float(image)
+    return on_device.flip(image) if p["value"] < 0.5 else image
+
+
+def jitter(image, p):
+    policy = Policy(size=1, brightness_mode=MODE[p["impl"]])
+    return color_jitter(to_float(image), draws(p), policy)
+
+
+def preprocess(image, p):
+    size = p.get("out_size", p.get("height"))
+    if p.get("test_crop") is False:
+        return to_float(image)  # evaluation at 32 pixels
+    if "test_crop" in p and not p.get("is_training"):
+        return evaluation_view(image, size, p["grid"])
+    distort = p.get("color_distort", p.get("color_jitter_strength", 0) > 0)
+    off = {} if distort else {"jitter": 0.0, "grayscale": 0.0}
+    return augment(image, draws(p), Policy(size=size, grid=p["grid"], blur=0, **off))
+
+
+def draws(p: dict[str, Any], **fields: Any) -> Draws:
+    """Put recorded draws into ours; the TF1 files record the uniform numbers, not the events."""
+    applied = p.get("apply", ())
+    jitter, gray = p.get("order") is not None, p.get("grayscale", False)
+    if len(applied) == 4:
+        jitter, gray = applied[2] < 0.8, applied[3] < 0.2
+    values = {
+        "box": np.array(p.get("box", (0, 0, 0, 0)), np.int32),
+        "order": np.array(p.get("order") or (0, 1, 2, 3), np.int32),
+        "flip": p.get("flip", False),
+        "jitter": jitter,
+        "grayscale": gray,
+        "blur": False,
+        "sigma": 1.0,
+    } | fields
+    for name in ("brightness", "contrast", "saturation", "hue"):
+        values[name] = p.get(name, 0.0)
+    return Draws(**{name: np.asarray(value) for name, value in values.items()})
+
+
+def one_image(operation):
+    def compare(case):
+        for image, parameters, recorded in calls(case):
+            yield operation(image, parameters), recorded
+
+    return compare
+
+
+def batch_random_blur(case):
+    """One sigma a view, a choice an example, clipped; through `augment` where shapes allow it."""
+    settings, arrays = case.spec["settings"], case.arrays
+    tf1 = case.spec["flavour"] == "tf1"
+    size = settings["image_size_argument" if tf1 else "height"]
+    for v, recorded in enumerate(arrays["output"] if tf1 else (arrays["out0"], arrays["out1"])):
+        images = fill(f"image{v}" if tf1 else f"images/view{v}", recorded.shape, case.spec["seed"])
+        if tf1:
+            sigma = settings["draws"]["sigma_per_view"][v]
+            uniform = settings["draws"]["selector_uniform_per_view"][v]
+        else:
+            sigma, uniform = settings["sigma"][v], arrays[f"uniform_v{v}"]
+        for image, u, expected in zip(images, uniform, recorded, strict=True):
+            chosen = u < settings["blur_probability"]
+            if image.shape[0] == size:
+                policy = Policy(size=size, crop=False, flip=0, jitter=0, grayscale=0)
+                yield augment(image, draws({}, blur=chosen, sigma=sigma), policy), expected
+            else:
+                blurred = np.clip(gaussian_blur(image, sigma, size // 10), 0, 1)
+                yield blurred if chosen else image, expected
+
+
+def compute_crop_shape(case):
+    for height, width, out_height, out_width, *box in case.arrays["table"]:
+        proportion = case.spec["settings"]["crop_proportion"]
+        yield resize.center_box(height, width, (out_height, out_width), proportion), box
+
+
+def convert_image_dtype(case):
+    yield to_float(case.arrays["input"]), case.arrays["output"]
+
+
+blur = one_image(lambda image, p: gaussian_blur(to_float(image), p["sigma"], p["kernel_size"]))
+
+# Official function: (tolerance group, our comparison). An unknown function is an error.
+OPERATIONS = {
+    "tf.image.convert_image_dtype": ("exact", convert_image_dtype),
+    "_compute_crop_shape": ("exact", compute_crop_shape),
+    "tf.image.random_flip_left_right": ("exact", one_image(flip)),
+    "crop_and_resize": ("resize", one_image(crop_and_resize)),
+    "tf.image.resize": ("resize", one_image(crop_and_resize)),
+    "center_crop": ("resize", one_image(center_crop)),
+    "random_brightness": ("color", one_image(brightness)),
+    "to_grayscale": ("color", one_image(lambda x, p: grayscale(to_float(x)))),
+    **{
+        name.format(operation): ("color", one_image(value(getattr(color, f"adjust_{operation}"))))
+        for operation in ("contrast", "saturation", "hue")
+        for name in ("tf.image.adjust_{}", "tf.image.random_{}")
+    },
+    "gaussian_blur": ("blur", blur),
+    "batch_random_blur": ("blur", batch_random_blur),
+    "color_jitter": ("chain", one_image(jitter)),
+    "preprocess_image": ("chain", one_image(preprocess)),
+}
+
+# Official functions that we do not have, and why. Their files are skipped with the reason.
+NOT_OURS = {
+    "color_jitter_nonrand": "with a zero maximum it applies hue in that slot; nothing calls it",
+}
+
+# Samplers, compared in law by the test itself.
+LAWS = ("distorted_bounding_box_crop",)
+
+
+def comparisons(case: Case) -> tuple[str, Iterator[tuple[np.ndarray, np.ndarray]]]:
+    """Return the tolerance group and the pairs (ours, official) of all calls in the file."""
+    if case.function not in OPERATIONS:
+        raise KeyError(f"{case.file}: no counterpart of the official function {case.function}")
+    group, compare = OPERATIONS[case.function]
+    return group, compare(case)
+
+
+@functools.cache
+def cases(*kinds: str) -> dict[str, Case]:
+    return {path.stem: load(path) for path in golden_files(*kinds)}

@@ -1,0 +1,217 @@
+"""Recordings of the official code: where they lie, how their inputs are made, how to compare.
+
+A recording is one `.npz` file with a `spec_json`; large inputs are not stored but made by `fill`,
+and large results are stored as digests: norms and random projections. The tests dispatch on what
+`spec_json` says and on nothing else, so that they run unchanged on any other folder of recordings
+made the same way (`SIMCLR_GOLDEN`).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import json
+import os
+import zlib
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+_REPOSITORY = Path(__file__).resolve().parents[2]
+EPS32, EPS64 = float(np.finfo(np.float32).eps), float(np.finfo(np.float64).eps)
+EVERYTHING = os.environ.get("SIMCLR_PARITY") == "all"
+
+
+def folder() -> Path | None:
+    """Return the folder of recordings: `SIMCLR_GOLDEN`, else the first of the usual places."""
+    if "SIMCLR_GOLDEN" in os.environ:
+        places = [Path(os.environ["SIMCLR_GOLDEN"])]
+    else:
+        places = [_REPOSITORY / "tests" / "golden", _REPOSITORY.parent / "shared" / "golden"]
+    return next((place for place in places if any(place.glob("*.npz"))), None)
+
+
+@dataclasses.dataclass(frozen=True)
+class Recording:
+    """One file: `spec` is its `spec_json`; arrays are read when asked for."""
+
+    path: Path
+    spec: dict[str, Any]
+
+    @property
+    def name(self) -> str:
+        return self.path.name
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        return self.spec["settings"]
+
+    @property
+    def flags(self) -> dict[str, Any]:
+        """Flags of the official program; some recordings keep them among the settings."""
+        return self.settings.get("flags", self.settings.get("base", self.settings))
+
+    @property
+    def tf1(self) -> bool:
+        return self.spec["flavour"] == "tf1"
+
+    @property
+    def variables(self) -> dict[str, tuple[tuple[int, ...], str]]:
+        """Shape and fill law of each official variable, in the official order."""
+        return {name: (tuple(shape), law) for name, shape, law in self.spec.get("variables", ())}
+
+    @functools.cached_property
+    def arrays(self) -> dict[str, np.ndarray]:
+        with np.load(self.path) as file:
+            return {key: file[key] for key in file.files if key != "spec_json"}
+
+    def fill(self, name: str, shape: Iterable[int], law: str) -> np.ndarray:
+        return fill(name, tuple(shape), self.spec["seed"], law)
+
+    def filled(self) -> dict[str, np.ndarray]:
+        """Return the values of all variables."""
+        return {name: self.fill(name, *how) for name, how in self.variables.items()}
+
+
+@functools.cache
+def recordings() -> tuple[Recording, ...]:
+    """Return every recording in the folder, by name; none if there is no folder."""
+    found = []
+    for path in sorted(folder().glob("*.npz")) if folder() else ():
+        with np.load(path) as file:
+            found.append(Recording(path, json.loads(str(file["spec_json"]))))
+    return tuple(found)
+
+
+def unbuilt(flags: dict[str, Any]) -> str | None:
+    """Return which option of a recorded model this package does not have, or None."""
+    for option in ("sk_ratio", "se_ratio"):
+        if flags.get(option, 0) > 0:
+            return f"{option} {flags[option]} is not built"
+    return None
+
+
+def open_comparisons() -> Iterator[str]:
+    """Yield what cannot be compared yet: a recording, or one of the cases it holds, and why."""
+    for recording in recordings():
+        if reason := unbuilt(recording.flags):
+            yield f"{recording.name}: {reason}"
+        for i, case in enumerate(recording.settings.get("cases", ())):
+            if isinstance(case, dict) and (reason := unbuilt(case.get("flags", {}))):
+                yield f"{recording.name} case {i}: {reason}"
+
+
+def cases(kind: str, wanted: Callable[[Recording], bool] = lambda _: True) -> list:
+    """Return pytest parameters: the recordings of a kind, those that cannot run yet as skips.
+
+    Encoders that take a CPU long are left out unless `SIMCLR_PARITY=all`: those of full width, and
+    those from depth 50 on, except the first, middle and last of the shallowest of these.
+    """
+    chosen = [r for r in recordings() if r.spec["kind"] == kind and wanted(r)]
+    if not chosen:
+        where = folder() or "no folder of recordings (set SIMCLR_GOLDEN)"
+        reason = f"no such {kind} recording: {where}"
+        return [pytest.param(None, marks=pytest.mark.skip(reason=reason), id="none")]
+    slow = set() if EVERYTHING or kind != "model" else _slow(chosen)
+    parameters = []
+    for recording in chosen:
+        reason = unbuilt(recording.flags)
+        if reason is None and recording.name in slow:
+            reason = "slow: runs under SIMCLR_PARITY=all"
+        marks = [pytest.mark.skip(reason=reason)] if reason else []
+        parameters.append(pytest.param(recording, marks=marks, id=recording.path.stem))
+    return parameters
+
+
+def _slow(models: list[Recording]) -> set[str]:
+    wide = {r.name for r in models if r.flags["width_multiplier"] >= 1}
+    depths = {r.name: r.flags["resnet_depth"] for r in models if not unbuilt(r.flags)}
+    deep = {name: depth for name, depth in depths.items() if depth >= 50}
+    shallowest = [name for name, depth in deep.items() if depth == min(deep.values())]
+    first_middle_last = {shallowest[(len(shallowest) - 1) * i // 2] for i in range(3) if deep}
+    return (wide | set(deep)) - first_middle_last
+
+
+def fill(name: str, shape: tuple[int, ...], seed: int, law: str) -> np.ndarray:
+    """Make an input by the frozen rule of the recordings: float32, a function of name and seed."""
+    stream = np.random.RandomState(zlib.crc32(f"{seed}/{name}".encode()) & 0x7FFFFFFF)
+    if law == "uniform":
+        return stream.uniform(0.0, 1.0, size=shape).astype(np.float32)
+    x = stream.standard_normal(size=shape)
+    if law == "kernel":
+        x = x * np.sqrt(2.0 / max(1, int(np.prod(shape[:-1]))))
+    elif law == "gamma":
+        x = 1.0 + 0.1 * x
+    elif law in ("beta", "bias", "moving_mean"):
+        x = 0.1 * x
+    elif law == "moving_variance":
+        x = np.exp(0.2 * x)
+    elif law != "normal":
+        raise ValueError(law)
+    return x.astype(np.float32)
+
+
+def error(got: Any, want: np.ndarray, floor: float = 0.0) -> float:
+    """Return the largest difference relative to the largest entry of `want` (at least `floor`)."""
+    got, want = np.asarray(got, np.float64), np.asarray(want, np.float64)
+    assert got.shape == want.shape, (got.shape, want.shape)
+    scale = max(float(np.max(np.abs(want), initial=0.0)), floor)
+    return float(np.max(np.abs(got - want), initial=0.0)) / (scale or 1.0)
+
+
+def float32_tolerance(sensitivity: float) -> float:
+    """Return what two correct float32 programs may differ by, relative to the largest entry.
+
+    `sensitivity` is how far the recorded program moved when its sums were reordered or made in
+    float64: one sample of its noise. 8 samples cover the noise of both programs; 16 roundings
+    cover a sensitivity that happened to come out as 0.
+    """
+    return max(8 * sensitivity, 16 * EPS32)
+
+
+@dataclasses.dataclass
+class Digests:
+    """Norms `[v]` and random projections `[v, 4]` of v arrays."""
+
+    norm: np.ndarray
+    dots: np.ndarray
+
+    @classmethod
+    def stored(cls, recording: Recording, key: str) -> Digests:
+        """Read `{key}_norm` and `{key}_dots`; a row of NaN, no gradient, is a gradient of zero."""
+        norm, dots = recording.arrays[f"{key}_norm"], recording.arrays[f"{key}_dots"]
+        return cls(np.nan_to_num(norm, nan=0.0), np.nan_to_num(dots, nan=0.0))
+
+    def error(self, want: Digests) -> float:
+        """Return the largest difference relative to the norm of the same array.
+
+        A projection on a standard normal probe has about the size of the norm, so a relative error
+        of the array shows up as itself in each of the four. Norms below 1e-9 of the largest one
+        count as that: they are rounding noise.
+        """
+        scale = np.maximum(want.norm, 1e-9 * np.max(want.norm, initial=0.0))
+        scale[scale == 0] = 1.0
+        projected = np.max(np.abs(self.dots - want.dots), axis=1)
+        difference = np.maximum(np.abs(self.norm - want.norm), projected)
+        return float(np.max(difference / scale, initial=0.0))
+
+
+def digest(recording: Recording, names: Iterable[str], *sets: Mapping[str, Any]) -> list[Digests]:
+    """Digest several sets of arrays with the same names, making each probe once.
+
+    A name that a set lacks counts as zero there.
+    """
+    rows: list[list] = [[] for _ in sets]
+    for name in names:
+        shape = next(np.shape(values[name]) for values in sets if name in values)
+        probes = np.stack(
+            [recording.fill(f"probe{j}/{name}", shape, "normal").ravel() for j in range(4)]
+        ).astype(np.float64)
+        for row, values in zip(rows, sets, strict=True):
+            x = np.asarray(values.get(name, np.zeros(shape)), np.float64).ravel()
+            row.append([np.linalg.norm(x), *(probes @ x)])
+    tables = [np.array(row).reshape(-1, 5) for row in rows]
+    return [Digests(table[:, 0], table[:, 1:]) for table in tables]

@@ -1,0 +1,88 @@
+"""Our encoder, projection head and classifier for the settings of a recording."""
+
+from __future__ import annotations
+
+import functools
+
+import golden
+import jax
+import jax.numpy as jnp
+import numpy as np
+import official_variables as official
+
+from simclr_jax.models.heads import Classifier, ProjectionHead
+from simclr_jax.models.normalization import BatchNorm
+from simclr_jax.models.resnet import ResNet
+
+
+def encoder(recording: golden.Recording, dtype=jnp.float32) -> ResNet:
+    flags = recording.flags
+    small = recording.settings.get("cifar_stem", flags.get("image_size", 224) <= 32)
+    # Unsynchronised normalisation of images is the fused kernel of TensorFlow 1.
+    unbiased = recording.tf1 and not flags.get("global_bn", True)
+    return ResNet(
+        depth=flags.get("resnet_depth", 50),
+        width=flags.get("width_multiplier", 1),
+        stem="cifar" if small else "imagenet",
+        norm=functools.partial(_norm(recording), unbiased_moving=unbiased, param_dtype=dtype),
+        param_dtype=dtype,
+    )
+
+
+def head(recording: golden.Recording) -> ProjectionHead:
+    flags = recording.flags
+    return ProjectionHead(
+        kind=head_kind(recording),
+        layers=flags.get("num_proj_layers", 3),
+        dim=flags.get("proj_out_dim", 128),
+        norm=_norm(recording),
+    )
+
+
+def head_kind(recording: golden.Recording) -> str:
+    """Return the kind of projection head; TensorFlow 2 recorded some of its layers alone."""
+    alone = {"SupervisedHead": "none", "LinearLayer": "linear"}
+    layer = recording.settings.get("layer")
+    return alone.get(layer, recording.flags.get("proj_head_mode", "nonlinear"))
+
+
+def classifier(recording: golden.Recording) -> Classifier | None:
+    classes = recording.settings.get("num_classes", recording.flags.get("num_classes"))
+    return Classifier(classes) if classes else None
+
+
+def _norm(recording: golden.Recording):
+    decay = recording.flags.get("batch_norm_decay", 0.9)
+    # TensorFlow makes the rate of the moving averages in float32, also in a float64 program.
+    return functools.partial(BatchNorm, momentum=1 - float(np.float32(1 - decay)))
+
+
+def names(recording: golden.Recording, *sections: str) -> official.Names:
+    """Return the official names of the variables of these sections of a model."""
+    flags = recording.flags
+    namer = official.namer(recording.tf1, flags.get("global_bn", True))
+    found: official.Names = {}
+    if "encoder" in sections:
+        found |= namer.encoder(encoder(recording).depth)
+    if "head" in sections:
+        alone = {"scope": ""} if recording.settings.get("layer") == "LinearLayer" else {}
+        module = head(recording)
+        found |= namer.head(module.kind, module.layers, **alone)
+    if "classifier" in sections and classifier(recording):
+        found |= namer.classifier()
+    return found
+
+
+def init(recording: golden.Recording, key: jax.Array) -> dict:
+    """Draw initial values of a whole model, as `{params: ..., batch_stats: ...}` of sections."""
+    size, keys = recording.flags["image_size"], jax.random.split(key, 3)
+    resnet = encoder(recording)
+    images = jnp.zeros((2, size, size, 3))
+    ends, variables = resnet.init_with_output(keys[0], images, True)
+    sections = {"encoder": variables, "head": head(recording).init(keys[1], ends["h"], True)}
+    if module := classifier(recording):
+        sections["classifier"] = module.init(keys[2], ends["h"])
+    return {
+        collection: {s: tree[collection] for s, tree in sections.items() if collection in tree}
+        for collection in ("params", "batch_stats")
+    }

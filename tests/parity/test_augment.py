@@ -1,0 +1,178 @@
+"""Our augmentation against recordings of the official one: pixels on equal draws, laws of draws."""
+
+from __future__ import annotations
+
+import functools
+
+import augment_calls
+import jax
+import numpy as np
+import pytest
+from scipy import stats
+
+from simclr_jax.augment import draws
+from simclr_jax.augment.policy import Policy
+
+CASES = augment_calls.cases("augment_op", "preprocess", "augment_law")
+if not CASES:
+    pytest.skip("no golden augmentation files (SIMCLR_GOLDEN names them)", allow_module_level=True)
+
+# Pixels are near 1 and both programs are single precision. A resize or a blur sums at most 23
+# products twice; a colour operation has a mean over 2000 pixels, or divisions by the spread;
+# a chain has four colour operations, each of which multiplies earlier errors by up to 1.8.
+EPSILON = float(np.finfo(np.float32).eps)
+TOLERANCE = {"exact": 1e-9, "resize": 8, "blur": 8, "color": 16, "chain": 32}  # times EPSILON
+
+SAMPLES = 10_000
+REJECT = 1e-4  # of a law, at a fixed seed: below this the two samples differ
+
+
+def named(kinds: tuple[str, ...] = ("augment_law",), **by: tuple[str, ...]) -> list[str]:
+    """Names of the files of these kinds whose official function is `of`, or is not `other_than`."""
+    return [
+        name
+        for name, case in CASES.items()
+        if case.spec["kind"] in kinds
+        and case.function in by.get("of", (case.function,))
+        and case.function not in by.get("other_than", ())
+    ]
+
+
+@pytest.mark.parametrize("name", named(("augment_op", "preprocess"), other_than=augment_calls.LAWS))
+def test_equal_draws_give_the_official_pixels(name, record_parity):
+    case = CASES[name]
+    if case.function in augment_calls.NOT_OURS:
+        pytest.skip(f"{case.function}: {augment_calls.NOT_OURS[case.function]}")
+    group, pairs = augment_calls.comparisons(case)
+    errors = [np.abs(np.subtract(ours, official, dtype=float)).max() for ours, official in pairs]
+    tolerance = TOLERANCE[group] * EPSILON
+    record_parity(case.spec["kind"], case.file, max(errors), tolerance)
+
+
+@pytest.mark.parametrize("name", named(of=("random_crop_with_resize",)))
+def test_crop_law(name, record_parity):
+    case = CASES[name]
+    (height, width), recorded = case.spec["settings"]["image"], case.arrays["boxes"]
+    arguments = case.spec["settings"]["arguments"]
+    ours = boxes(arguments, height, width)
+    theirs = crop_columns(recorded, height, width)
+    for column, values in crop_columns(ours, height, width).items():
+        compare(case, values, theirs[column], record_parity)
+    # What a distance of distributions cannot see: the limits.
+    summary = case.spec["summary"]
+    assert crop_columns(ours, height, width)["area"].min() >= (
+        arguments["min_object_covered"] - EPSILON
+    )
+    smaller = ours[ours[:, 2] < height]
+    assert (smaller[:, 0] + smaller[:, 2]).max() == summary["max_y_plus_h_where_h_less"]
+    smaller = ours[ours[:, 3] < width]
+    assert (smaller[:, 1] + smaller[:, 3]).max() == summary["max_x_plus_w_where_w_less"]
+
+
+@pytest.mark.parametrize("name", named(("augment_op",), of=augment_calls.LAWS))
+def test_crop_quantiles(name, record_parity):
+    case = CASES[name]
+    settings = case.spec["settings"]
+    bound = ks_bound(settings["samples"])
+    for height, width in settings["sizes"]:
+        columns = crop_columns(boxes(settings, height, width), height, width)
+        for column in ("area", "aspect", "height", "y_fraction", "x_fraction"):
+            quantiles = case.arrays[f"{height}x{width}/{column}_quantiles"]
+            level = np.linspace(0, 1, len(quantiles))
+            ours = np.sort(columns[column])
+            # Our share below and up to each recorded quantile (ties span a range). The quantiles
+            # are rounded to single precision in places, hence the slack.
+            below = np.searchsorted(ours, quantiles * (1 - 1e-6), "left") / len(ours)
+            up_to = np.searchsorted(ours, quantiles * (1 + 1e-6), "right") / len(ours)
+            distance = np.maximum(below - level, level - up_to).max()
+            record_parity("augment_law", case.file, distance, bound)
+
+
+@pytest.mark.parametrize("name", named(of=("color_jitter",)))
+def test_jitter_law(name, record_parity):
+    case = CASES[name]
+    strength = case.spec["settings"]["strength"]
+    maxima = dict.fromkeys(("brightness", "contrast", "saturation"), 0.8 * strength)
+    ours = samples(Policy(size=8, crop=False, hue=0.2 * strength, **maxima))
+    for i, factor in enumerate(("brightness", "contrast", "saturation", "hue")):
+        compare(case, getattr(ours, factor), case.arrays["factors"][:, i], record_parity)
+    digits = 4 ** np.arange(4)
+    compare_categories(case, ours.order @ digits, case.arrays["order"] @ digits, record_parity)
+
+
+@pytest.mark.parametrize("name", named(of=("preprocess_for_train",)))
+def test_application_law(name, record_parity):
+    """Flip, jitter and grayscale jointly: eight outcomes, so a dependence would show."""
+    case = CASES[name]
+    ours = samples(Policy(size=8, crop=False))
+    applied = np.stack([getattr(ours, c) for c in case.spec["settings"]["columns"]], 1)
+    digits = [1, 2, 4]
+    compare_categories(case, applied @ digits, case.arrays["applied"] @ digits, record_parity)
+
+
+@pytest.mark.parametrize("name", named(of=("batch_random_blur",)))
+def test_blur_law(name, record_parity):
+    case = CASES[name]
+    ours = samples(Policy(size=8, crop=False))
+    compare(case, ours.sigma, case.arrays["sigma"].ravel(), record_parity)
+    compare_categories(case, ours.blur, case.arrays["selected"].ravel(), record_parity)
+
+
+def test_every_law_file_is_compared():
+    known = {"random_crop_with_resize", "color_jitter", "preprocess_for_train", "batch_random_blur"}
+    assert {CASES[name].function for name in named()} <= known
+
+
+def ks_bound(recorded: int) -> float:
+    """The largest Kolmogorov-Smirnov distance that level REJECT allows."""
+    return np.sqrt(-np.log(REJECT / 2) / 2 * (1 / recorded + 1 / SAMPLES))
+
+
+def compare(case, ours: np.ndarray, recorded: np.ndarray, record_parity):
+    distance = stats.ks_2samp(ours, recorded).statistic
+    record_parity(case.spec["kind"], case.file, distance, ks_bound(len(recorded)))
+
+
+def samples(policy: Policy) -> draws.Draws:
+    keys = jax.random.split(jax.random.key(20), SAMPLES)
+    drawn = jax.jit(jax.vmap(lambda key: draws.sample(key, policy, 8, 8)))(keys)
+    return jax.tree.map(np.asarray, drawn)
+
+
+def boxes(arguments: dict, height: int, width: int) -> np.ndarray:
+    policy = Policy(
+        size=8,
+        area=arguments["area_range"],
+        aspect=arguments["aspect_ratio_range"],
+        min_object_covered=arguments["min_object_covered"],
+    )
+    keys = jax.random.split(jax.random.key(21), SAMPLES)
+    return np.asarray(sample_boxes(keys, policy, height, width))
+
+
+@functools.partial(jax.jit, static_argnums=1)  # sizes traced: one compilation for all images
+def sample_boxes(keys, policy, height, width):
+    return jax.vmap(lambda key: draws.crop_box(key, policy, height, width))(keys)
+
+
+def crop_columns(boxes: np.ndarray, height: int, width: int) -> dict[str, np.ndarray]:
+    y, x, rows, columns = boxes.astype(np.int64).T
+    return {
+        "y": y,
+        "x": x,
+        # Of the crops that have room to move: so the recording counts.
+        "y_fraction": (y / np.maximum(height - rows, 1))[rows < height],
+        "x_fraction": (x / np.maximum(width - columns, 1))[columns < width],
+        "height": rows,
+        "width": columns,
+        "area": rows * columns / (height * width),
+        "aspect": columns / rows,
+    }
+
+
+def compare_categories(case, ours: np.ndarray, recorded: np.ndarray, record_parity):
+    categories = np.union1d(ours, recorded)
+    table = [[np.sum(sample == c) for c in categories] for sample in (ours, recorded)]
+    chi_square = stats.chi2_contingency(table, correction=False)
+    limit = stats.chi2.isf(REJECT, chi_square.dof)
+    record_parity(case.spec["kind"], case.file, chi_square.statistic, limit)

@@ -1,0 +1,43 @@
+"""Learning rates and lengths of runs against the official ones."""
+
+from __future__ import annotations
+
+import golden
+import jax
+import pytest
+
+from simclr_jax.optim import schedules
+
+
+def build(recording: golden.Recording):
+    """Return our schedule, its peak, and the lengths of warm-up and run."""
+    flags, examples = recording.flags, recording.settings["num_examples"]
+    base = flags["learning_rate" if recording.tf1 else "base_learning_rate"]
+    batch = flags["train_batch_size"]
+    peak = schedules.peak_rate(base, flags["learning_rate_scaling"], batch)
+    warmup = schedules.warmup_steps(flags["warmup_epochs"], examples, batch)
+    total = flags["train_steps"] or schedules.total_steps(flags["train_epochs"], examples, batch)
+    return schedules.warmup_cosine(peak, warmup, total), peak, warmup, total
+
+
+def check(recording, key, limit, record_parity):
+    schedule, peak, warmup, total = build(recording)
+    lengths = recording.settings if recording.tf1 else recording.arrays
+    assert (warmup, total) == (lengths["warmup_steps"], lengths["total_steps"])
+    rates = jax.jit(jax.vmap(schedule))(recording.arrays["steps"])
+    error = golden.error(rates, recording.arrays[key], floor=peak)
+    record_parity("schedule", recording.name, error, limit)
+
+
+@pytest.mark.parametrize("recording", golden.cases("schedule"))
+def test_rates_are_the_official_ones(recording, record_parity):
+    noise = max(recording.spec["sensitivity"].values())
+    check(recording, "learning_rate", golden.float32_tolerance(noise), record_parity)
+
+
+@pytest.mark.x64
+@pytest.mark.parametrize(
+    "recording", golden.cases("schedule", lambda r: "learning_rate_float64" in r.arrays)
+)
+def test_rates_are_the_official_ones_in_float64(recording, record_parity):
+    check(recording, "learning_rate_float64", 16 * golden.EPS64, record_parity)

@@ -1,0 +1,132 @@
+"""Checkpoints while the disk fails or the process is killed: the last good step survives."""
+
+import random
+import resource
+import subprocess
+import sys
+import textwrap
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from simclr_jax.errors import UserError
+from simclr_jax.train import manifest
+from simclr_jax.train.checkpoints import Checkpoints
+
+
+@pytest.mark.parametrize("surface", ["wait", "save", "close"])
+def test_failed_write_surfaces_once_and_names_the_last_good_step(surface, tmp_path):
+    state = {"a": np.random.default_rng(0).normal(size=200_000)}  # noise: 1.6 MB however packed
+    checkpoints = Checkpoints(tmp_path)
+    checkpoints.save(1, state)
+    checkpoints.wait()
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (500_000, limits[1]))
+    try:
+        with pytest.raises(UserError, match=rf"2 cannot be written to {tmp_path}.*last good .* 1"):
+            checkpoints.save(2, state)
+            checkpoints.save(3, state) if surface == "save" else getattr(checkpoints, surface)()
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    if surface != "close":
+        checkpoints.wait()  # said once
+        checkpoints.save(4, state)
+        checkpoints.wait()
+        assert sorted(p.name for p in tmp_path.iterdir()) == ["1", "4"]
+
+
+def test_directory_that_cannot_be_made_is_an_error_at_once(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UserError, match="Not a directory"):
+        Checkpoints(tmp_path / "file").save(1, {"a": np.ones(3)})
+
+
+def test_nothing_is_pruned_when_the_new_step_reads_back_differently(tmp_path, monkeypatch):
+    said: list[str] = []
+    checkpoints = Checkpoints(tmp_path, keep=1, say=said.append)
+    checkpoints.save(1, {"a": np.arange(9)})
+    checkpoints.wait()
+    seal = manifest.write
+
+    def failing_disk(directory, step, leaves):
+        seal(directory, step, leaves)
+        biggest = max(Path(directory).glob("**/d/*"), key=lambda path: path.stat().st_size)
+        biggest.write_bytes(biggest.read_bytes()[::-1])
+
+    with monkeypatch.context() as patch:
+        patch.setattr(manifest, "write", failing_disk)
+        checkpoints.save(2, {"a": np.arange(9) + 1})
+        with pytest.raises(UserError, match=r"reads back differently.*last good one is 1"):
+            checkpoints.wait()
+    assert checkpoints.steps() == [1] and "2.damaged" in said[0]
+    checkpoints.save(3, {"a": np.arange(9) + 2})
+    checkpoints.wait()
+    assert checkpoints.steps() == [3]
+
+
+# Kills
+
+NURSERY = textwrap.dedent(
+    """
+    # Imports once; then, for each line of input, forks a child that saves without end and kills
+    # it the given time after its first save. Prints the last step that the child saw sealed.
+    import os, signal, sys, time
+    import numpy as np
+    from simclr_jax.train.checkpoints import Checkpoints
+
+    def child(directory, report):
+        checkpoints = Checkpoints(directory, keep=2, say=lambda _: None)
+        restored = checkpoints.restore({"a": np.zeros((64, 64)), "b": {"c": np.int32(0)}})
+        step = restored[0] if restored else 0
+        while True:
+            step += 1
+            rng = np.random.default_rng(step)
+            checkpoints.save(step, {"a": rng.normal(size=(64, 64)), "b": {"c": np.int32(step)}})
+            os.write(report, b"%d\\n" % (step - 1))  # save(step) has waited for the one before
+
+    directory = sys.argv[1]
+    for line in sys.stdin:
+        out, report = os.pipe()
+        pid = os.fork()
+        if pid == 0:
+            child(directory, report)
+        os.close(report)
+        sealed = os.read(out, 100)
+        time.sleep(float(line))
+        os.kill(pid, signal.SIGKILL)
+        os.waitpid(pid, 0)
+        while more := os.read(out, 10000):
+            sealed += more
+        os.close(out)
+        print(sealed.split()[-1].decode(), flush=True)
+    """
+)
+
+
+def test_kill_at_any_instant_leaves_the_last_sealed_step_restorable(tmp_path):
+    nursery = subprocess.Popen(
+        [sys.executable, "-c", NURSERY, str(tmp_path)],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    rng = random.Random(5)
+    target = {"a": np.zeros((64, 64)), "b": {"c": np.int32(0)}}
+    reached = 0
+    for _ in range(8):
+        nursery.stdin.write(f"{rng.uniform(0, 0.4)}\n")
+        nursery.stdin.flush()
+        sealed = int(nursery.stdout.readline())
+        checkpoints = Checkpoints(tmp_path, keep=2, say=lambda _: None)
+        restored = checkpoints.restore(target)
+        if sealed:
+            step, state = restored
+            assert step >= max(sealed, reached)
+            expected = np.random.default_rng(step).normal(size=(64, 64))
+            assert (state["a"] == expected).all() and state["b"]["c"] == step
+            reached = step
+        checkpoints.close()
+    nursery.stdin.close()
+    assert nursery.wait() == 0
+    assert reached > 8
