@@ -13,7 +13,7 @@ import numpy as np
 from ml_collections import ConfigDict
 from ml_collections.config_dict import placeholder
 
-from simclr_jax.errors import UserError, choose
+from simclr_jax.errors import UserError, choose, nearest
 
 # What a field may be. The modules that act on a choice know it by the same name
 # (tests/test_config.py builds every one of them).
@@ -148,7 +148,7 @@ def base() -> ConfigDict:
     config.checkpoint = ConfigDict(
         {"every_steps": 1000, "keep": 3, "keep_period": placeholder(int)}
     )
-    return config
+    return config.lock()  # a misspelt field in a recipe is an error, not a new field
 
 
 # Groups that a resumed run may change: they touch what is written, never what is computed.
@@ -180,6 +180,7 @@ def validate(config: ConfigDict, devices: int) -> None:
       UserError: naming the first field found wrong, its value and what would be right.
     """
     c = config
+    _check_fields(c.to_dict(), base().to_dict())
     for name, choices in CHOICES.items():
         choose(name, _value(c, name), choices)
     for names, words, holds in RULES:
@@ -200,6 +201,19 @@ def validate(config: ConfigDict, devices: int) -> None:
             )
     if c.train.dtype == "float64" and not _x64():
         raise UserError("train.dtype is float64: set the environment variable JAX_ENABLE_X64=1")
+
+
+def _check_fields(fields: dict, known: dict, prefix: str = "") -> None:
+    for key in fields.keys() - known.keys():
+        raise UserError(f'recipe has no field "{prefix}{key}"{nearest(key, known)}: remove it')
+    for key, value in known.items():
+        name = f"{prefix}{key}"
+        if key not in fields:
+            raise UserError(f'recipe lacks "{name}": start from simclr_jax.config.base()')
+        if isinstance(value, dict) != isinstance(fields[key], dict):
+            raise UserError(f"{name} is {fields[key]}: see simclr_jax.config.base() for its shape")
+        if isinstance(value, dict):
+            _check_fields(fields[key], value, f"{name}.")
 
 
 def _value(config: ConfigDict, name: str):

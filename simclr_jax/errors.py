@@ -7,8 +7,10 @@ code 1. Everything else is a bug and keeps its traceback.
 from __future__ import annotations
 
 import difflib
+import re
 import sys
 from collections.abc import Callable, Iterable
+from pathlib import Path
 
 from absl import app, flags, logging
 
@@ -40,10 +42,11 @@ def run(main: Callable[[], int | None]) -> None:
     debug = "--debug" in sys.argv or "--debug=true" in sys.argv
 
     def parse(argv: list[str]) -> list[str]:
+        logging.set_verbosity(logging.ERROR)
         try:
             rest = flags.FLAGS(argv)
             _load_recipe()
-        except Exception as error:
+        except Exception as error:  # whatever the code of a recipe may raise
             if debug:
                 raise
             _exit(_explain(error))
@@ -64,28 +67,68 @@ def run(main: Callable[[], int | None]) -> None:
     app.run(guarded, flags_parser=parse)
 
 
+def recipe_path() -> str:
+    """Return the file named by --config on the command line, or ""."""
+    for argument, following in reversed([*zip(sys.argv, [*sys.argv[1:], ""], strict=True)]):
+        if argument in ("--config", "-config"):
+            return following.partition(":")[0]
+        if argument.startswith(("--config=", "-config=")):
+            return argument.partition("=")[2].partition(":")[0]
+    return ""
+
+
 def _load_recipe() -> None:
     """Open the recipe now: ml_collections defers a missing file until the first use of a field."""
-    if "config" in flags.FLAGS and flags.FLAGS.config is not None:
-        _ = flags.FLAGS.config.seed
-
-
-def _explain(error: Exception) -> str:
-    text = " ".join(str(error).replace("\\n", " ").replace("\\'", "'").split()).strip("\"'")
-    recipe = next((arg.partition("=")[2] for arg in sys.argv if arg.startswith("--config=")), "")
-    path = recipe.partition(":")[0]
-    if isinstance(error, flags.Error):
-        return f"{text} (see --help)" if isinstance(error, flags.UnrecognizedFlagError) else text
-    if isinstance(error, FileNotFoundError):
-        return f'recipe "{path}" does not exist: --config takes a Python file such as {EXAMPLE}'
-    if "get_config" in text:
-        return f'recipe "{path}" has no get_config(): see {EXAMPLE} for the shape of a recipe'
-    if "Did you mean" in text or isinstance(error, KeyError | AttributeError):
-        return f"no such field in recipe {path}: {text}"
-    return f'recipe "{path}" raised {type(error).__name__}: {text} (--debug shows where)'
+    if "config" in flags.FLAGS and flags.FLAGS["config"].present:
+        config = flags.FLAGS.config
+        if config is None or isinstance(config, dict):
+            raise TypeError("get_config() must return a ConfigDict")
+        _ = config.seed
 
 
 EXAMPLE = "configs/digits.py"
+
+# What Python says to a value of the wrong type, and what to tell the user.
+WRONG_TYPE = {
+    "invalid literal for int": "it must be a whole number",
+    "could not convert string to float": "it must be a number",
+    "Non-boolean argument": "it must be True or False",
+}
+
+
+def _explain(error: Exception) -> str:
+    path = recipe_path()
+    text = str(error).strip()
+    if "Traceback" in text:  # ml_collections puts the whole of it into the message
+        return f'recipe "{path}" raised {text.splitlines()[-1]} (--debug shows where)'
+    text = " ".join(text.replace("\\n", " ").replace("\\'", "'").split())
+    if isinstance(error, flags.Error):
+        said = next((said for said in WRONG_TYPE if said in text), None)
+        if said:
+            flag = text.removeprefix("flag ").partition(": ")[0]
+            return f"{flag} has the wrong type: {WRONG_TYPE[said]}"
+        return f"{text} (see --help)" if isinstance(error, flags.UnrecognizedFlagError) else text
+    if isinstance(error, OSError) and not Path(path).is_file():
+        return f'recipe "{path}" is no file: --config takes a Python file such as {EXAMPLE}'
+    if "get_config" in text and isinstance(error, AttributeError):
+        return f'recipe "{path}" has no get_config(): see {EXAMPLE} for the shape of a recipe'
+    if isinstance(error, KeyError | AttributeError):
+        return _explain_field(text, path)
+    return f'recipe "{path}" raised {type(error).__name__}: {text} (--debug shows where)'
+
+
+def _explain_field(text: str, path: str) -> str:
+    misspelt = re.search(r'Did you mean "(\w+)" instead of "(\w+)"', text)
+    locked = re.search(r'Key "(\w+)" does not exist', text)  # assigned to inside a recipe
+    if misspelt:
+        meant, said = misspelt.groups()
+        hint = f' (did you mean "{meant}"?)'
+    elif locked:
+        said, present = locked[1], text.partition("Other fields present")[2]
+        hint = nearest(said, re.findall(r"'(\w+)':", present))
+    else:
+        said, hint = text.strip("\"'"), ""
+    return f'recipe "{path}" has no field "{said}"{hint}: simclr_jax/config.py lists them'
 
 
 def _exit(message: str) -> None:

@@ -9,7 +9,6 @@ The same command continues a run that was interrupted.
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 
 from absl import flags
@@ -36,8 +35,7 @@ def main() -> int:
     from simclr_jax.stages import pretrain
 
     parallel.use_compilation_cache()
-    recipe = next(arg.partition("=")[2] for arg in sys.argv if arg.startswith("--config="))
-    workdir = FLAGS.workdir or f"runs/{Path(recipe.partition(':')[0]).stem}"
+    workdir = FLAGS.workdir or f"runs/{Path(errors.recipe_path()).stem}"
     return pretrain.run(FLAGS.config, workdir, FLAGS.resume, FLAGS.profile_steps)
 
 

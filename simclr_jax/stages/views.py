@@ -58,14 +58,16 @@ def view_maker(config: ConfigDict) -> Callable[[Batch], jax.Array]:
 
 
 def eval_image(image: jax.Array, size: int, grid: str) -> jax.Array:
-    """Prepare an image `[h, w, c]` for evaluation, as the official code does.
+    """Prepare an image `[h, w, c]` for evaluation: resize its central 87.5 %, or all of a small one.
 
-    Up to 32 pixels it is taken as it is, if it has the right size; else the central 87.5 % are
-    resized (`data_util.py:preprocess_for_eval`).
+    The official code takes images of up to 32 pixels as they are, and whole
+    (`data_util.py:preprocess_for_eval`, `test_crop`); one of another size is resized here.
     """
-    if size <= 32 and image.shape[:2] == (size, size):
+    if size > 32:
+        return center_crop(image, size, grid)
+    if image.shape[:2] == (size, size):
         return to_float(image)
-    return center_crop(image, size, grid)
+    return center_crop(image, size, grid, proportion=1.0)
 
 
 def draw(config: ConfigDict, images: Images, path: epath.Path) -> None:

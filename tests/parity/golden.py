@@ -162,14 +162,14 @@ def error(got: Any, want: np.ndarray, floor: float = 0.0) -> float:
     return float(np.max(np.abs(got - want), initial=0.0)) / (scale or 1.0)
 
 
-def float32_tolerance(sensitivity: float) -> float:
+def float32_tolerance(sensitivity: float, roundings: int = 16) -> float:
     """Return what two correct float32 programs may differ by, relative to the largest entry.
 
     `sensitivity` is how far the recorded program moved when its sums were reordered or made in
-    float64: one sample of its noise. 8 samples cover the noise of both programs; 16 roundings
+    float64: one sample of its noise. 8 samples cover the noise of both programs; some roundings
     cover a sensitivity that happened to come out as 0.
     """
-    return max(8 * sensitivity, 16 * EPS32)
+    return max(8 * sensitivity, roundings * EPS32)
 
 
 @dataclasses.dataclass

@@ -18,9 +18,13 @@ MODES = ("eval", "train")
 def images(recording: golden.Recording) -> np.ndarray:
     """Make the recorded input `[b, h, w, 3]`."""
     how = recording.settings["images"]
-    if recording.tf1:
-        name, law = re.fullmatch(r"fill\('(\w+)', .*'(\w+)'\)", how).groups()
-        return recording.fill(name, recording.settings["image_shape"], law)
+    if recording.tf1:  # a formula, of small images if pixels are to be repeated
+        name, shape, law = re.search(r"fill\('(\w+)', \(([\d, ]+)\), .*'(\w+)'\)", how).groups()
+        shape, wanted = [int(n) for n in shape.split(",")], recording.settings["image_shape"]
+        x = recording.fill(name, shape, law)
+        for axis in (1, 2):
+            x = np.repeat(x, wanted[axis] // shape[axis], axis)
+        return x
     x = recording.fill(how["name"], how["shape"], how["law"])
     if "times" in how:
         times = how["times"]
@@ -90,7 +94,8 @@ def tolerance(what: str, recording: golden.Recording, mode: str) -> float:
     else:
         keys = {"ends": f"act_{mode}", "moved": "updated"}
         noise = noise[keys.get(what, f"{what}_{mode}")]
-    return golden.float32_tolerance(float(np.max(noise)))
+    roundings = 16 + recording.flags["resnet_depth"]
+    return golden.float32_tolerance(float(np.max(noise)), roundings)
 
 
 @pytest.mark.x64

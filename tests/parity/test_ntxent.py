@@ -98,8 +98,8 @@ def official_metrics(recording: golden.Recording):
 
 
 def tolerance(recording: golden.Recording, eps: float) -> float:
-    """Return 4 roundings of the largest logit: what the softmax turns into relative errors."""
-    return 4 * eps * (1 + float(np.max(np.abs(recording.arrays["logits"]))))
+    """Return 8 roundings of the largest logit: what the softmax turns into relative errors."""
+    return 8 * eps * (1 + float(np.max(np.abs(recording.arrays["logits"]))))
 
 
 @pytest.mark.parametrize("recording", golden.cases("ntxent"))
@@ -134,7 +134,7 @@ def test_loss_and_gradient_are_the_official_ones_in_float64(recording, record_pa
     for key in wanted.keys() & arrays.keys():
         error = golden.error(wanted[key], arrays[key].reshape(np.shape(wanted[key])), floor=1.0)
         # TensorFlow 1 averages losses in float32, also in a float64 graph.
-        limit = 2 * golden.EPS32 if recording.tf1 else exact
+        limit = 4 * golden.EPS32 if recording.tf1 else exact
         record_parity("ntxent", recording.name, error, limit)
     if "grad64" in arrays:
         error = gradient_error(recording, x, grad, arrays["grad64"].reshape(x.shape))

@@ -1,0 +1,109 @@
+"""Where the time of a training step goes: input, transfer, step, logging, and the loop itself.
+
+    python benchmarks/step_time.py --config=configs/digits.py --steps=20
+
+The four parts are timed one after another, each waited for; the loop runs them as training does,
+with input and transfer in a thread beside the step. Where the loop takes as long as the step alone,
+everything else is hidden behind it. Machines are noisy: read ratios, not milliseconds.
+"""
+
+from __future__ import annotations
+
+import statistics
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import jax
+import numpy as np
+from absl import flags
+from etils import epath
+from ml_collections import config_flags
+
+from simclr_jax import config as recipes
+from simclr_jax import errors, parallel
+from simclr_jax.data import pipeline, sources
+from simclr_jax.reporting.tables import table
+from simclr_jax.stages import pretrain
+from simclr_jax.train import plan as plans
+from simclr_jax.train.metrics import MetricsWriter
+from simclr_jax.train.step import make_step
+
+FLAGS = flags.FLAGS
+config_flags.DEFINE_config_file("config", "configs/digits.py", "Recipe.")
+flags.DEFINE_integer("steps", 20, "Steps to time, after two that are not counted.", lower_bound=1)
+flags.DEFINE_boolean("debug", False, "Show the traceback of an error.")
+
+WARM_UP = 2
+
+
+def main() -> None:
+    """Time the parts of a step and the whole, and print them beside each other."""
+    config = FLAGS.config
+    mesh = parallel.make_mesh()
+    recipes.validate(config, mesh.size)
+    parallel.use_compilation_cache()
+    train = sources.open_split(config.data, config.data.split)
+    test = sources.open_split(config.data, config.data.eval_split)
+    plan = plans.make(config, len(train))
+    stage = pretrain.make_stage(config, plan, train, test, mesh)
+    step, state = make_step(stage, mesh), stage.init()
+
+    times: dict[str, list[float]] = {"input": [], "transfer": [], "step": [], "logging": []}
+
+    def timed(part: str, call: Callable[[], Any]) -> Any:
+        start = time.perf_counter()
+        result = jax.block_until_ready(call())
+        times[part].append(time.perf_counter() - start)
+        return result
+
+    with tempfile.TemporaryDirectory() as directory:
+        writer = MetricsWriter(epath.Path(directory), 0)
+        for number in range(FLAGS.steps + WARM_UP):
+            host = timed("input", lambda n=number: _stacked(train, config.seed, n, plan.batch_size))
+            batch = timed("transfer", lambda h=host: parallel.shard(mesh, h, axis=1))
+            state, metrics = timed("step", lambda s=state, b=batch: step(s, b))
+            timed("logging", lambda n=number, m=metrics: _log(writer, n, m))
+        writer.close()
+    whole = list(_loop(stage, step, state, FLAGS.steps + WARM_UP))
+
+    kind = mesh.devices.flat[0].device_kind
+    print(f"{mesh.size} x {kind}, batch {plan.batch_size}, {config.train.dtype}")
+    print(_report(times | {"loop": whole}, plan.batch_size))
+
+
+def _stacked(images: sources.Images, seed: int, step: int, batch_size: int) -> dict:
+    batch = pipeline.host_batch(images, seed, step, batch_size)
+    return {name: values[None] for name, values in batch.items()}
+
+
+def _log(writer: MetricsWriter, step: int, metrics: dict[str, jax.Array]) -> None:
+    writer.write(step, {name: float(np.asarray(values)[-1]) for name, values in metrics.items()})
+    writer.flush()
+
+
+def _loop(stage, step, state, steps: int) -> Iterator[float]:
+    """Yield seconds per step with input a chunk ahead and metrics read a chunk late."""
+    previous, last = None, time.perf_counter()
+    for _, batch in stage.batches(0, steps):
+        state, metrics = step(state, batch)
+        jax.block_until_ready(previous)
+        now = time.perf_counter()
+        yield now - last
+        previous, last = metrics, now
+
+
+def _report(times: dict[str, list[float]], batch_size: int) -> str:
+    step = statistics.median(times["step"][WARM_UP:])
+    rows = []
+    for part, seconds in times.items():
+        median, fastest = statistics.median(seconds[WARM_UP:]), min(seconds[WARM_UP:])
+        images = f"{batch_size / median:.0f}" if part in ("step", "loop") else ""
+        cells = (f"{1e3 * median:.2f}", f"{1e3 * fastest:.2f}", f"{median / step:.3f}", images)
+        rows.append((part, *cells))
+    return table(("", "median ms", "best ms", "of the step", "images/s"), rows)
+
+
+if __name__ == "__main__":
+    errors.run(main)

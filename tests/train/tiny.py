@@ -1,0 +1,79 @@
+"""The smallest recipe that has every part of a real one, and images whose shards differ."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from simclr_jax import config as recipes
+from simclr_jax import parallel
+from simclr_jax.data import order
+from simclr_jax.data.sources import Images
+from simclr_jax.stages import pretrain
+from simclr_jax.train import plan as plans
+
+BATCH = 16
+STEPS = 3
+CLASSES = 4
+
+
+def recipe(**fields):
+    """Return the recipe; `fields` are `group_name=value` with a double underscore for the dot."""
+    c = recipes.base()
+    c.data.image_size = 8
+    c.model.depth, c.model.width, c.model.stem = 10, 1 / 16, "cifar"
+    c.head.layers, c.head.dim = 2, 5
+    c.optim.base_lr, c.optim.lr_scaling, c.optim.warmup_epochs = 0.3, "none", 0.0
+    c.train.batch_size, c.train.steps = BATCH, STEPS
+    c.eval.knn_k, c.eval.few_labels = 5, 2
+    for name, value in fields.items():
+        group, field = name.split("__")
+        c[group][field] = value
+    return c
+
+
+def sorted_images(seed: int = 0, count: int = BATCH * STEPS) -> Images:
+    """Return images that come batch by batch from darkest to brightest, in one epoch.
+
+    Each device's rows so differ from every other's in mean and spread, which is when statistics of
+    some rows cannot pass for those of all.
+    """
+    random = np.random.default_rng(0)
+    place = np.arange(count) % BATCH  # in its batch
+    level = 10 + 13.0 * place[:, None, None, None]
+    noise = random.normal(size=(count, 10, 10, 3)) * (1 + place % 8)[:, None, None, None]
+    in_order = np.clip(np.rint(level + 4 * noise), 0, 255).astype(np.uint8)
+    rows = order.examples(seed, np.arange(count), count)
+    pixels, labels = np.empty_like(in_order), np.empty(count, np.int32)
+    pixels[rows], labels[rows] = in_order, place * CLASSES // BATCH
+    return Images(pixels, labels, CLASSES)
+
+
+def make_stage(config, devices: int):
+    """Return the pretraining stage of a recipe over the first `devices` devices, and their mesh."""
+    mesh = parallel.make_mesh(devices)
+    recipes.validate(config, devices)
+    train, test = sorted_images(config.seed), sorted_images(config.seed).take(np.arange(21))
+    return pretrain.make_stage(config, plans.make(config, len(train)), train, test, mesh), mesh
+
+
+def perturbed(state):
+    """Return a state, on the host, whose every parameter is random, the zero scales included."""
+    random = np.random.default_rng(1)
+
+    def perturb(leaf):
+        leaf = np.asarray(leaf)
+        return (leaf + 0.3 * random.normal(size=leaf.shape)).astype(leaf.dtype)
+
+    return jax.tree.map(np.asarray, state)._replace(params=jax.tree.map(perturb, state.params))
+
+
+def recording(optimizer: optax.GradientTransformation) -> optax.GradientTransformation:
+    """Return the optimiser with the gradients it was last given at the front of its state."""
+
+    def init(params):
+        return jax.tree.map(jnp.zeros_like, params)
+
+    return optax.chain(optax.GradientTransformation(init, lambda g, *_: (g, g)), optimizer)
