@@ -6,6 +6,7 @@ A recipe in `configs/` starts from `base()` and changes some fields; the command
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Callable
 
@@ -188,8 +189,12 @@ def validate(config: ConfigDict, devices: int) -> None:
             _require(c, name, holds, words)
     if int(64 * c.model.width) < 1:
         raise UserError(f"model.width is {c.model.width}: 64 * width must be 1 channel or more")
-    if not (c.train.steps or 0) > 0 and not c.train.epochs > 0:
-        raise UserError(f"train.epochs is {c.train.epochs}: it must be greater than 0")
+    if c.train.steps is None:
+        _require(c, "train.epochs", lambda value: value > 0, "greater than 0")
+    else:
+        _require(c, "train.steps", lambda value: value >= 1, "1 or more")
+    for name in c.augment.views:
+        _check_view(c, f"augment.views.{name}.")
     _check_batch(c.train.batch_size, devices)
     for name in ("log.every_steps", "checkpoint.every_steps"):
         steps, call = _value(c, name), c.train.steps_per_call
@@ -226,6 +231,21 @@ def _require(config: ConfigDict, name: str, holds: Callable[[float], bool], rule
     value = _value(config, name)
     if not math.isfinite(value) or not holds(value):
         raise UserError(f"{name} is {value}: it must be {rule}")
+
+
+def _check_view(config: ConfigDict, prefix: str) -> None:
+    for name in ("flip", "jitter", "grayscale", "blur", "area_max"):
+        _require(config, prefix + name, lambda value: 0 <= value <= 1, "in [0, 1]")
+    for name in ("strength", "brightness", "contrast", "saturation", "hue"):
+        _require(config, prefix + name, lambda value: value >= 0, "0 or more")
+    for name in ("area", "aspect", "blur_sigma"):
+        largest = _value(config, f"{prefix}{name}_max")
+        rule = f"greater than 0 and at most {name}_max={largest}"
+        _require(config, f"{prefix}{name}_min", functools.partial(_within, largest), rule)
+
+
+def _within(largest: float, value: float) -> bool:
+    return 0 < value <= largest
 
 
 def _check_batch(batch: int, devices: int) -> None:

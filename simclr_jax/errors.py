@@ -11,6 +11,7 @@ import re
 import sys
 from collections.abc import Callable, Iterable
 from pathlib import Path
+from typing import NoReturn
 
 from absl import app, flags, logging
 
@@ -131,6 +132,6 @@ def _explain_field(text: str, path: str) -> str:
     return f'recipe "{path}" has no field "{said}"{hint}: simclr_jax/config.py lists them'
 
 
-def _exit(message: str) -> None:
+def _exit(message: str) -> NoReturn:
     print(f"error: {message}", file=sys.stderr)
     sys.exit(1)

@@ -76,13 +76,24 @@ def sgd(
     momentum: float = 0.9,
     weight_decay: float = 0.0,
     nesterov: bool = True,
+    classic_momentum: bool = False,
     decayed: Mask = _roles(*SGD_DECAYED),
 ) -> optax.GradientTransformation:
-    """Build SGD with (Nesterov) momentum and L2 decay, the official optimizer "momentum"."""
-    return optax.chain(
-        optax.add_decayed_weights(weight_decay, decayed),
-        optax.sgd(learning_rate, momentum=momentum, nesterov=nesterov),
-    )
+    """Build SGD with (Nesterov) momentum and L2 decay, the official optimizer "momentum".
+
+    Args:
+      learning_rate: scaled rate, or a schedule of it.
+      momentum: of the heavy ball.
+      weight_decay: added to the gradient of `decayed` parameters.
+      nesterov: look ahead.
+      classic_momentum: keep the rate inside the momentum buffer, as Keras does (`tf2/`); False
+        applies it to the buffer, as TensorFlow 1 did. They differ while the rate changes.
+      decayed: tree of booleans, or function from parameters to one.
+    """
+    trace = optax.trace(momentum, nesterov)
+    rate = optax.scale_by_learning_rate(learning_rate)
+    decay = optax.add_decayed_weights(weight_decay, decayed)
+    return optax.chain(decay, *((rate, trace) if classic_momentum else (trace, rate)))
 
 
 def adamw(
@@ -92,5 +103,9 @@ def adamw(
     epsilon: float = 1e-8,
     decayed: Mask = _roles(*ADAMW_DECAYED),
 ) -> optax.GradientTransformation:
-    """Build AdamW (Loshchilov and Hutter 2019), decaying kernels only."""
+    """Build AdamW (Loshchilov and Hutter 2019), decaying kernels only.
+
+    Not the official "adam" to the last digit: TensorFlow adds `epsilon` before it corrects the bias
+    of the second moment, and decays in the loss.
+    """
     return optax.adamw(learning_rate, eps=epsilon, weight_decay=weight_decay, mask=decayed)

@@ -47,7 +47,11 @@ def test_order_never_changes(seed, first, size, ids):
 
 def test_seeds_and_epochs_differ_as_chance_would_have_it():
     size = 5000
-    orders = [examples(seed, epoch * size + np.arange(size), size) for seed in range(3) for epoch in (0, 1, 99)]
+    orders = [
+        examples(seed, epoch * size + np.arange(size), size)
+        for seed in range(3)
+        for epoch in (0, 1, 99)
+    ]
     for i, a in enumerate(orders):
         for b in orders[:i]:
             assert np.sum(a == b) < 12  # of two random orders: 1 on average, this with p < 1e-9

@@ -72,7 +72,9 @@ def test_positions_outgrow_32_bits(source):
 
 def test_hosts_share_a_global_batch(source):
     whole = pipeline.host_batch(source, SEED, 2, BATCH)
-    halves = [pipeline.host_batch(source, SEED, 2, BATCH, rows) for rows in (slice(0, 4), slice(4, 8))]
+    halves = [
+        pipeline.host_batch(source, SEED, 2, BATCH, rows) for rows in (slice(0, 4), slice(4, 8))
+    ]
     for name in whole:
         np.testing.assert_array_equal(np.concatenate([half[name] for half in halves]), whole[name])
 

@@ -108,7 +108,13 @@ def test_files_that_are_no_archive_are_refused(tmp_path):
     np.save(tmp_path / "one.npy", PIXELS)
     damaged = bytearray(whole)
     damaged[len(whole) // 2] ^= 255
-    for contents in (b"", b"text", whole[: len(whole) // 2], damaged, (tmp_path / "one.npy").read_bytes()):
+    for contents in (
+        b"",
+        b"text",
+        whole[: len(whole) // 2],
+        damaged,
+        (tmp_path / "one.npy").read_bytes(),
+    ):
         path = tmp_path / "bad.npz"
         path.write_bytes(contents)
         with pytest.raises(UserError, match=r"no readable \.npz archive: \S") as caught:
@@ -122,7 +128,7 @@ def test_files_that_are_no_archive_are_refused(tmp_path):
 def test_unknown_split_is_refused(tmp_path, with_test):
     more = {"test_images": PIXELS} if with_test else {}
     path = archive(tmp_path, images=PIXELS, **more)
-    with pytest.raises(UserError, match='"tran" .did you mean "train"'):
+    with pytest.raises(UserError, match=r'"tran" .did you mean "train"'):
         sources.open_split(options(path), "tran")
 
 

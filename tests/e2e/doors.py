@@ -14,8 +14,6 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Callable
-from multiprocessing.process import BaseProcess
 from pathlib import Path
 
 import numpy as np
@@ -35,7 +33,6 @@ TINY = (
     "--config.train.batch_size=16",
     "--config.train.steps=6",
     "--config.optim.warmup_epochs=0.5",
-    "--config.eval.every_epochs=0.0",
     "--config.eval.few_labels=2",
     "--config.eval.knn_k=3",
     "--config.log.every_steps=1",
@@ -63,26 +60,32 @@ class Ended:
     err: str
 
 
-class Door:
-    """A door that is running."""
+@dataclasses.dataclass(frozen=True)
+class Blow:
+    """A signal that a run gets when it logs a step, once a file exists."""
 
-    def __init__(self, process: BaseProcess, directory: Path):
-        self.process, self._directory = process, directory
+    signal: int
+    step: int
+    file: Path | None = None
 
-    def wait(self) -> Ended:
-        self.process.join(120)
-        assert self.process.exitcode is not None, "still running after two minutes"
-        out, err = ((self._directory / name).read_text() for name in ("out", "err"))
-        return Ended(self.process.exitcode, out, err)
+    def arm(self) -> None:
+        from simclr_jax.train.metrics import MetricsWriter
 
-    def wait_until(self, condition: Callable[[], bool]) -> None:
-        """Wait for something the running door does to become visible."""
-        while not condition():
-            assert self.process.is_alive(), self.wait()
-            time.sleep(0.005)
+        write = MetricsWriter.write
+
+        def struck(writer, step, values):
+            if step == self.step and "loss" in values:
+                while self.file and not self.file.exists():
+                    time.sleep(0.005)
+                os.kill(os.getpid(), self.signal)
+            write(writer, step, values)
+
+        MetricsWriter.write = struck  # type: ignore[method-assign]
 
 
-def _run(arguments: tuple[str, ...], directory: str, environment: dict[str, str]) -> None:
+def _run(
+    arguments: tuple[str, ...], directory: str, environment: dict[str, str], blow: Blow | None
+) -> None:
     for stream, name in ((1, "out"), (2, "err")):
         os.dup2(os.open(f"{directory}/{name}", os.O_WRONLY | os.O_CREAT | os.O_TRUNC), stream)
     os.environ.update(environment)
@@ -91,41 +94,73 @@ def _run(arguments: tuple[str, ...], directory: str, environment: dict[str, str]
 
     from simclr_jax import errors, main
 
+    if blow:
+        blow.arm()
     errors.run(main.main)
 
 
-def start(tmp_path: Path, *arguments: str, devices: int = 1) -> Door:
-    """Start `python -m simclr_jax.main` in the background, on some CPU devices."""
+def run(tmp_path: Path, *arguments: str, devices: int = 1, blow: Blow | None = None) -> Ended:
+    """Run `python -m simclr_jax.main` on some CPU devices to its end."""
     flags = os.environ["XLA_FLAGS"].replace("device_count=8", f"device_count={devices}")
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["simclr_jax.main", "simclr_jax.stages.pretrain", "PIL.Image"])
     process = context.Process(
-        target=_run, args=(arguments, os.fspath(tmp_path), {"XLA_FLAGS": flags})
+        target=_run, args=(arguments, os.fspath(tmp_path), {"XLA_FLAGS": flags}, blow)
     )
     process.start()
-    return Door(process, tmp_path)
-
-
-def run(tmp_path: Path, *arguments: str, devices: int = 1) -> Ended:
-    """Run `python -m simclr_jax.main` to its end."""
-    return start(tmp_path, *arguments, devices=devices).wait()
+    process.join(300)
+    assert process.exitcode is not None, "still running after five minutes"
+    out, err = ((tmp_path / name).read_text() for name in ("out", "err"))
+    return Ended(process.exitcode, out, err)
 
 
 def run_fresh(*command: str, **environment: str) -> Ended:
     """Run a command in an interpreter of its own."""
+    one_device = os.environ["XLA_FLAGS"].replace("device_count=8", "device_count=1")
     done = subprocess.run(
         command,
         cwd=ROOT,
-        env=os.environ | {"XLA_FLAGS": os.environ["XLA_FLAGS"].replace("=8", "=1")} | environment,
+        env=os.environ | {"XLA_FLAGS": one_device} | environment,
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=300,
     )
     return Ended(done.returncode, done.stdout, done.stderr)
 
 
+def block(directory: Path, *packages: str) -> dict[str, str]:
+    """Return an environment in which importing any of `packages` fails."""
+    # None is how Python marks a module that is not there, for imports and for who asks beforehand.
+    code = f"import sys\nsys.modules.update(dict.fromkeys({packages!r}))\n"
+    (directory / "sitecustomize.py").write_text(code)
+    return {"PYTHONPATH": os.fspath(directory)}
+
+
 def metrics(workdir: Path) -> list[dict]:
-    """Read `metrics.jsonl`; a line still being written is left out."""
-    path = workdir / "metrics.jsonl"
-    lines = path.read_text().splitlines(keepends=True) if path.exists() else []
-    return [json.loads(line) for line in lines if line.endswith("\n")]
+    """Read `metrics.jsonl`, without what depends on the clock."""
+    lines = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
+    return [{k: v for k, v in line.items() if k != "images_per_second"} for line in lines]
+
+
+def losses(workdir: Path) -> dict[int, float]:
+    """Read the loss of each logged step."""
+    return {line["step"]: line["loss"] for line in metrics(workdir) if "loss" in line}
+
+
+def content(workdir: Path) -> dict[str, bytes]:
+    """Read every file of a run."""
+    files = [path for path in workdir.rglob("*") if path.is_file()]
+    return {os.fspath(path.relative_to(workdir)): path.read_bytes() for path in files}
+
+
+def leaves(workdir: Path, step: int) -> dict[str, np.ndarray]:
+    """Read the arrays of a checkpoint as Orbax finds them."""
+    import jax
+    import orbax.checkpoint as ocp
+
+    with ocp.PyTreeCheckpointer() as reader:
+        tree = reader.restore(workdir / "checkpoints" / str(step))
+    return {
+        jax.tree_util.keystr(path): np.asarray(leaf)
+        for path, leaf in jax.tree_util.tree_leaves_with_path(tree)
+    }

@@ -1,13 +1,9 @@
 """Whatever a user gets wrong ends in one line that says what to change, and touches nothing."""
 
-import json
-import signal
-import stat
-
 import doors
 import numpy as np
 import pytest
-from doors import MAIN, TINY, UNLABELLED
+from doors import TINY
 
 pytestmark = pytest.mark.e2e
 
@@ -104,9 +100,7 @@ VALUES = {
         ["--config.train.steps_per_call=2", "--config.log.every_steps=4"],
         ["checkpoint.every_steps", "3", "steps_per_call"],
     ),
-    "too few labels for the small probe": (["--config.eval.few_labels=50"], ["few_labels", "50"]),
     "images given as no file": (["--config.data.path=nowhere.npz"], ["nowhere.npz", "not exist"]),
-    "steps of the profile": (["--profile_steps=bad"], ["--profile_steps", "bad", "10:15"]),
     "resume": (["--resume=maybe"], ["--resume", "maybe", "must"]),
     "resume=must with nothing there": (["--resume=must"], ["--resume=must", "no checkpoint"]),
 }
@@ -127,7 +121,9 @@ def test_missing_labels(tmp_path, unlabelled):
 
 def test_image_smaller_than_the_crop(tmp_path):
     path = doors.write_images(tmp_path / "small.npz", side=1)
-    mentions(doors.run(tmp_path, *TINY, f"--config.data.path={path}"), "1x1", "area_min=0.3", "crop")
+    mentions(
+        doors.run(tmp_path, *TINY, f"--config.data.path={path}"), "1x1", "area_min=0.3", "crop"
+    )
 
 
 def _truncated(path):
@@ -170,6 +166,11 @@ def test_unwritable_workdir(tmp_path, images):
     workdir = tmp_path / "file" / "run"
     ended = doors.run(tmp_path, *TINY, f"--config.data.path={images}", f"--workdir={workdir}")
     mentions(ended, str(workdir), "cannot be written", "--workdir")
+
+
+def test_steps_of_the_profile(tmp_path, images):
+    common = (*TINY, f"--config.data.path={images}", f"--workdir={tmp_path / 'run'}")
+    mentions(doors.run(tmp_path, *common, "--profile_steps=bad"), "--profile_steps", "bad", "10:15")
 
 
 def test_debug_shows_the_traceback(tmp_path):

@@ -20,7 +20,7 @@ CLASSES = 4
 
 
 def recipe(**fields):
-    """Return the recipe; `fields` are `group_name=value` with a double underscore for the dot."""
+    """Return the recipe with other `fields`, their dots written as double underscores."""
     c = recipes.base()
     c.data.image_size = 8
     c.model.depth, c.model.width, c.model.stem = 10, 1 / 16, "cifar"
@@ -29,8 +29,7 @@ def recipe(**fields):
     c.train.batch_size, c.train.steps = BATCH, STEPS
     c.eval.knn_k, c.eval.few_labels = 5, 2
     for name, value in fields.items():
-        group, field = name.split("__")
-        c[group][field] = value
+        c.update_from_flattened_dict({name.replace("__", "."): value})
     return c
 
 

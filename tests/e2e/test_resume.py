@@ -1,0 +1,90 @@
+"""A run that was interrupted, however, ends as the run that was not."""
+
+import shutil
+import signal
+
+import doors
+import numpy as np
+import pytest
+from doors import Blow
+
+pytestmark = pytest.mark.e2e
+
+
+@pytest.fixture(scope="module")
+def killed(finished, tmp_path_factory):
+    """A run killed while it logged step 9, with step 7 saved and half a line in its metrics."""
+    workdir = tmp_path_factory.mktemp("killed") / "run"
+    saved = workdir / "checkpoints" / "7" / "manifest.json"
+    arguments = (*finished.arguments, f"--workdir={workdir}")
+    ended = doors.run(workdir.parent, *arguments, blow=Blow(signal.SIGKILL, 9, saved))
+    assert ended.code == -signal.SIGKILL, ended
+    with (workdir / "metrics.jsonl").open("a") as file:
+        file.write('{"step": 9, "lo')
+    return workdir
+
+
+def test_killed_and_resumed_is_the_same_run_to_the_bit(finished, killed, tmp_path):
+    workdir = shutil.copytree(killed, tmp_path / "run")
+    ended = doors.run(tmp_path, *finished.arguments, f"--workdir={workdir}")
+    assert ended.code == 0, ended
+    assert "resumed at step 7 of 20" in ended.out
+    assert doors.metrics(workdir) == doors.metrics(finished.workdir)
+    expected, found = doors.leaves(finished.workdir, 20), doors.leaves(workdir, 20)
+    assert found.keys() == expected.keys()
+    for part in ("params", "batch_stats", "opt_state"):
+        assert any(part in name for name in found), part
+    for name, leaf in expected.items():
+        assert leaf.dtype == found[name].dtype and leaf.tobytes() == found[name].tobytes(), name
+
+
+def test_resumed_on_other_devices_and_stopped_by_a_signal(finished, killed, tmp_path):
+    workdir = shutil.copytree(killed, tmp_path / "run")
+    arguments = (*finished.arguments, f"--workdir={workdir}")
+    ended = doors.run(tmp_path, *arguments, devices=4, blow=Blow(signal.SIGTERM, 10))
+    assert ended.code == 128 + signal.SIGTERM, ended
+    assert "stopped at step 11; the same command continues from there" in ended.out
+    assert (workdir / "checkpoints" / "11" / "manifest.json").exists()
+    assert list(doors.losses(workdir)) == list(range(1, 12))
+
+    ended = doors.run(tmp_path, *arguments, "--resume=must")
+    assert ended.code == 0, ended
+    assert "resumed at step 11 of 20" in ended.out
+    expected, found = doors.losses(finished.workdir), doors.losses(workdir)
+    assert list(found) == list(range(1, 21))
+    # Other sums of other rounding; another order of examples differs in the first digit.
+    np.testing.assert_allclose([*found.values()], [*expected.values()], rtol=1e-3)
+
+
+def test_complete_run_says_its_summary_again(finished, tmp_path):
+    workdir = shutil.copytree(finished.workdir, tmp_path / "run")
+    before = doors.metrics(workdir)
+    # What only decides what is written may change.
+    changed = ("--resume=must", "--config.checkpoint.every_steps=5", "--config.log.every_steps=2")
+    ended = doors.run(tmp_path, *finished.arguments, f"--workdir={workdir}", *changed)
+    assert ended.code == 0, ended
+    assert "resumed at step 20 of 20" in ended.out
+    table = ended.out[ended.out.index("accuracy on held-out images") :].partition("checkpoint")[0]
+    assert table in finished.ended.out
+    assert doors.metrics(workdir) == before
+    for name, leaf in doors.leaves(finished.workdir, 20).items():
+        assert leaf.tobytes() == doors.leaves(workdir, 20)[name].tobytes()
+
+
+REFUSED = {
+    "another recipe": (
+        ["--config.train.batch_size=32", "--config.loss.temperature=0.5"],
+        ["loss.temperature: 0.2 -> 0.5", "train.batch_size: 16 -> 32", "--workdir"],
+    ),
+    "never resumed": (["--resume=never"], ["holds a run already", "--workdir", "--resume=auto"]),
+}
+
+
+@pytest.mark.parametrize("changed, words", REFUSED.values(), ids=REFUSED)
+def test_refused_and_nothing_touched(finished, tmp_path, changed, words):
+    before = doors.content(finished.workdir)
+    arguments = (*finished.arguments, f"--workdir={finished.workdir}", *changed)
+    ended = doors.run(tmp_path, *arguments)
+    assert ended.code == 1 and ended.err.count("\n") == 1, ended
+    assert all(word in ended.err for word in words), ended.err
+    assert doors.content(finished.workdir) == before

@@ -1,0 +1,214 @@
+"""Recipes: every choice is one that the code knows, every rule refuses what it should."""
+
+import importlib
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from simclr_jax import config as recipes
+from simclr_jax.data import pipeline, sources
+from simclr_jax.data.sources import Images
+from simclr_jax.errors import UserError
+from simclr_jax.losses.nt_xent import nt_xent
+from simclr_jax.parallel import AXIS
+from simclr_jax.stages import build, views
+from simclr_jax.train import plan as plans
+
+
+def small():
+    c = recipes.base()
+    c.data.image_size, c.model.width, c.train.batch_size = 32, 0.25, 64
+    return c
+
+
+def change(c, **fields):
+    """Set fields given as `group__field=value`."""
+    c.update_from_flattened_dict({k.replace("__", "."): v for k, v in fields.items()})
+    return c
+
+
+def _encoder(c):
+    images = jnp.zeros((1, 32, 32, 3), c.train.dtype)
+    encoder = build.encoder(c)
+    h = jax.eval_shape(lambda: encoder.init_with_output(jax.random.key(0), images, train=False))
+    channels = 2048 if c.model.depth >= 50 else 512
+    assert h[0]["h"].shape == (1, channels * c.model.width)
+
+
+def _head(c):
+    h = jnp.zeros((2, 16))
+    head = build.projection_head(c)
+    outputs, _ = jax.eval_shape(lambda: head.init_with_output(jax.random.key(0), h, train=False))
+    layers = {"none": 0, "linear": 1, "nonlinear": c.head.layers}[c.head.kind]
+    assert len(outputs) == layers + 1 and outputs[-1].shape == (2, c.head.dim if layers else 16)
+
+
+def _views(c):
+    source = Images(np.zeros((8, 32, 32, 3), np.uint8), None, 0)
+    batch = pipeline.host_batch(source, 0, 0, 4)
+    made = jax.eval_shape(views.view_maker(c), batch)
+    assert made.shape == (2, 4, 32, 32, 3) and made.dtype == c.train.dtype
+    assert {policy.grid for policy in build.policies(c)} == {c.augment.grid}
+
+
+def _optimizer(c):
+    made, schedule = build.optimizer(c, plans.make(c, examples=6400))
+    params = {"encoder": {"conv": {"kernel": jnp.ones((3, 2))}}}
+    jax.eval_shape(lambda: made.update(params, made.init(params), params))
+    # 10 epochs of 100 steps of warm-up, after which the rate is the scaled one.
+    factor = {"linear": 64 / 256, "sqrt": 8.0, "none": 1.0}[c.optim.lr_scaling]
+    assert schedule(1000) == pytest.approx(c.optim.base_lr * factor)
+
+
+def _loss(c):
+    z = jnp.ones((4, 8))
+    loss = jax.vmap(
+        lambda a, b: nt_xent(a, b, temperature=0.1, scale=c.loss.scale, axis_name=AXIS)[0],
+        axis_name=AXIS,
+    )
+    # All embeddings equal: log(2N - 1) for each direction.
+    expected = {"sum": 2.0, "mean": 1.0}[c.loss.scale] * np.log(7)
+    assert float(jnp.sum(loss(z[None], z[None]))) == pytest.approx(expected, rel=1e-5)
+
+
+def _source(c):
+    assert c.data.source in sources.OPENERS
+
+
+BUILDERS = {
+    "stage": lambda c: importlib.import_module(f"simclr_jax.stages.{c.stage}").run,
+    "data.source": _source,
+    "augment.placement": _views,
+    "augment.grid": _views,
+    "augment.brightness_mode": _views,
+    "augment.sigma_per": _views,
+    "model.depth": _encoder,
+    "model.stem": _encoder,
+    "head.kind": _head,
+    "loss.scale": _loss,
+    "optim.name": _optimizer,
+    "optim.lr_scaling": _optimizer,
+    "train.dtype": _views,
+}
+CHOICES = [(name, choice) for name, choices in recipes.CHOICES.items() for choice in choices]
+
+
+@pytest.mark.parametrize("name, choice", CHOICES)
+def test_every_choice_is_valid_and_builds(name, choice):
+    c = change(small(), **{name: choice})
+    if choice == "float64":
+        with pytest.raises(UserError, match="JAX_ENABLE_X64=1"):
+            recipes.validate(c, devices=8)
+        return
+    recipes.validate(c, devices=8)
+    BUILDERS[name](c)
+
+
+@pytest.mark.parametrize("name", recipes.CHOICES)
+def test_every_other_choice_is_refused(name):
+    wrong = -1 if name == "model.depth" else "nonsense"
+    with pytest.raises(UserError, match=f'{name} is "{wrong}".*choose one of'):
+        recipes.validate(change(small(), **{name: wrong}), devices=8)
+
+
+REFUSED_BY = {
+    "greater than 0": (0.0, -1.0, float("nan"), float("inf")),
+    "1 or more": (0, -5),
+    "0 or more": (-0.5, float("nan")),
+    "in [0, 1)": (-0.1, 1.0),
+    "between 0 and 1": (0.0, 1.0, 1.5),
+}
+RULES = [(name, words) for names, words, _ in recipes.RULES for name in names]
+
+
+@pytest.mark.parametrize("name, words", RULES)
+def test_every_rule_refuses(name, words):
+    for value in REFUSED_BY[words]:
+        with pytest.raises(UserError) as raised:
+            recipes.validate(change(small(), **{name: value}), devices=8)
+        assert str(raised.value) == f"{name} is {value}: it must be {words}"
+
+
+@pytest.mark.parametrize(
+    "fields, words",
+    [
+        ({"train.batch_size": 60}, "60, which 8 devices .* --config.train.batch_size=64"),
+        ({"train.batch_size": 3}, "3, which 8 devices .* --config.train.batch_size=8"),
+        ({"train.steps": 0}, "train.steps is 0"),
+        ({"train.epochs": 0.0}, "train.epochs is 0"),
+        ({"train.epochs": float("inf")}, "train.epochs is inf"),
+        ({"model.width": 0.01}, "model.width is 0.01"),
+        ({"train.steps_per_call": 30, "log.every_steps": 100}, "--config.log.every_steps=90"),
+        ({"augment.views.second.flip": 1.5}, "views.second.flip is 1.5"),
+        ({"augment.views.first.area_min": 0.0}, "views.first.area_min is 0"),
+        ({"augment.views.first.area_max": 0.01}, "area_min is 0.08.*area_max=0.01"),
+        ({"augment.views.first.hue": -0.1}, "views.first.hue is -0.1"),
+    ],
+)
+def test_what_does_not_fit_together_is_refused(fields, words):
+    with pytest.raises(UserError, match=words):
+        recipes.validate(change(small(), **fields), devices=8)
+
+
+def test_a_batch_of_one_image_is_refused():
+    with pytest.raises(UserError, match="2 images or more"):
+        recipes.validate(change(small(), train__batch_size=1), devices=1)
+
+
+def test_a_field_unknown_or_missing_is_named():
+    with small().unlocked() as c:
+        c.head.dimm = 64
+    with pytest.raises(UserError, match=r'"head.dimm" .did you mean "dim"'):
+        recipes.validate(c, devices=8)
+    with small().unlocked() as c:
+        del c.bn.epsilon
+    with pytest.raises(UserError, match=r'lacks "bn.epsilon"'):
+        recipes.validate(c, devices=8)
+
+
+def test_a_recipe_cannot_add_a_field_by_misspelling_it():
+    with pytest.raises(AttributeError, match="bach_size"):
+        recipes.base().train.bach_size = 64
+
+
+@pytest.mark.parametrize("path", sorted(Path("configs").glob("*.py")), ids=lambda path: path.stem)
+def test_recipes_we_ship_are_valid(path):
+    spec = importlib.util.spec_from_file_location(path.stem, path)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    recipes.validate(module.get_config(), devices=8)
+
+
+def test_differences_name_nested_fields_and_pass_over_what_changes_no_result():
+    old, new = small().to_dict(), small().to_dict()
+    assert recipes.differences(old, new) == []
+    new["augment"]["views"]["second"]["blur"] = 0.1
+    new["train"]["steps"] = 7
+    new["log"]["every_steps"] = 1
+    new["checkpoint"]["keep"] = 9
+    new["examples"] = 5
+    assert recipes.differences(old, new) == [
+        "augment.views.second.blur: 0.5 -> 0.1",
+        "examples: None -> 5",
+        "train.steps: None -> 7",
+    ]
+
+
+@pytest.mark.parametrize(
+    "height, width, fits",
+    # area 0.08 and aspect 4:3 leave sqrt(0.06) = 0.245 of a square side: 3 pixels round to 1.
+    [(3, 3, True), (2, 2, False), (1, 9, True), (1, 4, False)],
+)
+def test_smallest_crop(height, width, fits):
+    c = small()
+    if fits:
+        recipes.smallest_crop(c, height, width)
+        return
+    with pytest.raises(UserError, match=f"{height}x{width} pixels.*area_min=0.08"):
+        recipes.smallest_crop(c, height, width)
+    for view in c.augment.views.values():
+        view.crop = False
+    recipes.smallest_crop(c, height, width)

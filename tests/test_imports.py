@@ -1,0 +1,97 @@
+"""Who may import whom, read from the source of every module."""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import simclr_jax
+
+PACKAGE = Path(simclr_jax.__file__).parent
+
+# From the doors down. A module may import modules of its own line and of the lines below.
+LAYERS = (
+    ("main",),
+    ("run",),
+    ("stages",),
+    ("train", "evaluate", "reporting", "interop", "planning", "inference"),
+    ("data", "augment", "models", "losses", "optim"),
+    ("config", "errors", "parallel", "files"),
+)
+DEPTH = {name: depth for depth, names in enumerate(LAYERS) for name in names}
+
+# These take plain arguments and work alone as a library: no recipes, no files.
+LIBRARIES = ("models", "losses", "optim", "augment", "evaluate")
+NOT_FOR_LIBRARIES = {"config", "files", "data"}
+TENSORFLOW = ("tensorflow", "tensorflow_datasets")
+
+
+def imported(source: str, module_level_only: bool = False) -> set[str]:
+    """Return the dotted names that a module imports, `from a import b` as both `a` and `a.b`."""
+    found, todo = set(), [ast.parse(source)]
+    while todo:
+        node = todo.pop()
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            assert not node.level, "imports are absolute"
+            found |= {node.module, *(f"{node.module}.{alias.name}" for alias in node.names)}
+        if not (module_level_only and isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)):
+            todo += ast.iter_child_nodes(node)
+    return found
+
+
+def parts(source: str) -> set[str]:
+    """Return the parts of the package, such as `models`, that a module imports."""
+    return {name.split(".")[1] for name in imported(source) if name.startswith("simclr_jax.")}
+
+
+def wrong(part: str, source: str) -> set[str]:
+    """Return what a module of `part` imports and must not."""
+    found = {name for name in parts(source) if DEPTH[name] < DEPTH[part]}
+    if part in LIBRARIES:
+        found |= parts(source) & NOT_FOR_LIBRARIES
+        found |= {name for name in imported(source) if name.split(".")[0] == "ml_collections"}
+    early = imported(source, module_level_only=True)
+    return found | {name for name in early if name.split(".")[0] in TENSORFLOW}
+
+
+MODULES = sorted(path.relative_to(PACKAGE) for path in PACKAGE.rglob("*.py"))
+
+
+@pytest.mark.parametrize("path", [path for path in MODULES if path != Path("__init__.py")], ids=str)
+def test_imports_go_down(path):
+    part = path.parts[0].removesuffix(".py")
+    assert part in DEPTH, f"give {part} a place in LAYERS"
+    assert not wrong(part, (PACKAGE / path).read_text())
+
+
+@pytest.mark.parametrize(
+    "part, source, found",
+    [
+        ("train", "from simclr_jax import stages", {"stages"}),
+        ("train", "def f():\n    import simclr_jax.stages.build", {"stages"}),
+        ("data", "from simclr_jax.train.plan import Plan", {"train"}),
+        ("files", "from simclr_jax import errors, main", {"main"}),
+        ("models", "from simclr_jax import config", {"config"}),
+        ("augment", "from simclr_jax import data, errors", {"data"}),
+        ("optim", "import ml_collections", {"ml_collections"}),
+        ("data", "if True:\n    import tensorflow as tf", {"tensorflow"}),
+        ("data", "def f():\n    import tensorflow as tf", set()),
+        ("stages", "from simclr_jax.train import loop\nimport jax", set()),
+        ("evaluate", "from simclr_jax.errors import UserError", set()),
+    ],
+)
+def test_the_rule_sees(part, source, found):
+    assert {name.split(".")[0] for name in wrong(part, source)} == found
+
+
+def test_the_main_job_never_loads_tensorflow():
+    """Nor does any library it uses: that would cost ten seconds at every start."""
+    program = "import sys, simclr_jax.stages.pretrain; print('tensorflow' in sys.modules)"
+    output = subprocess.run([sys.executable, "-c", program], stdout=subprocess.PIPE, check=True)
+    assert output.stdout.strip() == b"False"

@@ -1,0 +1,122 @@
+"""What a person sees while a run goes on."""
+
+import io
+import re
+
+import pytest
+from etils import epath
+
+from simclr_jax.train import progress
+from simclr_jax.train.plan import Plan
+from simclr_jax.train.progress import Console, Speed, duration, progress_line, shown
+
+
+class Terminal(io.StringIO):
+    def isatty(self):
+        return True
+
+    def screen(self):
+        """Return the lines a terminal would show, each without what was overwritten."""
+        rows = []
+        for line in self.getvalue().split("\n"):
+            cells = []
+            for part in line.split("\r"):
+                cells[: len(part)] = part
+            rows.append("".join(cells).rstrip())
+        return rows
+
+
+class Clock:
+    now = 100.0
+
+    def __call__(self):
+        return self.now
+
+
+@pytest.fixture
+def clock(monkeypatch):
+    clock = Clock()
+    monkeypatch.setattr(progress.time, "monotonic", clock)
+    monkeypatch.setattr(progress.time, "perf_counter", clock)
+    return clock
+
+
+@pytest.mark.parametrize(
+    "seconds, text",
+    [
+        (0, "0:00"),
+        (59.4, "0:59"),
+        (59.6, "1:00"),
+        (3599.6, "1:00:00"),
+        (3723, "1:02:03"),
+        (86400 + 7384, "1d 02:03:04"),
+    ],
+)
+def test_duration(seconds, text):
+    assert duration(seconds) == text
+
+
+def test_speed_counts_neither_the_first_step_nor_pauses(clock):
+    speed = Speed(batch_size=10)
+    speed.add(1)
+    assert speed.images_per_second == 0
+    clock.now += 2
+    speed.add(4)
+    assert speed.images_per_second == 20
+    speed.pause()
+    clock.now += 1000  # an evaluation
+    speed.add(1)
+    assert speed.images_per_second == 20
+    clock.now += 1
+    speed.add(3)
+    assert speed.images_per_second == 30
+
+
+def test_progress_line(clock):
+    plan = Plan(100, 10, 200, 0, 1.0, 1, 1, 0, 1)
+    speed = Speed(10)
+    metrics = shown({"loss": "loss {:.2f}", "lr": "lr {:g}"}, {"other": 1.0, "loss": 1.234})
+    assert progress_line(50, plan, metrics, speed) == "step 50/200   25%  loss 1.23"
+    speed.add(1)
+    clock.now += 1
+    speed.add(2)
+    line = progress_line(50, plan, metrics, speed)
+    assert line == "step 50/200   25%  loss 1.23  20 images/s  1:15 left"
+
+
+def test_a_terminal_renews_one_line(tmp_path, clock):
+    stream = Terminal()
+    console = Console(epath.Path(tmp_path), stream)
+    console.status("step 1 of a long line")
+    console.status("step 2")
+    assert stream.screen() == ["step 2"]
+    console.say("held out")
+    console.status("step 3")
+    console.close()
+    assert stream.screen() == ["held out", ""]
+
+
+def test_a_file_gets_a_line_every_few_seconds_and_no_control_characters(tmp_path, clock):
+    stream = io.StringIO()
+    console = Console(epath.Path(tmp_path), stream)
+    for step in range(12):
+        console.status(f"step {step}")
+        clock.now += 1
+    console.say("done")
+    console.close()
+    assert stream.getvalue() == "step 0\nstep 5\nstep 10\ndone\n"
+
+
+def test_the_log_keeps_every_line_with_its_time_across_runs(tmp_path, clock):
+    for text in ("first", "a table\nof two lines"):
+        console = Console(epath.Path(tmp_path), Terminal())
+        console.say(text)
+        console.close()
+    log = (tmp_path / "log.txt").read_text()
+    assert [
+        re.sub(r"^\d{4}-\d\d-\d\d \d\d:\d\d:\d\d  ", "", line) for line in log.splitlines()
+    ] == [
+        "first",
+        "a table",
+        "of two lines",
+    ]
