@@ -76,12 +76,12 @@ def nt_xent(
     losses = cross_entropy(between, similarity(z1, all1))
     losses += cross_entropy(similarity(z2, all1), similarity(z2, all2))
 
-    if weights is None:
-        weights = jnp.ones_like(losses)
-    count = jnp.sum(weights != 0).astype(wide)
-    if axis_name is not None:
-        count = lax.psum(count, axis_name)
-    total = jnp.sum(weights * losses) / count
+    count = jnp.asarray(all1.shape[0], wide)
+    if weights is not None:
+        losses, count = losses * weights, jnp.sum(weights != 0).astype(wide)
+        if axis_name is not None:
+            count = lax.psum(count, axis_name)
+    total = jnp.sum(losses) / count
 
     probabilities = jax.nn.softmax(between)
     entropy = -jnp.sum(probabilities * jnp.log(probabilities + 1e-8), axis=1)

@@ -13,7 +13,7 @@ from simclr_jax import config as recipes
 from simclr_jax.augment.policy import Policy
 from simclr_jax.data.sources import Images
 from simclr_jax.errors import UserError
-from simclr_jax.models.heads import ProjectionHead
+from simclr_jax.models.heads import Classifier, ProjectionHead
 from simclr_jax.models.normalization import BatchNorm
 from simclr_jax.models.resnet import ResNet
 from simclr_jax.optim import optimizers, schedules
@@ -44,6 +44,11 @@ def projection_head(config: ConfigDict) -> ProjectionHead:
         dtype=jnp.dtype(config.train.dtype),
         param_dtype=_param_dtype(config),
     )
+
+
+def classifier(config: ConfigDict, classes: int) -> Classifier:
+    """Build a linear classifier on `h`."""
+    return Classifier(classes, param_dtype=_param_dtype(config))
 
 
 def _norm(config: ConfigDict, **fields) -> functools.partial[nn.Module]:

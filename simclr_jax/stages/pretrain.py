@@ -16,7 +16,6 @@ from simclr_jax import parallel
 from simclr_jax.data import pipeline, sources
 from simclr_jax.data.sources import Images
 from simclr_jax.losses.nt_xent import nt_xent
-from simclr_jax.models.heads import Classifier
 from simclr_jax.stages import build, summary, views
 from simclr_jax.stages.monitor import Monitor
 from simclr_jax.train import loop
@@ -87,7 +86,7 @@ def make_stage(config: ConfigDict, plan: Plan, train: Images, test: Images, mesh
       mesh: the devices.
     """
     encoder, head = build.encoder(config), build.projection_head(config)
-    probe = Classifier(train.classes) if config.eval.probe else None
+    probe = build.classifier(config, train.classes) if config.eval.probe else None
     optimizer, schedule = build.optimizer(config, plan)
     make_views = views.view_maker(config)
 

@@ -67,8 +67,7 @@ def test_complete_run_says_its_summary_again(finished, tmp_path):
     table = ended.out[ended.out.index("accuracy on held-out images") :].partition("checkpoint")[0]
     assert table in finished.ended.out
     assert doors.metrics(workdir) == before
-    for name, leaf in doors.leaves(finished.workdir, 20).items():
-        assert leaf.tobytes() == doors.leaves(workdir, 20)[name].tobytes()
+    assert sorted(path.name for path in (workdir / "checkpoints").iterdir()) == ["14", "20", "7"]
 
 
 REFUSED = {

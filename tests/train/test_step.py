@@ -214,9 +214,9 @@ def arguments(stage):
 
 def assert_step_is_clean(stage, mesh):
     state, batch = arguments(stage)
-    # Loss, its mean, accuracy, entropy and number of images of the contrast; the probe's loss and
-    # accuracy.
-    want = expected(state, tiny.BATCH, tiny.recipe().head.dim, scalars=7)
+    # Loss, its mean, accuracy and entropy of the contrast; the loss and accuracy of the
+    # probe.
+    want = expected(state, tiny.BATCH, tiny.recipe().head.dim, scalars=6)
     assert_clean(inspect(make_step(stage, mesh), state, batch), want)
 
 
