@@ -58,7 +58,7 @@ def view_maker(config: ConfigDict) -> Callable[[Batch], jax.Array]:
 
 
 def eval_image(image: jax.Array, size: int, grid: str) -> jax.Array:
-    """Prepare an image `[h, w, c]` for evaluation: resize its central 87.5 %, or all of a small one.
+    """Prepare an image `[h, w, c]` for evaluation: its central 87.5 %, or all of a small one.
 
     The official code takes images of up to 32 pixels as they are, and whole
     (`data_util.py:preprocess_for_eval`, `test_crop`); one of another size is resized here.

@@ -21,23 +21,7 @@ import numpy as np
 ROOT = Path(__file__).parents[2]
 MAIN = (sys.executable, "-m", "simclr_jax.main")
 
-# 60 images of 12x12 pixels and 4 classes; 54 to train on: an epoch is 3.4 steps.
-TINY = (
-    "--config=configs/digits.py",
-    "--config.data.source=memory",
-    "--config.data.image_size=8",
-    "--config.model.width=0.0625",
-    "--config.model.stem=cifar",
-    "--config.head.dim=8",
-    "--config.head.layers=2",
-    "--config.train.batch_size=16",
-    "--config.train.steps=6",
-    "--config.optim.warmup_epochs=0.5",
-    "--config.eval.few_labels=2",
-    "--config.eval.knn_k=3",
-    "--config.log.every_steps=1",
-    "--config.checkpoint.every_steps=3",
-)
+TINY = ("--config=tests/e2e/tiny.py",)
 UNLABELLED = ("--config.eval.probe=False", "--config.eval.knn=False")
 
 

@@ -1,0 +1,23 @@
+"""A recipe small enough for a test: images of 12 pixels, 54 to train on, an epoch is 3.4 steps."""
+
+from simclr_jax import config
+
+
+def get_config():
+    c = config.base()
+    c.data.source, c.data.image_size = "memory", 8
+
+    for view in c.augment.views.values():
+        view.area_min = 0.3
+        view.blur = 0.0
+
+    c.model.depth, c.model.width, c.model.stem = 10, 0.0625, "cifar"
+    c.head.layers, c.head.dim = 2, 8
+    c.loss.temperature = 0.2
+
+    c.optim.base_lr, c.optim.warmup_epochs = 1.0, 0.5
+    c.train.batch_size, c.train.steps = 16, 6
+
+    c.eval.few_labels, c.eval.knn_k = 2, 3
+    c.log.every_steps, c.checkpoint.every_steps = 1, 3
+    return c.lock()
