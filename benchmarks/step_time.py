@@ -52,19 +52,19 @@ def main() -> None:
 
     times: dict[str, list[float]] = {"input": [], "transfer": [], "step": [], "logging": []}
 
-    def timed(part: str, call: Callable[[], Any]) -> Any:
+    def timed(part: str, call: Callable, *arguments: Any) -> Any:
         start = time.perf_counter()
-        result = jax.block_until_ready(call())
+        result = jax.block_until_ready(call(*arguments))
         times[part].append(time.perf_counter() - start)
         return result
 
     with tempfile.TemporaryDirectory() as directory:
         writer = MetricsWriter(epath.Path(directory), 0)
         for number in range(FLAGS.steps + WARM_UP):
-            host = timed("input", lambda n=number: _stacked(train, config.seed, n, plan.batch_size))
-            batch = timed("transfer", lambda h=host: parallel.shard(mesh, h, axis=1))
-            state, metrics = timed("step", lambda s=state, b=batch: step(s, b))
-            timed("logging", lambda n=number, m=metrics: _log(writer, n, m))
+            host = timed("input", _stacked, train, config.seed, number, plan.batch_size)
+            batch = timed("transfer", parallel.shard, mesh, host, 1)
+            state, metrics = timed("step", step, state, batch)
+            timed("logging", _log, writer, number, metrics)
         writer.close()
     whole = list(_loop(stage, step, state, FLAGS.steps + WARM_UP))
 

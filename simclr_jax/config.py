@@ -262,7 +262,7 @@ def _check_batch(batch: int, devices: int) -> None:
 def _x64() -> bool:
     import jax
 
-    return bool(jax.config.jax_enable_x64)
+    return jax.dtypes.canonicalize_dtype("float64") == "float64"
 
 
 def smallest_crop(config: ConfigDict, height: int, width: int) -> None:

@@ -58,7 +58,7 @@ def use_compilation_cache() -> None:
 
     A ResNet-50 step compiles for a minute; the second start takes seconds.
     """
-    if not jax.config.jax_compilation_cache_dir:
+    if not getattr(jax.config, "jax_compilation_cache_dir", None):
         home = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
         directory = Path(home).expanduser() / "simclr_jax"
         jax.config.update("jax_compilation_cache_dir", os.fspath(directory))

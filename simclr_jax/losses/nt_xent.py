@@ -57,7 +57,8 @@ def nt_xent(
     if normalize:
         z1, z2 = l2_normalize(z1), l2_normalize(z2)
 
-    n, first_row, all1, all2 = z1.shape[0], 0, z1, z2
+    n, all1, all2 = z1.shape[0], z1, z2
+    first_row = jnp.zeros((), jnp.int32)
     if axis_name is not None:
         first_row = lax.axis_index(axis_name) * n
         all1, all2 = lax.all_gather((z1, z2), axis_name, tiled=True)  # [N, d] each

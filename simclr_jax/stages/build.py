@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import functools
 
-import flax.linen as nn
 import jax.numpy as jnp
+import numpy as np
 import optax
 from ml_collections import ConfigDict
 
@@ -15,7 +15,7 @@ from simclr_jax.data.sources import Images
 from simclr_jax.errors import UserError
 from simclr_jax.models.heads import Classifier, ProjectionHead
 from simclr_jax.models.normalization import BatchNorm
-from simclr_jax.models.resnet import ResNet
+from simclr_jax.models.resnet import Norm, ResNet
 from simclr_jax.optim import optimizers, schedules
 from simclr_jax.parallel import AXIS
 from simclr_jax.train.plan import Plan
@@ -51,7 +51,7 @@ def classifier(config: ConfigDict, classes: int) -> Classifier:
     return Classifier(classes, param_dtype=_param_dtype(config))
 
 
-def _norm(config: ConfigDict, **fields) -> functools.partial[nn.Module]:
+def _norm(config: ConfigDict, **fields) -> Norm:
     return functools.partial(
         BatchNorm,
         momentum=config.bn.momentum,
@@ -125,5 +125,12 @@ def check_images(config: ConfigDict, train: Images, test: Images) -> None:
         raise UserError(
             f"training images are {train.pixels.shape[1:]}, evaluation images "
             f"{test.pixels.shape[1:]}: give both the same size"
+        )
+    few = config.eval.few_labels
+    if train.labels is not None and np.bincount(train.labels).min() < few:
+        fewest = np.bincount(train.labels).min()
+        raise UserError(
+            f"eval.few_labels is {few}, but a class has only {fewest} training images: "
+            f"set --config.eval.few_labels={max(1, fewest)}"
         )
     recipes.smallest_crop(config, *train.pixels.shape[1:3])

@@ -20,6 +20,8 @@ from simclr_jax.losses.nt_xent import l2_normalize
 from simclr_jax.stages.views import eval_image
 from simclr_jax.train.stage import TrainState
 
+Variables = dict[str, Any]  # params and batch_stats
+
 PAIRS = 1024  # held-out images, at most, whose two views the label-free indicators compare
 
 
@@ -47,20 +49,20 @@ class Monitor:
         def prepare(images):
             return jax.vmap(lambda image: eval_image(image, size, grid))(images)
 
-        def embed(state: TrainState, images: jax.Array) -> dict[str, jax.Array]:
-            stats = state.batch_stats
-            variables = {"params": state.params["encoder"], "batch_stats": stats["encoder"]}
-            h = encoder.apply(variables, images.astype(dtype), train=False)["h"]
-            variables = {"params": state.params.get("head", {})}
-            z = head.apply(variables | {"batch_stats": stats.get("head", {})}, h, train=False)[-1]
+        def embed(variables: Variables, images: jax.Array) -> dict[str, jax.Array]:
+            def part(name: str) -> Variables:
+                return {kind: tree.get(name, {}) for kind, tree in variables.items()}
+
+            h = encoder.apply(part("encoder"), images.astype(dtype), train=False)["h"]
+            z = head.apply(part("head"), h, train=False)[-1]
             outputs = {"h": h, "z": z.astype(h.dtype)}
             if probe:
-                logits = probe.apply({"params": state.params["probe"]}, h)
+                logits = probe.apply(part("probe"), h)
                 outputs["guess"] = jnp.argmax(logits, axis=-1)
             return outputs
 
         # Kept as attributes: `features.extract` compiles once per function object.
-        self._encode = lambda state, images: embed(state, prepare(images))
+        self._encode = lambda variables, images: embed(variables, prepare(images))
         self._encode_views = embed
         self._pixels = lambda _, images: prepare(images).reshape(len(images), -1)
         self._pairs = jax.jit(make_views)
@@ -97,6 +99,7 @@ class Monitor:
 
     def _scores(self, bank: np.ndarray, queries: np.ndarray) -> dict[str, Any]:
         labels, classes, e = self._train.labels, self._train.classes, self._config.eval
+        assert labels is not None  # `compare` has seen to it
         few = few_labels(labels, e.few_labels, seed=0)
 
         def probe(labelled: np.ndarray) -> np.ndarray:
@@ -133,16 +136,15 @@ class Monitor:
             found[f"effective_rank_{name}"] = float(geometry.effective_rank(first[name]))
         return found
 
-    def _extract(self, encode: Callable, state: TrainState | None, images: Images) -> Any:
-        # The optimiser's state plays no part; without it less is copied.
-        state = state and state._replace(opt_state=(), step=())
-        return features.extract(encode, state, images.pixels, self._mesh)
+    def _extract(self, encode: Callable, state: TrainState, images: Images) -> Any:
+        variables = {"params": state.params, "batch_stats": state.batch_stats}
+        return features.extract(encode, variables, images.pixels, self._mesh)
 
     def _features(self, state: TrainState, images: Images) -> np.ndarray:
         return self._extract(self._encode, state, images)["h"]
 
     def _raw_pixels(self, images: Images) -> np.ndarray:
-        return self._extract(self._pixels, None, images)
+        return features.extract(self._pixels, None, images.pixels, self._mesh)
 
     def _k(self) -> int:
         return min(self._config.eval.knn_k, len(self._train))

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import signal
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import optax
+from etils import epath
 from jax import lax
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
@@ -24,6 +26,9 @@ from simclr_jax.train.plan import Plan
 from simclr_jax.train.profile import Profiler
 from simclr_jax.train.stage import Batch, Metrics, Outputs, Params, Stage, Stats, TrainState
 from simclr_jax.train.workdir import open_workdir
+
+# Launch scripts start a run again on EX_TEMPFAIL; a person who pressed Ctrl-C does not want that.
+EXIT_CODES: dict[int, int] = {signal.SIGTERM: 75, signal.SIGINT: 130}
 
 FORMATS = {
     "loss": "loss {:.4f}",
@@ -49,7 +54,7 @@ def run(config: ConfigDict, workdir: str, resume: str = "auto", profile_steps: s
       profile_steps: `a:b` writes a trace of these steps to `workdir/profile`.
 
     Returns:
-      0 when the run is complete; 128 + the signal's number when one stopped it.
+      0 when the run is complete; 75 (ask me again) when SIGTERM stopped it, 130 when Ctrl-C did.
 
     Raises:
       UserError: for whatever a user can put right.
@@ -64,13 +69,13 @@ def run(config: ConfigDict, workdir: str, resume: str = "auto", profile_steps: s
 
     record = config.to_dict() | {"examples": len(train)}
     keep, keep_period = config.checkpoint.keep, config.checkpoint.keep_period
+    profiler = Profiler(profile_steps, epath.Path(workdir) / "profile")
     with open_workdir(workdir, record, resume, keep=keep, keep_period=keep_period) as opened:
-        profiler = Profiler(profile_steps, opened.path / "profile")
         summary.announce(opened, config, plan, stage, mesh)
         views.draw(config, train, opened.path / "views.png")
         result = loop.train(stage, plan, mesh, opened, profiler)
         if result.stopped_by:
-            return 128 + result.stopped_by
+            return EXIT_CODES[result.stopped_by]
         summary.conclude(opened, plan, stage, result.state)
     return 0
 
@@ -95,8 +100,8 @@ def make_stage(config: ConfigDict, plan: Plan, train: Images, test: Images, mesh
         keys = jax.random.split(jax.random.key(config.seed), 3)
         side, channels = config.data.image_size, train.pixels.shape[-1]
         images = jnp.zeros((1, side, side, channels), config.train.dtype)
-        variables = {"encoder": encoder.init(keys[0], images, train=True)}
-        h = encoder.apply(variables["encoder"], images, train=False)["h"]
+        variables: dict[str, Any] = {"encoder": encoder.init(keys[0], images, train=True)}
+        h: jax.Array = encoder.apply(variables["encoder"], images, train=False)["h"]  # type: ignore
         variables["head"] = head.init(keys[1], h, train=True)
         if probe:
             variables["probe"] = probe.init(keys[2], h)

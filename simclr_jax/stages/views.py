@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 
 import jax
@@ -49,7 +50,7 @@ def view_maker(config: ConfigDict) -> Callable[[Batch], jax.Array]:
     def views(batch: Batch) -> jax.Array:
         rows = (batch["image"], batch["position"], batch["start"])
         made = [
-            jax.vmap(lambda *row, v=view, p=policy: one_view(*row, v, p))(*rows)
+            jax.vmap(functools.partial(one_view, view=view, policy=policy))(*rows)
             for view, policy in enumerate(build.policies(config))
         ]
         return jnp.stack(made).astype(dtype)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
@@ -14,7 +15,7 @@ from simclr_jax.train.metrics import MetricsWriter
 from simclr_jax.train.plan import Plan
 from simclr_jax.train.profile import Profiler
 from simclr_jax.train.progress import Speed, progress_line, shown
-from simclr_jax.train.stage import Stage, TrainState
+from simclr_jax.train.stage import Params, Stage, TrainState
 from simclr_jax.train.step import make_step
 from simclr_jax.train.workdir import Workdir
 
@@ -81,7 +82,7 @@ def train(
                 log.catch_up()
                 log.evaluation(done, stage.evaluate(state))
             if at_end or stop.signal or _due(done, plan.save_every):
-                log.catch_up()
+                log.catch_up(state)
                 workdir.lock.check()
                 checkpoints.save(done, state)
             if stop.signal and not at_end:
@@ -94,6 +95,11 @@ def train(
 
 def _due(step: int, every: int) -> bool:
     return every > 0 and step % every == 0
+
+
+@jax.jit
+def _all_finite(tree: Params) -> jax.Array:
+    return jnp.all(jnp.array([jnp.isfinite(leaf).all() for leaf in jax.tree.leaves(tree)]))
 
 
 class _Log:
@@ -123,10 +129,17 @@ class _Log:
         previous, self._pending = self._pending, (steps, metrics)
         self._read(previous)
 
-    def catch_up(self) -> None:
-        """Read and put on disk all metrics so far; the clock of speed stands still meanwhile."""
+    def catch_up(self, state: TrainState | None = None) -> None:
+        """Read and put on disk all metrics so far; the clock of speed stands still meanwhile.
+
+        A loss judges the parameters before its update. With a `state`, which is about to be saved,
+        the parameters after the last update are judged too.
+        """
         previous, self._pending = self._pending, None
         self._read(previous)
+        if state is not None and not _all_finite(state.params):
+            done = int(state.step)
+            self._raise_not_finite("the parameters are", range(done - 1, done))
         self._speed.pause()
         self._writer.flush()
 
@@ -143,7 +156,7 @@ class _Log:
         metrics = {name: np.asarray(values) for name, values in device_metrics.items()}
         if not np.isfinite(metrics["loss"]).all():
             self._writer.flush()
-            self._raise_not_finite(steps)
+            self._raise_not_finite("the loss is", steps)
         self._speed.add(len(steps))
         done = steps[-1] + 1
         if _due(done, self._plan.log_every) or done == self._plan.total_steps:
@@ -153,10 +166,12 @@ class _Log:
             self._console.status(line)
             self._writer.write(done, values | {"images_per_second": self._speed.images_per_second})
 
-    def _raise_not_finite(self, steps: range) -> None:
-        saved = self._checkpoints.steps()
+    def _raise_not_finite(self, what: str, steps: range) -> None:
+        self._checkpoints.wait()
+        saved = [step for step in self._checkpoints.steps() if step < steps[0]]
         last = f"the last good checkpoint is step {saved[-1]}" if saved else "nothing was saved yet"
         raise UserError(
-            f"the loss is not finite in steps {steps[0] + 1} to {steps[-1] + 1}; {last}; "
+            f"{what} not finite in steps {steps[0] + 1} to {steps[-1] + 1}; "
+            f"{last}; "
             "lower optim.base_lr, or raise loss.temperature or optim.warmup_epochs"
         )

@@ -54,6 +54,8 @@ def open_workdir(
       UserError: if the directory cannot be written, is in use, or holds the run of another recipe.
     """
     choose("--resume", resume, RESUME)
+    if resume == "must" and not (epath.Path(path) / "checkpoints").exists():
+        raise UserError(f"--resume=must, but {path} holds no checkpoint to resume from")
     workdir = files.make_workdir(path)
     with contextlib.ExitStack() as stack:
         console = Console(workdir)

@@ -85,7 +85,11 @@ VALUES = {
     "unknown source": (["--config.data.source=digit"], ['"digit"', '"digits"', "memory"]),
     "unknown split": (["--config.data.split=trian"], ["trian", '"train"']),
     "unknown evaluation split": (
-        ["--config.data.source=digits", "--config.data.eval_split=tset"],
+        [
+            "--config.data.source=digits",
+            "--config.data.name=placed",
+            "--config.data.eval_split=tset",
+        ],
         ["tset", '"test"'],
     ),
     "temperature of zero": (["--config.loss.temperature=0.0"], ["temperature", "0.0", "greater"]),

@@ -15,7 +15,7 @@ def get_config():
     c.head.layers, c.head.dim = 2, 8
     c.loss.temperature = 0.2
 
-    c.optim.base_lr, c.optim.warmup_epochs = 1.0, 0.5
+    c.optim.base_lr, c.optim.warmup_epochs = 0.1, 0.5
     c.train.batch_size, c.train.steps = 16, 6
 
     c.eval.few_labels, c.eval.knn_k = 2, 3
