@@ -26,16 +26,17 @@ flags.DEFINE_enum("name", "placed", ("placed", "plain"), "Which digits.")
 flags.DEFINE_string("workdir", "runs/digits_seeds", "Where the runs live.")
 flags.DEFINE_boolean("debug", False, "Show the traceback of an error.")
 
-HELD_OUT = 360  # images
 TRAINED = "pretrained encoder"
 
 
 def main() -> None:
     """Run all seeds, print mean and standard error of each score, and the margins."""
-    found = [_scores(seed) for seed in range(FLAGS.seeds)]
+    results = [_result(seed) for seed in range(FLAGS.seeds)]
+    found = [result["scores"] for result in results]
+    held_out = results[0]["protocol"]["held_out_images"]
     things, names = list(found[0]), list(found[0][TRAINED])
     means = {
-        (thing, name): _mean([scores[thing][name]["accuracy"] for scores in found])
+        (thing, name): _mean([scores[thing][name]["accuracy"] for scores in found], held_out)
         for thing in things
         for name in names
     }
@@ -48,19 +49,19 @@ def main() -> None:
     print(table((f"{FLAGS.name} digits, {FLAGS.seeds} seeds", *names), rows))
 
 
-def _scores(seed: int) -> dict:
+def _result(seed: int) -> dict:
     workdir = Path(FLAGS.workdir) / f"{FLAGS.name}_{seed}"
     command = [sys.executable, "-m", "simclr_jax.main", "--config=configs/digits.py"]
     command += [f"--workdir={workdir}", f"--config.seed={seed}", f"--config.data.name={FLAGS.name}"]
     if subprocess.run(command, check=False).returncode:
         raise errors.UserError(f"the run of seed {seed} did not finish: see {workdir}/log.txt")
-    return files.read_json(workdir / "results" / "summary.json")["scores"]
+    return files.read_json(workdir / "results" / "summary.json")
 
 
-def _mean(values: list[float]) -> tuple[float, float]:
+def _mean(values: list[float], held_out: int) -> tuple[float, float]:
     """Return mean and its standard error."""
     mean = statistics.mean(values)
-    error = statistics.variance(values) / len(values) + mean * (1 - mean) / HELD_OUT
+    error = statistics.variance(values) / len(values) + mean * (1 - mean) / held_out
     return mean, math.sqrt(error)
 
 

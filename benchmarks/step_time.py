@@ -25,7 +25,7 @@ from simclr_jax import config as recipes
 from simclr_jax import errors, parallel
 from simclr_jax.data import pipeline, sources
 from simclr_jax.reporting.tables import table
-from simclr_jax.stages import pretrain
+from simclr_jax.stages import build, pretrain
 from simclr_jax.train import plan as plans
 from simclr_jax.train.metrics import MetricsWriter
 from simclr_jax.train.step import make_step
@@ -46,6 +46,7 @@ def main() -> None:
     parallel.use_compilation_cache()
     train = sources.open_split(config.data, config.data.split)
     test = sources.open_split(config.data, config.data.eval_split)
+    build.check_images(config, train, test)
     plan = plans.make(config, len(train))
     stage = pretrain.make_stage(config, plan, train, test, mesh)
     step, state = make_step(stage, mesh), stage.init()
@@ -86,11 +87,11 @@ def _log(writer: MetricsWriter, step: int, metrics: dict[str, jax.Array]) -> Non
 def _loop(stage, step, state, steps: int) -> Iterator[float]:
     """Yield seconds per step with input a chunk ahead and metrics read a chunk late."""
     previous, last = None, time.perf_counter()
-    for _, batch in stage.batches(0, steps):
+    for steps_of_call, batch in stage.batches(0, steps):
         state, metrics = step(state, batch)
         jax.block_until_ready(previous)
         now = time.perf_counter()
-        yield now - last
+        yield (now - last) / len(steps_of_call)
         previous, last = metrics, now
 
 

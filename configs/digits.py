@@ -18,11 +18,8 @@ def get_config():
         view.blur = 0.0  # as the official recipe for 32-pixel images
         view.grayscale = 0.0  # there is one channel
 
-    c.model.depth, c.model.width, c.model.stem = (
-        10,
-        0.25,
-        "imagenet",
-    )  # pools early: 10 times faster
+    c.model.depth, c.model.width = 10, 0.25
+    c.model.stem = "imagenet"  # for speed on a CPU: it works on 8x8 pixels, the other on 32x32
     c.head.dim = 64
     c.loss.temperature = 0.2
 

@@ -37,7 +37,10 @@ CHOICES: dict[str, tuple] = {
 # What numbers must hold: the fields, the rule in words, the rule.
 RULES: tuple[tuple[tuple[str, ...], str, Callable[[float], bool]], ...] = (
     (
-        ("loss.temperature", "model.width", "optim.base_lr", "bn.epsilon", "eval.knn_temperature"),
+        (
+            *("loss.temperature", "model.width", "optim.base_lr", "bn.epsilon"),
+            *("eval.knn_temperature", "optim.trust_coefficient"),
+        ),
         "greater than 0",
         lambda value: value > 0,
     ),
@@ -55,6 +58,7 @@ RULES: tuple[tuple[tuple[str, ...], str, Callable[[float], bool]], ...] = (
         "0 or more",
         lambda value: value >= 0,
     ),
+    (("seed",), "in [0, 2^63)", lambda value: 0 <= value < 2**63),
     (("bn.momentum", "optim.momentum"), "in [0, 1)", lambda value: 0 <= value < 1),
     (("data.holdout_fraction",), "between 0 and 1", lambda value: 0 < value < 1),
 )
@@ -67,6 +71,7 @@ def view() -> ConfigDict:
             "crop": True,  # random crop and resize; False resizes the whole image
             "area_min": 0.08,  # smallest and largest share of the image's area
             "area_max": 1.0,
+            "min_object_covered": 0.1,  # smaller crops are drawn again: officially 0.1, above 0.08
             "aspect_min": 3 / 4,  # width / height of the crop
             "aspect_max": 4 / 3,
             "flip": 0.5,  # probability of each operation; 0 switches it off
@@ -85,7 +90,7 @@ def view() -> ConfigDict:
 
 
 def base() -> ConfigDict:
-    """Return all fields with the defaults of SimCLRv1/v2 on ImageNet (official flags)."""
+    """Return all fields with the defaults of SimCLR and SimCLRv2 on ImageNet."""
     config = ConfigDict()
     config.seed = 0  # of initial values, data order and augmentation
     config.stage = "pretrain"
@@ -132,7 +137,8 @@ def base() -> ConfigDict:
             "epochs": 100.0,
             "steps": placeholder(int),  # overrides epochs
             "dtype": "float32",  # what the encoder computes in
-            "steps_per_call": 1,  # steps scanned on the device between returns to Python
+            "steps_per_call": 1,  # steps scanned on the device between returns to Python; a last,
+            # shorter chunk is compiled apart
         }
     )
     config.eval = ConfigDict(
@@ -187,6 +193,10 @@ def validate(config: ConfigDict, devices: int) -> None:
     for names, words, holds in RULES:
         for name in names:
             _require(c, name, holds, words)
+    if c.data.split == c.data.eval_split:
+        raise UserError(
+            f'data.eval_split is "{c.data.eval_split}", the split that is trained on: name another'
+        )
     if int(64 * c.model.width) < 1:
         raise UserError(f"model.width is {c.model.width}: 64 * width must be 1 channel or more")
     if c.train.steps is None:
@@ -234,7 +244,7 @@ def _require(config: ConfigDict, name: str, holds: Callable[[float], bool], rule
 
 
 def _check_view(config: ConfigDict, prefix: str) -> None:
-    for name in ("flip", "jitter", "grayscale", "blur", "area_max"):
+    for name in ("flip", "jitter", "grayscale", "blur", "area_max", "min_object_covered"):
         _require(config, prefix + name, lambda value: 0 <= value <= 1, "in [0, 1]")
     for name in ("strength", "brightness", "contrast", "saturation", "hue"):
         _require(config, prefix + name, lambda value: value >= 0, "0 or more")

@@ -64,6 +64,8 @@ def run(main: Callable[[], int | None]) -> None:
             if debug:
                 raise
             _exit(str(error))
+        except KeyboardInterrupt:
+            return 130
 
     app.run(guarded, flags_parser=parse)
 

@@ -67,6 +67,10 @@ def make_workdir(path: epath.PathLike) -> epath.Path:
     Raises:
       UserError: it cannot be created, or no file can be written in it.
     """
+    if not is_local(path):
+        raise UserError(
+            f"workdir {os.fspath(path)} is no local directory: buckets are not supported"
+        )
     workdir = epath.Path(path)
     probe = workdir / f".writable.{uuid.uuid4().hex}"
     try:

@@ -8,6 +8,8 @@ import jax.numpy as jnp
 import optax
 from jax import lax
 
+from simclr_jax.errors import choose
+
 SCALES = ("sum", "mean")
 
 
@@ -51,6 +53,7 @@ def nt_xent(
         `contrast_accuracy` (how often a first view's partner is the nearest of all second views)
         and `contrast_entropy` (nats, of a first view's softmax over all second views).
     """
+    choose("loss scale", scale, SCALES)
     chex.assert_equal_shape((z1, z2))
     wide = jnp.promote_types(z1.dtype, jnp.float32)
     z1, z2 = z1.astype(wide), z2.astype(wide)
@@ -66,7 +69,10 @@ def nt_xent(
     itself = partner[:, None] == jnp.arange(all1.shape[0])  # [n, N]
 
     def similarity(anchors, others):
-        return anchors @ others.T / temperature  # [n, N]
+        # Full precision: a low temperature magnifies what accelerators round away by default.
+        return (
+            jnp.matmul(anchors, others.T, precision=lax.Precision.HIGHEST) / temperature
+        )  # [n, N]
 
     def cross_entropy(to_other_view, to_same_view):
         to_same_view = jnp.where(itself, -jnp.inf, to_same_view)

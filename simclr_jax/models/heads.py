@@ -8,8 +8,6 @@ import jax.numpy as jnp
 
 from simclr_jax.models.resnet import Norm
 
-PROJECTIONS = ("none", "linear", "nonlinear")
-
 
 def _dense(features: int, use_bias: bool, dtype, param_dtype, name: str) -> nn.Dense:
     return nn.Dense(
@@ -34,7 +32,7 @@ class ProjectionHead(nn.Module):
       layers: number of layers of a nonlinear head: 2 in SimCLR, 3 in SimCLRv2.
       dim: outputs of the last layer.
       norm: makes a normalisation layer from keyword arguments `center` and `name`.
-      dtype: what the dense layers compute in; None computes in the dtype of the input.
+      dtype: what all but the last layer compute in; None computes in the dtype of the input.
       param_dtype: dtype of the parameters.
 
     Returns:
@@ -56,7 +54,9 @@ class ProjectionHead(nn.Module):
         for i in range(1, count + 1):
             last = i == count
             features = self.dim if last else h.shape[-1]
-            x = _dense(features, False, self.dtype, self.param_dtype, f"dense{i}")(hiddens[-1])
+            # What is contrasted is never rounded to bfloat16: the last layer computes in float32.
+            dtype = None if last else self.dtype
+            x = _dense(features, False, dtype, self.param_dtype, f"dense{i}")(hiddens[-1])
             x = self.norm(center=not last, name=f"bn{i}")(x, train)
             hiddens.append(x if last else nn.relu(x))
         return hiddens

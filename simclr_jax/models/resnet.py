@@ -26,7 +26,6 @@ ARCHITECTURES: dict[int, tuple[bool, tuple[int, int, int, int]]] = {
     152: (True, (3, 8, 36, 3)),
     200: (True, (3, 24, 36, 3)),
 }
-STEMS = ("cifar", "imagenet")
 
 Norm = Callable[..., nn.Module]
 
@@ -111,8 +110,8 @@ class ResNet(nn.Module):
 
     Returns:
       The official end points by name: `initial_conv`, `initial_max_pool`, `block_group1` to
-      `block_group4` `[b, h', w', c']`, and `h` `[b, d]`, their spatial mean: d = 512 * width, or
-      2048 * width from depth 50 on. `h` is float32, or float64 if that is what was computed in.
+      `block_group4` `[b, h', w', c']`, and `h` `[b, d]`, their spatial mean: d = 8 * int(64w),
+      or 32 * int(64w) from depth 50 on. `h` is float32, or float64 if computed in it.
     """
 
     depth: int

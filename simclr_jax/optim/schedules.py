@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import optax
 
-SCALINGS = ("linear", "sqrt", "none")
-
 
 def peak_rate(base_rate: float, scaling: str, batch_size: int) -> float:
     """Scale a base rate to a global batch (SimCLR, section 2.2 and appendix B.1).

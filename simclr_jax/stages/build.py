@@ -75,6 +75,7 @@ def policies(config: ConfigDict) -> tuple[Policy, ...]:
             crop=view.crop,
             area=(view.area_min, view.area_max),
             aspect=(view.aspect_min, view.aspect_max),
+            min_object_covered=view.min_object_covered,
             grid=config.augment.grid,
             flip=view.flip,
             jitter=view.jitter,
@@ -126,11 +127,14 @@ def check_images(config: ConfigDict, train: Images, test: Images) -> None:
             f"training images are {train.pixels.shape[1:]}, evaluation images "
             f"{test.pixels.shape[1:]}: give both the same size"
         )
+    if len(test) < 2:
+        raise UserError(f"there is {len(test)} image to evaluate on: raise data.holdout_fraction")
     few = config.eval.few_labels
-    if train.labels is not None and np.bincount(train.labels).min() < few:
-        fewest = np.bincount(train.labels).min()
+    counts = np.bincount(train.labels) if train.labels is not None else np.array([few])
+    fewest = counts[counts > 0].min()
+    if test.labels is not None and fewest < few:
         raise UserError(
             f"eval.few_labels is {few}, but a class has only {fewest} training images: "
-            f"set --config.eval.few_labels={max(1, fewest)}"
+            f"set --config.eval.few_labels={fewest}"
         )
     recipes.smallest_crop(config, *train.pixels.shape[1:3])

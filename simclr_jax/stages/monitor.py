@@ -22,7 +22,7 @@ from simclr_jax.train.stage import TrainState
 
 Variables = dict[str, Any]  # params and batch_stats
 
-PAIRS = 1024  # held-out images, at most, whose two views the label-free indicators compare
+PAIRS = 256  # held-out images, at most, whose two views the label-free indicators compare
 
 
 class Monitor:
@@ -66,6 +66,24 @@ class Monitor:
         self._encode_views = embed
         self._pixels = lambda _, images: prepare(images).reshape(len(images), -1)
         self._pairs = jax.jit(make_views)
+
+    @property
+    def protocol(self) -> dict[str, Any]:
+        """Return what defines the scores of `compare`."""
+        return {
+            "features": "h, inference mode",
+            "bank": f"{self._config.data.split}: {self._train.fingerprint()}",
+            "held_out": f"{self._config.data.eval_split}: {self._test.fingerprint()}",
+            "held_out_images": len(self._test),
+            "knn": {"k": self._k(), "temperature": self._config.eval.knn_temperature},
+            "probe": {
+                "solver": "L-BFGS on standardised features",
+                "penalties": linear_probe.PENALTIES,
+                "chosen_on": f"{linear_probe.VALIDATION:.0%} of the labels it may use",
+                "few_labels_per_class": self._config.eval.few_labels,
+                "few_labels_seed": 0,
+            },
+        }
 
     def evaluate(self, state: TrainState) -> dict[str, float]:
         """Return kNN and probe accuracy on held-out images, and label-free signs of collapse."""

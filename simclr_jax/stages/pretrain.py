@@ -33,7 +33,7 @@ EXIT_CODES: dict[int, int] = {signal.SIGTERM: 75, signal.SIGINT: 130}
 FORMATS = {
     "loss": "loss {:.4f}",
     "contrast_accuracy": "partner found {:.1%}",
-    "train_probe_accuracy": "probe {:.1%}",
+    "train_probe_accuracy": "train probe {:.1%}",
     "lr": "lr {:.3g}",
     "knn_accuracy": "kNN {:.1%}",
     "probe_accuracy": "probe {:.1%}",
@@ -67,9 +67,9 @@ def run(config: ConfigDict, workdir: str, resume: str = "auto", profile_steps: s
     plan = plans.make(config, len(train))
     stage = make_stage(config, plan, train, test, mesh)
 
-    record = config.to_dict() | {"examples": len(train)}
+    record = config.to_dict() | {"images": [train.fingerprint(), test.fingerprint()]}
     keep, keep_period = config.checkpoint.keep, config.checkpoint.keep_period
-    profiler = Profiler(profile_steps, epath.Path(workdir) / "profile")
+    profiler = Profiler(profile_steps, epath.Path(workdir) / "profile", plan.total_steps)
     with open_workdir(workdir, record, resume, keep=keep, keep_period=keep_period) as opened:
         summary.announce(opened, config, plan, stage, mesh)
         views.draw(config, train, opened.path / "views.png")
@@ -162,6 +162,7 @@ def make_stage(config: ConfigDict, plan: Plan, train: Images, test: Images, mesh
         batches=batches,
         evaluate=monitor.evaluate,
         compare=lambda state: monitor.compare(state, untrained=init()),
+        protocol=monitor.protocol,
         formats=FORMATS,
     )
 

@@ -42,7 +42,8 @@ def conclude(workdir: Workdir, plan: Plan, stage: Stage, state: TrainState) -> N
     path = workdir.path / "results" / "summary.json"
     if results:
         path.parent.mkdir(exist_ok=True)
-        files.write_json(path, {"step": plan.total_steps, "scores": results})
+        protocol = {"step": plan.total_steps, **stage.protocol}
+        files.write_json(path, {"protocol": protocol, "scores": results})
         say("")
         say(tables.scores(results))
         say("in brackets: 95 % bootstrap interval over the held-out images")

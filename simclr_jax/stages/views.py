@@ -30,6 +30,7 @@ def view_maker(config: ConfigDict) -> Callable[[Batch], jax.Array]:
     The randomness of a view depends on the seed, the absolute position of its image in the order of
     all examples ever consumed, and which view it is: not on devices, hosts or restarts.
     """
+    policies = build.policies(config)
     dtype = jnp.dtype(config.train.dtype)
     wide = jnp.promote_types(dtype, jnp.float32)  # augmentation itself is never in bfloat16
     shared_sigma = config.augment.sigma_per == "batch"
@@ -41,8 +42,8 @@ def view_maker(config: ConfigDict) -> Callable[[Batch], jax.Array]:
         return key
 
     def one_view(image, position, start, view: int, policy: Policy) -> jax.Array:
-        # Images of a batch share the key of its first position, apart from that image's own.
-        sigma_key = jax.random.fold_in(key_of(start, view), 1) if shared_sigma else None
+        # Beside the five keys that `sample` makes of an image's own.
+        sigma_key = jax.random.fold_in(key_of(start, view), 5) if shared_sigma else None
         height, width, _ = image.shape
         draws = sample(key_of(position, view), policy, height, width, sigma_key)
         return augment(to_float(image).astype(wide), draws, policy)
@@ -51,7 +52,7 @@ def view_maker(config: ConfigDict) -> Callable[[Batch], jax.Array]:
         rows = (batch["image"], batch["position"], batch["start"])
         made = [
             jax.vmap(functools.partial(one_view, view=view, policy=policy))(*rows)
-            for view, policy in enumerate(build.policies(config))
+            for view, policy in enumerate(policies)
         ]
         return jnp.stack(made).astype(dtype)
 

@@ -78,17 +78,18 @@ def train(
             done = steps[-1] + 1
 
             at_end = done == plan.total_steps
+            stopped_by = 0 if at_end else stop.signal  # once: it may come at any moment
             if at_end or _due(done, plan.evaluate_every):
                 log.catch_up()
                 log.evaluation(done, stage.evaluate(state))
-            if at_end or stop.signal or _due(done, plan.save_every):
+            if at_end or stopped_by or _due(done, plan.save_every):
                 log.catch_up(state)
                 workdir.lock.check()
                 checkpoints.save(done, state)
-            if stop.signal and not at_end:
+            if stopped_by:
                 checkpoints.wait()
                 console.say(f"stopped at step {done}; the same command continues from there")
-                return Result(state, stop.signal)
+                return Result(state, stopped_by)
     checkpoints.wait()
     return Result(state, stopped_by=0)
 

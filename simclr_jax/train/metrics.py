@@ -28,7 +28,9 @@ class MetricsWriter:
         self._cut(resume_step)
         self._file = self._path.open("a")
         self._board = SummaryWriter(
-            os.fspath(workdir / "tensorboard"), purge_step=resume_step + 1, write_to_disk=True
+            os.fspath(workdir / "tensorboard"),
+            purge_step=resume_step + 1 if resume_step else 0,
+            write_to_disk=True,
         )
 
     def write(self, step: int, values: Mapping[str, Any]) -> None:
@@ -53,10 +55,10 @@ class MetricsWriter:
     def _cut(self, step: int) -> None:
         if not self._path.exists():
             return
-        kept = []
+        kept = []  # a run that starts anew evaluates step 0 anew
         for line in self._path.read_text().splitlines(keepends=True):
             # A line without its end was being written when the run was killed.
-            if not line.endswith("\n") or json.loads(line)["step"] > step:
+            if step == 0 or not line.endswith("\n") or json.loads(line)["step"] > step:
                 break
             kept.append(line)
         files.write_atomically(self._path, "".join(kept))

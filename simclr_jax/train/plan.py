@@ -37,9 +37,14 @@ def make(config: ConfigDict, examples: int) -> Plan:
     """Work out the plan of a recipe for a data set of `examples` images.
 
     Raises:
-      UserError: if the warm-up is longer than the run.
+      UserError: if the batch is larger than the data set, or the warm-up longer than the run.
     """
     c, batch = config, config.train.batch_size
+    if batch > examples:
+        raise UserError(
+            f"train.batch_size is {batch}, more than the {examples} images: "
+            f"an image would be its own negative; set --config.train.batch_size={examples // 8 * 8}"
+        )
     total = c.train.steps or schedules.total_steps(c.train.epochs, examples, batch)
     warmup = schedules.warmup_steps(c.optim.warmup_epochs, examples, batch)
     if warmup >= total:

@@ -11,10 +11,16 @@ from simclr_jax.errors import UserError
 
 
 class Profiler:
-    """Records the steps `a` to `b` of `--profile_steps=a:b` into `directory`."""
+    """Records the steps `a` to `b` of `--profile_steps=a:b`, counted from 0, into `directory`.
 
-    def __init__(self, steps: str, directory: epath.Path):
+    Raises:
+      UserError: if that is no range of the run's `total_steps`.
+    """
+
+    def __init__(self, steps: str, directory: epath.Path, total_steps: int):
         self._first, self._last = _parse(steps) if steps else (-1, -1)
+        if self._last >= total_steps:
+            raise UserError(f"--profile_steps is {steps}: the last step is {total_steps - 1}")
         self._directory = directory
         self._running = False
 

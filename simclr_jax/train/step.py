@@ -52,7 +52,7 @@ def make_step(stage: Stage, mesh: Mesh) -> Step:
 
     def chunk(state: TrainState, batches: Batch) -> tuple[TrainState, Metrics]:
         # XLA keeps a loop of one step a loop, and on CPUs convolutions in loops are very slow.
-        if len(batches["position"]) == 1:
+        if jax.tree.leaves(batches)[0].shape[0] == 1:
             state, metrics = step(state, jax.tree.map(lambda x: x[0], batches))
             return state, jax.tree.map(lambda x: x[None], metrics)
         return lax.scan(step, state, batches)

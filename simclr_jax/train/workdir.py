@@ -66,6 +66,10 @@ def open_workdir(
             workdir / "checkpoints", keep=keep, keep_period=keep_period, say=console.say
         )
         stack.callback(checkpoints.close)
+        if checkpoints.steps() and not (workdir / "config.json").exists():
+            raise UserError(
+                f"{workdir} holds checkpoints but no config.json: give another --workdir"
+            )
         if resume == "must" and not checkpoints.steps():
             raise UserError(f"--resume=must, but {workdir} holds no checkpoint to resume from")
         files.write_json(workdir / "config.json", recipe)

@@ -15,7 +15,7 @@ from ml_collections import ConfigDict
 
 from simclr_jax.data import order
 from simclr_jax.data.sources.memory import Images
-from simclr_jax.errors import choose
+from simclr_jax.errors import UserError, choose
 
 CANVAS = 32  # pixels
 SIDE = (12.0, 22.0)  # of the placed digit, pixels
@@ -28,6 +28,8 @@ def open_split(data: ConfigDict, split: str) -> Images:
     """Open "train" (1437 digits) or "test" (360), uint8 `[m, 32, 32, 1]` with labels 0 to 9."""
     choose("data.split or data.eval_split", split, ("train", "test"))
     choose("data.name", data.name, NAMES)
+    if data.path:
+        raise UserError(f"data.path is {data.path}, which data.source=digits does not read")
     pixels, labels = _render(data.name == "placed")
     rows = order.examples(0, np.arange(len(labels)), len(labels))
     rows = np.sort(rows[:TEST] if split == "test" else rows[TEST:])

@@ -8,7 +8,7 @@ has no arrays, `data.holdout_fraction` of the images is held out for it, the sam
 from __future__ import annotations
 
 import dataclasses
-import zipfile
+import zlib
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +16,8 @@ from ml_collections import ConfigDict
 
 from simclr_jax.data import order
 from simclr_jax.errors import UserError, choose
+
+MOST_CLASSES = 1_000_000  # more are names or identifiers, not classes
 
 
 @dataclasses.dataclass(frozen=True)
@@ -35,6 +37,13 @@ class Images:
     def __len__(self) -> int:
         return len(self.pixels)
 
+    def fingerprint(self) -> str:
+        """Return what tells this split from any other: its size and a checksum of its arrays."""
+        check = zlib.crc32(np.ascontiguousarray(self.pixels).data)
+        if self.labels is not None:
+            check = zlib.crc32(np.ascontiguousarray(self.labels).data, check)
+        return f"{len(self)} images, crc32 {check:08x}"
+
     def take(self, rows: np.ndarray) -> Images:
         """Return the images at `rows`, in that order."""
         labels = None if self.labels is None else self.labels[rows]
@@ -48,6 +57,8 @@ def open_split(data: ConfigDict, split: str) -> Images:
       UserError: if the file is missing or damaged, its arrays do not fit together, or it has no
         such split.
     """
+    if data.name:
+        raise UserError(f"data.name is {data.name}, but an archive has no variants: leave it out")
     arrays = _load(data.path)
     if "images" in arrays and "train_images" not in arrays:
         arrays = {f"train_{k}" if k in ("images", "labels") else k: v for k, v in arrays.items()}
@@ -55,12 +66,13 @@ def open_split(data: ConfigDict, split: str) -> Images:
     if not splits:
         raise UserError(f'{data.path} has no array "images" (it has {", ".join(arrays) or "none"})')
 
-    labels = [arrays[f"{name}_labels"] for name in splits if f"{name}_labels" in arrays]
-    classes = max((int(np.max(array, initial=-1)) + 1 for array in labels), default=0)
+    pixels = {n: _pixels(arrays[f"{n}_images"], f"{data.path}:{n}_images") for n in splits}
+    labels = {n: _labels(arrays.get(f"{n}_labels"), pixels[n], data.path) for n in splits}
+    known = [array for array in labels.values() if array is not None]
+    classes = max((int(array.max()) + 1 for array in known), default=0)
 
     def images(name: str) -> Images:
-        pixels = _pixels(arrays[f"{name}_images"], f"{data.path}:{name}_images")
-        return Images(pixels, _labels(arrays.get(f"{name}_labels"), pixels, data.path), classes)
+        return Images(pixels[name], labels[name], classes)
 
     if data.eval_split in splits:
         choose("data.split or data.eval_split", split, splits)
@@ -85,7 +97,9 @@ def _load(path: str) -> dict[str, np.ndarray]:
             return {name: archive[name] for name in archive.files}
     except FileNotFoundError:
         raise UserError(f"data.path={path} does not exist") from None
-    except (OSError, ValueError, EOFError, zipfile.BadZipFile, AttributeError, TypeError) as error:
+    except MemoryError:
+        raise
+    except Exception as error:  # a damaged archive fails in any of NumPy's and zipfile's ways
         reason = " ".join(str(error).split()) or type(error).__name__
         raise UserError(f"data.path={path} is no readable .npz archive: {reason}") from error
 
@@ -116,4 +130,9 @@ def _labels(array: np.ndarray | None, pixels: np.ndarray, path: str) -> np.ndarr
         )
     if np.min(array) < 0:
         raise UserError(f"labels in {path} go down to {np.min(array)}: they must be 0 or more")
+    if np.max(array) >= MOST_CLASSES:
+        raise UserError(
+            f"labels in {path} go up to {np.max(array)}: number the classes from 0, at most "
+            f"{MOST_CLASSES} of them"
+        )
     return array.astype(np.int32)
