@@ -119,6 +119,7 @@ REFUSED_BY = {
     "1 or more": (0, -5),
     "0 or more": (-0.5, float("nan")),
     "in [0, 1)": (-0.1, 1.0),
+    "in [0, 2^63)": (-1,),
     "between 0 and 1": (0.0, 1.0, 1.5),
 }
 RULES = [(name, words) for names, words, _ in recipes.RULES for name in names]

@@ -171,3 +171,14 @@ def test_raw_pixels_say_little_about_placed_digits_and_much_about_plain_ones():
 def test_unknown_digits_are_refused(fields, wrong):
     with pytest.raises(UserError, match=f'"{wrong}"'):
         digits(**fields)
+
+
+def test_fingerprint_tells_data_sets_of_one_size_apart():
+    pixels, labels = np.zeros((3, 4, 4, 1), np.uint8), np.arange(3, dtype=np.int32)
+    found = {sources.Images(pixels, labels, 3).fingerprint()}
+    found.add(sources.Images(pixels, labels[::-1], 3).fingerprint())
+    changed = pixels.copy()
+    changed[2, 3, 3] = 1
+    found.add(sources.Images(changed, labels, 3).fingerprint())
+    assert len(found) == 3
+    assert sources.Images(pixels.copy(), labels.copy(), 3).fingerprint() in found

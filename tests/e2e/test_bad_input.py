@@ -87,11 +87,17 @@ VALUES = {
     "unknown evaluation split": (
         [
             "--config.data.source=digits",
+            "--config.data.path=",
             "--config.data.name=placed",
             "--config.data.eval_split=tset",
         ],
         ["tset", '"test"'],
     ),
+    "training images held out": (["--config.data.eval_split=train"], ["eval_split", '"train"']),
+    "batch larger than the data": (["--config.train.batch_size=512"], ["512", "54 images", "=48"]),
+    "more labels than there are": (["--config.eval.few_labels=50"], ["few_labels is 50", "="]),
+    "jitter that inverts": (["--config.augment.views.first.strength=2.0"], ["contrast", "1.6"]),
+    "negative seed": (["--config.seed=-1"], ["seed is -1"]),
     "temperature of zero": (["--config.loss.temperature=0.0"], ["temperature", "0.0", "greater"]),
     "negative temperature": (["--config.loss.temperature=-1.0"], ["temperature", "-1.0"]),
     "temperature that is no number": (["--config.loss.temperature=nan"], ["temperature", "nan"]),
@@ -152,6 +158,12 @@ BROKEN = {
     "of five channels": lambda path: np.savez(path, images=np.zeros((9, 8, 8, 5), np.uint8)),
     "labels that do not fit": lambda path: np.savez(
         path, images=np.zeros((9, 8, 8), np.uint8), labels=np.zeros(8, int)
+    ),
+    "labels that are words": lambda path: np.savez(
+        path, images=np.zeros((9, 8, 8), np.uint8), labels=np.array(list("abcdefghi"))
+    ),
+    "labels that are identifiers": lambda path: np.savez(
+        path, images=np.zeros((9, 8, 8), np.uint8), labels=np.arange(9) * 10**11
     ),
     "one image": lambda path: np.savez(path, images=np.zeros((1, 8, 8), np.uint8)),
     "a directory": lambda path: path.mkdir(),
