@@ -41,7 +41,7 @@ def test_a_run_says_what_it_does_and_what_it_learned(finished):
         "devices   1 x cpu, computing in float32",
         "batch     16 images (32 views)",
         "length    20 steps = 5.9 epochs of 54 images, 1 of them warm-up",
-        "optimiser lars, peak rate 0.0625",
+        "optimiser lars, peak rate 0.00625",
         "checkpoint " + str(finished.workdir / "checkpoints" / "20"),
     ):
         assert words in out
@@ -74,7 +74,7 @@ def test_metrics_have_the_documented_names(finished):
     assert all(line.keys() == {"step"} | LABEL_KEYS | GEOMETRY_KEYS for line in measured)
     np.testing.assert_allclose([line["epoch"] for line in trained], np.arange(1, 21) * 16 / 54)
     rates = [line["lr"] for line in trained]
-    assert rates[0] == 0 and rates[1] == pytest.approx(1.0 * 16 / 256)
+    assert rates[0] == 0 and rates[1] == pytest.approx(0.1 * 16 / 256)
     assert rates[1:] == sorted(rates[1:], reverse=True)
 
 
