@@ -174,5 +174,5 @@ class _Log:
         raise UserError(
             f"{what} not finite in steps {steps[0] + 1} to {steps[-1] + 1}; "
             f"{last}; "
-            "lower optim.base_lr, or raise loss.temperature or optim.warmup_epochs"
+            "start anew in another --workdir with a lower optim.base_lr or a longer warm-up"
         )
