@@ -50,7 +50,8 @@ def test_a_run_says_what_it_does_and_what_it_learned(finished):
     assert all(line in log for line in out.splitlines() if not line.startswith("step "))
 
     results = json.loads((finished.workdir / "results" / "summary.json").read_text())
-    assert results["step"] == 20
+    assert results["protocol"]["step"] == 20
+    assert results["protocol"]["knn"] == {"k": 3, "temperature": 0.1}
     rows = ["raw pixels", "untrained encoder", "pretrained encoder"]
     assert list(results["scores"]) == rows
     lines = out.splitlines()
