@@ -251,6 +251,13 @@ class Checkpoints:
                 if path.name.endswith(_LEFTOVERS):
                     path.rmtree()
 
+    def damaged(self) -> list[str]:
+        """Return the names of checkpoints that were whole once and have been set aside."""
+        if not self._directory.is_dir():
+            return []
+        paths = self._directory.glob("*.damaged*")
+        return sorted(path.name for path in paths if (path / manifest.NAME).exists())
+
     def _set_aside(self, step: int, reason: object) -> None:
         names = itertools.chain(
             [f"{step}.damaged"], (f"{step}.damaged-{i}" for i in itertools.count(2))

@@ -65,3 +65,8 @@ def make(config: ConfigDict, examples: int) -> Plan:
         evaluate_every=max(1, round(every)) * per_call if every else 0,
         save_every=c.checkpoint.every_steps,
     )
+
+
+def due(step: int, every: int) -> bool:
+    """Is something that happens `every` so many steps (0: never) due after `step` of them?"""
+    return every > 0 and step % every == 0

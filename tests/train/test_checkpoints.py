@@ -279,6 +279,16 @@ def test_damage_is_set_aside_twice_without_loss(directory):
     assert (directory / "30.damaged").exists() and (directory / "30.damaged-2").exists()
 
 
+def test_whole_checkpoints_that_were_lost_are_told_from_unfinished_ones(directory):
+    """A run that never finished a save starts anew; one that lost what it had must not."""
+    (directory / "20/manifest.json").unlink()
+    flip(biggest_file(directory / "10"))
+    for _ in range(2):
+        checkpoints = Checkpoints(directory, say=lambda _: None)
+        assert checkpoints.restore(TARGET) is None
+        assert checkpoints.damaged() == ["10.damaged"]
+
+
 def test_step_left_without_manifest_can_be_saved_anew(directory):
     (directory / "20/manifest.json").unlink()
     checkpoints = Checkpoints(directory, say=lambda _: None)

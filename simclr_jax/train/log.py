@@ -1,0 +1,94 @@
+"""From metrics on the device to lines in files and on the screen, without holding up the loop."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from simclr_jax.errors import UserError
+from simclr_jax.train.metrics import MetricsWriter
+from simclr_jax.train.plan import Plan, due
+from simclr_jax.train.progress import Speed, progress_line, shown
+from simclr_jax.train.stage import Params, TrainState
+from simclr_jax.train.workdir import Workdir
+
+
+@jax.jit
+def _all_finite(tree: Params) -> jax.Array:
+    return jnp.all(jnp.array([jnp.isfinite(leaf).all() for leaf in jax.tree.leaves(tree)]))
+
+
+class Log:
+    """Turns device metrics into lines, one chunk late; stops on a loss that is not finite."""
+
+    def __init__(
+        self,
+        plan: Plan,
+        formats: dict[str, str],
+        workdir: Workdir,
+        first_step: int,
+    ):
+        self._plan, self._formats = plan, formats
+        self._checkpoints, self._console = workdir.checkpoints, workdir.console
+        self._writer = MetricsWriter(workdir.path, first_step)
+        self._speed = Speed(plan.batch_size)
+        self._pending: tuple[range, dict[str, jax.Array]] | None = None
+
+    def __enter__(self) -> Log:
+        return self
+
+    def __exit__(self, *_) -> None:
+        self._writer.close()
+
+    def add(self, steps: range, metrics: dict[str, jax.Array]) -> None:
+        """Take the metrics of a chunk under way, and read those of the one before."""
+        previous, self._pending = self._pending, (steps, metrics)
+        self._read(previous)
+
+    def catch_up(self, state: TrainState | None = None) -> None:
+        """Read and put on disk all metrics so far; the clock of speed stands still meanwhile.
+
+        A loss judges the parameters before its update. With a `state`, which is about to be saved,
+        the parameters after the last update are judged too.
+        """
+        previous, self._pending = self._pending, None
+        self._read(previous)
+        if state is not None and not _all_finite(state.params):
+            done = int(state.step)
+            self._raise_not_finite("the parameters are", range(done - 1, done))
+        self._speed.pause()
+        self._writer.flush()
+
+    def evaluation(self, step: int, metrics: dict[str, float]) -> None:
+        """Write and print held-out metrics."""
+        self._writer.write(step, metrics)
+        self._writer.flush()
+        self._console.say(f"step {step}  held out: {shown(self._formats, metrics)}")
+
+    def _read(self, chunk: tuple[range, dict[str, jax.Array]] | None) -> None:
+        if chunk is None:
+            return
+        steps, device_metrics = chunk
+        metrics = {name: np.asarray(values) for name, values in device_metrics.items()}
+        if not np.isfinite(metrics["loss"]).all():
+            self._writer.flush()
+            self._raise_not_finite("the loss is", steps)
+        self._speed.add(len(steps))
+        done = steps[-1] + 1
+        if due(done, self._plan.log_every) or done == self._plan.total_steps:
+            values = {name: float(value[-1]) for name, value in metrics.items()}
+            values["epoch"] = done * self._plan.batch_size / self._plan.examples
+            line = progress_line(done, self._plan, shown(self._formats, values), self._speed)
+            self._console.status(line)
+            self._writer.write(done, values | {"images_per_second": self._speed.images_per_second})
+
+    def _raise_not_finite(self, what: str, steps: range) -> None:
+        self._checkpoints.wait()
+        saved = [step for step in self._checkpoints.steps() if step < steps[0]]
+        last = f"the last good checkpoint is step {saved[-1]}" if saved else "nothing was saved yet"
+        raise UserError(
+            f"{what} not finite in steps {steps[0] + 1} to {steps[-1] + 1}; "
+            f"{last}; "
+            "start anew in another --workdir with a lower optim.base_lr or a longer warm-up"
+        )
