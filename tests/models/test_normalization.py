@@ -128,8 +128,8 @@ def test_moving_averages_over_eight_devices(sync, unbiased):
     mean, variance = groups.mean(1, keepdims=True), groups.var(1, keepdims=True)
     want = (groups - mean) / np.sqrt(variance + EPSILON)
     np.testing.assert_allclose(y, want.reshape(x.shape), rtol=1e-11, atol=1e-11)
-    # The fused kernel of TensorFlow corrects with the rows of a device, and it never synchronises.
-    rows = x[: len(x) // DEVICES].size // x.shape[-1]
+    # The rows that the variance was taken over: TensorFlow's fused kernel never synchronises.
+    rows = (x if sync else x[: len(x) // DEVICES]).size // x.shape[-1]
     correction = rows / (rows - 1) if unbiased else 1.0
     np.testing.assert_allclose(moved["mean"], 0.3 * mean.mean((0, 1)), rtol=1e-12)
     expected = 0.7 + 0.3 * correction * variance.mean((0, 1))
