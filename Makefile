@@ -45,5 +45,5 @@ $(CORE): $(MADE) pyproject.toml
 	touch $@
 
 $(ALL): $(MADE) pyproject.toml requirements.txt
-	$(BIN)/python -m pip install -q -r requirements.txt -e '.[tf,dev]'
+	$(BIN)/python -m pip install -q -r requirements.txt -e '.[images,tf,dev]'
 	touch $(CORE) $@

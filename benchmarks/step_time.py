@@ -3,8 +3,9 @@
     python benchmarks/step_time.py --config=configs/digits.py --steps=20
 
 The four parts are timed one after another, each waited for; the loop runs them as training does,
-with input and transfer in a thread beside the step. Where the loop takes as long as the step alone,
-everything else is hidden behind it. Machines are noisy: read ratios, not milliseconds.
+with input and transfer in threads beside the step. Where the loop takes as long as the step alone,
+everything else is hidden behind it; `waiting` is the part of the loop in which no batch was there.
+Machines are noisy: read ratios, not milliseconds.
 """
 
 from __future__ import annotations
@@ -26,6 +27,7 @@ from simclr_jax import errors, parallel
 from simclr_jax.data import pipeline, sources
 from simclr_jax.reporting.tables import table
 from simclr_jax.stages import build, pretrain
+from simclr_jax.stages.inputs import Inputs
 from simclr_jax.train import plan as plans
 from simclr_jax.train.metrics import MetricsWriter
 from simclr_jax.train.step import make_step
@@ -44,11 +46,11 @@ def main() -> None:
     mesh = parallel.make_mesh()
     recipes.validate(config, mesh.size)
     parallel.use_compilation_cache()
-    train = sources.open_split(config.data, config.data.split)
-    test = sources.open_split(config.data, config.data.eval_split)
+    train, test = sources.open_splits(config.data)
     build.check_images(config, train, test)
     plan = plans.make(config, len(train))
-    stage = pretrain.make_stage(config, plan, train, test, mesh)
+    inputs = Inputs(config, train, test)
+    stage = pretrain.make_stage(config, plan, inputs, mesh)
     step, state = make_step(stage, mesh), stage.init()
 
     times: dict[str, list[float]] = {"input": [], "transfer": [], "step": [], "logging": []}
@@ -62,20 +64,21 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as directory:
         writer = MetricsWriter(epath.Path(directory), 0)
         for number in range(FLAGS.steps + WARM_UP):
-            host = timed("input", _stacked, train, config.seed, number, plan.batch_size)
+            host = timed("input", _stacked, inputs, number, plan.batch_size)
             batch = timed("transfer", parallel.shard, mesh, host, 1)
             state, metrics = timed("step", step, state, batch)
             timed("logging", _log, writer, number, metrics)
         writer.close()
-    whole = list(_loop(stage, step, state, FLAGS.steps + WARM_UP))
+    loop = list(_loop(stage, step, state, FLAGS.steps + WARM_UP))
+    times["loop"], times["waiting"] = ([part[i] for part in loop] for i in range(2))
 
     kind = mesh.devices.flat[0].device_kind
     print(f"{mesh.size} x {kind}, batch {plan.batch_size}, {config.train.dtype}")
-    print(_report(times | {"loop": whole}, plan.batch_size))
+    print(_report(times, plan.batch_size))
 
 
-def _stacked(images: sources.Images, seed: int, step: int, batch_size: int) -> dict:
-    batch = pipeline.host_batch(images, seed, step, batch_size)
+def _stacked(inputs: Inputs, step: int, batch_size: int) -> dict:
+    batch = inputs.of(pipeline.request(step, batch_size))
     return {name: values[None] for name, values in batch.items()}
 
 
@@ -84,14 +87,19 @@ def _log(writer: MetricsWriter, step: int, metrics: dict[str, jax.Array]) -> Non
     writer.flush()
 
 
-def _loop(stage, step, state, steps: int) -> Iterator[float]:
-    """Yield seconds per step with input a chunk ahead and metrics read a chunk late."""
-    previous, last = None, time.perf_counter()
-    for steps_of_call, batch in stage.batches(0, steps):
+def _loop(stage, step, state, steps: int) -> Iterator[tuple[float, float]]:
+    """Yield seconds per step, and of them waiting, as the training loop spends them.
+
+    Input is a chunk ahead, and metrics are read a chunk late.
+    """
+    previous, last, batches = None, time.perf_counter(), stage.batches(0, steps)
+    while (chunk := next(batches, None)) is not None:
+        steps_of_call, batch = chunk
+        waited = time.perf_counter() - last
         state, metrics = step(state, batch)
         jax.block_until_ready(previous)
         now = time.perf_counter()
-        yield (now - last) / len(steps_of_call)
+        yield (now - last) / len(steps_of_call), waited / len(steps_of_call)
         previous, last = metrics, now
 
 

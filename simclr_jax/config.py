@@ -20,9 +20,9 @@ from simclr_jax.errors import UserError, choose, nearest
 # (tests/test_config.py builds every one of them).
 CHOICES: dict[str, tuple] = {
     "stage": ("pretrain",),
-    "data.source": ("digits", "memory"),
-    "augment.placement": ("device",),
-    "augment.grid": ("corner", "half_pixel", "antialias"),
+    "data.source": ("digits", "memory", "folder", "tfds"),
+    "augment.placement": ("device", "split", "host"),
+    "augment.grid": ("corner", "half_pixel", "antialias", "opencv"),
     "augment.brightness_mode": ("multiply", "add"),
     "augment.sigma_per": ("image", "batch"),
     "model.depth": (10, 18, 34, 50, 101, 152, 200),
@@ -61,6 +61,13 @@ RULES: tuple[tuple[tuple[str, ...], str, Callable[[float], bool]], ...] = (
     (("seed",), "in [0, 2^63)", lambda value: 0 <= value < 2**63),
     (("bn.momentum", "optim.momentum"), "in [0, 1)", lambda value: 0 <= value < 1),
     (("data.holdout_fraction",), "between 0 and 1", lambda value: 0 < value < 1),
+    (("data.max_bad_fraction",), "in [0, 1)", lambda value: 0 <= value < 1),
+)
+
+# A recipe may leave these open (a placeholder, None): `stages.adapt` chooses them for the data.
+OPEN = (
+    *("data.image_size", "model.depth", "model.stem", "train.batch_size", "train.epochs"),
+    *("eval.probe", "eval.knn", "eval.every_epochs"),
 )
 
 
@@ -96,19 +103,23 @@ def base() -> ConfigDict:
     config.stage = "pretrain"
     config.data = ConfigDict(
         {
-            "source": "digits",  # digits | memory
-            "name": "",  # which variant, where a source has several
-            "path": "",  # memory: the .npz file
+            "source": "digits",  # digits | memory | folder | tfds
+            "name": "",  # digits: which; tfds: the data set, such as cifar10 or imagenet2012
+            "path": "",  # memory: the .npz; folder: the directory; tfds: data_dir, or a builder's
             "split": "train",
             "eval_split": "test",
+            "labels": True,  # use labels, where there are any; folder: the first subdirectory
             "image_size": 224,  # side of a view, in pixels
             "holdout_fraction": 0.1,  # of the training split, where there is no eval_split
+            "max_bad_fraction": 0.01,  # of unreadable images in a split; more stop the run
+            "threads": placeholder(int),  # that decode; None: one for each core
+            "resident": False,  # placement device: keep all images in each device's memory
         }
     )
     config.augment = ConfigDict(
         {
-            "placement": "device",
-            "grid": "corner",  # corner (TF1) | half_pixel (TF2) | antialias (torchvision)
+            "placement": "device",  # device | split | host: see data/placements
+            "grid": "corner",  # corner (TF1) | half_pixel (TF2) | antialias (torchvision) | opencv
             "brightness_mode": "multiply",  # multiply (the code) | add (the v1 paper)
             "sigma_per": "image",  # one blur width per image | batch
             "views": {"first": view(), "second": view()},
@@ -141,6 +152,12 @@ def base() -> ConfigDict:
             # shorter chunk is compiled apart
         }
     )
+    config.init = ConfigDict(
+        {
+            "run": "",  # start from the weights of this run: a workdir, or WORKDIR@STEP
+            "parts": "encoder,head",  # which of them
+        }
+    )
     config.eval = ConfigDict(
         {
             "every_epochs": 10.0,
@@ -148,7 +165,8 @@ def base() -> ConfigDict:
             "knn": True,
             "knn_k": 200,
             "knn_temperature": 0.1,
-            "few_labels": 10,  # labels per class of the small probe in the final summary
+            "compare": True,  # at the end, score raw pixels, untrained and trained encoder alike
+            "few_labels": 10,  # labels per class of the small probe in that comparison
         }
     )
     config.log = ConfigDict({"every_steps": 100})
@@ -158,8 +176,41 @@ def base() -> ConfigDict:
     return config.lock()  # a misspelt field in a recipe is an error, not a new field
 
 
-# Groups that a resumed run may change: they touch what is written, never what is computed.
-FREE_GROUPS = ("log", "checkpoint")
+def arguments(text: str, **defaults):
+    """Read the argument of a recipe, as in `--config=configs/imagenet.py:width=2,paper`.
+
+    Args:
+      text: names with commas; `name=value`, or `name` alone for True.
+      **defaults: every name the recipe knows, and its value if it is not given, whose type is
+        that of the argument.
+
+    Returns:
+      A ConfigDict of all names.
+
+    Raises:
+      UserError: for a name the recipe does not know, or a value of another type.
+    """
+    found = ConfigDict(defaults)
+    for item in filter(None, text.split(",")):
+        name, given, value = item.partition("=")
+        choose("argument of the recipe", name, defaults)
+        kind = type(defaults[name])
+        if kind is bool and not given:
+            found[name] = True
+            continue
+        try:
+            if kind is bool:
+                raise ValueError(value)
+            found[name] = kind(value)
+        except ValueError:
+            want = f"{name}, alone" if kind is bool else f"{name}=NUMBER"
+            raise UserError(f'argument "{item}" of the recipe: write {want}') from None
+    return found
+
+
+# What a resumed run may change: it touches what is written and where things are, never what is
+# computed. (That the images are the same ones, wherever they lie now, is recorded apart.)
+FREE = ("log", "checkpoint", "data.path", "data.threads", "data.resident")
 
 
 def differences(old: dict, new: dict, prefix: str = "") -> list[str]:
@@ -167,7 +218,7 @@ def differences(old: dict, new: dict, prefix: str = "") -> list[str]:
     found = []
     for key in sorted(old.keys() | new.keys()):
         a, b, name = old.get(key), new.get(key), f"{prefix}{key}"
-        if not prefix and key in FREE_GROUPS:
+        if name in FREE:
             continue
         if isinstance(a, dict) and isinstance(b, dict):
             found += differences(a, b, f"{name}.")
@@ -180,7 +231,7 @@ def validate(config: ConfigDict, devices: int) -> None:
     """Check everything that can be known before data is read or a model built.
 
     Args:
-      config: a resolved recipe.
+      config: a recipe; fields of `OPEN` that are None are left for later.
       devices: over which the batch is to be spread.
 
     Raises:
@@ -189,7 +240,8 @@ def validate(config: ConfigDict, devices: int) -> None:
     c = config
     _check_fields(c.to_dict(), base().to_dict())
     for name, choices in CHOICES.items():
-        choose(name, _value(c, name), choices)
+        if not _is_open(c, name):
+            choose(name, _value(c, name), choices)
     for names, words, holds in RULES:
         for name in names:
             _require(c, name, holds, words)
@@ -205,7 +257,9 @@ def validate(config: ConfigDict, devices: int) -> None:
         _require(c, "train.steps", lambda value: value >= 1, "1 or more")
     for name in c.augment.views:
         _check_view(c, f"augment.views.{name}.")
-    _check_batch(c.train.batch_size, devices)
+    _check_placement(c)
+    if c.train.batch_size is not None:
+        _check_batch(c.train.batch_size, devices)
     for name in ("log.every_steps", "checkpoint.every_steps"):
         steps, call = _value(c, name), c.train.steps_per_call
         if steps % call:
@@ -237,8 +291,14 @@ def _value(config: ConfigDict, name: str):
     return config
 
 
+def _is_open(config: ConfigDict, name: str) -> bool:
+    return name in OPEN and _value(config, name) is None
+
+
 def _require(config: ConfigDict, name: str, holds: Callable[[float], bool], rule: str) -> None:
     value = _value(config, name)
+    if _is_open(config, name):
+        return
     if not math.isfinite(value) or not holds(value):
         raise UserError(f"{name} is {value}: it must be {rule}")
 
@@ -256,6 +316,27 @@ def _check_view(config: ConfigDict, prefix: str) -> None:
 
 def _within(largest: float, value: float) -> bool:
     return 0 < value <= largest
+
+
+def _check_placement(c: ConfigDict) -> None:
+    placement, grid = c.augment.placement, c.augment.grid
+    if placement == "split" and grid != "opencv":
+        raise UserError(
+            f"augment.placement=split resizes by OpenCV, not by the grid {grid}: "
+            "set --config.augment.grid=opencv, or --config.augment.placement=host"
+        )
+    if placement != "split" and grid == "opencv":
+        raise UserError(
+            f"augment.grid=opencv belongs to augment.placement=split, not {placement}: "
+            "set --config.augment.grid=corner"
+        )
+    if c.data.resident and placement != "device":
+        raise UserError(
+            f"data.resident keeps images for augment.placement=device, not {placement}: "
+            "set --config.data.resident=False"
+        )
+    if c.data.threads is not None:
+        _require(c, "data.threads", lambda value: value >= 1, "1 or more")
 
 
 def _check_batch(batch: int, devices: int) -> None:

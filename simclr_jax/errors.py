@@ -102,6 +102,8 @@ WRONG_TYPE = {
 def _explain(error: Exception) -> str:
     path = recipe_path()
     text = str(error).strip()
+    if isinstance(error, UserError):
+        return text
     if "Traceback" in text:  # ml_collections puts the whole of it into the message
         return f'recipe "{path}" raised {text.splitlines()[-1]} (--debug shows where)'
     text = " ".join(text.replace("\\n", " ").replace("\\'", "'").split())

@@ -25,6 +25,14 @@ def replicate(mesh: Mesh, tree: Any) -> Any:
     return jax.device_put(tree, NamedSharding(mesh, P()))
 
 
+def describe(mesh: Mesh, shapes: Any) -> Any:
+    """Say of a tree of shapes that every device is to hold the whole of it."""
+    replicated = NamedSharding(mesh, P())
+    return jax.tree.map(
+        lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=replicated), shapes
+    )
+
+
 def shard(mesh: Mesh, tree: Any, axis: int = 0) -> Any:
     """Put this host's part of a batch on its devices, split along `axis`.
 

@@ -9,12 +9,13 @@ import numpy as np
 import pytest
 
 from simclr_jax import config as recipes
-from simclr_jax.data import pipeline, sources
+from simclr_jax.data import sources
 from simclr_jax.data.sources import Images
 from simclr_jax.errors import UserError
 from simclr_jax.losses.nt_xent import nt_xent
 from simclr_jax.parallel import AXIS
 from simclr_jax.stages import build, views
+from simclr_jax.stages.inputs import Inputs
 from simclr_jax.train import plan as plans
 
 
@@ -48,7 +49,7 @@ def _head(c):
 
 def _views(c):
     source = Images(np.zeros((8, 32, 32, 3), np.uint8), None, 0)
-    batch = pipeline.host_batch(source, 0, 0, 4)
+    batch = Inputs(c, source, source).first(4)
     made = jax.eval_shape(views.view_maker(c), batch)
     assert made.shape == (2, 4, 32, 32, 3) and made.dtype == c.train.dtype
     assert {policy.grid for policy in build.policies(c)} == {c.augment.grid}
@@ -96,9 +97,13 @@ BUILDERS = {
 CHOICES = [(name, choice) for name, choices in recipes.CHOICES.items() for choice in choices]
 
 
+# A choice that is valid only beside another one.
+WITH = {"split": {"augment.grid": "opencv"}, "opencv": {"augment.placement": "split"}}
+
+
 @pytest.mark.parametrize("name, choice", CHOICES)
 def test_every_choice_is_valid_and_builds(name, choice):
-    c = change(small(), **{name: choice})
+    c = change(small(), **{name: choice}, **WITH.get(choice, {}))
     if choice == "float64":
         with pytest.raises(UserError, match="JAX_ENABLE_X64=1"):
             recipes.validate(c, devices=8)
@@ -175,12 +180,76 @@ def test_a_recipe_cannot_add_a_field_by_misspelling_it():
         recipes.base().train.bach_size = 64
 
 
-@pytest.mark.parametrize("path", sorted(Path("configs").glob("*.py")), ids=lambda path: path.stem)
-def test_recipes_we_ship_are_valid(path):
-    spec = importlib.util.spec_from_file_location(path.stem, path)
+def shipped(name, *argument):
+    path = Path(__file__).parents[1] / "configs" / f"{name}.py"
+    spec = importlib.util.spec_from_file_location(name, path)
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
-    recipes.validate(module.get_config(), devices=8)
+    return module.get_config(*argument)
+
+
+SHIPPED = sorted(path.stem for path in (Path(__file__).parents[1] / "configs").glob("*.py"))
+
+
+@pytest.mark.parametrize("name", SHIPPED)
+def test_recipes_we_ship_are_valid(name):
+    recipes.validate(shipped(name), devices=8)
+
+
+# From the papers' tables and the official README: recipe, argument, images, and what comes of it.
+PUBLISHED = [
+    ("cifar10", "", 50_000, {"peak": 2.0, "steps": 97657, "warmup": 976, "decay": 1e-4}),
+    ("imagenet", "", 1281167, {"peak": 4.8, "steps": 31279, "warmup": 3127, "decay": 1e-4}),
+    ("imagenet", "paper,width=4", 1281167, {"steps": 312785, "decay": 1e-6, "peak": 4.8}),
+    ("imagenet", "small_batch=1024", 1281167, {"peak": 2.4, "steps": 125114}),
+    ("imagenet", "one_gpu", 1281167, {"peak": 0.075 * 512**0.5, "steps": 250228}),
+    ("imagenet_v2", "depth=152,width=3", 1281167, {"peak": 6.4, "steps": 250228, "decay": 1e-4}),
+]
+
+
+@pytest.mark.parametrize("name, argument, images, expected", PUBLISHED)
+def test_recipes_come_to_the_published_numbers(name, argument, images, expected):
+    c = shipped(name, argument)
+    recipes.validate(c, devices=8)
+    plan = plans.make(c, images)
+    found = {
+        "peak": plan.peak_rate,
+        "steps": plan.total_steps,
+        "warmup": plan.warmup_steps,
+        "decay": c.optim.weight_decay,
+    }
+    assert {name: found[name] for name in expected} == pytest.approx(expected)
+    for part in filter(None, argument.split(",")):
+        field, _, value = part.partition("=")
+        if field in ("width", "depth"):
+            assert c.model[field] == int(value)
+
+
+@pytest.mark.parametrize(
+    "text, message",
+    [
+        ("widht=2", 'is "widht" .did you mean "width"'),
+        ("width=two", "write width=NUMBER"),
+        ("paper=1", "write paper, alone"),
+    ],
+)
+def test_wrong_arguments_of_a_recipe_are_named(text, message):
+    with pytest.raises(UserError, match=message):
+        shipped("imagenet", text)
+
+
+@pytest.mark.parametrize(
+    "fields, message",
+    [
+        ({"augment__placement": "split"}, "OpenCV.*augment.grid=opencv"),
+        ({"augment__grid": "opencv"}, "placement=split, not device"),
+        ({"augment__placement": "host", "data__resident": True}, "data.resident.*not host"),
+        ({"data__threads": 0}, "data.threads is 0"),
+    ],
+)
+def test_placements_and_what_belongs_to_them(fields, message):
+    with pytest.raises(UserError, match=message):
+        recipes.validate(change(small(), **fields), devices=8)
 
 
 def test_differences_name_nested_fields_and_pass_over_what_changes_no_result():
@@ -190,6 +259,7 @@ def test_differences_name_nested_fields_and_pass_over_what_changes_no_result():
     new["train"]["steps"] = 7
     new["log"]["every_steps"] = 1
     new["checkpoint"]["keep"] = 9
+    new["data"] |= {"path": "/elsewhere", "threads": 3, "resident": True}
     new["examples"] = 5
     assert recipes.differences(old, new) == [
         "augment.views.second.blur: 0.5 -> 0.1",

@@ -36,6 +36,46 @@ class Draws(NamedTuple):
     sigma: jax.Array  # float32: of the blur, pixels
 
 
+def draw_views(
+    policies: tuple[Policy, ...],
+    seed: int,
+    position: jax.Array,
+    start: jax.Array,
+    height: int | jax.Array,
+    width: int | jax.Array,
+    *,
+    shared_sigma: bool = False,
+) -> tuple[Draws, ...]:
+    """Draw all views of one image; `jax.vmap` over the last four takes a batch.
+
+    The randomness of a view depends on the seed, the absolute position of its image in the order of
+    all examples ever consumed, and which view it is: not on devices, hosts, restarts, or on whether
+    the host or the device augments.
+
+    Args:
+      policies: one for each view.
+      seed: of the run.
+      position: uint32 [2], the image's position (high word, low word).
+      start: uint32 [2], the position at which the global batch starts.
+      height: of the image, pixels.
+      width: of the image, pixels.
+      shared_sigma: one blur width for each view of a batch, as the official code on a replica.
+    """
+
+    def key_of(at: jax.Array, view: int) -> jax.Array:
+        key = jax.random.key(seed)
+        for word in (at[0], at[1], view):
+            key = jax.random.fold_in(key, word)
+        return key
+
+    def draws(view: int, policy: Policy) -> Draws:
+        # Beside the five keys that `sample` makes of an image's own.
+        sigma_key = jax.random.fold_in(key_of(start, view), 5) if shared_sigma else None
+        return sample(key_of(position, view), policy, height, width, sigma_key)
+
+    return tuple(draws(view, policy) for view, policy in enumerate(policies))
+
+
 def sample(
     key: jax.Array,
     policy: Policy,

@@ -6,7 +6,7 @@ import dataclasses
 
 from simclr_jax.errors import UserError, choose
 
-GRIDS = ("corner", "half_pixel", "antialias")
+GRIDS = ("corner", "half_pixel", "antialias", "opencv")
 BRIGHTNESS_MODES = ("multiply", "add")
 
 
@@ -27,7 +27,7 @@ class Policy:
     area: tuple[float, float] = (0.08, 1.0)  # of the crop, as a fraction of the image
     aspect: tuple[float, float] = (3 / 4, 4 / 3)  # of the crop, width / height
     min_object_covered: float = 0.1  # crops below this fraction of the image are drawn again
-    grid: str = "corner"  # the resize law, see `resize.py`: corner (TF1), half_pixel, antialias
+    grid: str = "corner"  # the resize law, see `resize.py`; "opencv": resized before, on the host
     flip: float = 0.5  # probability
     jitter: float = 0.8  # probability of all four colour operations together
     brightness: float = 0.8  # maximum strengths: factors come from 1 - strength .. 1 + strength

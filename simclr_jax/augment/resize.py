@@ -93,6 +93,7 @@ def center_box(
 
 def _weights(out, length, start, size, grid, dtype):
     """Return the matrix [out, length] that resizes `size` pixels from `start` to `out` pixels."""
+    assert grid in ("corner", "half_pixel", "antialias"), f"the device has no grid {grid}"
     scale = jnp.asarray(size, dtype) / out
     index = jnp.arange(out, dtype=dtype)
     if grid == "antialias":

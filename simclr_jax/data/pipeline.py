@@ -2,42 +2,55 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import contextlib
+from collections import deque
+from collections.abc import Callable, Generator, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
+import jax
 import numpy as np
-from jax.sharding import Mesh
+from jax.sharding import Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
 
 from simclr_jax import parallel
-from simclr_jax.data import order
-from simclr_jax.data.sources import Images
+from simclr_jax.data import placements
+from simclr_jax.data.placements import Loading, Request, device
+from simclr_jax.data.reader import ahead
 
 Batch = dict[str, Any]
 
 
-def host_batch(
-    source: Images, seed: int, step: int, batch_size: int, rows: slice = slice(None)
-) -> Batch:
-    """Assemble this host's rows of the batch that update `step` consumes.
-
-    Returns:
-      `image` uint8 `[n, h, w, c]`; `position` uint32 `[n, 2]`, the absolute position of each
-      example in the order of all examples ever consumed (high word, low word), which with the seed
-      decides its augmentation; `start` uint32 `[n, 2]`, the position at which the global batch
-      starts; and, if the source has labels, `label` int32 `[n]`.
-    """
+def request(step: int, batch_size: int, rows: slice = slice(None)) -> Request:
+    """Return which examples this host supplies to update `step`: `rows` of the global batch."""
     start = step * batch_size
-    positions = (start + np.arange(batch_size, dtype=np.int64))[rows]
-    taken = source.take(order.examples(seed, positions, len(source)))
-    batch = {
-        "image": taken.pixels,
-        "position": parallel.split64(positions),
-        "start": parallel.split64(np.full_like(positions, start)),
-    }
-    if taken.labels is not None:
-        batch["label"] = taken.labels
-    return batch
+    return Request(start + np.arange(batch_size, dtype=np.int64)[rows], start)
+
+
+def host_batches(
+    placement: str, loading: Loading, requests: Iterator[Request]
+) -> Generator[Batch, None, None]:
+    """Yield the batches of `requests` as NumPy arrays.
+
+    Each holds what the placement makes (`image`, `crops` or `views`); `label` int32 `[n]`, if the
+    source has labels; `position` uint32 `[n, 2]`, the absolute position of each example in the
+    order of all examples ever consumed (high word, low word), which with the seed decides its
+    augmentation; and `start` uint32 `[n, 2]`, the position at which the global batch starts.
+    """
+    asked: deque[Request] = deque()
+
+    def noted() -> Iterator[Request]:
+        for one in requests:
+            asked.append(one)
+            yield one
+
+    for batch in placements.get(placement)(loading, noted()):
+        yield batch | _identity(asked.popleft())
+
+
+def _identity(of: Request) -> Batch:
+    start = np.full_like(of.positions, of.start)
+    return {"position": parallel.split64(of.positions), "start": parallel.split64(start)}
 
 
 def chunks(first_step: int, total_steps: int, steps_per_call: int) -> Iterator[range]:
@@ -49,31 +62,56 @@ def chunks(first_step: int, total_steps: int, steps_per_call: int) -> Iterator[r
 
 
 def device_batches(
-    source: Images,
+    placement: str,
+    loading: Loading,
     mesh: Mesh,
     *,
-    seed: int,
     batch_size: int,
     first_step: int,
     total_steps: int,
     steps_per_call: int,
+    resident: bool = False,
 ) -> Iterator[tuple[range, Batch]]:
     """Yield the steps of each chunk and their batches, `[steps, n, ...]` sharded on axis 1.
 
-    A thread assembles and transfers the next chunk while this one is computed.
+    A thread assembles and transfers the next chunk while this one is computed. With `resident`,
+    for placement `device`, all images are kept on every device and only their numbers cross.
     """
     rows = parallel.local_rows(mesh, batch_size)
+    requests = (request(step, batch_size, rows) for step in range(first_step, total_steps))
+    if resident:
+        stream, finish = _lookups(loading, requests), _gather(loading, mesh)
+    else:
+        stream, finish = host_batches(placement, loading, requests), _unchanged
 
-    def load(steps: range) -> Batch:
-        batches = [host_batch(source, seed, step, batch_size, rows) for step in steps]
+    def load(steps: range) -> tuple[range, Batch]:
+        batches = [next(stream) for _ in steps]
         stacked = {name: np.stack([batch[name] for batch in batches]) for name in batches[0]}
-        return parallel.shard(mesh, stacked, axis=1)
+        return steps, finish(parallel.shard(mesh, stacked, axis=1))
 
-    with ThreadPoolExecutor(1) as worker:
-        ahead = None
-        for steps in chunks(first_step, total_steps, steps_per_call):
-            current, ahead = ahead, (steps, worker.submit(load, steps))
-            if current:
-                yield current[0], current[1].result()
-        if ahead:
-            yield ahead[0], ahead[1].result()
+    with contextlib.closing(stream), ThreadPoolExecutor(1) as worker:
+        yield from ahead(worker, load, chunks(first_step, total_steps, steps_per_call), depth=1)
+
+
+def _lookups(loading: Loading, requests: Iterator[Request]) -> Generator[Batch, None, None]:
+    """Yield batches with `example`, int32 `[n]`, in place of the images."""
+    labels = loading.reader.source.labels
+    for one in requests:
+        examples = device.examples(loading, one.positions)
+        batch = {"example": examples.astype(np.int32)} | _identity(one)
+        yield batch if labels is None else batch | {"label": labels[examples]}
+
+
+def _gather(loading: Loading, mesh: Mesh) -> Callable[[Batch], Batch]:
+    pixels = parallel.replicate(mesh, device.images(loading).pixels)
+    sharding = NamedSharding(mesh, P(None, parallel.AXIS))
+    take = jax.jit(lambda pixels, examples: pixels[examples], out_shardings=sharding)
+
+    def gather(batch: Batch) -> Batch:
+        return {"image": take(pixels, batch.pop("example")), **batch}
+
+    return gather
+
+
+def _unchanged(batch: Batch) -> Batch:
+    return batch

@@ -3,19 +3,20 @@
 from __future__ import annotations
 
 import io
+from collections.abc import Sequence
 
 import numpy as np
-from PIL import Image
+from PIL import Image, ImageOps
 
 GAP = 2  # pixels between tiles
 TALLEST = 96  # tiles are shown no smaller than half this and no larger than it, in pixels
 
 
-def contact_sheet(originals: np.ndarray, views: np.ndarray) -> bytes:
+def contact_sheet(originals: Sequence[np.ndarray], views: np.ndarray) -> bytes:
     """Draw images and their views as a PNG: each column an image, above its views.
 
     Args:
-      originals: uint8 `[n, h, w, c]`, c 1 or 3.
+      originals: `n` images, uint8 `[h, w, c]` of any sizes, c 1 or 3; shown whole.
       views: floats in [0, 1], `[v, n, h', w', c]`.
     """
     side = max(TALLEST // 2, min(TALLEST, views.shape[2]))
@@ -35,4 +36,5 @@ def contact_sheet(originals: np.ndarray, views: np.ndarray) -> bytes:
 
 def _tile(image: np.ndarray, side: int) -> Image.Image:
     image = np.broadcast_to(np.asarray(image, np.uint8), (*image.shape[:2], 3))
-    return Image.fromarray(np.ascontiguousarray(image)).resize((side, side), Image.Resampling.BOX)
+    tile = Image.fromarray(np.ascontiguousarray(image))
+    return ImageOps.pad(tile, (side, side), Image.Resampling.BOX, color="white")

@@ -11,7 +11,7 @@ from ml_collections import ConfigDict
 
 from simclr_jax import config as recipes
 from simclr_jax.augment.policy import Policy
-from simclr_jax.data.sources import Images
+from simclr_jax.data.sources import NO_LABEL, Images, Source
 from simclr_jax.errors import UserError
 from simclr_jax.models.heads import Classifier, ProjectionHead
 from simclr_jax.models.normalization import BatchNorm
@@ -112,29 +112,46 @@ def optimizer(
     return made, schedule
 
 
-def check_images(config: ConfigDict, train: Images, test: Images) -> None:
+def check_images(config: ConfigDict, train: Source, test: Source) -> None:
     """Check that a data set has what the recipe asks of it.
 
     Raises:
       UserError: if labels are missing, images are too small to crop, or the splits do not match.
     """
+    policies(config)  # its own checks, before anything is written
     wanted = [name for name in ("probe", "knn") if config.eval[name]]
-    if wanted and (train.labels is None or test.labels is None):
+    if wanted and not (train.classes and test.classes):
         fields = " ".join(f"--config.eval.{name}=False" for name in wanted)
         raise UserError(f"the images have no labels, which eval.{wanted[0]} needs: set {fields}")
+    if train.channels != test.channels:
+        raise UserError(
+            f"training images have {train.channels} channel(s), evaluation images "
+            f"{test.channels}: give both the same"
+        )
+    if len(test) < 2:
+        raise UserError(f"there is {len(test)} image to evaluate on: raise data.holdout_fraction")
+    if config.eval.compare and train.classes and test.classes:
+        _check_few_labels(config.eval.few_labels, train)
+    if isinstance(train, Images) and isinstance(test, Images):
+        _check_sizes(config, train, test)
+
+
+def _check_few_labels(few: int, train: Source) -> None:
+    labels = train.labels
+    assert labels is not None  # there are classes
+    counts = np.bincount(labels[labels != NO_LABEL])
+    fewest = counts[counts > 0].min()
+    if fewest < few:
+        raise UserError(
+            f"eval.few_labels is {few}, but a class has only {fewest} training images: "
+            f"set --config.eval.few_labels={fewest}"
+        )
+
+
+def _check_sizes(config: ConfigDict, train: Images, test: Images) -> None:
     if train.pixels.shape[1:] != test.pixels.shape[1:]:
         raise UserError(
             f"training images are {train.pixels.shape[1:]}, evaluation images "
             f"{test.pixels.shape[1:]}: give both the same size"
-        )
-    if len(test) < 2:
-        raise UserError(f"there is {len(test)} image to evaluate on: raise data.holdout_fraction")
-    few = config.eval.few_labels
-    counts = np.bincount(train.labels) if train.labels is not None else np.array([few])
-    fewest = counts[counts > 0].min()
-    if test.labels is not None and fewest < few:
-        raise UserError(
-            f"eval.few_labels is {few}, but a class has only {fewest} training images: "
-            f"set --config.eval.few_labels={fewest}"
         )
     recipes.smallest_crop(config, *train.pixels.shape[1:3])

@@ -12,12 +12,12 @@ import numpy as np
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from simclr_jax import parallel
-from simclr_jax.data.sources import Images
+from simclr_jax.data.sources import Source
 from simclr_jax.evaluate import features, geometry, knn, linear_probe, scores
 from simclr_jax.evaluate.subsets import few_labels
 from simclr_jax.losses.nt_xent import l2_normalize
-from simclr_jax.stages.views import eval_image
+from simclr_jax.stages.inputs import Inputs
+from simclr_jax.stages.views import view_maker
 from simclr_jax.train.stage import TrainState
 
 Variables = dict[str, Any]  # params and batch_stats
@@ -37,17 +37,12 @@ class Monitor:
         encoder: Any,
         head: Any,
         probe: Any,
-        make_views: Callable,
-        train: Images,
-        test: Images,
+        inputs: Inputs,
         mesh: Mesh,
     ):
-        self._config, self._train, self._test, self._mesh = config, train, test, mesh
+        self._config, self._inputs, self._mesh = config, inputs, mesh
+        self._train, self._test = inputs.train, inputs.test
         dtype = jnp.dtype(config.train.dtype)
-        size, grid = config.data.image_size, config.augment.grid
-
-        def prepare(images):
-            return jax.vmap(lambda image: eval_image(image, size, grid))(images)
 
         def embed(variables: Variables, images: jax.Array) -> dict[str, jax.Array]:
             def part(name: str) -> Variables:
@@ -62,10 +57,10 @@ class Monitor:
             return outputs
 
         # Kept as attributes: `features.extract` compiles once per function object.
-        self._encode = lambda variables, images: embed(variables, prepare(images))
+        self._encode = lambda variables, images: embed(variables, inputs.prepare(images))
         self._encode_views = embed
-        self._pixels = lambda _, images: prepare(images).reshape(len(images), -1)
-        self._pairs = jax.jit(make_views)
+        self._pixels = lambda _, images: inputs.prepare(images).reshape(len(images), -1)
+        self._make_views = jax.jit(view_maker(config))
 
     @property
     def protocol(self) -> dict[str, Any]:
@@ -88,12 +83,17 @@ class Monitor:
     def evaluate(self, state: TrainState) -> dict[str, float]:
         """Return kNN and probe accuracy on held-out images, and label-free signs of collapse."""
         metrics = self._geometry(state)
-        test = self._extract(self._encode, state, self._test)
-        if "guess" in test:
-            metrics["probe_accuracy"] = float(np.mean(test["guess"] == self._test.labels))
-        if self._config.eval.knn:
-            bank = self._extract(self._encode, state, self._train)["h"]
-            metrics["knn_accuracy"] = self._knn_score(bank, test["h"])
+        encode = functools.partial(self._extract, self._encode, _variables(state))
+        wanted = self._config.eval
+        if not (wanted.probe or wanted.knn):
+            return metrics
+        test = encode(self._test)
+        if wanted.probe:
+            metrics["probe_accuracy"] = float(np.mean(test["guess"] == test["label"]))
+        if wanted.knn:
+            bank = encode(self._train)
+            guess = self._nearest(bank["h"], bank["label"], test["h"])
+            metrics["knn_accuracy"] = float(np.mean(guess == test["label"]))
         return metrics
 
     def compare(self, trained: TrainState, untrained: TrainState) -> dict[str, dict[str, Any]]:
@@ -102,50 +102,49 @@ class Monitor:
         Returns:
           For each of `raw pixels`, `untrained encoder` and `pretrained encoder`: for each score
           its accuracy on the evaluation split and a 95 % bootstrap interval over its images.
-          Nothing without labels.
+          Nothing without labels, or with `eval.compare` off.
         """
-        if self._train.labels is None or self._test.labels is None:
+        if not (self._config.eval.compare and self._train.classes and self._test.classes):
             return {}
-        rows: dict[str, Callable] = {
-            "raw pixels": self._raw_pixels,
-            "untrained encoder": functools.partial(self._features, untrained),
-            "pretrained encoder": functools.partial(self._features, trained),
+        rows: dict[str, Callable[[Source], Any]] = {
+            "raw pixels": functools.partial(self._extract, self._pixels, None),
+            "untrained encoder": functools.partial(
+                self._extract, self._encode, _variables(untrained)
+            ),
+            "pretrained encoder": functools.partial(
+                self._extract, self._encode, _variables(trained)
+            ),
         }
         return {
             name: self._scores(make(self._train), make(self._test)) for name, make in rows.items()
         }
 
-    def _scores(self, bank: np.ndarray, queries: np.ndarray) -> dict[str, Any]:
-        labels, classes, e = self._train.labels, self._train.classes, self._config.eval
-        assert labels is not None  # `compare` has seen to it
+    def _scores(self, bank: Any, queries: Any) -> dict[str, Any]:
+        labels, classes, e = bank["label"], self._train.classes, self._config.eval
         few = few_labels(labels, e.few_labels, seed=0)
 
         def probe(labelled: np.ndarray) -> np.ndarray:
-            return linear_probe.predict(bank, labels, labelled, queries, classes)
+            return linear_probe.predict(bank["h"], labels, labelled, queries["h"], classes)
 
         guesses = {
-            "kNN": knn.classify(bank, labels, queries, classes, self._k(), e.knn_temperature),
+            "kNN": self._nearest(bank["h"], labels, queries["h"]),
             f"probe, {e.few_labels} labels a class": probe(few),
             "probe, all labels": probe(np.arange(len(labels))),
         }
         found = {}
         for name, guess in guesses.items():
-            right = guess == self._test.labels
+            right = guess == queries["label"]
             low, high = scores.bootstrap_interval(right, seed=0)
             found[name] = {"accuracy": float(np.mean(right)), "low": low, "high": high}
         return found
 
     def _geometry(self, state: TrainState) -> dict[str, float]:
         """Compare the two views of held-out images; every evaluation uses the same views."""
-        count = min(PAIRS, len(self._test))
-        rows = np.arange(count)
-        # Positions that no training example has, so these views are not those of training.
-        positions = parallel.split64(np.uint64(2**63) + rows.astype(np.uint64))
-        batch = {"image": self._test.pixels[:count], "position": positions, "start": positions}
-        views = np.asarray(self._pairs(batch), np.float32)  # [2, count, h, w, c]
+        views = np.asarray(self._make_views(self._inputs.held_out(PAIRS)), np.float32)
         found = {}
-        first, second = (
-            self._extract(self._encode_views, state, Images(view, None, 0)) for view in views
+        first, second = (  # views [2, count, h, w, c]
+            features.extract(self._encode_views, _variables(state), view, self._mesh)
+            for view in views
         )
         for name in ("h", "z"):
             a, b = l2_normalize(first[name]), l2_normalize(second[name])
@@ -154,26 +153,22 @@ class Monitor:
             found[f"effective_rank_{name}"] = float(geometry.effective_rank(first[name]))
         return found
 
-    def _extract(self, encode: Callable, state: TrainState, images: Images) -> Any:
-        variables = {"params": state.params, "batch_stats": state.batch_stats}
-        return features.extract(encode, variables, images.pixels, self._mesh)
+    def _extract(self, encode: Callable, variables: Variables | None, source: Source) -> Any:
+        """Return what `encode` makes of all readable images, and their `label`."""
+        images = self._inputs.for_evaluation(source)
+        found = features.extract(encode, variables, images, self._mesh)
+        found = found if isinstance(found, dict) else {"h": found}
+        found["label"] = source.labels
+        readable = self._inputs.readable(source, images)
+        return found if readable is None else {name: x[readable] for name, x in found.items()}
 
-    def _features(self, state: TrainState, images: Images) -> np.ndarray:
-        return self._extract(self._encode, state, images)["h"]
-
-    def _raw_pixels(self, images: Images) -> np.ndarray:
-        return features.extract(self._pixels, None, images.pixels, self._mesh)
+    def _nearest(self, bank: np.ndarray, labels: np.ndarray, queries: np.ndarray) -> np.ndarray:
+        e, classes = self._config.eval, self._train.classes
+        return knn.classify(bank, labels, queries, classes, self._k(), e.knn_temperature)
 
     def _k(self) -> int:
         return min(self._config.eval.knn_k, len(self._train))
 
-    def _knn_score(self, bank: np.ndarray, queries: np.ndarray) -> float:
-        return knn.accuracy(
-            bank,
-            self._train.labels,
-            queries,
-            self._test.labels,
-            self._train.classes,
-            self._k(),
-            self._config.eval.knn_temperature,
-        )
+
+def _variables(state: TrainState) -> Variables:
+    return {"params": state.params, "batch_stats": state.batch_stats}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import signal
 from typing import Any
 
@@ -15,17 +16,19 @@ from ml_collections import ConfigDict
 
 from simclr_jax import config as recipes
 from simclr_jax import parallel
-from simclr_jax.data import pipeline, sources
-from simclr_jax.data.sources import Images
+from simclr_jax.data import sources
 from simclr_jax.losses.nt_xent import nt_xent
 from simclr_jax.stages import build, summary, views
+from simclr_jax.stages.adapt import adapt
+from simclr_jax.stages.inputs import Inputs
 from simclr_jax.stages.monitor import Monitor
+from simclr_jax.stages.warm_start import load_parts
 from simclr_jax.train import loop
 from simclr_jax.train import plan as plans
 from simclr_jax.train.plan import Plan
 from simclr_jax.train.profile import Profiler
 from simclr_jax.train.stage import Batch, Metrics, Outputs, Params, Stage, Stats, TrainState
-from simclr_jax.train.workdir import open_workdir
+from simclr_jax.train.workdir import open_workdir, started
 
 # Launch scripts start a run again on EX_TEMPFAIL; a person who pressed Ctrl-C does not want that.
 EXIT_CODES: dict[int, int] = {signal.SIGTERM: 75, signal.SIGINT: 130}
@@ -61,18 +64,25 @@ def run(config: ConfigDict, workdir: str, resume: str = "auto", profile_steps: s
     """
     mesh = parallel.make_mesh()
     recipes.validate(config, mesh.size)
-    train = sources.open_split(config.data, config.data.split)
-    test = sources.open_split(config.data, config.data.eval_split)
+    kept = epath.Path(workdir) / "index"
+    train, test = sources.open_splits(config.data, kept if started(workdir) else None)
+    config, chosen = adapt(config, train, test)
+    recipes.validate(config, mesh.size)
     build.check_images(config, train, test)
     plan = plans.make(config, len(train))
-    stage = make_stage(config, plan, train, test, mesh)
 
     record = config.to_dict() | {"images": [train.fingerprint(), test.fingerprint()]}
     keep, keep_period = config.checkpoint.keep, config.checkpoint.keep_period
     profiler = Profiler(profile_steps, epath.Path(workdir) / "profile", plan.total_steps)
     with open_workdir(workdir, record, resume, keep=keep, keep_period=keep_period) as opened:
-        summary.announce(opened, config, plan, stage, mesh)
-        views.draw(config, train, opened.path / "views.png")
+        if opened.fresh:
+            sources.remember(train, kept)
+        for note in dict.fromkeys((*sources.notes(train), *sources.notes(test))):
+            opened.console.say(f"note      {note}")
+        inputs = Inputs(config, train, test, opened)
+        stage = make_stage(config, plan, inputs, mesh)
+        summary.announce(opened, config, plan, stage, mesh, chosen)
+        views.draw(config, inputs, opened)
         result = loop.train(stage, plan, mesh, opened, profiler)
         if result.stopped_by:
             return EXIT_CODES[result.stopped_by]
@@ -80,25 +90,25 @@ def run(config: ConfigDict, workdir: str, resume: str = "auto", profile_steps: s
     return 0
 
 
-def make_stage(config: ConfigDict, plan: Plan, train: Images, test: Images, mesh: Mesh) -> Stage:
+def make_stage(config: ConfigDict, plan: Plan, inputs: Inputs, mesh: Mesh) -> Stage:
     """Build the pretraining stage of a recipe.
 
     Args:
       config: a validated recipe.
       plan: the run in numbers.
-      train: images to learn from; labels, if any, train the online probe and nothing else.
-      test: held-out images for the evaluations during the run.
+      inputs: images to learn from, whose labels, if any, train the online probe and nothing else;
+        and held-out images for the evaluations during the run.
       mesh: the devices.
     """
     encoder, head = build.encoder(config), build.projection_head(config)
-    probe = build.classifier(config, train.classes) if config.eval.probe else None
+    probe = build.classifier(config, inputs.train.classes) if config.eval.probe else None
     optimizer, schedule = build.optimizer(config, plan)
     make_views = views.view_maker(config)
 
     @jax.jit
     def first_state() -> TrainState:
         keys = jax.random.split(jax.random.key(config.seed), 3)
-        side, channels = config.data.image_size, train.pixels.shape[-1]
+        side, channels = config.data.image_size, inputs.train.channels
         images = jnp.zeros((1, side, side, channels), config.train.dtype)
         variables: dict[str, Any] = {"encoder": encoder.init(keys[0], images, train=True)}
         h: jax.Array = encoder.apply(variables["encoder"], images, train=False)["h"]  # type: ignore
@@ -138,28 +148,18 @@ def make_stage(config: ConfigDict, plan: Plan, train: Images, test: Images, mesh
             loss = loss + probe_loss
         return loss, metrics
 
-    def batches(first_step: int, total_steps: int):
-        return pipeline.device_batches(
-            train,
-            mesh,
-            seed=config.seed,
-            batch_size=plan.batch_size,
-            first_step=first_step,
-            total_steps=total_steps,
-            steps_per_call=plan.steps_per_call,
-        )
-
     def init() -> TrainState:
         return parallel.replicate(mesh, first_state())
 
-    monitor = Monitor(config, encoder, head, probe, make_views, train, test, mesh)
+    monitor = Monitor(config, encoder, head, probe, inputs, mesh)
     return Stage(
         init=init,
+        warm_start=functools.partial(load_parts, config.init),
         embed=embed,
         objective=objective,
         optimizer=optimizer,
         learning_rate=schedule,
-        batches=batches,
+        batches=functools.partial(inputs.batches, mesh, plan),
         evaluate=monitor.evaluate,
         compare=lambda state: monitor.compare(state, untrained=init()),
         protocol=monitor.protocol,

@@ -174,6 +174,28 @@ class Checkpoints:
                 f"checkpoint {self._path(step)} is damaged ({damage}): choose another, {there}"
             ) from damage
 
+    def leaves(self, step: int | None = None) -> tuple[int, dict[str, np.ndarray]]:
+        """Return a step and all its arrays in host memory, by path, whatever model they are of.
+
+        Args:
+          step: which; None: the newest one that verifies.
+
+        Raises:
+          UserError: there is no such step, or it is damaged.
+        """
+        self.wait()
+        steps = self.steps()
+        for tried in reversed(steps) if step is None else [step] if step in steps else []:
+            try:
+                return tried, self._host_values(tried, manifest.read(self._path(tried), tried))
+            except Damaged as damage:
+                self._say(f"checkpoint {self._path(tried)} is skipped: {damage}")
+        wanted = "whole checkpoint" if step is None else f"whole checkpoint {step}"
+        raise UserError(
+            f"there is no {wanted} in {self._directory}: "
+            f"steps there: {', '.join(map(str, steps)) or 'none'}"
+        )
+
     def _path(self, step: int) -> epath.Path:
         return self._directory / str(step)
 
@@ -219,7 +241,11 @@ class Checkpoints:
         return jax.tree.unflatten(jax.tree.structure(target), [state[name] for name in wanted])
 
     def _check_files(self, step: int, saved: Mapping[str, Leaf]) -> None:
-        """Read a step into host memory, away from the devices; raise `Damaged` if it differs."""
+        """Raise `Damaged` if a step does not read back, away from the devices, as it was saved."""
+        self._host_values(step, saved)
+
+    def _host_values(self, step: int, saved: Mapping[str, Leaf]) -> dict[str, np.ndarray]:
+        """Read a step into host memory; raise `Damaged` if it is not what was saved."""
         places = {name: np.empty(leaf.shape, leaf.dtype) for name, leaf in saved.items()}
         try:
             values = self._load(step, places)
@@ -228,6 +254,7 @@ class Checkpoints:
         except Exception as error:  # each layer of Orbax and TensorStore has types of its own
             raise Damaged(f"it cannot be read: {str(error).splitlines()[0][:200]}") from error
         manifest.check_values(manifest.describe(manifest.to_host(values)), saved)
+        return values
 
     def _load(self, step: int, places: Mapping[str, Any]) -> dict[str, Any]:
         """Let Orbax read a step into the given shapes, dtypes and shardings."""

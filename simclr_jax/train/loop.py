@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import dataclasses
 
+import jax
 from jax.sharding import Mesh
 
+from simclr_jax import parallel
 from simclr_jax.errors import UserError
 from simclr_jax.train.interrupt import StopRequest
 from simclr_jax.train.log import Log
@@ -48,14 +50,14 @@ def train(
       UserError: if the loss is not finite; what was saved before stays.
     """
     checkpoints, console = workdir.checkpoints, workdir.console
-    state = stage.init()
-    restored = checkpoints.restore(state)
+    # Restored onto a description of the state: two states need not be in memory at once.
+    restored = checkpoints.restore(parallel.describe(mesh, jax.eval_shape(stage.init)))
     if not restored and (damaged := checkpoints.damaged()):
         raise UserError(
             f"no checkpoint in {workdir.path} is whole any more ({', '.join(damaged)}): "
             "to start again, give another --workdir"
         )
-    first_step, state = restored or (0, state)
+    first_step, state = restored or (0, stage.warm_start(stage.init()))
     if first_step:
         console.say(f"resumed at step {first_step} of {plan.total_steps}")
 

@@ -31,6 +31,7 @@ class Stage:
 
     Attributes:
       init: makes the first `TrainState`.
+      warm_start: what a new run does to it before it starts, such as to load weights.
       embed: `(params, batch_stats, batch) -> (outputs, batch_stats)`: all forward passes for one
         device's rows of a batch.
       objective: `(outputs, axis_name) -> (loss, metrics)`: shares of loss and metrics whose sums
@@ -49,6 +50,7 @@ class Stage:
     """
 
     init: Callable[[], TrainState]
+    warm_start: Callable[[TrainState], TrainState]
     embed: Callable[[Params, Stats, Batch], tuple[Outputs, Stats]]
     objective: Callable[[Outputs, str], tuple[jax.Array, Metrics]]
     optimizer: optax.GradientTransformation

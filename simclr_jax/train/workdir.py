@@ -22,12 +22,22 @@ MOST_SHOWN = 8  # differing fields in an error
 
 @dataclasses.dataclass(frozen=True)
 class Workdir:
-    """An open run: its path, its log, its checkpoints, and the lock that makes it ours."""
+    """An open run: its path, its log, its checkpoints, and the lock that makes it ours.
+
+    `fresh`: it has no checkpoint, so whatever else lies there is of no run worth continuing.
+    """
 
     path: epath.Path
+    fresh: bool
     console: Console
     checkpoints: Checkpoints
     lock: WorkdirLock
+
+
+def started(path: epath.PathLike) -> bool:
+    """Tell whether a run in the directory `path` has saved anything, damaged since or not."""
+    checkpoints = epath.Path(path) / "checkpoints"
+    return checkpoints.is_dir() and any(entry.name[0].isdigit() for entry in checkpoints.iterdir())
 
 
 @contextlib.contextmanager
@@ -61,7 +71,8 @@ def open_workdir(
         console = Console(workdir)
         stack.callback(console.close)
         lock = stack.enter_context(WorkdirLock(workdir, say=console.say))
-        _check_recipe(workdir, recipe, resume)
+        fresh = not started(workdir)
+        _check_recipe(workdir, recipe, resume, fresh)
         checkpoints = Checkpoints(
             workdir / "checkpoints", keep=keep, keep_period=keep_period, say=console.say
         )
@@ -73,15 +84,17 @@ def open_workdir(
         if resume == "must" and not checkpoints.steps():
             raise UserError(f"--resume=must, but {workdir} holds no checkpoint to resume from")
         files.write_json(workdir / "config.json", recipe)
-        yield Workdir(workdir, console, checkpoints, lock)
+        yield Workdir(workdir, fresh, console, checkpoints, lock)
 
 
-def _check_recipe(workdir: epath.Path, recipe: dict[str, Any], resume: str) -> None:
+def _check_recipe(workdir: epath.Path, recipe: dict[str, Any], resume: str, fresh: bool) -> None:
     path = workdir / "config.json"
     if not path.exists():
         return
     if resume == "never":
         raise UserError(f"{workdir} holds a run already: give another --workdir, or --resume=auto")
+    if fresh:
+        return
     differing = recipes.differences(files.read_json(path), recipe)
     if differing:
         shown = "; ".join(differing[:MOST_SHOWN])

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import functools
+
 import jax
 import numpy as np
 import pytest
 from jax.sharding import PartitionSpec as P
 
 from simclr_jax import parallel
+from simclr_jax.augment.policy import Policy
 from simclr_jax.data import order, pipeline
+from simclr_jax.data.placements import Loading
+from simclr_jax.data.reader import Reader, Unreadable
 from simclr_jax.data.sources import Images
 
 SIZE, BATCH, SEED = 20, 8, 3
@@ -21,16 +26,36 @@ def source():
     return Images(np.tile(ids[:, None, None, None], (1, 2, 3, 1)), ids.astype(np.int32), SIZE)
 
 
-def device_batches(source, first=0, total=7, per_call=1, devices=8):
+def loading(source):
+    return Loading(
+        reader=Reader(
+            source,
+            functools.partial(order.examples, SEED, size=len(source)),
+            Unreadable("train", len(source), max_fraction=0.5),
+        ),
+        policies=(Policy(2), Policy(2)),
+        seed=SEED,
+        shared_sigma=False,
+        threads=2,
+    )
+
+
+def host_batch(source, step, rows=slice(None)):
+    requests = iter([pipeline.request(step, BATCH, rows)])
+    return next(pipeline.host_batches("device", loading(source), requests))
+
+
+def device_batches(source, first=0, total=7, per_call=1, devices=8, resident=False):
     mesh = parallel.make_mesh(devices)
     return pipeline.device_batches(
-        source,
+        "device",
+        loading(source),
         mesh,
-        seed=SEED,
         batch_size=BATCH,
         first_step=first,
         total_steps=total,
         steps_per_call=per_call,
+        resident=resident,
     )
 
 
@@ -51,7 +76,7 @@ def test_chunks_are_cut_at_multiples(first, total, per_call, expected):
 
 def test_host_batch_follows_the_order(source):
     for step in (0, 2, 10**6):  # step 2 straddles two epochs
-        batch = pipeline.host_batch(source, SEED, step, BATCH)
+        batch = host_batch(source, step)
         ids = order.examples(SEED, step * BATCH + np.arange(BATCH), SIZE)
         np.testing.assert_array_equal(batch["label"], ids)
         np.testing.assert_array_equal(batch["image"][:, 1, 2, 0], ids)
@@ -62,35 +87,35 @@ def test_host_batch_follows_the_order(source):
 
 def test_positions_outgrow_32_bits(source):
     step = 2**32 // BATCH - 1
-    batch = pipeline.host_batch(source, SEED, step, BATCH)
+    batch = host_batch(source, step)
     np.testing.assert_array_equal(batch["position"][-1], [0, 2**32 - 1])
-    batch = pipeline.host_batch(source, SEED, step + 1, BATCH)
+    batch = host_batch(source, step + 1)
     np.testing.assert_array_equal(batch["position"], [[1, i] for i in range(BATCH)])
     np.testing.assert_array_equal(batch["start"], [[1, 0]] * BATCH)
     assert batch["position"].dtype == batch["start"].dtype == np.uint32
 
 
 def test_hosts_share_a_global_batch(source):
-    whole = pipeline.host_batch(source, SEED, 2, BATCH)
-    halves = [
-        pipeline.host_batch(source, SEED, 2, BATCH, rows) for rows in (slice(0, 4), slice(4, 8))
-    ]
+    whole = host_batch(source, 2)
+    halves = [host_batch(source, 2, rows) for rows in (slice(0, 4), slice(4, 8))]
     for name in whole:
         np.testing.assert_array_equal(np.concatenate([half[name] for half in halves]), whole[name])
 
 
 def test_labels_are_optional(source):
-    batch = pipeline.host_batch(Images(source.pixels, None, 0), SEED, 0, BATCH)
+    batch = host_batch(Images(source.pixels, None, 0), 0)
     assert set(batch) == {"image", "position", "start"}
 
 
+@pytest.mark.parametrize("resident", [False, True])
 @pytest.mark.parametrize("devices, per_call", [(1, 1), (8, 1), (8, 3)])
-def test_device_batches_are_the_host_batches(source, devices, per_call):
+def test_device_batches_are_the_host_batches(source, devices, per_call, resident):
     seen = []
-    for steps, batch in device_batches(source, per_call=per_call, devices=devices):
+    batches = device_batches(source, per_call=per_call, devices=devices, resident=resident)
+    for steps, batch in batches:
         seen += steps
         for i, step in enumerate(steps):
-            want = pipeline.host_batch(source, SEED, step, BATCH)
+            want = host_batch(source, step)
             jax.tree.map(lambda a, b, i=i: np.testing.assert_array_equal(a[i], b), batch, want)
         assert batch["image"].sharding.spec == P(None, parallel.AXIS)
         assert len(batch["image"].addressable_shards[0].data) == len(steps)

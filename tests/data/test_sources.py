@@ -40,7 +40,7 @@ def test_pairs_of_arrays_are_splits(tmp_path, prefix):
         test_images=PIXELS[30:],
         test_labels=LABELS[30:] % 3,
     )
-    train, test = (sources.open_split(options(path), split) for split in ("train", "test"))
+    train, test = sources.open_splits(options(path))
     np.testing.assert_array_equal(train.pixels, PIXELS[:30])
     np.testing.assert_array_equal(train.labels, LABELS[:30])
     np.testing.assert_array_equal(test.pixels, PIXELS[30:])
@@ -49,14 +49,14 @@ def test_pairs_of_arrays_are_splits(tmp_path, prefix):
 
 
 def test_labels_are_optional(tmp_path):
-    train = sources.open_split(options(archive(tmp_path, images=PIXELS)), "train")
+    train = sources.open_splits(options(archive(tmp_path, images=PIXELS)))[0]
     assert train.labels is None and train.classes == 0
     assert train.take(np.arange(3)).labels is None
 
 
 def test_floats_become_bytes_and_grey_images_get_a_channel(tmp_path):
     path = archive(tmp_path, images=PIXELS[..., 0] / 255, test_images=PIXELS[..., :1])
-    train, test = (sources.open_split(options(path), split) for split in ("train", "test"))
+    train, test = sources.open_splits(options(path))
     np.testing.assert_array_equal(train.pixels, test.pixels)
     assert train.pixels.shape == (40, 6, 5, 1)
 
@@ -64,7 +64,7 @@ def test_floats_become_bytes_and_grey_images_get_a_channel(tmp_path):
 def test_held_out_images_are_no_training_images_and_stay_the_same(tmp_path):
     path = archive(tmp_path, images=PIXELS, labels=LABELS)
     data = options(path, holdout_fraction=0.25)
-    train, test = (sources.open_split(data, split) for split in ("train", "test"))
+    train, test = sources.open_splits(data)
     assert (len(train), len(test)) == (30, 10)
     ids = {image.tobytes(): i for i, image in enumerate(PIXELS)}
     rows = [[ids[image.tobytes()] for image in part.pixels] for part in (train, test)]
@@ -96,14 +96,14 @@ def test_held_out_images_are_no_training_images_and_stay_the_same(tmp_path):
 def test_archives_that_do_not_fit_are_refused(tmp_path, arrays, message):
     path = archive(tmp_path, **arrays)
     with pytest.raises(UserError, match=message):
-        sources.open_split(options(path), "train")
+        sources.open_splits(options(path))
 
 
 def test_files_that_are_no_archive_are_refused(tmp_path):
     with pytest.raises(UserError, match=r"data\.path is empty"):
-        sources.open_split(options(), "train")
+        sources.open_splits(options())
     with pytest.raises(UserError, match="does not exist"):
-        sources.open_split(options(tmp_path / "no.npz"), "train")
+        sources.open_splits(options(tmp_path / "no.npz"))
     whole = archive(tmp_path, images=PIXELS).read_bytes()
     np.save(tmp_path / "one.npy", PIXELS)
     damaged = bytearray(whole)
@@ -118,10 +118,10 @@ def test_files_that_are_no_archive_are_refused(tmp_path):
         path = tmp_path / "bad.npz"
         path.write_bytes(contents)
         with pytest.raises(UserError, match=r"no readable \.npz archive: \S") as caught:
-            sources.open_split(options(path), "train")
+            sources.open_splits(options(path))
         assert "\n" not in str(caught.value)
     with pytest.raises(UserError):
-        sources.open_split(options(tmp_path), "train")  # a directory
+        sources.open_splits(options(tmp_path))  # a directory
 
 
 @pytest.mark.parametrize("with_test", [False, True])
@@ -129,14 +129,17 @@ def test_unknown_split_is_refused(tmp_path, with_test):
     more = {"test_images": PIXELS} if with_test else {}
     path = archive(tmp_path, images=PIXELS, **more)
     with pytest.raises(UserError, match=r'"tran" .did you mean "train"'):
-        sources.open_split(options(path), "tran")
+        sources.open_splits(options(path, split="tran"))
 
 
 # Digits -----------------------------------------------------------------------------------------
 
 
 def digits(name="placed", split="train"):
-    return sources.open_split(options(source="digits", name=name), split)
+    other = "test" if split == "train" else "train"
+    return sources.open_splits(options(source="digits", name=name, split=split, eval_split=other))[
+        0
+    ]
 
 
 @pytest.mark.parametrize("split, size", [("train", 1437), ("test", 360)])

@@ -1,7 +1,8 @@
 """Repeat the recorded augmentation calls with our code: files in, pairs (ours, official) out.
 
 Nothing here knows a file by name: a file says which official function was called with what, and
-`OPERATIONS` says what we have for that function.
+`OPERATIONS` says what we have for that function. We have everything twice: `on_device` in JAX and
+`on_host` in TensorFlow. Both are called by the same names; see `Implementation`.
 """
 
 from __future__ import annotations
@@ -11,19 +12,20 @@ import json
 import os
 import re
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
 import numpy as np
 
-from simclr_jax.augment import color, on_device, resize
+from simclr_jax.augment import color, on_device, on_host, resize
 from simclr_jax.augment.draws import Draws
 from simclr_jax.augment.policy import Policy
 
 GRID = {"tf1": "corner", "tf2": "half_pixel"}
 MODE = {"simclrv1": "add", "simclrv2": "multiply"}
+COLOR = ("brightness", "contrast", "saturation", "hue")  # as `Draws.order` numbers them
 
 
 class Case(NamedTuple):
@@ -111,61 +113,105 @@ def flat(settings: dict[str, Any]) -> dict[str, Any]:
     return result
 
 
-# One function per official one: image as uint8 or float32, parameters, recorded output -> ours.
+class Implementation(NamedTuple):
+    """Our functions, NumPy in and out: those of one of the two modules under the same names."""
 
-crop_resize = jax.jit(resize.crop_resize, static_argnums=(2, 3))
-gaussian_blur = jax.jit(on_device.gaussian_blur, static_argnums=2)
-augment = jax.jit(on_device.augment, static_argnums=2)
-color_jitter = jax.jit(color.color_jitter, static_argnums=2)
-evaluation_view = jax.jit(resize.center_crop, static_argnums=(1, 2))
-grayscale = jax.jit(color.grayscale)
-adjust_brightness = jax.jit(color.adjust_brightness, static_argnums=2)
-to_float = jax.jit(resize.to_float)
+    augment: Callable
+    adjust_color: Callable  # (image, which of the four, draws, policy): one of them, not clipped
+    center_box: Callable
+    center_crop: Callable
+    color_jitter: Callable
+    crop_resize: Callable
+    flip: Callable
+    gaussian_blur: Callable
+    grayscale: Callable
+    to_float: Callable
 
 
-def crop_and_resize(image, p):
+def adjust_color(image, operation, draws, policy):
+    """What `on_host.adjust_color` does, of the functions that a turn on the device is made of."""
+    name = COLOR[operation]
+    mode = [policy.brightness_mode] if name == "brightness" else []
+    return getattr(color, f"adjust_{name}")(image, getattr(draws, name), *mode)
+
+
+def as_numpy(function: Callable) -> Callable:
+    return lambda *arguments: np.asarray(function(*arguments))
+
+
+IMPLEMENTATIONS = {
+    "device": Implementation(
+        augment=jax.jit(on_device.augment, static_argnums=2),
+        adjust_color=jax.jit(adjust_color, static_argnums=(1, 3)),
+        center_box=resize.center_box,
+        center_crop=jax.jit(on_device.center_crop, static_argnums=(1, 2)),
+        color_jitter=jax.jit(on_device.color_jitter, static_argnums=2),
+        crop_resize=jax.jit(on_device.crop_resize, static_argnums=(2, 3)),
+        flip=on_device.flip,
+        gaussian_blur=jax.jit(on_device.gaussian_blur, static_argnums=2),
+        grayscale=jax.jit(on_device.grayscale),
+        to_float=jax.jit(on_device.to_float),
+    ),
+    "host": Implementation(
+        **{name: as_numpy(getattr(on_host, name)) for name in Implementation._fields}
+    ),
+}
+
+
+# One function per official one: ours, image as uint8 or float32, parameters -> pixels.
+
+
+def crop_and_resize(ours, image, p):
     box = np.array(p.get("box", (0, 0, *image.shape[:2])))
-    return crop_resize(to_float(image), box, (p["height"], p["width"]), p["grid"])
+    return ours.crop_resize(ours.to_float(image), box, (p["height"], p["width"]), p["grid"])
 
 
-def center_crop(image, p):
+def center_crop(ours, image, p):
     size = p["height"], p["width"]
-    box = resize.center_box(*image.shape[:2], size, p["crop_proportion"])
+    box = np.array(ours.center_box(*image.shape[:2], size, p["crop_proportion"]))
     assert list(box) == p.get("box", list(box))
-    return crop_resize(to_float(image), np.array(box), size, p["grid"])  # official: not clipped
+    return ours.crop_resize(ours.to_float(image), box, size, p["grid"])  # official: not clipped
 
 
-def value(operation):
+def adjust(name):
     """An operation with one number: `value` in TF2 files, the name of the draw in TF1 files."""
-    name = operation.__name__.removeprefix("adjust_")
-    jitted = jax.jit(operation)
-    return lambda image, p: jitted(to_float(image), p.get("value", p.get(name)))
+
+    def compare(ours, image, p):
+        mode = MODE[p["impl"]] if name == "brightness" else "multiply"
+        drawn = draws({name: p.get("value", p.get(name))})
+        policy = Policy(size=1, brightness_mode=mode)
+        return ours.adjust_color(ours.to_float(image), COLOR.index(name), drawn, policy)
+
+    return compare
 
 
-def brightness(image, p):
-    amount = p.get("value", p.get("brightness"))
-    return adjust_brightness(to_float(image), amount, MODE[p["impl"]])
+def flip(ours, image, p):
+    image = ours.to_float(image)
+    return ours.flip(image) if p["value"] < 0.5 else image
 
 
-def flip(image, p):
-    image = to_float(image)
-    return on_device.flip(image) if p["value"] < 0.5 else image
+def grayscale(ours, image, p):
+    return ours.grayscale(ours.to_float(image))
 
 
-def jitter(image, p):
+def gaussian_blur(ours, image, p):
+    return ours.gaussian_blur(ours.to_float(image), p["sigma"], p["kernel_size"])
+
+
+def jitter(ours, image, p):
     policy = Policy(size=1, brightness_mode=MODE[p["impl"]])
-    return color_jitter(to_float(image), draws(p), policy)
+    return ours.color_jitter(ours.to_float(image), draws(p), policy)
 
 
-def preprocess(image, p):
+def preprocess(ours, image, p):
     size = p.get("out_size", p.get("height"))
     if p.get("test_crop") is False:
-        return to_float(image)  # evaluation at 32 pixels
+        return ours.to_float(image)  # evaluation at 32 pixels
     if "test_crop" in p and not p.get("is_training"):
-        return evaluation_view(image, size, p["grid"])
+        return ours.center_crop(image, size, p["grid"])
     distort = p.get("color_distort", p.get("color_jitter_strength", 0) > 0)
     off = {} if distort else {"jitter": 0.0, "grayscale": 0.0}
-    return augment(image, draws(p), Policy(size=size, grid=p["grid"], blur=0, **off))
+    return ours.augment(image, draws(p), Policy(size=size, grid=p["grid"], blur=0, **off))
 
 
 def draws(p: dict[str, Any], **fields: Any) -> Draws:
@@ -183,20 +229,20 @@ def draws(p: dict[str, Any], **fields: Any) -> Draws:
         "blur": False,
         "sigma": 1.0,
     } | fields
-    for name in ("brightness", "contrast", "saturation", "hue"):
-        values[name] = p.get(name, 0.0)
+    for name in COLOR:
+        values[name] = np.float32(p.get(name, 0.0))
     return Draws(**{name: np.asarray(value) for name, value in values.items()})
 
 
 def one_image(operation):
-    def compare(case):
+    def compare(ours, case):
         for image, parameters, recorded in calls(case):
-            yield operation(image, parameters), recorded
+            yield operation(ours, image, parameters), recorded
 
     return compare
 
 
-def batch_random_blur(case):
+def batch_random_blur(ours, case):
     """One sigma a view, a choice an example, clipped; through `augment` where shapes allow it."""
     settings, arrays = case.spec["settings"], case.arrays
     tf1 = case.spec["flavour"] == "tf1"
@@ -212,23 +258,21 @@ def batch_random_blur(case):
             chosen = u < settings["blur_probability"]
             if image.shape[0] == size:
                 policy = Policy(size=size, crop=False, flip=0, jitter=0, grayscale=0)
-                yield augment(image, draws({}, blur=chosen, sigma=sigma), policy), expected
+                yield ours.augment(image, draws({}, blur=chosen, sigma=sigma), policy), expected
             else:
-                blurred = np.clip(gaussian_blur(image, sigma, size // 10), 0, 1)
+                blurred = np.clip(ours.gaussian_blur(image, sigma, size // 10), 0, 1)
                 yield blurred if chosen else image, expected
 
 
-def compute_crop_shape(case):
-    for height, width, out_height, out_width, *box in case.arrays["table"]:
+def compute_crop_shape(ours, case):
+    for height, width, out_height, out_width, *box in case.arrays["table"].tolist():
         proportion = case.spec["settings"]["crop_proportion"]
-        yield resize.center_box(height, width, (out_height, out_width), proportion), box
+        yield ours.center_box(height, width, (out_height, out_width), proportion), box
 
 
-def convert_image_dtype(case):
-    yield to_float(case.arrays["input"]), case.arrays["output"]
+def convert_image_dtype(ours, case):
+    yield ours.to_float(case.arrays["input"]), case.arrays["output"]
 
-
-blur = one_image(lambda image, p: gaussian_blur(to_float(image), p["sigma"], p["kernel_size"]))
 
 # Official function: (tolerance group, our comparison). An unknown function is an error.
 OPERATIONS = {
@@ -238,14 +282,14 @@ OPERATIONS = {
     "crop_and_resize": ("resize", one_image(crop_and_resize)),
     "tf.image.resize": ("resize", one_image(crop_and_resize)),
     "center_crop": ("resize", one_image(center_crop)),
-    "random_brightness": ("color", one_image(brightness)),
-    "to_grayscale": ("color", one_image(lambda x, p: grayscale(to_float(x)))),
+    "random_brightness": ("color", one_image(adjust("brightness"))),
+    "to_grayscale": ("color", one_image(grayscale)),
     **{
-        name.format(operation): ("color", one_image(value(getattr(color, f"adjust_{operation}"))))
-        for operation in ("contrast", "saturation", "hue")
-        for name in ("tf.image.adjust_{}", "tf.image.random_{}")
+        official.format(name): ("color", one_image(adjust(name)))
+        for name in COLOR[1:]
+        for official in ("tf.image.adjust_{}", "tf.image.random_{}")
     },
-    "gaussian_blur": ("blur", blur),
+    "gaussian_blur": ("blur", one_image(gaussian_blur)),
     "batch_random_blur": ("blur", batch_random_blur),
     "color_jitter": ("chain", one_image(jitter)),
     "preprocess_image": ("chain", one_image(preprocess)),
@@ -260,12 +304,15 @@ NOT_OURS = {
 LAWS = ("distorted_bounding_box_crop",)
 
 
-def comparisons(case: Case) -> tuple[str, Iterator[tuple[np.ndarray, np.ndarray]]]:
-    """Return the tolerance group and the pairs (ours, official) of all calls in the file."""
+def comparisons(case: Case, placement: str) -> tuple[str, Iterator[tuple[np.ndarray, np.ndarray]]]:
+    """Return the tolerance group and the pairs (ours, official) of all calls in the file.
+
+    `placement` is "device" or "host": which of our two implementations.
+    """
     if case.function not in OPERATIONS:
         raise KeyError(f"{case.file}: no counterpart of the official function {case.function}")
     group, compare = OPERATIONS[case.function]
-    return group, compare(case)
+    return group, compare(IMPLEMENTATIONS[placement], case)
 
 
 @functools.cache

@@ -38,15 +38,17 @@ def named(kinds: tuple[str, ...] = ("augment_law",), **by: tuple[str, ...]) -> l
     ]
 
 
+@pytest.mark.parametrize("placement", augment_calls.IMPLEMENTATIONS)
 @pytest.mark.parametrize("name", named(("augment_op", "preprocess"), other_than=augment_calls.LAWS))
-def test_equal_draws_give_the_official_pixels(name, record_parity):
+def test_equal_draws_give_the_official_pixels(name, placement, record_parity):
     case = CASES[name]
     if case.function in augment_calls.NOT_OURS:
         pytest.skip(f"{case.function}: {augment_calls.NOT_OURS[case.function]}")
-    group, pairs = augment_calls.comparisons(case)
+    group, pairs = augment_calls.comparisons(case, placement)
     errors = [np.abs(np.subtract(ours, official, dtype=float)).max() for ours, official in pairs]
     tolerance = TOLERANCE[group] * EPSILON
-    record_parity(case.spec["kind"], case.file, max(errors), tolerance)
+    kind = case.spec["kind"] if placement == "device" else f"{case.spec['kind']} ({placement})"
+    record_parity(kind, case.file, max(errors), tolerance)
 
 
 @pytest.mark.parametrize("name", named(of=("random_crop_with_resize",)))

@@ -12,6 +12,7 @@ from simclr_jax import parallel
 from simclr_jax.data import order
 from simclr_jax.data.sources import Images
 from simclr_jax.stages import pretrain
+from simclr_jax.stages.inputs import Inputs
 from simclr_jax.train import plan as plans
 
 BATCH = 16
@@ -54,8 +55,9 @@ def make_stage(config, devices: int):
     """Return the pretraining stage of a recipe over the first `devices` devices, and their mesh."""
     mesh = parallel.make_mesh(devices)
     recipes.validate(config, devices)
-    train, test = sorted_images(config.seed), sorted_images(config.seed).take(np.arange(21))
-    return pretrain.make_stage(config, plans.make(config, len(train)), train, test, mesh), mesh
+    train = sorted_images(config.seed)
+    inputs = Inputs(config, train, train.take(np.arange(21)))
+    return pretrain.make_stage(config, plans.make(config, len(train)), inputs, mesh), mesh
 
 
 def perturbed(state):

@@ -8,9 +8,12 @@ aligned originals, enlarged, for comparison.
 
 from __future__ import annotations
 
+import dataclasses
 import functools
+from collections.abc import Callable
 
 import numpy as np
+from etils import epath
 from ml_collections import ConfigDict
 
 from simclr_jax.data import order
@@ -24,16 +27,27 @@ TEST = 360  # digits held out for testing
 NAMES = ("placed", "plain")
 
 
-def open_split(data: ConfigDict, split: str) -> Images:
-    """Open "train" (1437 digits) or "test" (360), uint8 `[m, 32, 32, 1]` with labels 0 to 9."""
-    choose("data.split or data.eval_split", split, ("train", "test"))
+def splits(data: ConfigDict, kept: epath.Path | None = None) -> dict[str, Callable[[], Images]]:
+    """Open "train" (1437 digits) and "test" (360), uint8 `[m, 32, 32, 1]` with labels 0 to 9.
+
+    Raises:
+      UserError: for an unknown variant, or a path, which this source does not have.
+    """
     choose("data.name", data.name, NAMES)
+    choose("data.eval_split", data.eval_split, ("train", "test"))
     if data.path:
         raise UserError(f"data.path is {data.path}, which data.source=digits does not read")
-    pixels, labels = _render(data.name == "placed")
-    rows = order.examples(0, np.arange(len(labels)), len(labels))
-    rows = np.sort(rows[:TEST] if split == "test" else rows[TEST:])
-    return Images(pixels, labels, 10).take(rows)
+
+    def split(rows: slice) -> Images:
+        pixels, labels = _render(data.name == "placed")
+        shuffled = order.examples(0, np.arange(len(labels)), len(labels))
+        digits = Images(pixels, labels, 10).take(np.sort(shuffled[rows]))
+        return digits if data.labels else dataclasses.replace(digits, labels=None, classes=0)
+
+    return {
+        "train": functools.partial(split, slice(TEST, None)),
+        "test": functools.partial(split, slice(TEST)),
+    }
 
 
 @functools.cache

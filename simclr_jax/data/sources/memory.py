@@ -1,21 +1,23 @@
-"""Images that fit in memory: the value every source opens to, and the `.npz` source.
+"""Images of one size in memory, and the `.npz` source.
 
 An archive holds `images` and, if there are any, `labels`; other splits are further pairs such as
-`test_images` and `test_labels` (`train_images` may stand for `images`). Where the evaluation split
-has no arrays, `data.holdout_fraction` of the images is held out for it, the same ones every time.
+`test_images` and `test_labels` (`train_images` may stand for `images`).
 """
 
 from __future__ import annotations
 
 import dataclasses
+import functools
 import zlib
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
+from etils import epath
 from ml_collections import ConfigDict
 
-from simclr_jax.data import order
-from simclr_jax.errors import UserError, choose
+from simclr_jax.data.sources.source import NO_LABEL
+from simclr_jax.errors import UserError
 
 MOST_CLASSES = 1_000_000  # more are names or identifiers, not classes
 
@@ -28,14 +30,29 @@ class Images:
       pixels: uint8 `[m, h, w, c]`.
       labels: int32 `[m]`, or None.
       classes: number of classes, 0 without labels.
+      bad: bool `[m]`, which of them could not be read and are zeros; None: all could.
     """
 
     pixels: np.ndarray
     labels: np.ndarray | None
     classes: int
+    bad: np.ndarray | None = None
 
     def __len__(self) -> int:
         return len(self.pixels)
+
+    @property
+    def channels(self) -> int:
+        """Return the number of channels."""
+        return self.pixels.shape[-1]
+
+    def name(self, example: int) -> str:
+        """Return the number of an example, which is all the name it has."""
+        return f"image {example}"
+
+    def example(self, example: int) -> tuple[np.ndarray, int]:
+        """Return the pixels `[h, w, c]` and the label of an example."""
+        return self.pixels[example], NO_LABEL if self.labels is None else int(self.labels[example])
 
     def fingerprint(self) -> str:
         """Return what tells this split from any other: its size and a checksum of its arrays."""
@@ -47,46 +64,33 @@ class Images:
     def take(self, rows: np.ndarray) -> Images:
         """Return the images at `rows`, in that order."""
         labels = None if self.labels is None else self.labels[rows]
-        return Images(self.pixels[rows], labels, self.classes)
+        bad = None if self.bad is None else self.bad[rows]
+        return Images(self.pixels[rows], labels, self.classes, bad)
 
 
-def open_split(data: ConfigDict, split: str) -> Images:
-    """Open a split of the archive `data.path`.
+def splits(data: ConfigDict, kept: epath.Path | None = None) -> dict[str, Callable[[], Images]]:
+    """Open all splits of the archive `data.path`.
 
     Raises:
-      UserError: if the file is missing or damaged, its arrays do not fit together, or it has no
-        such split.
+      UserError: if the file is missing or damaged, or its arrays do not fit together.
     """
     if data.name:
         raise UserError(f"data.name is {data.name}, but an archive has no variants: leave it out")
     arrays = _load(data.path)
     if "images" in arrays and "train_images" not in arrays:
-        arrays = {f"train_{k}" if k in ("images", "labels") else k: v for k, v in arrays.items()}
-    splits = [name.removesuffix("_images") for name in arrays if name.endswith("_images")]
-    if not splits:
+        renamed = {"images": "train_images", "labels": "train_labels"}
+        arrays = {renamed.get(name, name): array for name, array in arrays.items()}
+    names = [name.removesuffix("_images") for name in arrays if name.endswith("_images")]
+    if not names:
         raise UserError(f'{data.path} has no array "images" (it has {", ".join(arrays) or "none"})')
 
-    pixels = {n: _pixels(arrays[f"{n}_images"], f"{data.path}:{n}_images") for n in splits}
-    labels = {n: _labels(arrays.get(f"{n}_labels"), pixels[n], data.path) for n in splits}
+    pixels = {n: _pixels(arrays[f"{n}_images"], f"{data.path}:{n}_images") for n in names}
+    labels = {n: _labels(arrays.get(f"{n}_labels"), pixels[n], data.path) for n in names}
+    if not data.labels:
+        labels = dict.fromkeys(names)
     known = [array for array in labels.values() if array is not None]
     classes = max((int(array.max()) + 1 for array in known), default=0)
-
-    def images(name: str) -> Images:
-        return Images(pixels[name], labels[name], classes)
-
-    if data.eval_split in splits:
-        choose("data.split or data.eval_split", split, splits)
-        return images(split)
-    choose("data.split or data.eval_split", split, [*splits, data.eval_split])
-    whole = images(data.split if split == data.eval_split else split)
-    held_out = max(1, round(data.holdout_fraction * len(whole)))
-    if held_out >= len(whole):
-        raise UserError(
-            f"{data.path} has {len(whole)} image(s), too few to hold out "
-            f"data.holdout_fraction={data.holdout_fraction} for evaluation"
-        )
-    rows = order.examples(0, np.arange(len(whole)), len(whole))
-    return whole.take(np.sort(rows[:held_out] if split == data.eval_split else rows[held_out:]))
+    return {n: functools.partial(Images, pixels[n], labels[n], classes) for n in names}
 
 
 def _load(path: str) -> dict[str, np.ndarray]:

@@ -1,0 +1,64 @@
+"""Evaluation images of one size, prepared on the host slice by slice as they are asked for."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+
+from simclr_jax.data.decode import BadImage
+from simclr_jax.data.reader import Unreadable
+from simclr_jax.data.sources.source import Source
+
+
+class HeldOut:
+    """A split as an array `[m, size, size, c]` that `evaluate.features.extract` can read.
+
+    Args:
+      source: of the images, of any sizes.
+      prepare: from decoded pixels `[h, w, c]` to the evaluation view.
+      unreadable: told about images that cannot be read. They are zeros here, and `readable` leaves
+        them out: an evaluation replaces nothing.
+      threads: that decode.
+    """
+
+    def __init__(
+        self,
+        source: Source,
+        prepare: Callable[[np.ndarray], np.ndarray],
+        unreadable: Unreadable,
+        threads: int,
+    ):
+        self._source, self._prepare, self._unreadable = source, prepare, unreadable
+        self._pool = ThreadPoolExecutor(threads)
+        self._bad: set[int] = set()
+
+    def __len__(self) -> int:
+        return len(self._source)
+
+    def __getitem__(self, rows: slice) -> np.ndarray:
+        found = self._pool.map(self._image, range(*rows.indices(len(self))))
+        return np.stack([self._blank if image is None else image for image in found])
+
+    def readable(self) -> np.ndarray:
+        """Return which images could be read so far, int64 rows."""
+        return np.setdiff1d(np.arange(len(self)), sorted(self._bad))
+
+    def _image(self, row: int) -> np.ndarray | None:
+        try:
+            return self._prepare(self._source.example(row)[0])
+        except BadImage as reason:
+            self._bad.add(row)
+            self._unreadable.add(self._source.name(row), reason)
+            return None
+
+    @functools.cached_property
+    def _blank(self) -> np.ndarray:
+        """Zeros of the shape and dtype that readable images have."""
+        for row in range(len(self)):
+            image = self._image(row)
+            if image is not None:
+                return np.zeros_like(image)
+        raise AssertionError("`unreadable` has refused a split without a readable image")

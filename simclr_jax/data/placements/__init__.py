@@ -1,0 +1,71 @@
+"""Who makes the views, and of what: one file per placement.
+
+| placement | the host | crosses to the device | the device |
+|---|---|---|---|
+| `device` | looks images up | uint8 images of one size | all |
+| `split` | decodes once, crops and resizes (OpenCV) | uint8 crops | flip, colour, blur |
+| `host` | decodes once, then all (tf.data, official operations) | float32 views | nothing |
+
+All three have the same order of examples and the same draws.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Iterator
+from typing import NamedTuple
+
+import numpy as np
+
+from simclr_jax.augment.policy import Policy
+from simclr_jax.data.reader import Reader
+
+
+class Request(NamedTuple):
+    """Rows of one batch.
+
+    Attributes:
+      positions: int64 `[n]`, in the order of all examples ever consumed.
+      start: the position at which the global batch starts.
+    """
+
+    positions: np.ndarray
+    start: int
+
+
+@dataclasses.dataclass(frozen=True)
+class Loading:
+    """What a placement needs to know.
+
+    Attributes:
+      reader: of decoded images.
+      policies: one for each view.
+      seed: of the run.
+      shared_sigma: one blur width for each view of a batch, not for each image.
+      threads: that decode and augment.
+    """
+
+    reader: Reader
+    policies: tuple[Policy, ...]
+    seed: int
+    shared_sigma: bool
+    threads: int
+
+
+# From requests to the arrays of their batches, in order, with work on the next one under way.
+Placement = Callable[[Loading, Iterator[Request]], Iterator[dict[str, np.ndarray]]]
+
+
+def get(name: str) -> Placement:
+    """Return a placement by name; the libraries it needs are imported now, not before."""
+    if name == "device":
+        from simclr_jax.data.placements import device
+
+        return device.batches
+    if name == "split":
+        from simclr_jax.data.placements import split
+
+        return split.batches
+    from simclr_jax.data.placements import host
+
+    return host.batches

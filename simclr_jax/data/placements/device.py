@@ -1,0 +1,40 @@
+"""Placement `device`: whole images, looked up in memory, cross to the device."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numpy as np
+
+from simclr_jax.data.placements import Loading, Request
+from simclr_jax.data.sources.memory import Images
+
+
+def images(loading: Loading) -> Images:
+    """Return the images of this placement, which are in memory."""
+    source = loading.reader.source
+    assert isinstance(source, Images), "placement device reads what `reader.load` has decoded"
+    return source
+
+
+def examples(loading: Loading, positions: np.ndarray) -> np.ndarray:
+    """Return the examples at `positions`, int64 `[n]`, with readable ones for unreadable ones.
+
+    The same as `Reader.read` decodes.
+    """
+    found, bad = loading.reader.order(positions), images(loading).bad
+    while bad is not None and (rows := np.flatnonzero(bad[found])).size:
+        positions = positions.copy()
+        positions[rows] += 1
+        found[rows] = loading.reader.order(positions[rows])
+    return found
+
+
+def batches(loading: Loading, requests: Iterator[Request]) -> Iterator[dict[str, np.ndarray]]:
+    """Yield `image`, uint8 `[n, h, w, c]`, and `label`, int32 `[n]`, if there are labels."""
+    for request in requests:
+        taken = images(loading).take(examples(loading, request.positions))
+        batch = {"image": taken.pixels}
+        if taken.labels is not None:
+            batch["label"] = taken.labels
+        yield batch

@@ -1,0 +1,178 @@
+"""Decoded images at positions of the order; what cannot be read is replaced and listed."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import threading
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import NamedTuple, TypeVar
+
+import numpy as np
+from etils import epath
+
+from simclr_jax import files
+from simclr_jax.data.decode import BadImage
+from simclr_jax.data.sources.memory import Images
+from simclr_jax.data.sources.source import Source
+from simclr_jax.errors import UserError
+
+SHOWN = 3  # unreadable images named on the console; the file lists all
+
+Job = TypeVar("Job")
+Done = TypeVar("Done")
+
+
+class Rows(NamedTuple):
+    """Decoded images `[h, w, c]`, of any sizes, and their labels, int32 `[n]`."""
+
+    images: list[np.ndarray]
+    labels: np.ndarray
+
+
+@dataclasses.dataclass
+class Unreadable:
+    """The list of images that could not be read; it stops the run when there are too many.
+
+    Attributes:
+      role: what the images are for: "train", say.
+      size: how many there are.
+      max_fraction: of them, this share may be unreadable.
+      path: a file of one JSON object a line, continued by a resumed run; None keeps none.
+      say: receives a line about each of the first few.
+    """
+
+    role: str
+    size: int
+    max_fraction: float
+    path: epath.Path | None = None
+    say: Callable[[str], object] = lambda line: None
+
+    def __post_init__(self):
+        self._lock = threading.Lock()
+        self._reasons: dict[str, str] = {}
+        if self.path is not None and self.path.exists():
+            for line in self.path.read_text().splitlines():
+                record = json.loads(line)
+                self._reasons[record["image"]] = record["reason"]
+
+    def __len__(self) -> int:
+        return len(self._reasons)
+
+    def add(self, name: str, reason: object) -> None:
+        """Note an image, once.
+
+        Raises:
+          UserError: if there are now more than `max_fraction` allows.
+        """
+        with self._lock:
+            if name in self._reasons:
+                return
+            self._reasons[name] = str(reason)
+            if self.path is not None:
+                lines = [json.dumps({"image": k, "reason": v}) for k, v in self._reasons.items()]
+                files.write_atomically(self.path, "\n".join(lines) + "\n")
+            if len(self) > self.max_fraction * self.size:
+                listed = f", listed in {self.path}" if self.path is not None else ""
+                raise UserError(
+                    f"{len(self)} of {self.size} images ({self.role}) are unreadable so far, such "
+                    f"as {name} ({reason}){listed}: repair or remove them, or raise "
+                    f"data.max_bad_fraction={self.max_fraction}"
+                )
+            if len(self) <= SHOWN:
+                self.say(f"unreadable: {name} ({reason}); another image takes its place")
+
+
+@dataclasses.dataclass(frozen=True)
+class Reader:
+    """Reads what stands at given positions.
+
+    Attributes:
+      source: of the images.
+      order: from positions to examples, both int64 `[n]`.
+      unreadable: told about each example that could not be read.
+    """
+
+    source: Source
+    order: Callable[[np.ndarray], np.ndarray]
+    unreadable: Unreadable
+
+    def read(self, positions: np.ndarray) -> Rows:
+        """Decode the examples at `positions`, int64 `[n]`.
+
+        In place of an unreadable one stands the example of the next position that is readable,
+        which is the same one on any number of hosts and after any restart.
+        """
+        rows = [self._row(position) for position in positions]
+        images, labels = zip(*rows, strict=True)
+        return Rows(list(images), np.array(labels, np.int32))
+
+    def _row(self, position: int) -> tuple[np.ndarray, int]:
+        # Ends, because `unreadable` refuses a source that has nothing else to offer.
+        while True:
+            example = int(self.order(np.array([position]))[0])
+            try:
+                return self.source.example(example)
+            except BadImage as reason:
+                self.unreadable.add(self.source.name(example), reason)
+                position += 1
+
+
+def load(source: Source, unreadable: Unreadable, threads: int) -> Images:
+    """Decode a whole split into memory; its images must have one size.
+
+    Unreadable images stay in their place, marked, so that the order of examples is the same as
+    where images are decoded as they are needed.
+
+    Raises:
+      UserError: if sizes differ, naming two images that do.
+    """
+    if isinstance(source, Images):
+        return source
+
+    def example(i: int) -> tuple[np.ndarray, int] | None:
+        try:
+            return source.example(i)
+        except BadImage as reason:
+            unreadable.add(source.name(i), reason)
+            return None
+
+    pixels, labels, first = None, np.zeros(len(source), np.int32), 0
+    bad = np.zeros(len(source), bool)
+    with ThreadPoolExecutor(threads) as pool:
+        for i, found in enumerate(ahead(pool, example, range(len(source)), 64 * threads)):
+            if found is None:
+                bad[i] = True
+                continue
+            if pixels is None:
+                pixels, first = np.zeros((len(source), *found[0].shape), np.uint8), i
+            if found[0].shape != pixels.shape[1:]:
+                a, b = ("x".join(map(str, s[:2])) for s in (pixels.shape[1:], found[0].shape))
+                raise UserError(
+                    f"augment.placement=device needs images of one size, but {source.name(first)} "
+                    f"is {a} and {source.name(i)} {b} pixels: set --config.augment.placement=split "
+                    "--config.augment.grid=opencv"
+                )
+            pixels[i], labels[i] = found
+    assert pixels is not None  # `unreadable` has refused a split without a readable image
+    known = None if source.labels is None else labels
+    return Images(pixels, known, source.classes, bad if bad.any() else None)
+
+
+def ahead(
+    pool: ThreadPoolExecutor, work: Callable[[Job], Done], jobs: Iterable[Job], depth: int
+) -> Iterator[Done]:
+    """Yield `work(job)` for each job, in order, with up to `depth` more under way."""
+    waiting: deque[Future[Done]] = deque()
+    try:
+        for job in jobs:
+            waiting.append(pool.submit(work, job))
+            if len(waiting) > depth:
+                yield waiting.popleft().result()
+        while waiting:
+            yield waiting.popleft().result()
+    finally:
+        for future in waiting:
+            future.cancel()

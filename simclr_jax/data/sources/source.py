@@ -1,0 +1,48 @@
+"""What every data set opens to: random access to examples by number."""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+import numpy as np
+
+NO_LABEL = -1
+
+
+class Source(Protocol):
+    """One split of a data set.
+
+    Attributes:
+      classes: number of classes, 0 without labels.
+      channels: of its images.
+    """
+
+    @property
+    def classes(self) -> int: ...
+
+    @property
+    def channels(self) -> int: ...
+
+    @property
+    def labels(self) -> np.ndarray | None:
+        """Return all labels, int32 `[m]`, or None; may take a pass over the data."""
+
+    def __len__(self) -> int: ...
+
+    def fingerprint(self) -> str:
+        """Return what tells this split from any other, whatever directory it lies in."""
+
+    def name(self, example: int) -> str:
+        """Return by what a person finds this example again: its file, or its number."""
+
+    def example(self, example: int) -> tuple[np.ndarray, int]:
+        """Return pixels, uint8 `[h, w, channels]`, and label (`NO_LABEL`: none) of an example.
+
+        Threads call this at the same time.
+
+        Raises:
+          BadImage: if it cannot be read or decoded.
+        """
+
+    def take(self, rows: np.ndarray) -> Source:
+        """Return the split that holds only the examples `rows`, in that order."""

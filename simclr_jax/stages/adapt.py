@@ -1,0 +1,80 @@
+"""Fields that a recipe leaves open, chosen for the data it finds, each with its reason."""
+
+from __future__ import annotations
+
+import numpy as np
+from ml_collections import ConfigDict
+
+from simclr_jax.config import OPEN
+from simclr_jax.data.decode import BadImage
+from simclr_jax.data.sources import Source
+from simclr_jax.errors import UserError
+
+LOOKED_AT = 64  # images, spread over the data set, whose sizes decide the resolution
+SIDES = (32, 64, 96, 128, 160, 192, 224)  # pixels
+SMALL, LARGE = 32, 128  # largest side for the 3x3 stem; largest for batches of 512
+FEW_IMAGES = 100_000  # up to here ResNet-18, above ResNet-50
+SEEN = 20_000_000  # images that a run should see, all epochs together (CIFAR-10: 400 epochs)
+EPOCHS = (100, 1000)  # fewest and most
+
+
+def adapt(config: ConfigDict, train: Source, test: Source) -> tuple[ConfigDict, list[str]]:
+    """Choose the fields of `config.OPEN` that are None.
+
+    Args:
+      config: a recipe.
+      train: the images it is to learn from.
+      test: the held-out images.
+
+    Returns:
+      The recipe with these fields set, and for each a line that names it, its value and why.
+
+    Raises:
+      UserError: if a field has to be chosen by the images, and none of those looked at is readable.
+    """
+    c, chosen = config.copy_and_resolve_references(), []
+
+    def choose(name: str, value: object, reason: str) -> None:
+        group, field = name.split(".")
+        if name in OPEN and c[group][field] is None:
+            c[group][field] = value
+            chosen.append(f"{name}={value}: {reason}")
+
+    count = len(train)
+    if c.data.image_size is None:
+        side = _median_side(train)
+        size = max((s for s in SIDES if s <= side), default=SIDES[0])
+        choose("data.image_size", size, f"the median shorter side is {side} pixels")
+    size = c.data.image_size
+    choose("model.stem", "cifar" if size <= SMALL else "imagenet", f"views of {size} pixels")
+    choose("model.depth", 18 if count <= FEW_IMAGES else 50, f"{count} images")
+    most = 512 if size <= LARGE else 256
+    batch = 2 ** int(np.log2(max(8, min(most, count / 8))))
+    choose("train.batch_size", batch, f"an eighth of {count} images, {most} at most at this size")
+    epochs = float(np.clip(round(SEEN / count), *EPOCHS))
+    choose(
+        "train.epochs", epochs, f"{SEEN / 1e6:.0f} million images seen, {EPOCHS[1]} epochs at most"
+    )
+    choose("eval.every_epochs", max(1.0, c.train.epochs // 20), "20 evaluations")
+    labelled = train.classes > 0 and test.classes > 0
+    why = f"{train.classes} classes" if labelled else "there are no labels"
+    for name in ("eval.probe", "eval.knn"):
+        choose(name, labelled, why)
+    return c, chosen
+
+
+def _median_side(source: Source) -> int:
+    """Return the median shorter side of some images, pixels."""
+    rows = np.unique(np.linspace(0, len(source) - 1, min(LOOKED_AT, len(source))).astype(int))
+    sides, reason = [], None
+    for row in rows:
+        try:
+            sides.append(min(source.example(int(row))[0].shape[:2]))
+        except BadImage as error:  # met again in training, where it is listed and counted
+            reason = f"{source.name(int(row))} ({error})"
+    if not sides:
+        raise UserError(
+            f"none of {len(rows)} images looked at is readable, not even {reason}: "
+            "data.path must hold images that Pillow can open"
+        )
+    return int(np.median(sides))

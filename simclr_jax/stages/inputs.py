@@ -1,0 +1,175 @@
+"""The images of a run as its placement wants them: to train on, to look at, to evaluate with."""
+
+from __future__ import annotations
+
+import functools
+import os
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import jax
+import numpy as np
+from jax.sharding import Mesh
+from ml_collections import ConfigDict
+
+from simclr_jax.augment.on_device import center_crop, to_float
+from simclr_jax.data import order, pipeline, reader
+from simclr_jax.data.held_out import HeldOut
+from simclr_jax.data.placements import Loading, Request
+from simclr_jax.data.reader import Reader, Unreadable
+from simclr_jax.data.sources import Images, Source
+from simclr_jax.stages import build
+from simclr_jax.train.plan import Plan
+from simclr_jax.train.stage import Batch
+from simclr_jax.train.workdir import Workdir
+
+# Positions from here on belong to no training example: views of held-out images are drawn there.
+HELD_OUT = 2**62
+
+
+class Inputs:
+    """What a stage and its evaluations read.
+
+    Args:
+      config: a validated recipe.
+      train: images to learn from.
+      test: held-out images.
+      workdir: lists unreadable images there; None keeps no list.
+    """
+
+    def __init__(
+        self, config: ConfigDict, train: Source, test: Source, workdir: Workdir | None = None
+    ):
+        self._config = config
+        self._threads = config.data.threads or os.cpu_count() or 1
+        self._unreadable = {
+            role: _unreadable(config, role, len(source), workdir)
+            for role, source in (("train", train), ("held_out", test))
+        }
+        if config.augment.placement == "device":
+            train = reader.load(train, self._unreadable["train"], self._threads)
+            test = reader.load(test, self._unreadable["held_out"], self._threads)
+        self.train, self.test = train, test
+
+    @property
+    def prepared_on_host(self) -> bool:
+        """Tell whether evaluation images come from the host at their final size."""
+        return self._config.augment.placement != "device"
+
+    def batches(self, mesh: Mesh, plan: Plan, first_step: int, total_steps: int) -> Iterator:
+        """Yield the steps of each chunk and their training batches, on the devices."""
+        return pipeline.device_batches(
+            self._config.augment.placement,
+            self._loading("train"),
+            mesh,
+            batch_size=plan.batch_size,
+            first_step=first_step,
+            total_steps=total_steps,
+            steps_per_call=plan.steps_per_call,
+            resident=self._config.data.resident,
+        )
+
+    def of(self, request: Request) -> Batch:
+        """Return the training examples of one request, as NumPy arrays."""
+        return self._batch("train", request)
+
+    def first(self, count: int) -> Batch:
+        """Return the first `count` examples of the run, as the first step sees them."""
+        count = min(count, len(self.train))
+        return self.of(Request(np.arange(count), start=0))
+
+    def held_out(self, count: int) -> Batch:
+        """Return up to `count` held-out examples, whose views are the same at every call."""
+        positions = HELD_OUT + np.arange(min(count, len(self.test)))
+        return self._batch("held_out", Request(positions, start=HELD_OUT))
+
+    def originals(self, count: int) -> list[np.ndarray]:
+        """Return the decoded images behind `first`, uint8 `[h, w, c]` of any sizes."""
+        loading = self._loading("train")
+        return loading.reader.read(np.arange(min(count, len(self.train)))).images
+
+    def for_evaluation(self, source: Source) -> Any:
+        """Return a split as `features.extract` reads it, to be finished by `prepare`."""
+        if isinstance(source, Images) and not self.prepared_on_host:
+            return source.pixels
+        role = "train" if source is self.train else "held_out"
+        return HeldOut(source, self._host_preparer(), self._unreadable[role], self._threads)
+
+    def readable(self, source: Source, images: Any) -> np.ndarray | None:
+        """Return the rows of an evaluated split that could be read; None: all of them."""
+        if isinstance(images, HeldOut):
+            return images.readable()
+        bad = source.bad if isinstance(source, Images) else None
+        return None if bad is None else np.flatnonzero(~bad)
+
+    def prepare(self, images: jax.Array) -> jax.Array:
+        """Finish evaluation images `[b, ...]` on the device: floats `[b, size, size, c]`."""
+        if self.prepared_on_host:
+            return to_float(images)
+        c = self._config
+        one = functools.partial(eval_image, size=c.data.image_size, grid=c.augment.grid)
+        return jax.vmap(one)(images)
+
+    def _batch(self, role: str, request: Request) -> Batch:
+        stream = pipeline.host_batches(
+            self._config.augment.placement, self._loading(role), iter([request])
+        )
+        return next(stream)
+
+    def _loading(self, role: str) -> Loading:
+        c = self._config
+        source = self.train if role == "train" else self.test
+        follow: Callable[[np.ndarray], np.ndarray]
+        if role == "train":
+            follow = functools.partial(order.examples, c.seed, size=len(source))
+        else:
+            follow = functools.partial(_one_after_another, len(source))
+        return Loading(
+            reader=Reader(source, follow, self._unreadable[role]),
+            policies=build.policies(c),
+            seed=c.seed,
+            shared_sigma=c.augment.sigma_per == "batch",
+            threads=self._threads,
+        )
+
+    def _host_preparer(self) -> Callable[[np.ndarray], np.ndarray]:
+        c, size = self._config, self._config.data.image_size
+        if c.augment.placement == "split":
+            from simclr_jax.data.placements import split
+
+            make = split.eval_preparer(size)
+        else:
+            from simclr_jax.data.placements import host
+
+            make = host.eval_preparer(size, c.augment.grid)
+        return functools.partial(make, proportion=eval_proportion(size))
+
+
+def eval_proportion(size: int) -> float:
+    """Return which part of an image is evaluated: the central 87.5 %, or all of a small one.
+
+    The official code takes images of up to 32 pixels as they are, and whole
+    (`data_util.py:preprocess_for_eval`, `test_crop`); one of another size is resized here.
+    """
+    return 0.875 if size > 32 else 1.0
+
+
+def eval_image(image: jax.Array, size: int, grid: str) -> jax.Array:
+    """Prepare an image `[h, w, c]` for evaluation on the device, as floats `[size, size, c]`."""
+    if size <= 32 and image.shape[:2] == (size, size):
+        return to_float(image)
+    return center_crop(image, size, grid, eval_proportion(size))
+
+
+def _one_after_another(size: int, positions: np.ndarray) -> np.ndarray:
+    return (positions - HELD_OUT) % size
+
+
+def _unreadable(config: ConfigDict, role: str, size: int, workdir: Workdir | None) -> Unreadable:
+    limit = config.data.max_bad_fraction
+    if workdir is None:
+        return Unreadable(role, size, limit)
+    path = workdir.path / f"unreadable_{role}.jsonl"
+    if workdir.fresh:
+        path.unlink(missing_ok=True)
+    return Unreadable(role, size, limit, path, workdir.console.say)

@@ -1,0 +1,324 @@
+"""What a directory opens to: splits, labels, order, a kept index; and awkward files, each named."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import re
+import shutil
+
+import numpy as np
+import pytest
+from data import awkward
+from etils import epath
+from ml_collections import ConfigDict
+
+from simclr_jax.data.decode import BadImage
+from simclr_jax.data.sources import folder
+from simclr_jax.data.sources.source import NO_LABEL
+from simclr_jax.errors import UserError
+
+# Pillow says much about damaged metadata.
+pytestmark = pytest.mark.filterwarnings("ignore::UserWarning:PIL")
+
+CASES = awkward.cases()
+IMAGE = awkward.encode(awkward.RGB, "PNG")
+
+
+def options(path, **fields):
+    data = {"name": "", "path": str(path), "split": "train", "eval_split": "test", "labels": True}
+    return ConfigDict(data | fields)
+
+
+def make(root, *names):
+    for name in names:
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        (root / name).write_bytes(IMAGE)
+    return root
+
+
+def opened(path, split="train", kept=None, **fields):
+    return folder.splits(options(path, **fields), kept)[split]()
+
+
+# Awkward files ----------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def awkward_folder(tmp_path_factory):
+    root = tmp_path_factory.mktemp("awkward")
+    written = {case.name: case for case in awkward.write(root)}
+    source = opened(root, labels=False)
+    return source, {path: i for i, path in enumerate(source.paths)}, written
+
+
+@pytest.mark.parametrize("name", [case.name for case in CASES], ids=ascii)
+def test_awkward(awkward_folder, name):
+    source, numbers, written = awkward_folder
+    if name not in written:
+        pytest.skip("this file system refuses such a file")
+    case = written[name]
+    assert (name in numbers) == (case.expected is not None)
+    if isinstance(case.expected, str):
+        with pytest.raises(BadImage) as refused:
+            source.example(numbers[name])
+        assert case.expected in str(refused.value)
+        assert "\n" not in str(refused.value) and len(str(refused.value)) < 120
+    elif case.expected is not None:
+        pixels, label = source.example(numbers[name])
+        assert pixels.dtype == np.uint8 and label == NO_LABEL
+        assert pixels.shape == case.expected.shape == (*source.size(numbers[name]), 3)
+        difference = np.abs(pixels.astype(float) - case.expected)
+        assert difference.max() <= case.within
+
+
+def test_there_are_enough_awkward_files_and_no_others(awkward_folder):
+    source, numbers, written = awkward_folder
+    assert len(written) >= 55 and len({case.name for case in CASES}) == len(CASES)
+    assert set(numbers) <= set(written)
+    assert all(source.name(i).isprintable() for i in range(len(source)))
+    assert source.name(numbers["names/line\nbreak.png"]) == "names/line\\nbreak.png"
+
+
+# Splits -----------------------------------------------------------------------------------------
+
+
+def test_one_directory_is_one_split_sorted_at_any_depth(tmp_path):
+    make(tmp_path, "b.png", "a/z.PNG", "a/y/x/w.jpeg", "B.webp", "a.bmp")
+    splits = folder.splits(options(tmp_path, split="photos", labels=False))
+    assert list(splits) == ["photos"]
+    source = splits["photos"]()
+    names = ["B.webp", "a.bmp", "a/y/x/w.jpeg", "a/z.PNG", "b.png"]
+    assert source.paths == names and [source.name(i) for i in range(5)] == names
+    assert (len(source), source.channels, source.classes, source.labels) == (5, 3, 0, None)
+
+
+def test_subdirectories_are_splits_in_any_case(tmp_path):
+    make(tmp_path, "Train/a.png", "test/b.png", "valid/c.png", "extra/d.png", "notes/e.png")
+    splits = folder.splits(options(tmp_path, eval_split="extra"))
+    assert set(splits) == {"train", "test", "valid", "extra"}
+    assert {split: splits[split]().paths for split in ("train", "extra")} == {
+        "train": ["a.png"],
+        "extra": ["d.png"],
+    }
+
+
+def test_a_split_that_is_never_opened_is_never_searched(tmp_path):
+    make(tmp_path, "train/a.png", "test/b.png")
+    (tmp_path / "val").mkdir()
+    assert len(folder.splits(options(tmp_path))["test"]()) == 1
+
+
+def test_an_unused_split_is_pointed_out(tmp_path):
+    make(tmp_path, "train/a.png", "val/b.png")
+    assert any("also has val" in note for note in opened(tmp_path).notes)
+    assert not opened(tmp_path, eval_split="val").notes
+
+
+def test_the_order_is_not_the_file_systems(tmp_path, monkeypatch):
+    root = make(tmp_path, *(f"{i % 7}/{i}.png" for i in range(60)))
+    before = opened(root)
+    listed = folder._entries
+    monkeypatch.setattr(folder, "_entries", lambda directory: listed(directory)[::-1])
+    after = opened(root)
+    assert after.paths == before.paths and after.fingerprint() == before.fingerprint()
+
+
+def test_links_are_followed_and_circles_are_not(tmp_path):
+    outside = make(tmp_path / "outside", "x.png", "deep/y.png")
+    root = make(tmp_path / "root", "a/1.png")
+    (root / "b").symlink_to(outside)
+    (root / "a/circle").symlink_to(root)
+    (outside / "back").symlink_to(root / "a")
+    (root / "self").symlink_to("self")
+    names = ["a/1.png", "b/back/1.png", "b/deep/y.png", "b/x.png"]
+    found = opened(root, labels=False).paths
+    # Through a link to it a directory is entered again, but never from within itself.
+    assert set(names) <= set(found) and all(path.count("circle") <= 1 for path in found)
+
+
+# Labels -----------------------------------------------------------------------------------------
+
+
+def test_directories_below_the_split_are_classes(tmp_path):
+    make(tmp_path, "train/dog/1.png", "train/cat/x/2.png", "train/ant/3.png", "test/cat/4.png")
+    train, test = opened(tmp_path), opened(tmp_path, "test")
+    assert train.class_names == test.class_names == ("ant", "cat", "dog")
+    assert train.paths == ["ant/3.png", "cat/x/2.png", "dog/1.png"]
+    np.testing.assert_array_equal(train.labels, [0, 1, 2])
+    np.testing.assert_array_equal(test.labels, [1])  # a number of the training split's
+    assert train.labels.dtype == np.int32 and train.classes == test.classes == 3
+    assert [train.example(i)[1] for i in range(3)] == [0, 1, 2]
+    assert train.notes == ()
+    assert test.notes == ("test has no image of 2 class(es): ant, dog",)
+
+
+@pytest.mark.parametrize(
+    "names, note",
+    [
+        (["1.png", "2.png"], None),
+        (["only/1.png", "only/2.png"], "no labels: all images lie in one directory, only"),
+        (["a/1.png", "b/2.png", "3.png"], "1 image(s), such as 3.png, lie beside 2 directories"),
+    ],
+)
+def test_no_labels_and_no_dummy_class(tmp_path, names, note):
+    source = opened(make(tmp_path, *names))
+    assert source.labels is None and source.classes == 0 and source.class_names == ()
+    assert source.example(0)[1] == NO_LABEL
+    assert [note in found for found in source.notes] == [True] if note else not source.notes
+
+
+def test_labels_can_be_left_out(tmp_path):
+    make(tmp_path, "train/a/1.png", "train/b/2.png", "test/unknown/3.png", "test/4.png")
+    for split in ("train", "test"):
+        source = opened(tmp_path, split, labels=False)
+        assert source.labels is None and source.classes == 0 and not source.notes
+
+
+def test_an_unlabelled_training_split_makes_all_unlabelled(tmp_path):
+    make(tmp_path, "train/only/1.png", "test/a/1.png", "test/b/2.png")
+    test = opened(tmp_path, "test")
+    assert test.labels is None and test.classes == 0
+    assert len(opened(tmp_path).notes) == 1 and not test.notes  # said once
+
+
+# The kept index ---------------------------------------------------------------------------------
+
+
+def test_files_added_later_do_not_disturb_a_resumed_run(tmp_path):
+    root, kept = (
+        make(tmp_path / "data", "train/a/1.png", "train/b/2.png"),
+        tmp_path / "run" / "data",
+    )
+    make(root, "train/a/1/x.png", "train/a/3.png")
+    odd = os.fsdecode(b"train/b/\xff\xfe\n\xc3\xa9.png")
+    make(root, odd)
+    before = opened(root, kept=epath.Path(kept))
+    before.take(np.array([0])).remember(epath.Path(kept))  # of all, whatever part is held
+    make(root, "train/a/0.png", "train/c/3.png", "test/c/9.png", "val/1.png")
+    (root / "train/b/2.png").unlink()
+
+    splits = folder.splits(options(root), epath.Path(kept))
+    after = splits["train"]()
+    assert list(splits) == ["train"]  # a split that appears would end the holding out
+    assert after.paths == before.paths and after.class_names == ("a", "b")
+    assert after.fingerprint() == before.fingerprint()
+    assert after.example(after.paths.index("b/\udcff\udcfe\né.png"))[0].shape == (24, 36, 3)
+    with pytest.raises(BadImage, match="No such file"):
+        after.example(after.paths.index("b/2.png"))
+    assert len(opened(root)) == 6  # a new run sees the new files
+
+
+def test_the_index_holds_what_was_opened(tmp_path):
+    root, kept = make(tmp_path / "data", "train/1.png", "test/2.png", "val/3.png"), tmp_path / "run"
+    splits = folder.splits(options(root))
+    train = splits["train"]()
+    splits["test"]()
+    train.remember(epath.Path(kept))
+    content = json.loads((kept / "index.json").read_text())
+    make(root, "train/0.png", "val/4.png")
+    assert {name: part["files"] for name, part in content.items()} == {
+        "train": {"": ["1.png"]},
+        "test": {"": ["2.png"]},
+        "val": None,
+    }
+    assert len(opened(root, "val", kept=epath.Path(kept))) == 2
+    assert [path.name for path in kept.iterdir()] == ["index.json"]
+
+
+@pytest.mark.parametrize(
+    "content", ["", '{"train"', "[]", "{}", "[1]", '{"train": {"files": {}}}', '{"train": 3}']
+)
+def test_a_damaged_index_is_named(tmp_path, content):
+    root = make(tmp_path / "data", "1.png")
+    (tmp_path / "index.json").write_text(content)
+    with pytest.raises(UserError, match=r"index\.json is (damaged|not JSON)"):
+        folder.splits(options(root), epath.Path(tmp_path))
+
+
+def test_the_fingerprint_tells_data_apart_wherever_they_lie(tmp_path):
+    root = make(tmp_path / "here", "train/a/1.png", "train/b/2.png", "train/b/3.png")
+    source = opened(root)
+    shutil.copytree(root, tmp_path / "there")
+    assert opened(tmp_path / "there").fingerprint() == source.fingerprint()
+    assert source.fingerprint().startswith("3 files, ")
+    others = {
+        opened(root, labels=False).fingerprint(),
+        source.take(np.array([0, 1])).fingerprint(),
+        source.take(np.array([0, 2])).fingerprint(),
+        source.take(np.array([0, 2, 1])).fingerprint(),
+        *(
+            dataclasses.replace(source, paths=[name, *source.paths[1:]]).fingerprint()
+            for name in ("a/\udcff.png", "a/\udcfe.png")
+        ),
+    }
+    assert len(others | {source.fingerprint()}) == 7
+
+
+def test_take(tmp_path):
+    source = opened(make(tmp_path, *(f"{i % 2}/{i}.png" for i in range(6))))
+    part = source.take(np.array([5, 0]))
+    assert part.paths == [source.paths[5], source.paths[0]] and len(part) == 2
+    np.testing.assert_array_equal(part.labels, [1, 0])
+    assert part.classes == 2 and part.example(0)[1] == 1
+
+
+def test_a_file_that_vanishes_is_a_bad_image(tmp_path):
+    source = opened(make(tmp_path, "1.png", "2.png"))
+    (tmp_path / "1.png").unlink()
+    (tmp_path / "2.png").unlink()
+    (tmp_path / "2.png").mkdir()
+    for number, reason in enumerate(["No such file", "Is a directory"]):
+        with pytest.raises(BadImage, match=reason):
+            source.example(number)
+        with pytest.raises(BadImage, match=reason):
+            source.size(number)
+
+
+# Mistakes ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "names, fields, message",
+    [
+        ([], {"path": ""}, "data.path is empty: set --config.data.path=DIRECTORY"),
+        ([], {"path": "gs://bucket/x"}, "gs://bucket/x is no local directory"),
+        ([], {"path": "/does/not/exist"}, "data.path=/does/not/exist does not exist"),
+        (["x.npz"], {"path": "ROOT/x.npz"}, "is a file: data.source=folder takes a directory"),
+        (["a.png"], {"name": "cifar"}, "data.name is cifar"),
+        ([], {}, "has no images (*.jpg, *.png, *.webp, *.bmp, ...): it is empty"),
+        (["a.TXT", "b.txt", "c/d.txt", "e"], {}, "it has 4 other file(s), most of them *.txt"),
+        ([".x.png", ".y/z.png"], {}, "it is empty"),
+        (["test/a.png", "val/b.png"], {}, 'data.split is "train", but ROOT has test, val'),
+        (
+            ["train/a/1.png", "train/b/2.png", "test/zoo/3.png", "test/a/4.png"],
+            {"open": "test"},
+            "ROOT/test has the class zoo, of which train has no image",
+        ),
+        (
+            ["train/a/1.png", "train/b/2.png", "test/3.png"],
+            {"open": "test"},
+            "ROOT/test has 1 image(s) outside its class directories, such as 3.png",
+        ),
+    ],
+)
+def test_mistakes(tmp_path, names, fields, message):
+    make(tmp_path, *names)
+    fields = {"path": "ROOT"} | fields
+    fields["path"] = fields["path"].replace("ROOT", str(tmp_path))
+    split = fields.pop("open", "train")
+    with pytest.raises(UserError, match=re.escape(message.replace("ROOT", str(tmp_path)))) as told:
+        opened(split=split, **fields)
+    assert "\n" not in str(told.value)
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may read everything")
+def test_a_directory_that_may_not_be_read_is_no_empty_one(tmp_path):
+    make(tmp_path, "a/1.png", "b/2.png")
+    (tmp_path / "b").chmod(0)
+    try:
+        with pytest.raises(UserError, match="Permission denied"):
+            opened(tmp_path)
+    finally:
+        (tmp_path / "b").chmod(0o700)

@@ -1,0 +1,196 @@
+"""Three placements, one order, one set of draws: what each hands to the device, and its views."""
+
+from __future__ import annotations
+
+import functools
+import itertools
+
+import jax
+import numpy as np
+import pytest
+
+from simclr_jax import config as recipes
+from simclr_jax.augment.draws import draw_views
+from simclr_jax.augment.policy import Policy
+from simclr_jax.data import order, pipeline
+from simclr_jax.data.decode import BadImage
+from simclr_jax.data.placements import Loading
+from simclr_jax.data.reader import Reader, Unreadable
+from simclr_jax.data.sources import Images
+from simclr_jax.errors import UserError
+from simclr_jax.stages import views
+
+SIZE, BATCH, SEED, SIDE = 30, 12, 5, 16
+PLACEMENTS = ("device", "split", "host")
+BAD = (4, 5, 17)
+
+
+class Photographs:
+    """Images of many sizes that know their number, some of them unreadable."""
+
+    classes, channels = SIZE, 3
+    labels = np.arange(SIZE, dtype=np.int32)
+
+    def __init__(self, bad=()):
+        self.bad = set(bad)
+
+    def __len__(self):
+        return SIZE
+
+    def name(self, example):
+        return f"{example}.jpg"
+
+    def example(self, example):
+        if example in self.bad:
+            raise BadImage("truncated")
+        random = np.random.RandomState(example)
+        height, width = random.randint(SIDE // 2, 4 * SIDE, 2)
+        return random.randint(0, 256, (height, width, 3)).astype(np.uint8), example
+
+
+def one_size(channels=3):
+    pixels = np.random.RandomState(0).randint(0, 256, (SIZE, SIDE, SIDE, channels))
+    return Images(pixels.astype(np.uint8), np.arange(SIZE, dtype=np.int32), SIZE)
+
+
+def loading(source, policy=None, **fields):
+    policy = policy or Policy(SIDE)
+    return Loading(
+        reader=Reader(
+            source,
+            functools.partial(order.examples, SEED, size=len(source)),
+            Unreadable("train", len(source), max_fraction=0.2),
+        ),
+        policies=(policy, policy),
+        seed=SEED,
+        **{"shared_sigma": False, "threads": 3, **fields},
+    )
+
+
+def batches(placement, of, steps=(0,), rows=slice(None)):
+    requests = (pipeline.request(step, BATCH, rows) for step in steps)
+    return list(pipeline.host_batches(placement, of, requests))
+
+
+def made(placement, source, **augment):
+    """Return the views of the first batch as a stage makes them: `[2, n, s, s, c]`."""
+    c = recipes.base()
+    c.data.image_size, c.seed = SIDE, SEED
+    c.augment.placement = placement
+    c.augment.grid = "opencv" if placement == "split" else "half_pixel"
+    for view in c.augment.views.values():
+        view.update(augment)
+    from simclr_jax.stages import build
+
+    of = loading(source)
+    of = Loading(of.reader, build.policies(c), SEED, False, 3)
+    return np.asarray(jax.jit(views.view_maker(c))(batches(placement, of)[0]))
+
+
+@pytest.mark.parametrize("placement", ["split", "host"])
+@pytest.mark.parametrize("bad", [(), BAD], ids=["all readable", "some not"])
+def test_order_is_that_of_the_run_and_the_next_image_replaces_an_unreadable_one(placement, bad):
+    expected = []
+    for position in range(4 * BATCH):  # an epoch and a half
+        while (example := order.examples(SEED, np.array([position]), SIZE)[0]) in bad:
+            position += 1
+        expected.append(example)
+    found = batches(placement, loading(Photographs(bad)), range(4))
+    assert np.concatenate([batch["label"] for batch in found]).tolist() == expected
+    positions = np.concatenate([batch["position"][:, 1] for batch in found])
+    assert positions.tolist() == list(range(4 * BATCH))  # they keep their own augmentation
+
+
+def test_images_decoded_beforehand_are_replaced_alike():
+    bad = np.isin(np.arange(SIZE), BAD)
+    images = one_size()
+    marked = Images(images.pixels, images.labels, SIZE, bad)
+    found = batches("device", loading(marked), range(4))
+    wanted = batches("split", loading(Photographs(BAD)), range(4))
+    for a, b in zip(found, wanted, strict=True):
+        np.testing.assert_array_equal(a["label"], b["label"])
+        np.testing.assert_array_equal(a["image"], images.pixels[b["label"]])
+
+
+@pytest.mark.parametrize("placement", ["split", "host"])
+def test_hosts_and_resumed_runs_see_their_part_of_the_same_batches(placement):
+    of = loading(Photographs(BAD))
+    straight = batches(placement, of, range(3))
+    resumed = batches(placement, of, (2,))[0]
+    jax.tree.map(np.testing.assert_array_equal, resumed, straight[2])
+    hosts = [batches(placement, of, (1,), slice(k, k + 4))[0] for k in (0, 4, 8)]
+    joined = {name: np.concatenate([host[name] for host in hosts]) for name in hosts[0]}
+    jax.tree.map(np.testing.assert_array_equal, joined, straight[1])
+
+
+def test_host_makes_the_views_of_the_device():
+    images = one_size()
+    device, host = made("device", images, blur=0.5), made("host", images, blur=0.5)
+    assert device.std() > 0.1
+    # Both are float32; saturation and hue divide by spreads that may be small.
+    np.testing.assert_allclose(host, device, atol=2e-5)
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_split_makes_the_views_of_the_device_where_nothing_is_resized(channels):
+    images = one_size(channels)
+    device, split = (made(p, images, crop=False) for p in ("device", "split"))
+    np.testing.assert_allclose(split, device, atol=1e-6)
+
+
+def cubic(image, size):
+    """Keys' cubic with a = -0.75 at half-pixel positions, edges repeated, in float64."""
+
+    def weights(length):
+        matrix = np.zeros((size, length))
+        for i in range(size):
+            position = (i + 0.5) * length / size - 0.5
+            for tap in range(int(np.floor(position)) - 1, int(np.floor(position)) + 3):
+                x = abs(position - tap)
+                near, far = 1.25 * x**3 - 2.25 * x**2 + 1, -0.75 * (x - 1) * (x - 2) ** 2
+                matrix[i, np.clip(tap, 0, length - 1)] += near if x <= 1 else far
+        return matrix
+
+    rows, columns = weights(image.shape[0]), weights(image.shape[1])
+    return np.einsum("yh,xw,hwc->yxc", rows, columns, image.astype(float))
+
+
+def test_split_cuts_the_drawn_boxes_by_the_law_it_names():
+    of = loading(Photographs())
+    batch = batches("split", of)[0]
+    for row, example in enumerate(batch["label"]):
+        image, _ = of.reader.source.example(example)
+        position, start = batch["position"][row], batch["start"][row]
+        drawn = draw_views(of.policies, SEED, position, start, *image.shape[:2])
+        for view, draws in enumerate(drawn):
+            y, x, height, width = np.asarray(draws.box)
+            law = np.clip(cubic(image[y : y + height, x : x + width], SIDE), 0, 255)
+            # OpenCV's weights have 11 bits, and the result is rounded.
+            assert np.abs(batch["crops"][row, view] - law).max() <= 1.5
+
+
+def test_a_batch_may_share_the_width_of_its_blur():
+    policy = Policy(40, crop=False, flip=0, jitter=0, grayscale=0, blur=1, blur_sigma=(0.5, 3))
+    image = np.zeros((40, 40, 3), np.uint8)
+    image[20, 20] = 255
+    images = Images(np.tile(image, (SIZE, 1, 1, 1)), None, 0)
+    shared = batches("host", loading(images, policy, shared_sigma=True))[0]["views"]
+    own = batches("host", loading(images, policy))[0]["views"]
+    assert np.ptp(shared[:, 0, 20, 20, 0]) < 1e-6 and np.ptp(own[:, 0, 20, 20, 0]) > 0.01
+    assert abs(shared[0, 0, 20, 20, 0] - shared[0, 1, 20, 20, 0]) > 1e-4  # each view its own
+
+
+@pytest.mark.parametrize("placement", ["split", "host"])
+def test_too_many_unreadable_images_stop_the_run(placement):
+    with pytest.raises(UserError, match=r"\d of 30 images .*truncated.*max_bad_fraction=0.2"):
+        batches(placement, loading(Photographs(range(0, 30, 2))), range(3))
+
+
+def test_workers_are_not_left_behind():
+    """A run that stops in the middle of a data set must end, not hang."""
+    for placement in PLACEMENTS:
+        source = one_size() if placement == "device" else Photographs()
+        requests = (pipeline.request(step, BATCH) for step in itertools.count())
+        stream = pipeline.host_batches(placement, loading(source), requests)
+        next(stream)
+        stream.close()

@@ -1,0 +1,121 @@
+"""Unreadable images: replaced, listed once, counted; and what is decoded before a run."""
+
+from __future__ import annotations
+
+import json
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+import pytest
+from data.test_placements import Photographs, one_size
+from etils import epath
+
+from simclr_jax.data import reader
+from simclr_jax.data.decode import BadImage
+from simclr_jax.data.held_out import HeldOut
+from simclr_jax.data.reader import Reader, Unreadable
+from simclr_jax.data.sources import Images
+from simclr_jax.errors import UserError
+
+
+def same(positions):
+    return positions
+
+
+def test_the_list_is_kept_over_restarts_and_names_each_image_once(tmp_path):
+    path, said = epath.Path(tmp_path) / "unreadable.jsonl", []
+    first = Unreadable("train", 100, 0.04, path, said.append)
+    for name in ("a.jpg", "b\n.jpg", "a.jpg"):
+        first.add(name, "empty file")
+    second = Unreadable("train", 100, 0.04, path, said.append)
+    second.add("a.jpg", "empty file")
+    second.add("c.jpg", BadImage("truncated"))
+    lines = [json.loads(line) for line in path.read_text().splitlines()]
+    assert lines == [
+        {"image": "a.jpg", "reason": "empty file"},
+        {"image": "b\n.jpg", "reason": "empty file"},
+        {"image": "c.jpg", "reason": "truncated"},
+    ]
+    assert len(said) == 3 and all("empty file" in line or "truncated" in line for line in said)
+    second.add("d.jpg", "x")
+    assert len(said) == 3  # the file has the rest
+    with pytest.raises(UserError, match=r"5 of 100 images \(train\).*e\.jpg \(x\).*jsonl"):
+        second.add("e.jpg", "x")
+
+
+def test_a_source_of_nothing_but_broken_images_ends():
+    broken = Reader(Photographs(range(30)), lambda p: p % 30, Unreadable("train", 30, 0.9))
+    with pytest.raises(UserError, match="28 of 30 images"):
+        broken.read(np.arange(4))
+
+
+def test_a_bug_in_a_source_is_not_taken_for_a_bad_image():
+    class Faulty(Photographs):
+        def example(self, example):
+            raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        Reader(Faulty(), same, Unreadable("train", 30, 0.9)).read(np.arange(2))
+
+
+def test_decoded_images_are_those_of_the_source_with_marks_on_the_unreadable():
+    images = one_size()
+
+    class Encoded(Photographs):
+        def example(self, example):
+            return (images.pixels[example], super().example(example)[1])
+
+    unreadable = Unreadable("train", 30, 0.1)
+    loaded = reader.load(Encoded(bad=(0, 7)), unreadable, threads=2)
+    assert loaded.bad is not None and np.flatnonzero(loaded.bad).tolist() == [0, 7]
+    good = np.setdiff1d(np.arange(30), [0, 7])
+    np.testing.assert_array_equal(loaded.pixels[good], images.pixels[good])
+    np.testing.assert_array_equal(loaded.labels[good], good)
+    assert loaded.classes == 30 and len(unreadable) == 2
+    assert reader.load(images, unreadable, threads=2) is images
+
+
+def test_images_of_several_sizes_cannot_be_decoded_beforehand():
+    with pytest.raises(UserError, match=r"0\.jpg is \d+x\d+ and 1\.jpg \d+x\d+ .*placement=split"):
+        reader.load(Photographs(), Unreadable("train", 30, 0.1), threads=2)
+
+
+def test_held_out_images_are_prepared_in_order_and_bad_ones_left_out():
+    source = Photographs(bad=(0, 9))
+    unreadable = Unreadable("held_out", 30, 0.1)
+    held_out = HeldOut(source, lambda image: image[:4, :4], unreadable, threads=3)
+    assert len(held_out) == 30
+    part = held_out[5:12]
+    for row, image in zip(range(5, 12), part, strict=True):
+        want = np.zeros((4, 4, 3)) if row == 9 else source.example(row)[0][:4, :4]
+        np.testing.assert_array_equal(image, want)
+    assert held_out[0:1].shape == (1, 4, 4, 3)  # nothing readable in this slice
+    assert held_out.readable().tolist() == [i for i in range(30) if i not in (0, 9)]
+    assert len(unreadable) == 2
+
+
+def test_ahead_keeps_the_order_and_raises_what_the_work_raised():
+    def work(job):
+        if job == 7:
+            raise OSError("disk gone")
+        return job * job
+
+    found = []
+    with ThreadPoolExecutor(4) as pool, pytest.raises(OSError, match="disk gone"):
+        for done in reader.ahead(pool, work, range(20), depth=3):
+            found.append(done)
+    assert found == [i * i for i in range(7)]
+
+
+def test_memory_is_bounded_by_the_depth():
+    started = []
+    with ThreadPoolExecutor(2) as pool:
+        stream = reader.ahead(pool, started.append, range(1000), depth=5)
+        next(stream)
+        stream.close()
+    assert len(started) <= 6
+
+
+def test_images_without_labels_have_none():
+    image, label = Images(np.zeros((2, 3, 3, 1), np.uint8), None, 0).example(1)
+    assert image.shape == (3, 3, 1) and label == -1

@@ -1,0 +1,370 @@
+"""Data sets prepared by TFDS, here from images in memory, against those images."""
+
+from __future__ import annotations
+
+import io
+import json
+import shlex
+import shutil
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+import pytest
+from ml_collections import ConfigDict
+from PIL import Image
+
+from simclr_jax.data.decode import BadImage
+from simclr_jax.data.sources import open_splits, tfds
+from simclr_jax.data.sources.source import NO_LABEL
+from simclr_jax.errors import UserError
+
+library = pytest.importorskip("tensorflow_datasets")
+
+TRAIN, TEST = 48, 9
+NAMES = ["ant", "bee", "cat"]
+
+
+def encode(pixels, kind):
+    file = io.BytesIO()
+    Image.fromarray(pixels).save(file, kind)
+    return file.getvalue()
+
+
+def photo(i, kind="JPEG"):
+    """Return an image file whose size and pixels tell it from the others."""
+    random = np.random.RandomState(i)
+    height, width = 20 + i, 70 - i
+    return encode(random.randint(0, 256, (height, width, 3), dtype=np.uint8), kind)
+
+
+def pixels(encoded):
+    return np.array(Image.open(io.BytesIO(encoded)).convert("RGB"))
+
+
+def builder_class(title, features, records, register=False, configs=()):
+    """Return a TFDS builder that makes `records`, of each split, in their order."""
+
+    class Builder(library.core.GeneratorBasedBuilder, skip_registration=not register):
+        name = title
+        VERSION = library.core.Version("1.2.0")
+        BUILDER_CONFIGS = [library.core.BuilderConfig(name=config) for config in configs]  # noqa: RUF012
+
+        def _info(self):
+            return library.core.DatasetInfo(
+                builder=self,
+                features=library.features.FeaturesDict(features),
+                disable_shuffling=True,
+            )
+
+        def _split_generators(self, _):
+            return {split: self._generate_examples(split) for split in records}
+
+        def _generate_examples(self, split):
+            yield from enumerate(records[split])
+
+    return Builder
+
+
+def prepare(root, *args, file_format="array_record", config=None, shards=1, **kwargs):
+    cls = builder_class(*args, **kwargs)
+    builder = cls(data_dir=root, file_format=file_format, config=config)
+    how = library.download.DownloadConfig(num_shards=shards)
+    builder.download_and_prepare(download_config=how)
+
+
+def photos(count, offset=0):
+    return [
+        {"image": photo(i), "label": NAMES[i % 3], "file_name": f"{i}.jpg"}
+        for i in range(offset, offset + count)
+    ]
+
+
+@pytest.fixture(scope="session")
+def root(tmp_path_factory):
+    """Return a data_dir with one data set of each kind."""
+    root = tmp_path_factory.mktemp("tfds")
+    image, text = library.features.Image(), library.features.Text()
+    label = library.features.ClassLabel(names=NAMES)
+    prepare(
+        root,
+        "photos",
+        {"image": image, "label": label, "file_name": text},
+        {"train": photos(TRAIN), "test": photos(TEST, 48)},
+        shards=3,
+    )
+
+    random = np.random.RandomState(0)
+    small = random.randint(0, 256, (12, 32, 32, 3), dtype=np.uint8)
+    png = library.features.Image(shape=(32, 32, 3), encoding_format="png")
+    mask = library.features.Image(shape=(32, 32, 1))
+    shapes = [
+        {
+            "mask": one[..., :1],
+            "image": one,
+            "id": i,
+            "coarse": i % 2,
+            "label": i % 3,
+            "zone": i % 2,
+        }
+        for i, one in enumerate(small)
+    ]
+    pair = library.features.ClassLabel(num_classes=2)
+    kinds = {"coarse": pair, "label": label, "zone": pair}
+    prepare(root, "small", {"mask": mask, "image": png, "id": np.int64, **kinds}, {"train": shapes})
+
+    unlabelled = [{"picture": photo(i), "title": "a"} for i in range(4)]
+    prepare(root, "plain", {"picture": image, "title": text}, {"train": unlabelled})
+    half = {"train": photos(3), "unlabelled": [{"image": photo(i), "label": -1} for i in range(3)]}
+    half["train"] = [{"image": one["image"], "label": one["label"]} for one in half["train"]]
+    half["mixed"] = [half["train"][0], half["unlabelled"][0]]
+    prepare(root, "half", {"image": image, "label": label}, half)
+
+    words = [{"text": "none"}]
+    prepare(root, "words", {"text": text}, {"train": words})
+    old = {"train": unlabelled}
+    prepare(root, "old", {"picture": image, "title": text}, old, file_format="tfrecord")
+    both = ("one", "two")
+    prepare(root, "many", {"picture": image, "title": text}, old, config="two", configs=both)
+    return root
+
+
+def options(name="", path="", **fields):
+    data = {"name": name, "path": str(path), "split": "train", "eval_split": "test"}
+    rest = {"source": "tfds", "labels": True, "holdout_fraction": 0.25}
+    return ConfigDict(data | rest | fields)
+
+
+def opened(root, name="photos", split="train", **fields):
+    return tfds.splits(options(name, root, split=split, **fields))[split]()
+
+
+# What it reads ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("split, offset, count", [("train", 0, TRAIN), ("test", 48, TEST)])
+def test_every_record_is_the_image_it_was_made_of(root, split, offset, count):
+    source = opened(root, split=split)
+    assert len(source) == count and source.classes == 3 and source.channels == 3
+    for i in range(count):
+        found, label = source.example(i)
+        assert found.dtype == np.uint8
+        np.testing.assert_array_equal(found, pixels(photo(offset + i)))
+        assert label == (offset + i) % 3
+        assert source.name(i) == f"{offset + i}.jpg"
+
+
+def test_labels_are_those_of_the_examples(root):
+    source = opened(root).take(np.arange(47, -1, -1)).take(np.array([42, 42, 47, 0, 46]))
+    assert source.labels.dtype == np.int32
+    np.testing.assert_array_equal(source.labels, [2, 2, 0, 2, 1])
+    assert [source.example(i)[1] for i in range(5)] == [2, 2, 0, 2, 1]
+
+
+def test_threads_read_what_one_thread_reads(root):
+    alone = opened(root)
+    expected = [alone.example(i)[0] for i in range(TRAIN)]
+    shared, order = opened(root), np.random.RandomState(0).permutation(np.repeat(range(TRAIN), 10))
+    with ThreadPoolExecutor(16) as pool:  # readers of the three files are opened in the rush, too
+        for i, (found, label) in zip(order, pool.map(shared.example, order), strict=True):
+            np.testing.assert_array_equal(found, expected[i])
+            assert label == i % 3
+
+
+def test_small_images_with_a_mask_and_three_kinds_of_label(root):
+    source = opened(root, "small")
+    random = np.random.RandomState(0).randint(0, 256, (12, 32, 32, 3), dtype=np.uint8)
+    for i in range(12):
+        found, label = source.example(i)
+        np.testing.assert_array_equal(found, random[i])
+        assert label == i % 3  # "label", not "coarse" or "zone"
+    assert source.name(7) == "train[7]"
+    assert source.take(np.array([3, 7])).name(1) == "train[7]"
+
+
+@pytest.mark.parametrize(
+    "name, split, fields",
+    [
+        ("plain", "train", {}),
+        ("photos", "train", {"labels": False}),
+        ("half", "unlabelled", {}),  # TFDS marks these with -1
+    ],
+)
+def test_without_labels(root, name, split, fields):
+    source = opened(root, name, split, **fields)
+    assert source.labels is None and source.classes == 0
+    found, label = source.example(1)
+    np.testing.assert_array_equal(found, pixels(photo(1)))
+    assert label == NO_LABEL
+
+
+def test_a_label_that_is_missing_among_others_is_named(root):
+    source = opened(root, "half", "mixed")
+    for read in (lambda: source.labels, lambda: source.example(1)):
+        with pytest.raises(UserError, match=r"mixed\[1\] of half/1.2.0 has label -1.*labels=False"):
+            read()
+
+
+def test_broken_files_are_bad_images_and_nothing_else_breaks(root, tmp_path):
+    shutil.copytree(root / "photos", tmp_path / "photos")
+    whole, files = opened(root), sorted(tmp_path.rglob("photos-train*"))
+    files[1].unlink()
+    stored = files[0].read_bytes()
+    assert stored.count(photo(3)[-90:]) == 1
+    files[0].write_bytes(stored.replace(photo(3)[-90:], bytes(90)))
+    source, bad = opened(tmp_path), []
+    assert source.classes == 3 and len(source) == TRAIN
+    for i in range(TRAIN):
+        try:
+            np.testing.assert_array_equal(source.example(i)[0], whole.example(i)[0])
+        except BadImage as reason:
+            bad.append(i)
+            assert "unreadable record" in str(reason)
+            assert source.name(i) == f"train[{i}]"
+    assert bad == [3, *range(TRAIN // 3, 2 * TRAIN // 3)]
+    expected = np.where(np.isin(range(TRAIN), bad), NO_LABEL, np.arange(TRAIN) % 3)
+    np.testing.assert_array_equal(source.labels, expected)
+
+
+# Splits -------------------------------------------------------------------------------------------
+
+
+def test_slices_are_parts_of_their_split(root):
+    first, rest = "train[:25%]", "train[25%:]"
+    found = tfds.splits(options("photos", root, split=first, eval_split=rest))
+    assert list(found) == ["train", "test", first, rest]
+    parts = [found[name]() for name in (first, rest)]
+    names = [part.name(i) for part in parts for i in range(len(part))]
+    assert [len(part) for part in parts] == [12, 36]
+    assert names == [f"{i}.jpg" for i in range(TRAIN)]
+    assert parts[1].example(0)[1] == 12 % 3
+
+
+def test_a_split_that_is_not_there(root):
+    assert "val" not in tfds.splits(options("photos", root, split="val[:3]", eval_split="val"))
+    with pytest.raises(UserError, match=r'is "trian" \(did you mean "train".*train, test'):
+        open_splits(options("photos", root, split="trian"))
+
+
+@pytest.mark.parametrize("split", ["train[:foo]", "train[10%", "train[:200%]"])
+def test_a_slice_that_is_none(root, split):
+    with pytest.raises(UserError, match=r"is no slice that TFDS understands: write .train\[:90%\]"):
+        tfds.splits(options("photos", root, split=split))
+
+
+def test_an_empty_slice(root):
+    with pytest.raises(UserError, match="no examples in"):
+        opened(root, split="train[:0]")
+
+
+def test_part_of_a_split_is_held_out_where_there_is_no_other(root):
+    train, held_out = open_splits(options("small", root))
+    assert len(train) == 9 and len(held_out) == 3
+    names = {source.name(i) for source in (train, held_out) for i in range(len(source))}
+    assert names == {f"train[{i}]" for i in range(12)}
+
+
+def test_fingerprints_tell_data_sets_apart_and_not_directories(root, tmp_path):
+    shutil.copytree(root / "photos", tmp_path / "photos")
+    source = opened(root)
+    assert source.fingerprint() == opened(tmp_path).fingerprint()
+    assert source.fingerprint() == "photos/1.2.0 train, 48 examples"
+    choices = [source.take(np.array(rows)) for rows in ([0, 1], [1, 0], [0, 2])]
+    others = [opened(root, split="test"), opened(root, split="train[:9]"), opened(root, "small")]
+    assert len({one.fingerprint() for one in [source, *choices, *others]}) == 7
+
+
+# Finding it ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "name, path",
+    [
+        ("photos", ""),
+        ("photos:1.2.0", ""),
+        ("photos:1.*.*", ""),
+        ("", "photos/1.2.0"),
+        ("many/two", ""),
+        ("", "many/two/1.2.0"),
+    ],
+)
+def test_by_name_version_configuration_or_directory(root, name, path):
+    source = opened(root / path, name)
+    np.testing.assert_array_equal(source.example(0)[0], pixels(photo(0)))
+
+
+def test_tensorflow_is_not_loaded(root):
+    program = (
+        "import sys; from ml_collections import ConfigDict\n"
+        "from simclr_jax.data.sources import tfds\n"
+        "print('tensorflow_datasets' in sys.modules)\n"
+        f"data = ConfigDict({options('photos', root).to_dict()})\n"
+        "source = tfds.splits(data)['train'](); source.example(1), source.labels, source.name(1)\n"
+        "print('tensorflow' in sys.modules)"
+    )
+    ended = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    assert ended.stdout.split() == ["False", "False"], ended.stderr
+
+
+@pytest.mark.parametrize(
+    "name, path, said",
+    [
+        ("", "", "data.name is empty"),
+        ("", "none", "it has no dataset_info.json"),
+        ("photos", "photos/1.2.0", "is itself a prepared data set: leave data.name=photos empty"),
+        ("cifar1O", "", 'did you mean "cifar10"'),
+        ("a b:c", "", "write NAME, NAME/CONFIG or NAME:VERSION"),
+        ("imagenet2012", "", "not prepared in .*: docs/imagenet.md"),
+        ("imagenet2012_subset/1pct", "", "not prepared in .*: docs/imagenet.md"),
+        ("imagenet2012_subset/1percent", "", 'did you mean "10?pct"'),
+        ("photos:7.0.0", "", "TFDS has no data set of this name, nor is one in"),
+        ("words", "", r"no image.*features: text"),
+        ("old", "", "as tfrecord, .*convert_format --dataset_version_dir=.*old/1.2.0 "),
+    ],
+)
+def test_a_data_set_that_cannot_be_opened(root, name, path, said):
+    with pytest.raises(UserError, match=said) as error:
+        tfds.splits(options(name, root / path if path or name else ""))
+    assert "\n" not in str(error.value)
+
+
+def test_one_that_was_converted_is_read_as_array_record(root, tmp_path):
+    shutil.copytree(root / "old", tmp_path / "old")
+    description = tmp_path / "old/1.2.0/dataset_info.json"
+    content = json.loads(description.read_text()) | {"alternativeFileFormats": ["array_record"]}
+    description.write_text(json.dumps(content))
+    for file in (root / "plain/1.2.0").glob("*array_record*"):  # the same records
+        shutil.copy(file, description.with_name(file.name.replace("plain", "old")))
+    source = opened(tmp_path, "old", split="train[1:]")
+    np.testing.assert_array_equal(source.example(0)[0], pixels(photo(1)))
+
+
+def test_the_command_for_a_known_data_set_prepares_it(tmp_path):
+    image = {"image": library.features.Image()}
+    builder_class("known_pictures", image, {"train": [{"image": photo(1)}]}, register=True)
+    data = options("known_pictures", tmp_path / "a 'dir'")
+    with pytest.raises(UserError, match="not prepared") as error:
+        tfds.splits(data)
+    python, flag, code = shlex.split(str(error.value).partition("dir': ")[2])
+    assert (python, flag) == ("python", "-c")
+    exec(code)
+    np.testing.assert_array_equal(tfds.splits(data)["train"]().example(0)[0], pixels(photo(1)))
+
+
+def test_without_tensorflow_datasets(monkeypatch):
+    monkeypatch.setitem(sys.modules, "tensorflow_datasets", None)
+    with pytest.raises(UserError, match=r"pip install 'simclr-jax\[tf\]'"):
+        tfds.splits(options("photos"))
+
+
+@pytest.mark.e2e
+def test_the_imagenet_recipe_without_the_data_ends_in_one_line(tmp_path, monkeypatch):
+    monkeypatch.setenv("TFDS_DATA_DIR", str(tmp_path / "empty"))
+    command = [sys.executable, "-m", "simclr_jax.main", "--config=configs/imagenet.py"]
+    ended = subprocess.run(
+        [*command, f"--workdir={tmp_path / 'run'}"], capture_output=True, text=True
+    )
+    assert ended.returncode == 1
+    said = ended.stderr.strip().splitlines()
+    assert said == ["error: data.name=imagenet2012 is not prepared: docs/imagenet.md says how to"]

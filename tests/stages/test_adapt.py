@@ -1,0 +1,104 @@
+"""What a recipe leaves open is chosen for the data, said, and never overrides the user."""
+
+from __future__ import annotations
+
+import importlib.util
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from simclr_jax import config as recipes
+from simclr_jax.data.decode import BadImage
+from simclr_jax.errors import UserError
+from simclr_jax.stages.adapt import adapt
+
+CONFIGS = Path(__file__).parents[2] / "configs"
+
+
+def recipe(**fields):
+    spec = importlib.util.spec_from_file_location("folder_recipe", CONFIGS / "folder.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    c = module.get_config()
+    c.update_from_flattened_dict({name.replace("__", "."): value for name, value in fields.items()})
+    return c
+
+
+class Source:
+    """`count` images of the sizes given, one after another; None is an unreadable one."""
+
+    channels = 3
+
+    def __init__(self, count, sizes, classes=0):
+        self.count, self.sizes, self.classes = count, sizes, classes
+
+    def __len__(self):
+        return self.count
+
+    def name(self, example):
+        return f"{example}.jpg"
+
+    def example(self, example):
+        size = self.sizes[example % len(self.sizes)]
+        if size is None:
+            raise BadImage("truncated")
+        return np.zeros((*size, 3), np.uint8), -1
+
+
+def chosen(source, **fields):
+    return adapt(recipe(**fields), source, source)[0]
+
+
+@pytest.mark.parametrize(
+    "sizes, side, stem",
+    [
+        ([(32, 32)], 32, "cifar"),
+        ([(28, 28)], 32, "cifar"),
+        ([(300, 128), (128, 171), (130, 128)], 128, "imagenet"),
+        ([(480, 640), None, (4000, 3000)], 224, "imagenet"),
+        ([(500, 170), (90, 90), (170, 900)], 160, "imagenet"),
+    ],
+)
+def test_resolution_follows_the_shorter_side(sizes, side, stem):
+    c = chosen(Source(5000, sizes))
+    assert (c.data.image_size, c.model.stem) == (side, stem)
+
+
+@pytest.mark.parametrize(
+    "count, batch, epochs, depth",
+    [(40, 8, 1000, 18), (3000, 256, 1000, 18), (50_000, 512, 400, 18), (10**6, 512, 100, 50)],
+)
+def test_batch_and_length_follow_the_number_of_images(count, batch, epochs, depth):
+    c = chosen(Source(count, [(64, 64)]))
+    assert (c.train.batch_size, c.train.epochs, c.model.depth) == (batch, epochs, depth)
+    assert c.eval.every_epochs == epochs / 20
+    recipes.validate(c, devices=8)
+
+
+@pytest.mark.parametrize("classes", [0, 7])
+def test_probe_and_knn_need_labels(classes):
+    c = chosen(Source(5000, [(64, 64)], classes))
+    assert c.eval.probe is c.eval.knn is (classes > 0)
+
+
+def test_what_the_user_set_stays():
+    fields = {"data__image_size": 96, "train__batch_size": 24, "eval__knn": False}
+    c, lines = adapt(recipe(**fields), *[Source(5000, [(300, 300)], 3)] * 2)
+    assert (c.data.image_size, c.train.batch_size, c.eval.knn) == (96, 24, False)
+    assert not any(line.startswith(tuple(f.replace("__", ".") for f in fields)) for line in lines)
+    assert {line.partition("=")[0] for line in lines} == set(recipes.OPEN) - {
+        field.replace("__", ".") for field in fields
+    }
+
+
+def test_a_recipe_without_open_fields_is_left_alone():
+    c = recipes.base()
+    source = Source(5000, [None], 10)  # not even looked at
+    found, lines = adapt(c, source, source)
+    assert found.to_dict() == c.to_dict() and not lines
+
+
+def test_nothing_but_broken_images_is_refused():
+    with pytest.raises(UserError, match=r"none of 64 images .*\.jpg \(truncated\)"):
+        chosen(Source(5000, [None]))
