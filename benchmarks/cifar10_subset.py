@@ -1,6 +1,6 @@
 """A short CIFAR-10 run like one that was made with the official code, scored in the same way.
 
-    python benchmarks/cifar10_subset.py --path=cifar10 --seeds=3 --placement=device
+    python benchmarks/cifar10_subset.py --path=cifar10 --seeds=0,1,2 --placement=device
 
 `path` holds train/CLASS/*.jpg and test/CLASS/*.jpg. The first 1000 images of each class train a
 ResNet-18 of width 1/4 for 10 epochs by `configs/cifar10.py`, batch 256, one epoch of warm-up,

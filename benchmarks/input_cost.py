@@ -108,7 +108,12 @@ def _tensorflow(source: sources.Source, resize: bool, threads: int) -> Iterator[
 
     def crop(encoded, shape):
         box, size, _ = tf.image.sample_distorted_bounding_box(
-            shape, tf.zeros([1, 0, 4]), 0.1, None, (3 / 4, 4 / 3), (0.08, 1.0), 100, True
+            shape,
+            tf.constant([[[0.0, 0.0, 1.0, 1.0]]]),
+            min_object_covered=0.1,
+            aspect_ratio_range=(3 / 4, 4 / 3),
+            area_range=(0.08, 1.0),
+            max_attempts=100,
         )
         y, x, _ = tf.unstack(box)
         height, width, _ = tf.unstack(size)

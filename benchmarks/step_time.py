@@ -10,6 +10,7 @@ Machines are noisy: read ratios, not milliseconds.
 
 from __future__ import annotations
 
+import itertools
 import statistics
 import tempfile
 import time
@@ -27,6 +28,7 @@ from simclr_jax import errors, parallel
 from simclr_jax.data import pipeline, sources
 from simclr_jax.reporting.tables import table
 from simclr_jax.stages import build, pretrain
+from simclr_jax.stages.adapt import adapt
 from simclr_jax.stages.inputs import Inputs
 from simclr_jax.train import plan as plans
 from simclr_jax.train.metrics import MetricsWriter
@@ -47,6 +49,7 @@ def main() -> None:
     recipes.validate(config, mesh.size)
     parallel.use_compilation_cache()
     train, test = sources.open_splits(config.data)
+    config, _ = adapt(config, train, test)
     build.check_images(config, train, test)
     plan = plans.make(config, len(train))
     inputs = Inputs(config, train, test)
@@ -61,10 +64,12 @@ def main() -> None:
         times[part].append(time.perf_counter() - start)
         return result
 
+    requests = (pipeline.request(number, plan.batch_size) for number in itertools.count())
+    stream = inputs.stream(requests)
     with tempfile.TemporaryDirectory() as directory:
         writer = MetricsWriter(epath.Path(directory), 0)
         for number in range(FLAGS.steps + WARM_UP):
-            host = timed("input", _stacked, inputs, number, plan.batch_size)
+            host = timed("input", _next, stream)
             batch = timed("transfer", parallel.shard, mesh, host, 1)
             state, metrics = timed("step", step, state, batch)
             timed("logging", _log, writer, number, metrics)
@@ -77,9 +82,8 @@ def main() -> None:
     print(_report(times, plan.batch_size))
 
 
-def _stacked(inputs: Inputs, step: int, batch_size: int) -> dict:
-    batch = inputs.of(pipeline.request(step, batch_size))
-    return {name: values[None] for name, values in batch.items()}
+def _next(stream: Iterator[dict[str, Any]]) -> dict[str, Any]:
+    return {name: values[None] for name, values in next(stream).items()}
 
 
 def _log(writer: MetricsWriter, step: int, metrics: dict[str, jax.Array]) -> None:

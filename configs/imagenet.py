@@ -16,7 +16,7 @@ as in `--config=configs/imagenet.py:paper,width=2`:
 
 We have run none of these: no ImageNet was at hand. `one_gpu` asks for a card of 80 GB: its 1024
 views should save about 70 GiB of activations for the backward pass (derived from their shapes, not
-measured). Hours are 71 000 divided by the views/s that `benchmarks/step_time.py` shows.
+measured). Hours are 35 600 divided by the images/s that `benchmarks/step_time.py` shows.
 """
 
 from simclr_jax import config

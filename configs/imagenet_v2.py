@@ -1,6 +1,6 @@
 """SimCLRv2 pretraining on ImageNet (arXiv 2006.10029, section 3): three-layer head, 800 epochs.
 
-    python -m simclr_jax.main --config=configs/imagenet_v2.py:depth=152,width=3
+    python -m simclr_jax.main --config=configs/imagenet_v2.py:depth=152,width=2
 
 Published, linear evaluation (table 1, no selective kernels): ResNet-50 71.7, 50 2x 75.6, 101 73.6,
 101 2x 77.0, 152 74.5, 152 2x 77.4. Those used a memory of 64K negatives, worth about one

@@ -210,7 +210,10 @@ def arguments(text: str, **defaults):
 
 # What a resumed run may change: it touches what is written and where things are, never what is
 # computed. (That the images are the same ones, wherever they lie now, is recorded apart.)
-FREE = ("log", "checkpoint", "data.path", "data.threads", "data.resident")
+FREE = (
+    *("log", "checkpoint", "data.path", "data.threads", "data.resident"),
+    "data.max_bad_fraction",
+)
 
 
 def differences(old: dict, new: dict, prefix: str = "") -> list[str]:

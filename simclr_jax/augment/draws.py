@@ -18,7 +18,7 @@ ATTEMPTS = 100
 class Draws(NamedTuple):
     """Hold the random choices for one view of one image; `jax.vmap` adds leading axes.
 
-    Both placements share these fields, so that equal draws give equal views. Fields that the
+    All placements share these fields, so that equal draws give equal views. Fields that the
     policy switches off are drawn all the same and then not read: switching one operation on or
     off leaves the randomness of the others as it was.
     """

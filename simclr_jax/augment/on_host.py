@@ -182,7 +182,8 @@ def _resize(image, size, grid):
     assert grid in ("corner", "half_pixel", "antialias"), f"TensorFlow has no grid {grid}"
     size = _sides(size)
     if grid == "corner":
-        return tf.compat.v1.image.resize_bicubic(image[None], size)[0]
+        # The operation behind TF1's `tf.image.resize_bicubic`, which now warns when it is called.
+        return tf.raw_ops.ResizeBicubic(images=image[None], size=size)[0]
     return tf.image.resize(image[None], size, "bicubic", antialias=grid == "antialias")[0]
 
 

@@ -86,7 +86,10 @@ def device_batches(
 
     def load(steps: range) -> tuple[range, Batch]:
         batches = [next(stream) for _ in steps]
-        stacked = {name: np.stack([batch[name] for batch in batches]) for name in batches[0]}
+        if len(batches) == 1:  # a view: a batch of 4096 photographs is gigabytes
+            stacked = {name: values[None] for name, values in batches[0].items()}
+        else:
+            stacked = {name: np.stack([batch[name] for batch in batches]) for name in batches[0]}
         return steps, finish(parallel.shard(mesh, stacked, axis=1))
 
     with contextlib.closing(stream), ThreadPoolExecutor(1) as worker:

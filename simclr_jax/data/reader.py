@@ -52,14 +52,17 @@ class Unreadable:
 
     def __post_init__(self):
         self._lock = threading.Lock()
-        self._reasons: dict[str, str] = {}
+        self._met: set[str] = set()  # by this process: what was repaired meanwhile counts no more
+        self._listed: dict[str, str] = {}
         if self.path is not None and self.path.exists():
-            for line in self.path.read_text().splitlines():
+            # A kill may have left half a line at the end.
+            for line in self.path.read_text().rpartition("\n")[0].splitlines():
                 record = json.loads(line)
-                self._reasons[record["image"]] = record["reason"]
+                self._listed[record["image"]] = record["reason"]
+            self._write()
 
     def __len__(self) -> int:
-        return len(self._reasons)
+        return len(self._met)
 
     def add(self, name: str, reason: object) -> None:
         """Note an image, once.
@@ -68,21 +71,35 @@ class Unreadable:
           UserError: if there are now more than `max_fraction` allows.
         """
         with self._lock:
-            if name in self._reasons:
+            if name in self._met:
                 return
-            self._reasons[name] = str(reason)
-            if self.path is not None:
-                lines = [json.dumps({"image": k, "reason": v}) for k, v in self._reasons.items()]
-                files.write_atomically(self.path, "\n".join(lines) + "\n")
+            self._met.add(name)
+            if name not in self._listed:
+                self._listed[name] = str(reason)
+                self._append(name)
             if len(self) > self.max_fraction * self.size:
                 listed = f", listed in {self.path}" if self.path is not None else ""
                 raise UserError(
                     f"{len(self)} of {self.size} images ({self.role}) are unreadable so far, such "
-                    f"as {name} ({reason}){listed}: repair or remove them, or raise "
+                    f"as {name} ({reason}){listed}: repair them, or raise "
                     f"data.max_bad_fraction={self.max_fraction}"
                 )
             if len(self) <= SHOWN:
                 self.say(f"unreadable: {name} ({reason}); another image takes its place")
+
+    def _append(self, name: str) -> None:
+        if self.path is not None and files.is_local(self.path):
+            with self.path.open("a") as file:
+                file.write(self._line(name))
+        else:
+            self._write()
+
+    def _write(self) -> None:
+        if self.path is not None:
+            files.write_atomically(self.path, "".join(map(self._line, self._listed)))
+
+    def _line(self, name: str) -> str:
+        return json.dumps({"image": name, "reason": self._listed[name]}) + "\n"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -99,25 +116,32 @@ class Reader:
     order: Callable[[np.ndarray], np.ndarray]
     unreadable: Unreadable
 
-    def read(self, positions: np.ndarray) -> Rows:
-        """Decode the examples at `positions`, int64 `[n]`.
+    def read(
+        self,
+        positions: np.ndarray,
+        shrink: Callable[[np.ndarray], np.ndarray] = lambda image: image,
+    ) -> Rows:
+        """Decode the examples at `positions`, int64 `[n]`, and `shrink` each before the next.
 
         In place of an unreadable one stands the example of the next position that is readable,
         which is the same one on any number of hosts and after any restart.
         """
-        rows = [self._row(position) for position in positions]
-        images, labels = zip(*rows, strict=True)
-        return Rows(list(images), np.array(labels, np.int32))
+        images, labels = [], []
+        for at in zip(positions, self.order(positions), strict=True):
+            image, label = self._row(*at)
+            images.append(shrink(image))
+            labels.append(label)
+        return Rows(images, np.array(labels, np.int32))
 
-    def _row(self, position: int) -> tuple[np.ndarray, int]:
+    def _row(self, position: int, example: int) -> tuple[np.ndarray, int]:
         # Ends, because `unreadable` refuses a source that has nothing else to offer.
         while True:
-            example = int(self.order(np.array([position]))[0])
             try:
-                return self.source.example(example)
+                return self.source.example(int(example))
             except BadImage as reason:
-                self.unreadable.add(self.source.name(example), reason)
-                position += 1
+                self.unreadable.add(self.source.name(int(example)), reason)
+            position += 1
+            (example,) = self.order(np.array([position]))
 
 
 def load(source: Source, unreadable: Unreadable, threads: int) -> Images:

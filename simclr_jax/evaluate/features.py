@@ -69,8 +69,10 @@ def _outputs(
 ) -> Iterator[tuple[int, Any]]:
     """Yield each batch's first position and outputs, once the next batch is on its way."""
     running = None
+    example = np.asarray(images[0:1])
     for start in range(0, len(images), batch_size):
-        outputs = _encode(encode, mesh, variables, _batch(images, start, batch_size, mesh))
+        batch = _batch(images, example, start, batch_size, mesh)
+        outputs = _encode(encode, mesh, variables, batch)
         if running is not None:
             yield running
         running = start, outputs
@@ -83,9 +85,10 @@ def _store(start: int, features: np.ndarray, outputs: jax.Array) -> None:
     rows[:] = np.asarray(outputs)[: len(rows)]
 
 
-def _batch(images: Images, start: int, batch_size: int, mesh: Mesh) -> jax.Array:
+def _batch(
+    images: Images, example: np.ndarray, start: int, batch_size: int, mesh: Mesh
+) -> jax.Array:
     """Put images `start` to `start + batch_size` on the mesh, zeros past the last."""
-    example = np.asarray(images[0:1])
 
     def rows_of_a_device(index: Any) -> np.ndarray:
         first, last, _ = index[0].indices(batch_size)

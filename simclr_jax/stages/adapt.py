@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
 import numpy as np
 from ml_collections import ConfigDict
 
@@ -18,13 +21,16 @@ SEEN = 20_000_000  # images that a run should see, all epochs together (CIFAR-10
 EPOCHS = (100, 1000)  # fewest and most
 
 
-def adapt(config: ConfigDict, train: Source, test: Source) -> tuple[ConfigDict, list[str]]:
+def adapt(
+    config: ConfigDict, train: Source, test: Source, before: Mapping[str, Any] | None = None
+) -> tuple[ConfigDict, list[str]]:
     """Choose the fields of `config.OPEN` that are None.
 
     Args:
       config: a recipe.
       train: the images it is to learn from.
       test: the held-out images.
+      before: the recipe of the run that is resumed, whose choices stand.
 
     Returns:
       The recipe with these fields set, and for each a line that names it, its value and why.
@@ -33,6 +39,12 @@ def adapt(config: ConfigDict, train: Source, test: Source) -> tuple[ConfigDict, 
       UserError: if a field has to be chosen by the images, and none of those looked at is readable.
     """
     c, chosen = config.copy_and_resolve_references(), []
+    if before is not None:
+        for name in OPEN:
+            group, field = name.split(".")
+            if c[group][field] is None:
+                c[group][field] = before[group][field]
+        return c, []
 
     def choose(name: str, value: object, reason: str) -> None:
         group, field = name.split(".")
@@ -52,10 +64,10 @@ def adapt(config: ConfigDict, train: Source, test: Source) -> tuple[ConfigDict, 
     batch = 2 ** int(np.log2(max(8, min(most, count / 8))))
     choose("train.batch_size", batch, f"an eighth of {count} images, {most} at most at this size")
     epochs = float(np.clip(round(SEEN / count), *EPOCHS))
-    choose(
-        "train.epochs", epochs, f"{SEEN / 1e6:.0f} million images seen, {EPOCHS[1]} epochs at most"
-    )
-    choose("eval.every_epochs", max(1.0, c.train.epochs // 20), "20 evaluations")
+    if c.train.steps is None:
+        seen = f"{epochs * count / 1e6:.3g} million images seen in all"
+        choose("train.epochs", epochs, seen)
+    choose("eval.every_epochs", max(1.0, (c.train.epochs or epochs) // 20), "20 evaluations")
     labelled = train.classes > 0 and test.classes > 0
     why = f"{train.classes} classes" if labelled else "there are no labels"
     for name in ("eval.probe", "eval.knn"):

@@ -41,7 +41,7 @@ class Inputs:
         self, config: ConfigDict, train: Source, test: Source, workdir: Workdir | None = None
     ):
         self._config = config
-        self._threads = config.data.threads or os.cpu_count() or 1
+        self._threads = config.data.threads or len(os.sched_getaffinity(0))
         self._unreadable = {
             role: _unreadable(config, role, len(source), workdir)
             for role, source in (("train", train), ("held_out", test))
@@ -69,19 +69,22 @@ class Inputs:
             resident=self._config.data.resident,
         )
 
-    def of(self, request: Request) -> Batch:
-        """Return the training examples of one request, as NumPy arrays."""
-        return self._batch("train", request)
+    def stream(self, requests: Iterator[Request]) -> Iterator[Batch]:
+        """Yield the training batches of `requests` as NumPy arrays."""
+        placement = self._config.augment.placement
+        return pipeline.host_batches(placement, self._loading("train"), requests)
 
     def first(self, count: int) -> Batch:
         """Return the first `count` examples of the run, as the first step sees them."""
         count = min(count, len(self.train))
-        return self.of(Request(np.arange(count), start=0))
+        return next(self.stream(iter([Request(np.arange(count), start=0)])))
 
     def held_out(self, count: int) -> Batch:
         """Return up to `count` held-out examples, whose views are the same at every call."""
         positions = HELD_OUT + np.arange(min(count, len(self.test)))
-        return self._batch("held_out", Request(positions, start=HELD_OUT))
+        request = Request(positions, start=HELD_OUT)
+        placement = self._config.augment.placement
+        return next(pipeline.host_batches(placement, self._loading("held_out"), iter([request])))
 
     def originals(self, count: int) -> list[np.ndarray]:
         """Return the decoded images behind `first`, uint8 `[h, w, c]` of any sizes."""
@@ -109,12 +112,6 @@ class Inputs:
         c = self._config
         one = functools.partial(eval_image, size=c.data.image_size, grid=c.augment.grid)
         return jax.vmap(one)(images)
-
-    def _batch(self, role: str, request: Request) -> Batch:
-        stream = pipeline.host_batches(
-            self._config.augment.placement, self._loading(role), iter([request])
-        )
-        return next(stream)
 
     def _loading(self, role: str) -> Loading:
         c = self._config

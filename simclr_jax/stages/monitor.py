@@ -22,6 +22,7 @@ from simclr_jax.train.stage import TrainState
 
 Variables = dict[str, Any]  # params and batch_stats
 
+PIXELS = 32  # side of the raw pixels that are scored beside the features
 PAIRS = 256  # held-out images, at most, whose two views the label-free indicators compare
 
 
@@ -59,7 +60,7 @@ class Monitor:
         # Kept as attributes: `features.extract` compiles once per function object.
         self._encode = lambda variables, images: embed(variables, inputs.prepare(images))
         self._encode_views = embed
-        self._pixels = lambda _, images: inputs.prepare(images).reshape(len(images), -1)
+        self._pixels = lambda _, images: _small(inputs.prepare(images)).reshape(len(images), -1)
         self._make_views = jax.jit(view_maker(config))
 
     @property
@@ -70,7 +71,11 @@ class Monitor:
             "bank": f"{self._config.data.split}: {self._train.fingerprint()}",
             "held_out": f"{self._config.data.eval_split}: {self._test.fingerprint()}",
             "held_out_images": len(self._test),
-            "knn": {"k": self._k(), "temperature": self._config.eval.knn_temperature},
+            "raw_pixels": f"shrunk to {PIXELS}x{PIXELS} where they are larger",
+            "knn": {
+                "k": min(self._config.eval.knn_k, len(self._train)),
+                "temperature": self._config.eval.knn_temperature,
+            },
             "probe": {
                 "solver": "L-BFGS on standardised features",
                 "penalties": linear_probe.PENALTIES,
@@ -121,7 +126,9 @@ class Monitor:
 
     def _scores(self, bank: Any, queries: Any) -> dict[str, Any]:
         labels, classes, e = bank["label"], self._train.classes, self._config.eval
-        few = few_labels(labels, e.few_labels, seed=0)
+        # A class may have lost images that could not be read.
+        smallest = int(np.bincount(labels)[np.unique(labels)].min())
+        few = few_labels(labels, min(e.few_labels, smallest), seed=0)
 
         def probe(labelled: np.ndarray) -> np.ndarray:
             return linear_probe.predict(bank["h"], labels, labelled, queries["h"], classes)
@@ -164,10 +171,16 @@ class Monitor:
 
     def _nearest(self, bank: np.ndarray, labels: np.ndarray, queries: np.ndarray) -> np.ndarray:
         e, classes = self._config.eval, self._train.classes
-        return knn.classify(bank, labels, queries, classes, self._k(), e.knn_temperature)
+        k = min(e.knn_k, len(bank))
+        return knn.classify(bank, labels, queries, classes, k, e.knn_temperature)
 
-    def _k(self) -> int:
-        return min(self._config.eval.knn_k, len(self._train))
+
+def _small(images: jax.Array) -> jax.Array:
+    """Shrink images `[b, h, w, c]` to a size at which a whole data set of them fits in memory."""
+    b, height, width, c = images.shape
+    if max(height, width) <= PIXELS:
+        return images
+    return jax.image.resize(images, (b, PIXELS, PIXELS, c), "linear")
 
 
 def _variables(state: TrainState) -> Variables:

@@ -28,7 +28,7 @@ from simclr_jax.train import plan as plans
 from simclr_jax.train.plan import Plan
 from simclr_jax.train.profile import Profiler
 from simclr_jax.train.stage import Batch, Metrics, Outputs, Params, Stage, Stats, TrainState
-from simclr_jax.train.workdir import open_workdir, started
+from simclr_jax.train.workdir import open_workdir, recipe_before
 
 # Launch scripts start a run again on EX_TEMPFAIL; a person who pressed Ctrl-C does not want that.
 EXIT_CODES: dict[int, int] = {signal.SIGTERM: 75, signal.SIGINT: 130}
@@ -64,9 +64,9 @@ def run(config: ConfigDict, workdir: str, resume: str = "auto", profile_steps: s
     """
     mesh = parallel.make_mesh()
     recipes.validate(config, mesh.size)
-    kept = epath.Path(workdir) / "index"
-    train, test = sources.open_splits(config.data, kept if started(workdir) else None)
-    config, chosen = adapt(config, train, test)
+    kept, before = epath.Path(workdir) / "index", recipe_before(workdir)
+    train, test = sources.open_splits(config.data, kept if before else None)
+    config, chosen = adapt(config, train, test, before)
     recipes.validate(config, mesh.size)
     build.check_images(config, train, test)
     plan = plans.make(config, len(train))

@@ -47,10 +47,10 @@ def load_parts(init: ConfigDict, state: TrainState) -> TrainState:
 
 def _read(run: str) -> tuple[str, dict[str, np.ndarray]]:
     """Return the checkpoint a run is known by, and its arrays by path."""
-    workdir, _, at = run.partition("@")
-    if at and not at.isdecimal():
-        raise UserError(f"init.run={run}: give WORKDIR@STEP, STEP being a whole number")
-    directory = epath.Path(workdir) / "checkpoints"
+    workdir, _, at = run.rpartition("@")
+    if not at.isdecimal():  # the directory itself may have an @ in its name
+        workdir, at = run, ""
+    directory = epath.Path(workdir).expanduser() / "checkpoints"
     if not directory.is_dir():
         raise UserError(f"init.run={run} holds no checkpoints: give the workdir of a run")
     checkpoints = Checkpoints(directory, read_only=True)
@@ -67,9 +67,10 @@ def _compare(where: str, prefixes: tuple[str, ...], wanted: Any, saved: Any) -> 
     found = [f"{name} is missing there" for name in sorted(here - there)]
     found += [f"{name} is extra there" for name in sorted(there - here)]
     found += [
-        f"{name} is {saved[name].shape} there and {wanted[name].shape} here"
+        f"{name} is {saved[name].dtype}{saved[name].shape} there and "
+        f"{wanted[name].dtype}{wanted[name].shape} here"
         for name in sorted(here & there)
-        if saved[name].shape != wanted[name].shape
+        if (saved[name].shape, saved[name].dtype) != (wanted[name].shape, wanted[name].dtype)
     ]
     if found:
         more = f"; and {len(found) - 4} more" if len(found) > 4 else ""

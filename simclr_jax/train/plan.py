@@ -42,8 +42,8 @@ def make(config: ConfigDict, examples: int) -> Plan:
     c, batch = config, config.train.batch_size
     if batch > examples:
         raise UserError(
-            f"train.batch_size is {batch}, more than the {examples} images: "
-            f"an image would be its own negative; set --config.train.batch_size={examples // 8 * 8}"
+            f"train.batch_size is {batch}, more than the {examples} images: an image would be its "
+            f"own negative; set --config.train.batch_size={_fitting(examples)}"
         )
     total = c.train.steps or schedules.total_steps(c.train.epochs, examples, batch)
     warmup = schedules.warmup_steps(c.optim.warmup_epochs, examples, batch)
@@ -65,6 +65,11 @@ def make(config: ConfigDict, examples: int) -> Plan:
         evaluate_every=max(1, round(every)) * per_call if every else 0,
         save_every=c.checkpoint.every_steps,
     )
+
+
+def _fitting(examples: int) -> int:
+    """Return a batch size for a data set: a multiple of eight devices if it is large enough."""
+    return examples // 8 * 8 or max(2, examples)
 
 
 def due(step: int, every: int) -> bool:

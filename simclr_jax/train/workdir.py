@@ -40,6 +40,16 @@ def started(path: epath.PathLike) -> bool:
     return checkpoints.is_dir() and any(entry.name[0].isdigit() for entry in checkpoints.iterdir())
 
 
+def recipe_before(path: epath.PathLike) -> dict[str, Any] | None:
+    """Return the recipe of the run in the directory `path`, or None if there is nothing to resume.
+
+    Raises:
+      UserError: if it is not JSON.
+    """
+    file = epath.Path(path) / "config.json"
+    return files.read_json(file) if started(path) and file.exists() else None
+
+
 @contextlib.contextmanager
 def open_workdir(
     path: str,

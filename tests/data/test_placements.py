@@ -8,13 +8,15 @@ import itertools
 import jax
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from simclr_jax import config as recipes
 from simclr_jax.augment.draws import draw_views
 from simclr_jax.augment.policy import Policy
 from simclr_jax.data import order, pipeline
 from simclr_jax.data.decode import BadImage
-from simclr_jax.data.placements import Loading
+from simclr_jax.data.placements import Loading, split
 from simclr_jax.data.reader import Reader, Unreadable
 from simclr_jax.data.sources import Images
 from simclr_jax.errors import UserError
@@ -155,7 +157,22 @@ def cubic(image, size):
     return np.einsum("yh,xw,hwc->yxc", rows, columns, image.astype(float))
 
 
+def area(image, size):
+    """The mean over the part of the image that each pixel of the result covers, in float64."""
+
+    def weights(length):
+        edges = np.arange(size + 1) * length / size
+        pixels = np.arange(length)
+        low, high = edges[:-1, None], edges[1:, None]
+        covered = np.minimum(high, pixels + 1) - np.maximum(low, pixels)
+        return np.maximum(covered, 0) * size / length
+
+    rows, columns = weights(image.shape[0]), weights(image.shape[1])
+    return np.einsum("yh,xw,hwc->yxc", rows, columns, image.astype(float))
+
+
 def test_split_cuts_the_drawn_boxes_by_the_law_it_names():
+    laws = set()
     of = loading(Photographs())
     batch = batches("split", of)[0]
     for row, example in enumerate(batch["label"]):
@@ -164,9 +181,23 @@ def test_split_cuts_the_drawn_boxes_by_the_law_it_names():
         drawn = draw_views(of.policies, SEED, position, start, *image.shape[:2])
         for view, draws in enumerate(drawn):
             y, x, height, width = np.asarray(draws.box)
-            law = np.clip(cubic(image[y : y + height, x : x + width], SIDE), 0, 255)
+            law = area if min(height, width) > 2 * SIDE else cubic
+            laws.add(law)
+            expected = np.clip(law(image[y : y + height, x : x + width], SIDE), 0, 255)
             # OpenCV's weights have 11 bits, and the result is rounded.
-            assert np.abs(batch["crops"][row, view] - law).max() <= 1.5
+            assert np.abs(batch["crops"][row, view] - expected).max() <= 1.5
+    assert laws == {area, cubic}
+
+
+def test_large_images_are_shrunk_by_a_whole_factor_before_they_are_cropped():
+    shrink = split.shrinker(SIDE)
+    image = np.random.RandomState(0).randint(0, 256, (210, 330, 3)).astype(np.uint8)
+    smaller = shrink(image)  # 210 is 3.3 times 4 views
+    assert smaller.shape == (70, 110, 3)
+    means = image.reshape(70, 3, 110, 3, 3).mean((1, 3))
+    assert np.abs(smaller - means).max() <= 1
+    assert shrink(smaller) is smaller
+    assert shrink(image[:, :, :1]).shape == (70, 110, 1)
 
 
 def test_a_batch_may_share_the_width_of_its_blur():
@@ -194,3 +225,32 @@ def test_workers_are_not_left_behind():
         stream = pipeline.host_batches(placement, loading(source), requests)
         next(stream)
         stream.close()
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    size=st.integers(2, 200),
+    hosts=st.sampled_from([1, 2, 4]),
+    rows=st.integers(1, 8),
+    first=st.integers(0, 10**12),
+    seed=st.integers(0, 2**62),
+)
+def test_every_epoch_is_whole_whatever_the_hosts_and_wherever_a_run_resumes(
+    size, hosts, rows, first, seed
+):
+    """From any step on, over all hosts: each complete epoch has every example once."""
+    batch = hosts * rows
+    steps = range(first, first + -(-3 * size // batch))
+    positions = np.concatenate(
+        [
+            pipeline.request(step, batch, slice(host * rows, (host + 1) * rows)).positions
+            for step in steps
+            for host in range(hosts)
+        ]
+    )
+    examples = order.examples(seed, positions, size)
+    epochs = positions // size
+    whole = [epoch for epoch in np.unique(epochs) if (epochs == epoch).sum() == size]
+    assert whole
+    for epoch in whole:
+        np.testing.assert_array_equal(np.sort(examples[epochs == epoch]), np.arange(size))

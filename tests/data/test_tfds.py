@@ -241,6 +241,15 @@ def test_slices_are_parts_of_their_split(root):
     assert parts[1].example(0)[1] == 12 % 3
 
 
+@pytest.mark.parametrize(
+    "train, held_out",
+    [("train", "train[90%:]"), ("train[:30]", "train[29:]"), ("train+test", "test")],
+)
+def test_what_is_trained_on_is_not_held_out(root, train, held_out):
+    with pytest.raises(UserError, match="shares examples with"):
+        tfds.splits(options("photos", root, split=train, eval_split=held_out))
+
+
 def test_a_split_that_is_not_there(root):
     assert "val" not in tfds.splits(options("photos", root, split="val[:3]", eval_split="val"))
     with pytest.raises(UserError, match=r'is "trian" \(did you mean "train".*train, test'):

@@ -92,6 +92,17 @@ def test_what_the_user_set_stays():
     }
 
 
+def test_choices_stand_when_a_run_is_resumed():
+    """Though images have vanished and the rest are larger."""
+    before, _ = adapt(recipe(), *[Source(5000, [(40, 40)])] * 2)
+    after, lines = adapt(recipe(), *[Source(5000, [None, (400, 400)])] * 2, before.to_dict())
+    assert after.to_dict() == before.to_dict() and not lines
+    changed, _ = adapt(
+        recipe(data__image_size=64), *[Source(5000, [(400, 400)])] * 2, before.to_dict()
+    )
+    assert changed.data.image_size == 64  # for the comparison of recipes to refuse
+
+
 def test_a_recipe_without_open_fields_is_left_alone():
     c = recipes.base()
     source = Source(5000, [None], 10)  # not even looked at

@@ -32,12 +32,14 @@ def split(requests: Iterator[Request]) -> Iterator[Request]:
             yield Request(request.positions[first : first + BLOCK], request.start)
 
 
-def reader(loading: Loading) -> Callable[[Request], Block]:
-    """Return the function that decodes the images of a block and draws their views."""
+def reader(
+    loading: Loading, shrink: Callable[[np.ndarray], np.ndarray] = lambda image: image
+) -> Callable[[Request], Block]:
+    """Return what decodes the images of a block, shrinks each and draws their views."""
     draw = _drawer(loading)
 
     def read(block: Request) -> Block:
-        rows = loading.reader.read(block.positions)
+        rows = loading.reader.read(block.positions, shrink)
         sizes = np.array([image.shape[:2] for image in rows.images], np.int32)
         return Block(rows, draw(block, sizes))
 

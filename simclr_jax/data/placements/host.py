@@ -48,10 +48,14 @@ def eval_preparer(size: int, grid: str) -> Any:
 
     From uint8 `[h, w, c]` to float32 `[size, size, c]`, by TensorFlow's operations.
     """
-    _tensorflow()
+    tf = _tensorflow()
+
+    @tf.function(reduce_retracing=True)  # eager operations would cost several times as much
+    def view(image, proportion):
+        return on_host.center_crop(image, size, grid, proportion)
 
     def prepare(image: np.ndarray, proportion: float) -> np.ndarray:
-        return on_host.center_crop(image, size, grid, proportion).numpy()
+        return view(tf.constant(image), proportion).numpy()
 
     return prepare
 

@@ -1,13 +1,15 @@
 """Placement `split`: threads decode each image once and cut all its views; the device colours them.
 
-OpenCV resizes: bicubic with a = -0.75 at half-pixel positions, no antialiasing, rounded to uint8.
-That is its own law, near the official one but not it, so nothing here claims golden parity.
+OpenCV resizes: bicubic with a = -0.75 at half-pixel positions, rounded to uint8; area averages
+where it shrinks to less than half. That is its own law, near the official one but not it, so
+nothing here claims golden parity. Images much larger than a view are shrunk by a whole factor as
+soon as they are decoded, and crops drawn in what is left, so that a thread holds little.
 """
 
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -18,11 +20,14 @@ from simclr_jax.data.placements import Loading, Request, blocks
 from simclr_jax.data.reader import ahead
 from simclr_jax.errors import UserError
 
+LARGE = 4  # times the view: the shorter side of images that are shrunk before they are cropped
+
 
 def batches(loading: Loading, requests: Iterator[Request]) -> Iterator[dict[str, np.ndarray]]:
     """Yield `crops`, uint8 `[n, views, size, size, c]`, and `label`, int32 `[n]`, if any."""
-    read, resize = blocks.reader(loading), resizer()
     source, size = loading.reader.source, loading.policies[0].size
+    resize, shrink = resizer(), shrinker(size)
+    read = blocks.reader(loading, shrink)
 
     def cut(block: Request) -> tuple[np.ndarray, np.ndarray]:
         rows, draws = read(block)
@@ -53,24 +58,38 @@ def resizer() -> Any:
     Raises:
       UserError: if OpenCV is not installed.
     """
-    try:
-        import cv2
-    except ImportError as error:
-        raise UserError(
-            "augment.placement=split needs OpenCV, which is not installed: "
-            "pip install 'simclr-jax[images]'"
-        ) from error
-    cv2.setNumThreads(0)  # the threads are ours
+    cv2 = _opencv()
 
     def resize(image: np.ndarray, box: np.ndarray, size: int) -> np.ndarray:
         y, x, height, width = (int(side) for side in box)
         crop = image[y : y + height, x : x + width]
         if (height, width) == (size, size):
             return crop
-        resized = cv2.resize(crop, (size, size), interpolation=cv2.INTER_CUBIC)
+        shrinks = min(height, width) > 2 * size
+        law = cv2.INTER_AREA if shrinks else cv2.INTER_CUBIC
+        resized = cv2.resize(crop, (size, size), interpolation=law)
         return resized.reshape(size, size, image.shape[-1])  # one channel loses its axis
 
     return resize
+
+
+def shrinker(size: int) -> Callable[[np.ndarray], np.ndarray]:
+    """Return what shrinks large images by a whole factor, to a shorter side of `4 size` or more.
+
+    A crop of 8 % of the area then still has more pixels than a view of `size`.
+    """
+    cv2 = _opencv()
+
+    def shrink(image: np.ndarray) -> np.ndarray:
+        height, width, channels = image.shape
+        factor = min(height, width) // (LARGE * size)
+        if factor < 2:
+            return image
+        to = (round(width / factor), round(height / factor))
+        smaller = cv2.resize(image, to, interpolation=cv2.INTER_AREA)
+        return smaller.reshape(to[1], to[0], channels)
+
+    return shrink
 
 
 def eval_preparer(size: int) -> Any:
@@ -85,3 +104,15 @@ def eval_preparer(size: int) -> Any:
         return resize(image, np.array(center_box(height, width, size, proportion)), size)
 
     return prepare
+
+
+def _opencv() -> Any:
+    try:
+        import cv2
+    except ImportError as error:
+        raise UserError(
+            "augment.placement=split needs OpenCV, which is not installed: "
+            "pip install 'simclr-jax[images]'"
+        ) from error
+    cv2.setNumThreads(0)  # the threads are ours
+    return cv2

@@ -16,6 +16,8 @@ from simclr_jax.errors import UserError, choose
 
 __all__ = ["NO_LABEL", "OPENERS", "Images", "Source", "notes", "open_splits", "remember"]
 
+MOST_WITHOUT_LABELS = 1000  # held out: they only show whether embeddings collapse
+
 Splits = Mapping[str, Callable[[], Source]]
 
 # Each takes `config.data` and the directory in which the run keeps what must not change when it is
@@ -32,7 +34,7 @@ def open_splits(data: ConfigDict, kept: epath.Path | None = None) -> tuple[Sourc
     """Open the splits to train on and to evaluate on.
 
     Where the data set has no `data.eval_split`, `data.holdout_fraction` of the training split is
-    held out for it, the same examples every time.
+    held out for it (without labels `MOST_WITHOUT_LABELS` at most), the same examples every time.
 
     Args:
       data: `config.data`.
@@ -48,6 +50,8 @@ def open_splits(data: ConfigDict, kept: epath.Path | None = None) -> tuple[Sourc
         return train, found[data.eval_split]()
     count = len(train)
     held_out = max(1, round(data.holdout_fraction * count))
+    if not train.classes:
+        held_out = min(held_out, MOST_WITHOUT_LABELS)
     if held_out >= count:
         raise UserError(
             f"{data.path or data.name} has {count} image(s), too few to hold out "

@@ -11,6 +11,7 @@ What was found is an index: a run keeps its own, so that files added later leave
 from __future__ import annotations
 
 import dataclasses
+import errno
 import functools
 import json
 import os
@@ -33,6 +34,10 @@ JPEG = ("jpg", "jpeg", "jpe", "jfif")
 SUFFIXES = frozenset((*JPEG, "png", "webp", "bmp", "gif", "tif", "tiff", "ppm", "pgm"))
 SPLITS = ("train", "test", "val", "validation", "valid")
 INDEX = "index.json"
+# What the system says of a file that is at fault itself. After anything else the next is no better.
+OF_THE_FILE = {errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.EACCES, errno.EPERM} | {
+    *(errno.ELOOP, errno.ENAMETOOLONG, errno.EINVAL, errno.ENXIO, errno.EFBIG)
+}
 LARGEST = 2**30  # bytes of a file that is read; a sparse file may claim any size
 
 
@@ -327,7 +332,12 @@ def _read(path: Path) -> bytes:
                 raise BadImage(f"too large: {size / 2**30:.0f} GiB")
             return file.read()
     except OSError as error:
-        raise BadImage(error.strerror or str(error)) from error
+        if error.errno in OF_THE_FILE:
+            raise BadImage(error.strerror or str(error)) from error
+        raise UserError(
+            f"{path} cannot be read at the moment ({error.strerror or error}), which is not the "
+            "file's fault: check the disk or mount; the same command continues from the last save"
+        ) from error
 
 
 # The index on disk --------------------------------------------------------------------------------

@@ -104,7 +104,7 @@ class Records:
           BadImage: if the record cannot be read or its image not be decoded.
         """
         row = int(self.rows[example])
-        parts = self._parse(self._record(row))
+        parts = self._parsed(row)
         return decode(parts[self.fields.image]), self._label(parts, row)
 
     def take(self, rows: np.ndarray) -> Records:
@@ -116,6 +116,14 @@ class Records:
             return self.raw[row]
         except RuntimeError as error:  # what ArrayRecord raises for damaged and missing files
             raise BadImage(f"unreadable record: {error}") from error
+
+    def _parsed(self, row: int) -> Mapping[str, Any]:
+        from google.protobuf.message import DecodeError
+
+        try:
+            return self._parse(self._record(row))
+        except DecodeError as error:
+            raise BadImage(f"damaged record: {error}") from error
 
     @functools.cached_property
     def _parse(self) -> Parser:
@@ -176,6 +184,7 @@ def splits(data: ConfigDict, kept: epath.Path | None = None) -> dict[str, Callab
     builder = _open(data)
     fields = _fields(builder.info, data.labels)
     asked = [name for name in (data.split, data.eval_split) if _is_slice(builder.info, name)]
+    _check_disjoint(builder.info, data.split, data.eval_split)
     return {
         name: functools.partial(_split, builder, name, fields)
         for name in (*builder.info.splits, *asked)
@@ -248,6 +257,28 @@ def _is_slice(info: Any, split: str) -> bool:
             f'split "{split}" is no slice that TFDS understands: write "train[:90%]", '
             '"train[1000:]" or "train+test"'
         ) from None
+
+
+def _check_disjoint(info: Any, train: str, test: str) -> None:
+    """Raise `UserError` if two slices share examples: what was trained on is not held out."""
+    import tensorflow_datasets as tfds
+
+    if train == test:  # which `config.validate` refuses
+        return
+    parts = []
+    for spec in (train, test):
+        if spec not in info.splits and not _is_slice(info, spec):
+            return  # an unknown one is refused, or held out, by whoever asked
+        parts.append(tfds.core.ReadInstruction.from_spec(spec).to_absolute(info.splits))
+    for a in parts[0]:
+        for b in parts[1]:
+            count = info.splits[a.splitname].num_examples
+            first, last = max(a.from_ or 0, b.from_ or 0), min(a.to or count, b.to or count)
+            if a.splitname == b.splitname and first < last:
+                raise UserError(
+                    f'data.eval_split "{test}" shares examples with data.split "{train}": '
+                    f'hold them out, as in "{a.splitname}[:90%]" and "{a.splitname}[90%:]"'
+                )
 
 
 # Finding the data set -----------------------------------------------------------------------------
