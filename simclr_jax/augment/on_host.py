@@ -12,7 +12,7 @@ from collections.abc import Callable
 from typing import Any
 
 from simclr_jax.augment.draws import Draws
-from simclr_jax.augment.policy import Policy
+from simclr_jax.augment.policy import GRIDS, Policy
 
 Tensor = Any  # tf.Tensor: TensorFlow is imported when a function is called, not before
 
@@ -179,7 +179,7 @@ def gaussian_blur(image: Tensor, sigma: Tensor, kernel_size: int) -> Tensor:
 def _resize(image, size, grid):
     import tensorflow as tf
 
-    assert grid in ("corner", "half_pixel", "antialias"), f"TensorFlow has no grid {grid}"
+    assert grid in GRIDS, f"TensorFlow has no grid {grid}"
     size = _sides(size)
     if grid == "corner":
         # The operation behind TF1's `tf.image.resize_bicubic`, which now warns when it is called.

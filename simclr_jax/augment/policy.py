@@ -6,7 +6,7 @@ import dataclasses
 
 from simclr_jax.errors import UserError, choose
 
-GRIDS = ("corner", "half_pixel", "antialias", "opencv")
+GRIDS = ("corner", "half_pixel", "antialias")  # that operations here resize by
 BRIGHTNESS_MODES = ("multiply", "add")
 
 
@@ -45,7 +45,7 @@ class Policy:
             object.__setattr__(self, name, tuple(getattr(self, name)))
         if self.size < 1:
             raise UserError(f"augmentation size is {self.size}: give at least 1 pixel")
-        choose("augmentation grid", self.grid, GRIDS)
+        choose("augmentation grid", self.grid, (*GRIDS, "opencv"))
         choose("augmentation brightness_mode", self.brightness_mode, BRIGHTNESS_MODES)
         for name in ("flip", "jitter", "grayscale", "blur"):
             self._check_number(name, 1.0, "a probability")

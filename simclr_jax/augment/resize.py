@@ -23,6 +23,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax.typing import ArrayLike
 
+from simclr_jax.augment.policy import GRIDS
+
 TABLE_SIZE = 1024
 
 
@@ -93,7 +95,7 @@ def center_box(
 
 def _weights(out, length, start, size, grid, dtype):
     """Return the matrix [out, length] that resizes `size` pixels from `start` to `out` pixels."""
-    assert grid in ("corner", "half_pixel", "antialias"), f"the device has no grid {grid}"
+    assert grid in GRIDS, f"the device has no grid {grid}"
     scale = jnp.asarray(size, dtype) / out
     index = jnp.arange(out, dtype=dtype)
     if grid == "antialias":

@@ -33,7 +33,7 @@ def adapt(
       before: the recipe of the run that is resumed, whose choices stand.
 
     Returns:
-      The recipe with these fields set, and for each a line that names it, its value and why.
+      The recipe with these fields set, and for each a line to print: its name, value and why.
 
     Raises:
       UserError: if a field has to be chosen by the images, and none of those looked at is readable.
@@ -50,7 +50,7 @@ def adapt(
         group, field = name.split(".")
         if name in OPEN and c[group][field] is None:
             c[group][field] = value
-            chosen.append(f"{name}={value}: {reason}")
+            chosen.append(f"chosen    {name}={value}: {reason}")
 
     count = len(train)
     if c.data.image_size is None:

@@ -17,6 +17,7 @@ from ml_collections import ConfigDict
 from simclr_jax import config as recipes
 from simclr_jax import parallel
 from simclr_jax.data import sources
+from simclr_jax.data.sources import Source
 from simclr_jax.losses.nt_xent import nt_xent
 from simclr_jax.stages import build, summary, views
 from simclr_jax.stages.adapt import adapt
@@ -77,17 +78,23 @@ def run(config: ConfigDict, workdir: str, resume: str = "auto", profile_steps: s
     with open_workdir(workdir, record, resume, keep=keep, keep_period=keep_period) as opened:
         if opened.fresh:
             sources.remember(train, kept)
-        for note in dict.fromkeys((*sources.notes(train), *sources.notes(test))):
-            opened.console.say(f"note      {note}")
         inputs = Inputs(config, train, test, opened)
         stage = make_stage(config, plan, inputs, mesh)
-        summary.announce(opened, config, plan, stage, mesh, chosen)
+        summary.announce(opened, config, plan, stage, mesh, [*_about(train, test), *chosen])
         views.draw(config, inputs, opened)
         result = loop.train(stage, plan, mesh, opened, profiler)
         if result.stopped_by:
             return EXIT_CODES[result.stopped_by]
         summary.conclude(opened, plan, stage, result.state)
     return 0
+
+
+def _about(train: Source, test: Source) -> list[str]:
+    """Say what a user should know about the images before waiting for a run."""
+    labels = f"{train.classes} classes" if train.classes else "no labels"
+    counts = f"images    {len(train)} to learn from, {len(test)} held out, {labels}"
+    notes = dict.fromkeys((*sources.notes(train), *sources.notes(test)))
+    return [counts, *(f"note      {note}" for note in notes)]
 
 
 def make_stage(config: ConfigDict, plan: Plan, inputs: Inputs, mesh: Mesh) -> Stage:

@@ -21,15 +21,15 @@ def announce(
     plan: Plan,
     stage: Stage,
     mesh: Mesh,
-    chosen: list[str],
+    about: list[str],
 ) -> None:
     """Say what is about to happen, in the numbers that decide the result."""
     say, o = workdir.console.say, config.optim
     params = jax.eval_shape(stage.init).params
     kind = mesh.devices.flat[0].device_kind
     say(f"run       {workdir.path}")
-    for line in chosen:
-        say(f"chosen    {line}")
+    for line in about:
+        say(line)
     say(f"devices   {mesh.size} x {kind}, computing in {config.train.dtype}")
     say(
         f"batch     {plan.batch_size} images ({2 * plan.batch_size} views), "
