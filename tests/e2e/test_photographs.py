@@ -65,7 +65,7 @@ def test_what_cannot_be_read_is_named_and_nothing_is_made_up(straight):
     assert "010.jpg" in text and "html" in text
     assert "deep/er/007.jpg" in text and "truncated" in text
     assert ended.out.count("unreadable: ") == 2 and ended.err == ""
-    assert "labels" not in ended.out and "kNN" not in ended.out and "probe" not in ended.out
+    assert "no labels" in ended.out and "kNN" not in ended.out and "probe" not in ended.out
     assert all(
         "accuracy" not in key or "contrast" in key
         for line in doors.metrics(workdir)
