@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 import os
@@ -313,12 +314,30 @@ def test_mistakes(tmp_path, names, fields, message):
     assert "\n" not in str(told.value)
 
 
-@pytest.mark.skipif(os.geteuid() == 0, reason="root may read everything")
-def test_a_directory_that_may_not_be_read_is_no_empty_one(tmp_path):
-    make(tmp_path, "a/1.png", "b/2.png")
-    (tmp_path / "b").chmod(0)
+@contextlib.contextmanager
+def as_nobody(tmp_path):
+    """Give up root's right to read everything for a while."""
+    if os.geteuid() != 0:
+        yield
+        return
+    for directory in (tmp_path, *tmp_path.parents[:2]):  # what pytest made, for its user alone
+        directory.chmod(0o755)
+    os.seteuid(65534)
     try:
-        with pytest.raises(UserError, match="Permission denied"):
-            opened(tmp_path)
+        if not os.access(tmp_path, os.R_OK, effective_ids=True):
+            pytest.skip("only root may enter the directory of temporary files")
+        yield
     finally:
-        (tmp_path / "b").chmod(0o700)
+        os.seteuid(0)
+
+
+@pytest.mark.parametrize("closed, words", [("b", "cannot be listed"), (".", "cannot be read")])
+def test_a_directory_that_may_not_be_read_is_no_empty_one(tmp_path, closed, words):
+    root = make(tmp_path / "data", "a/1.png", "b/2.png")
+    path = root if closed == "b" else root / "a"
+    (root / closed).chmod(0)
+    try:
+        with as_nobody(tmp_path), pytest.raises(UserError, match=f"{words}: Permission denied"):
+            opened(path)
+    finally:
+        (root / closed).chmod(0o700)

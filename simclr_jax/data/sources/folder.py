@@ -15,6 +15,7 @@ import errno
 import functools
 import json
 import os
+import stat
 import zlib
 from collections import Counter
 from collections.abc import Callable, Iterable
@@ -184,9 +185,13 @@ def _directory(data: ConfigDict) -> Path:
     if not files.is_local(data.path):
         raise UserError(f"data.path={data.path} is no local directory: mount or copy it")
     path = Path(data.path).expanduser()
-    if not path.exists():
-        raise UserError(f"data.path={data.path} does not exist")
-    if not path.is_dir():
+    try:
+        is_directory = stat.S_ISDIR(path.stat().st_mode)
+    except (FileNotFoundError, NotADirectoryError):
+        raise UserError(f"data.path={data.path} does not exist") from None
+    except OSError as error:  # a directory above it is closed to us, or the disk is gone
+        raise UserError(f"data.path={data.path} cannot be read: {error.strerror}") from error
+    if not is_directory:
         raise UserError(f"data.path={data.path} is a file: data.source=folder takes a directory")
     return path
 

@@ -296,7 +296,11 @@ def _open(data: ConfigDict) -> Any:
             "pip install 'simclr-jax[tf]'"
         ) from None
     path = epath.Path(data.path).expanduser() if data.path else None
-    if path is not None and (path / "dataset_info.json").exists():
+    try:
+        is_data_set = path is not None and (path / "dataset_info.json").exists()
+    except PermissionError as error:
+        raise UserError(f"data.path={data.path} cannot be read: {error.strerror}") from error
+    if is_data_set:
         if data.name:
             raise UserError(
                 f"data.path={data.path} is itself a prepared data set: "
