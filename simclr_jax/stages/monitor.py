@@ -127,15 +127,15 @@ class Monitor:
     def _scores(self, bank: Any, queries: Any) -> dict[str, Any]:
         labels, classes, e = bank["label"], self._train.classes, self._config.eval
         # A class may have lost images that could not be read.
-        smallest = int(np.bincount(labels)[np.unique(labels)].min())
-        few = few_labels(labels, min(e.few_labels, smallest), seed=0)
+        count = min(e.few_labels, int(np.bincount(labels)[np.unique(labels)].min()))
+        few = few_labels(labels, count, seed=0)
 
         def probe(labelled: np.ndarray) -> np.ndarray:
             return linear_probe.predict(bank["h"], labels, labelled, queries["h"], classes)
 
         guesses = {
             "kNN": self._nearest(bank["h"], labels, queries["h"]),
-            f"probe, {e.few_labels} labels a class": probe(few),
+            f"probe, {count} labels a class": probe(few),
             "probe, all labels": probe(np.arange(len(labels))),
         }
         found = {}
