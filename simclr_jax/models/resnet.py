@@ -1,11 +1,13 @@
 """ResNet encoders as the official SimCLR code builds them (`resnet.py`, `tf2/resnet.py`).
 
-Three details differ from most libraries, and each of them changes results:
+Details that differ from most libraries, each of which changes results:
 
 * the first block of *every* group has a projection shortcut, also where shapes already agree;
 * strided convolutions pad symmetrically, (k-1)//2 before and the rest after, not "SAME";
 * kernels start as truncated normals of variance 1/fan_in (not He's 2/fan_in), and the last
-  normalisation of each residual branch starts at scale 0.
+  normalisation of each residual branch starts at scale 0;
+* selective kernels bring the stem and the shortcuts of ResNet-D with them (He et al. 2019), in
+  encoders without bottlenecks these alone.
 """
 
 from __future__ import annotations
@@ -15,6 +17,8 @@ from collections.abc import Callable
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+
+from simclr_jax.models.channel_attention import SelectiveKernel, SqueezeExcitation
 
 # depth: (is it built of bottlenecks, blocks per group)
 ARCHITECTURES: dict[int, tuple[bool, tuple[int, int, int, int]]] = {
@@ -31,11 +35,12 @@ Norm = Callable[..., nn.Module]
 
 
 class Conv(nn.Module):
-    """Convolve without bias, with the official padding and initial values."""
+    """Convolve with the official padding and initial values."""
 
     features: int
     size: int
     stride: int = 1
+    use_bias: bool = False
     dtype: jnp.dtype | None = None
     param_dtype: jnp.dtype = jnp.float32
 
@@ -48,7 +53,7 @@ class Conv(nn.Module):
             (self.size, self.size),
             self.stride,
             padding=(padding, padding),
-            use_bias=False,
+            use_bias=self.use_bias,
             kernel_init=nn.initializers.variance_scaling(1.0, "fan_in", "truncated_normal"),
             dtype=self.dtype,
             param_dtype=self.param_dtype,
@@ -64,6 +69,9 @@ class ResidualBlock(nn.Module):
       stride: of the (first) 3x3 convolution and of the shortcut.
       bottleneck: which of the two branches.
       project: whether the shortcut is a convolution rather than the identity.
+      sk_ratio: above 0 the shortcut is pooled before a convolution of stride 1 (ResNet-D), and the
+        3x3 convolution of a bottleneck is a `SelectiveKernel` of this ratio.
+      se_ratio: above 0 the branch ends in a `SqueezeExcitation` to this share of `features`.
       conv: makes a convolution from `(features, size, stride)`.
       norm: makes a normalisation layer.
     """
@@ -72,28 +80,46 @@ class ResidualBlock(nn.Module):
     stride: int
     bottleneck: bool
     project: bool
+    sk_ratio: float
+    se_ratio: float
     conv: Callable[..., nn.Module]
     norm: Norm
 
     @nn.compact
     def __call__(self, x: jax.Array, train: bool) -> jax.Array:
         outputs = 4 * self.features if self.bottleneck else self.features
-        shortcut = x
-        if self.project:
-            shortcut = self.conv(outputs, 1, self.stride, name="shortcut_conv")(x)
-            shortcut = self.norm(name="shortcut_bn")(shortcut, train)
+        shortcut = self._shortcut(x, outputs, train) if self.project else x
 
         if self.bottleneck:
             branch = [(self.features, 1, 1), (self.features, 3, self.stride), (outputs, 1, 1)]
         else:
             branch = [(self.features, 3, self.stride), (outputs, 3, 1)]
         for i, (features, size, stride) in enumerate(branch, start=1):
+            if self.sk_ratio > 0 and self.bottleneck and size == 3:
+                x = SelectiveKernel(
+                    features, stride, self.sk_ratio, self.conv, self.norm, name=f"sk{i}"
+                )(x, train)
+                continue
             last = i == len(branch)
             x = self.conv(features, size, stride, name=f"conv{i}")(x)
             init = nn.initializers.zeros if last else nn.initializers.ones
             x = self.norm(scale_init=init, name=f"bn{i}")(x, train)
             x = x if last else nn.relu(x)
+        if self.se_ratio > 0:
+            squeezed = max(1, int(self.features * self.se_ratio))
+            x = SqueezeExcitation(squeezed, self.conv, name="se")(x)
         return nn.relu(x + shortcut)
+
+    def _shortcut(self, x: jax.Array, outputs: int, train: bool) -> jax.Array:
+        stride = self.stride
+        if self.sk_ratio > 0:
+            if stride == 1:
+                x = nn.avg_pool(x, (2, 2), (1, 1), padding="SAME", count_include_pad=False)
+            else:  # an odd side ends in a window half of zeros, which count
+                x = nn.avg_pool(x, (2, 2), (2, 2), padding=((0, 1), (0, 1)))
+            stride = 1
+        x = self.conv(outputs, 1, stride, name="shortcut_conv")(x)
+        return self.norm(name="shortcut_bn")(x, train)
 
 
 class ResNet(nn.Module):
@@ -103,8 +129,10 @@ class ResNet(nn.Module):
       depth: a key of `ARCHITECTURES`.
       width: multiplies the channels 64, 128, 256, 512; may be a fraction.
       stem: "cifar" (3x3, stride 1, no pooling: for images of 32 pixels) or "imagenet" (7x7, stride
-        2, max-pool).
+        2, max-pool; with selective kernels three 3x3).
       norm: makes a normalisation layer from keyword arguments `scale_init` and `name`.
+      sk_ratio: of selective kernels; SimCLRv2 has 0.0625, 0 is without.
+      se_ratio: of squeeze-excitation; 0 is without.
       dtype: what convolutions compute in; None computes in the dtype of image and parameters.
       param_dtype: dtype of the parameters.
 
@@ -118,6 +146,8 @@ class ResNet(nn.Module):
     width: float
     stem: str
     norm: Norm
+    sk_ratio: float = 0.0
+    se_ratio: float = 0.0
     dtype: jnp.dtype | None = None
     param_dtype: jnp.dtype = jnp.float32
 
@@ -126,12 +156,15 @@ class ResNet(nn.Module):
         bottleneck, blocks = ARCHITECTURES[self.depth]
         ends = {}
 
-        def conv(features, size, stride, name):
-            return Conv(features, size, stride, self.dtype, self.param_dtype, name=name)
+        def conv(features, size, stride, name, use_bias=False):
+            return Conv(features, size, stride, use_bias, self.dtype, self.param_dtype, name=name)
 
-        stem_features = int(64 * self.width)
-        kernel, stride = (3, 1) if self.stem == "cifar" else (7, 2)
-        x = ends["initial_conv"] = conv(stem_features, kernel, stride, name="stem_conv")(images)
+        *before, (features, kernel, stride) = self._stem()
+        x = images
+        for i, (features_i, kernel_i, stride_i) in enumerate(before, start=1):
+            x = conv(features_i, kernel_i, stride_i, name=f"stem{i}_conv")(x)
+            x = nn.relu(self.norm(name=f"stem{i}_bn")(x, train))
+        x = ends["initial_conv"] = conv(features, kernel, stride, name="stem_conv")(x)
         x = nn.relu(self.norm(name="stem_bn")(x, train))
         if self.stem == "imagenet":
             x = nn.max_pool(x, (3, 3), (2, 2), padding="SAME")
@@ -144,6 +177,8 @@ class ResNet(nn.Module):
                     stride=2 if group > 1 and block == 1 else 1,
                     bottleneck=bottleneck,
                     project=block == 1,
+                    sk_ratio=self.sk_ratio,
+                    se_ratio=self.se_ratio,
                     conv=conv,
                     norm=self.norm,
                     name=f"group{group}_block{block}",
@@ -153,3 +188,12 @@ class ResNet(nn.Module):
         wide = jnp.promote_types(x.dtype, jnp.float32)
         ends["h"] = jnp.mean(x, (1, 2), dtype=wide)
         return ends
+
+    def _stem(self) -> list[tuple[int, int, int]]:
+        """Return features, kernel size and stride of the first convolutions."""
+        features = int(64 * self.width)
+        if self.stem == "cifar":
+            return [(features, 3, 1)]
+        if self.sk_ratio > 0:
+            return [(features // 2, 3, 2), (features // 2, 3, 1), (features, 3, 1)]
+        return [(features, 7, 2)]

@@ -61,7 +61,6 @@ def _table() -> Iterator[str]:
         none = _LINE.format(kind, "", files, 0, "", "", "").rstrip()
         yield from filter(None, rows) if any(rows) else [none]
     yield from (f"failed: {node}" for node in _failed)
-    yield from (f"open: {line}" for line in golden.open_comparisons())
 
 
 def pytest_terminal_summary(terminalreporter):

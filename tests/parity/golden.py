@@ -13,7 +13,7 @@ import functools
 import json
 import os
 import zlib
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -86,24 +86,6 @@ def recordings() -> tuple[Recording, ...]:
     return tuple(found)
 
 
-def unbuilt(flags: dict[str, Any]) -> str | None:
-    """Return which option of a recorded model this package does not have, or None."""
-    for option in ("sk_ratio", "se_ratio"):
-        if flags.get(option, 0) > 0:
-            return f"{option} {flags[option]} is not built"
-    return None
-
-
-def open_comparisons() -> Iterator[str]:
-    """Yield what cannot be compared yet: a recording, or one of the cases it holds, and why."""
-    for recording in recordings():
-        if reason := unbuilt(recording.flags):
-            yield f"{recording.name}: {reason}"
-        for i, case in enumerate(recording.settings.get("cases", ())):
-            if isinstance(case, dict) and (reason := unbuilt(case.get("flags", {}))):
-                yield f"{recording.name} case {i}: {reason}"
-
-
 def cases(kind: str, wanted: Callable[[Recording], bool] = lambda _: True) -> list:
     """Return pytest parameters: the recordings of a kind, those that cannot run yet as skips.
 
@@ -118,17 +100,15 @@ def cases(kind: str, wanted: Callable[[Recording], bool] = lambda _: True) -> li
     slow = set() if EVERYTHING or kind != "model" else _slow(chosen)
     parameters = []
     for recording in chosen:
-        reason = unbuilt(recording.flags)
-        if reason is None and recording.name in slow:
-            reason = "slow: runs under SIMCLR_PARITY=all"
-        marks = [pytest.mark.skip(reason=reason)] if reason else []
+        skip = pytest.mark.skip(reason="slow: runs under SIMCLR_PARITY=all")
+        marks = [skip] if recording.name in slow else []
         parameters.append(pytest.param(recording, marks=marks, id=recording.path.stem))
     return parameters
 
 
 def _slow(models: list[Recording]) -> set[str]:
     wide = {r.name for r in models if r.flags["width_multiplier"] >= 1}
-    depths = {r.name: r.flags["resnet_depth"] for r in models if not unbuilt(r.flags)}
+    depths = {r.name: r.flags["resnet_depth"] for r in models}
     deep = {name: depth for name, depth in depths.items() if depth >= 50}
     shallowest = [name for name, depth in deep.items() if depth == min(deep.values())]
     first_middle_last = {shallowest[(len(shallowest) - 1) * i // 2] for i in range(3) if deep}

@@ -2,28 +2,37 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 
 import golden
 import jax
 import jax.numpy as jnp
 import numpy as np
-import official_variables as official
 
+from simclr_jax.interop import official_names as official
 from simclr_jax.models.heads import Classifier, ProjectionHead
 from simclr_jax.models.normalization import BatchNorm
 from simclr_jax.models.resnet import ResNet
 
 
-def encoder(recording: golden.Recording, dtype=jnp.float32) -> ResNet:
+def architecture(recording: golden.Recording) -> official.Architecture:
     flags = recording.flags
     small = recording.settings.get("cifar_stem", flags.get("image_size", 224) <= 32)
-    # Unsynchronised normalisation of images is the fused kernel of TensorFlow 1.
-    unbiased = recording.tf1 and not flags.get("global_bn", True)
-    return ResNet(
+    return official.Architecture(
         depth=flags.get("resnet_depth", 50),
         width=flags.get("width_multiplier", 1),
         stem="cifar" if small else "imagenet",
+        sk_ratio=flags.get("sk_ratio", 0.0),
+        se_ratio=flags.get("se_ratio", 0.0),
+    )
+
+
+def encoder(recording: golden.Recording, dtype=jnp.float32) -> ResNet:
+    # Unsynchronised normalisation of images is the fused kernel of TensorFlow 1.
+    unbiased = recording.tf1 and not recording.flags.get("global_bn", True)
+    return ResNet(
+        **dataclasses.asdict(architecture(recording)),
         norm=functools.partial(_norm(recording), unbiased_moving=unbiased, param_dtype=dtype),
         param_dtype=dtype,
     )
@@ -63,7 +72,7 @@ def names(recording: golden.Recording, *sections: str) -> official.Names:
     namer = official.namer(recording.tf1, flags.get("global_bn", True))
     found: official.Names = {}
     if "encoder" in sections:
-        found |= namer.encoder(encoder(recording).depth)
+        found |= namer.encoder(architecture(recording))
     if "head" in sections:
         alone = {"scope": ""} if recording.settings.get("layer") == "LinearLayer" else {}
         module = head(recording)

@@ -6,9 +6,10 @@ import golden
 import jax
 import jax.numpy as jnp
 import numpy as np
-import official_variables as official
 import pytest
 import sections
+
+from simclr_jax.interop import official_names as official
 
 
 def outputs(recording: golden.Recording, variables: dict, x: jax.Array, train: bool):

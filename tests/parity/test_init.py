@@ -5,9 +5,10 @@ from __future__ import annotations
 import golden
 import jax
 import numpy as np
-import official_variables as official
 import pytest
 import sections
+
+from simclr_jax.interop import official_names as official
 
 
 @pytest.mark.parametrize("recording", golden.cases("init"))

@@ -8,14 +8,26 @@ import golden
 import jax
 import jax.numpy as jnp
 import numpy as np
-import official_variables as official
 import optax
 import pytest
 from flax.traverse_util import flatten_dict, unflatten_dict
 
+from simclr_jax.interop import official_names as official
 from simclr_jax.optim import masks, optimizers
 
 OFFICIAL_LISTS = (["batch_normalization", "bias", "head_supervised"], None)
+
+
+def by_role(name: str) -> official.Path:
+    """Return a path that has the role of an official variable, whatever model it is from.
+
+    The recordings are of a few loose variables, which no architecture has.
+    """
+    top, *modules, leaf = name.split("/")
+    top = {"head_supervised": "classifier", "projection_head": "head"}.get(top, top)
+    if modules and "batch_normalization" in modules[-1]:
+        modules[-1] = "bn"
+    return (top, *modules, official.LEAVES[leaf][1])
 
 
 def history(recording: golden.Recording):
@@ -98,7 +110,7 @@ def build(recording: golden.Recording, paths: dict) -> optax.GradientTransformat
 
 def run(recording: golden.Recording, initial: dict, gradients: dict):
     """Yield parameters and optimiser state by official name after each step."""
-    paths = {name: official.by_role(name) for name in recording.variables}
+    paths = {name: by_role(name) for name in recording.variables}
     optimizer = build(recording, paths)
     lars, own = recording.settings.get("optimizer", "lars") == "lars", False
     if lars and (own := official_lists(recording)):

@@ -14,13 +14,14 @@ import golden
 import jax
 import jax.numpy as jnp
 import numpy as np
-import official_variables as official
 import optax
 import pytest
+import sections
 
 from simclr_jax import config as recipes
 from simclr_jax import parallel
 from simclr_jax.data.sources import Images
+from simclr_jax.interop import official_names as official
 from simclr_jax.optim import optimizers
 from simclr_jax.stages import pretrain
 from simclr_jax.stages.inputs import Inputs
@@ -101,7 +102,7 @@ def make(recording: golden.Recording):
     stage = dataclasses.replace(stage, optimizer=optimizer)
 
     namer = official.namer(recording.tf1, c.bn.sync)
-    names = namer.encoder(c.model.depth) | namer.head("nonlinear", c.head.layers)
+    names = namer.encoder(sections.architecture(recording)) | namer.head("nonlinear", c.head.layers)
     if c.eval.probe:
         names |= {n: (p[0], "probe", *p[2:]) for n, p in namer.classifier().items()}
     assert list(names) == list(recording.variables)

@@ -1,0 +1,67 @@
+"""Weights of channels that depend on the whole image: selective kernels, squeeze-excitation.
+
+Both are options of the official encoders (`resnet.py`, `tf2/resnet.py`: `sk_conv2d`, `SK_Conv2D`,
+`se_layer`, `SE_Layer`); SimCLRv2's best models have selective kernels with ratio 1/16.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+Factory = Callable[..., nn.Module]
+
+
+class SelectiveKernel(nn.Module):
+    """Mix two 3x3 convolutions of `x` by weights that sum to 1 (Li et al. 2019).
+
+    Both have the same 3x3 kernel size; what differs are their weights. In train mode the squeezed
+    vector is normalised over the images of the batch alone: it has no pixels.
+
+    Attributes:
+      features: channels of each of the two, and of the output.
+      stride: of both convolutions.
+      ratio: the squeezed vector has max(int(features * ratio), 32) channels.
+      conv: makes a convolution from `(features, size, stride)`.
+      norm: makes a normalisation layer.
+    """
+
+    features: int
+    stride: int
+    ratio: float
+    conv: Factory
+    norm: Factory
+
+    @nn.compact
+    def __call__(self, x: jax.Array, train: bool) -> jax.Array:
+        x = self.conv(2 * self.features, 3, self.stride, name="conv")(x)
+        x = nn.relu(self.norm(name="bn")(x, train))
+        streams = jnp.stack(jnp.split(x, 2, axis=-1))  # [2, b, h, w, f]
+
+        pooled = jnp.mean(jnp.sum(streams, 0), (1, 2), keepdims=True)  # [b, 1, 1, f]
+        squeezed = self.conv(max(int(self.features * self.ratio), 32), 1, 1, name="squeeze")(pooled)
+        squeezed = nn.relu(self.norm(name="squeeze_bn")(squeezed, train))
+        logits = self.conv(2 * self.features, 1, 1, name="excite")(squeezed)  # [b, 1, 1, 2f]
+        weights = jax.nn.softmax(jnp.stack(jnp.split(logits, 2, axis=-1)), axis=0)
+        return jnp.sum(streams * weights, 0)
+
+
+class SqueezeExcitation(nn.Module):
+    """Scale each channel of `x` by a number in (0, 1) (Hu et al. 2018).
+
+    Attributes:
+      squeezed: channels of the hidden vector.
+      conv: makes a convolution from `(features, size, stride)` and `use_bias`.
+    """
+
+    squeezed: int
+    conv: Factory
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        pooled = jnp.mean(x, (1, 2), keepdims=True)  # [b, 1, 1, c]
+        hidden = nn.relu(self.conv(self.squeezed, 1, 1, use_bias=True, name="squeeze")(pooled))
+        return x * nn.sigmoid(self.conv(x.shape[-1], 1, 1, use_bias=True, name="excite")(hidden))
