@@ -10,14 +10,15 @@ directory train/CLASS/*.png, test/CLASS/*.png: `--config.data.source=folder --co
 `--config=configs/cifar10.py:strong` is the strongest public ResNet-18 recipe we know of with a
 code: W-MSE's SimCLR baseline (github.com/htdt/self-supervised), 91.80 % linear, 88.42 % 5-NN. Ours
 has AdamW in place of its Adam, cosine in place of its two drops, and a hidden layer of 512 in the
-head where it has 1024. We have run neither for 1000 epochs.
+head where it has 1024. We have run neither for 1000 epochs. `official=tf1` or `official=tf2` sets
+whatever the two official programs do otherwise (docs/fidelity.md).
 """
 
 from simclr_jax import config
 
 
 def get_config(arg=""):
-    a = config.arguments(arg, strong=False)
+    a = config.arguments(arg, strong=False, official="")
     c = config.base()
     c.data.source, c.data.name = "tfds", "cifar10"
     c.data.image_size, c.data.resident = 32, True
@@ -38,6 +39,8 @@ def get_config(arg=""):
     c.log.every_steps, c.checkpoint.every_steps = 50, 970
     if a.strong:
         strong(c)
+    if a.official:
+        config.official(c, a.official)
     return c.lock()
 
 

@@ -12,6 +12,7 @@ as in `--config=configs/imagenet.py:paper,width=2`:
 | `width=2`, `width=4` | a wider encoder | with `paper`: 74.2, 76.5 |
 | `epochs=200` | another length | 66.8 (400: 68.0, 800: 69.1; table B.1) |
 | `small_batch=512` | rate 0.075 * sqrt(batch) | 63.8 (256: 62.8, 1024: 64.3) |
+| `official=tf1`, `=tf2` | what that program does otherwise (docs/fidelity.md) | 64.5 (tf1) |
 | `one_gpu` | batch 512, OpenCV crops on the host | 63.8 (table B.1) |
 
 We have run none of these: no ImageNet was at hand. `one_gpu` asks for a card of 80 GB: its 1024
@@ -23,7 +24,9 @@ from simclr_jax import config
 
 
 def get_config(arg=""):
-    a = config.arguments(arg, width=1, epochs=0, small_batch=0, paper=False, one_gpu=False)
+    a = config.arguments(
+        arg, width=1, epochs=0, small_batch=0, paper=False, one_gpu=False, official=""
+    )
     c = config.base()
     c.data.source, c.data.name, c.data.eval_split = "tfds", "imagenet2012", "validation"
     c.data.image_size = 224
@@ -52,4 +55,6 @@ def get_config(arg=""):
         c.train.batch_size = a.small_batch
     if a.epochs:
         c.train.epochs = float(a.epochs)
+    if a.official:
+        config.official(c, a.official)
     return c.lock()

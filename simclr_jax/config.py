@@ -62,6 +62,7 @@ RULES: tuple[tuple[tuple[str, ...], str, Callable[[float], bool]], ...] = (
     (("bn.momentum", "optim.momentum"), "in [0, 1)", lambda value: 0 <= value < 1),
     (("data.holdout_fraction",), "between 0 and 1", lambda value: 0 < value < 1),
     (("data.max_bad_fraction",), "in [0, 1)", lambda value: 0 <= value < 1),
+    (("model.sk_ratio", "model.se_ratio"), "in [0, 1]", lambda value: 0 <= value <= 1),
 )
 
 # A recipe may leave these open (a placeholder, None): `stages.adapt` chooses them for the data.
@@ -125,7 +126,15 @@ def base() -> ConfigDict:
             "views": {"first": view(), "second": view()},
         }
     )
-    config.model = ConfigDict({"depth": 50, "width": 1.0, "stem": "imagenet"})
+    config.model = ConfigDict(
+        {
+            "depth": 50,
+            "width": 1.0,
+            "stem": "imagenet",
+            "sk_ratio": 0.0,  # selective kernels and ResNet-D: 0.0625 in SimCLRv2 | 0: without
+            "se_ratio": 0.0,  # squeeze-excitation | 0: without
+        }
+    )
     config.bn = ConfigDict(
         {"momentum": 0.9, "epsilon": 1e-5, "sync": True, "unbiased_moving": False}
     )
@@ -137,6 +146,7 @@ def base() -> ConfigDict:
             "base_lr": 0.3,
             "lr_scaling": "linear",  # linear: base * batch/256 | sqrt: base * sqrt(batch) | none
             "momentum": 0.9,  # lars and sgd
+            "rate_in_momentum": False,  # sgd: momentum of updates (TF2), or of gradients (TF1)
             "weight_decay": 1e-4,
             "warmup_epochs": 10.0,
             "trust_coefficient": 0.001,  # lars
@@ -162,6 +172,7 @@ def base() -> ConfigDict:
         {
             "every_epochs": 10.0,
             "probe": True,  # train a linear probe on the side, behind a stop-gradient
+            "probe_tap": 0,  # on h: 0 | after layer k of the head: k | on z: -1
             "knn": True,
             "knn_k": 200,
             "knn_temperature": 0.1,
@@ -174,6 +185,33 @@ def base() -> ConfigDict:
         {"every_steps": 1000, "keep": 3, "keep_period": placeholder(int)}
     )
     return config.lock()  # a misspelt field in a recipe is an error, not a new field
+
+
+FLAVOURS = ("tf1", "tf2")
+
+
+def official(config: ConfigDict, flavour: str) -> None:
+    """Set every field in which one of the two official programs differs from the defaults.
+
+    The repository root ("tf1") gave the published numbers and the released checkpoints; `tf2/` is
+    the port. docs/fidelity.md has the fields row by row. Length, rates, decay and sizes are the
+    recipe's: the two have the same commands.
+
+    Args:
+      config: a recipe that says already what `bn.sync` is; changed in place.
+      flavour: "tf1" or "tf2".
+
+    Raises:
+      UserError: for another flavour.
+    """
+    choose("official", flavour, FLAVOURS)
+    tf1 = flavour == "tf1"
+    config.augment.grid = "corner" if tf1 else "half_pixel"
+    config.augment.sigma_per, config.augment.brightness_mode = "batch", "multiply"
+    config.bn.unbiased_moving = tf1 and not config.bn.sync  # its fused kernel
+    config.loss.scale = "sum"
+    config.optim.rate_in_momentum = not tf1
+    config.eval.probe = not tf1
 
 
 def arguments(text: str, **defaults):
@@ -261,6 +299,7 @@ def validate(config: ConfigDict, devices: int) -> None:
     for name in c.augment.views:
         _check_view(c, f"augment.views.{name}.")
     _check_placement(c)
+    _check_tap(c)
     if c.train.batch_size is not None:
         _check_batch(c.train.batch_size, devices)
     for name in ("log.every_steps", "checkpoint.every_steps"):
@@ -340,6 +379,17 @@ def _check_placement(c: ConfigDict) -> None:
         )
     if c.data.threads is not None:
         _require(c, "data.threads", lambda value: value >= 1, "1 or more")
+
+
+def _check_tap(c: ConfigDict) -> None:
+    layers = {"none": 0, "linear": 1, "nonlinear": c.head.layers}[c.head.kind]
+    if not -1 <= c.eval.probe_tap <= layers:
+        raise UserError(
+            f"eval.probe_tap is {c.eval.probe_tap}, but the head has {layers} layer(s): "
+            f"set 0 for h, 1 to {layers} for a layer or -1 for the last"
+            if layers
+            else f"eval.probe_tap is {c.eval.probe_tap}, but there is no head: set 0"
+        )
 
 
 def _check_batch(batch: int, devices: int) -> None:

@@ -76,7 +76,7 @@ def sgd(
     momentum: float = 0.9,
     weight_decay: float = 0.0,
     nesterov: bool = True,
-    classic_momentum: bool = False,
+    rate_in_momentum: bool = False,
     decayed: Mask = _roles(*SGD_DECAYED),
 ) -> optax.GradientTransformation:
     """Build SGD with (Nesterov) momentum and L2 decay, the official optimizer "momentum".
@@ -86,14 +86,14 @@ def sgd(
       momentum: of the heavy ball.
       weight_decay: added to the gradient of `decayed` parameters.
       nesterov: look ahead.
-      classic_momentum: keep the rate inside the momentum buffer, as Keras does (`tf2/`); False
+      rate_in_momentum: keep the rate inside the momentum buffer, as Keras does (`tf2/`); False
         applies it to the buffer, as TensorFlow 1 did. They differ while the rate changes.
       decayed: tree of booleans, or function from parameters to one.
     """
     trace = optax.trace(momentum, nesterov)
     rate = optax.scale_by_learning_rate(learning_rate)
     decay = optax.add_decayed_weights(weight_decay, decayed)
-    return optax.chain(decay, *((rate, trace) if classic_momentum else (trace, rate)))
+    return optax.chain(decay, *((rate, trace) if rate_in_momentum else (trace, rate)))
 
 
 def adamw(

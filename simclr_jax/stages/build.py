@@ -28,6 +28,8 @@ def encoder(config: ConfigDict) -> ResNet:
         depth=config.model.depth,
         width=config.model.width,
         stem=config.model.stem,
+        sk_ratio=config.model.sk_ratio,
+        se_ratio=config.model.se_ratio,
         norm=_norm(config, unbiased_moving=config.bn.unbiased_moving),
         dtype=dtype,
         param_dtype=_param_dtype(config),
@@ -47,7 +49,7 @@ def projection_head(config: ConfigDict) -> ProjectionHead:
 
 
 def classifier(config: ConfigDict, classes: int) -> Classifier:
-    """Build a linear classifier on `h`."""
+    """Build a linear classifier on `h` or on a layer of the projection head."""
     return Classifier(classes, param_dtype=_param_dtype(config))
 
 
@@ -106,7 +108,12 @@ def optimizer(
             trust_coefficient=o.trust_coefficient,
         )
     elif o.name == "sgd":
-        made = optimizers.sgd(schedule, momentum=o.momentum, weight_decay=o.weight_decay)
+        made = optimizers.sgd(
+            schedule,
+            momentum=o.momentum,
+            weight_decay=o.weight_decay,
+            rate_in_momentum=o.rate_in_momentum,
+        )
     else:
         made = optimizers.adamw(schedule, weight_decay=o.weight_decay)
     return made, schedule

@@ -50,10 +50,10 @@ class Monitor:
                 return {kind: tree.get(name, {}) for kind, tree in variables.items()}
 
             h = encoder.apply(part("encoder"), images.astype(dtype), train=False)["h"]
-            z = head.apply(part("head"), h, train=False)[-1]
-            outputs = {"h": h, "z": z.astype(h.dtype)}
+            hiddens = head.apply(part("head"), h, train=False)
+            outputs = {"h": h, "z": hiddens[-1].astype(h.dtype)}
             if probe:
-                logits = probe.apply(part("probe"), h)
+                logits = probe.apply(part("probe"), hiddens[config.eval.probe_tap])
                 outputs["guess"] = jnp.argmax(logits, axis=-1)
             return outputs
 

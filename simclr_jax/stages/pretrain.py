@@ -119,9 +119,9 @@ def make_stage(config: ConfigDict, plan: Plan, inputs: Inputs, mesh: Mesh) -> St
         images = jnp.zeros((1, side, side, channels), config.train.dtype)
         variables: dict[str, Any] = {"encoder": encoder.init(keys[0], images, train=True)}
         h: jax.Array = encoder.apply(variables["encoder"], images, train=False)["h"]  # type: ignore
-        variables["head"] = head.init(keys[1], h, train=True)
+        hiddens, variables["head"] = head.init_with_output(keys[1], h, train=True)
         if probe:
-            variables["probe"] = probe.init(keys[2], h)
+            variables["probe"] = probe.init(keys[2], hiddens[config.eval.probe_tap])
         params = {name: v["params"] for name, v in variables.items() if "params" in v}
         stats = {name: v["batch_stats"] for name, v in variables.items() if "batch_stats" in v}
         return TrainState(jnp.zeros((), jnp.int32), params, stats, optimizer.init(params))
@@ -133,8 +133,9 @@ def make_stage(config: ConfigDict, plan: Plan, inputs: Inputs, mesh: Mesh) -> St
         hiddens, head_stats = _apply(head, "head", params, batch_stats, ends["h"])
         outputs = {"z": hiddens[-1]}  # [2n, dim]
         if probe:
-            h = lax.stop_gradient(ends["h"])  # [2n, d]: the probe watches, it does not teach
-            outputs["logits"] = probe.apply({"params": params["probe"]}, h)  # [2n, classes]
+            # The probe watches, it does not teach.
+            tapped = lax.stop_gradient(hiddens[config.eval.probe_tap])  # [2n, d]
+            outputs["logits"] = probe.apply({"params": params["probe"]}, tapped)  # [2n, classes]
             outputs["label"] = jnp.concatenate([batch["label"], batch["label"]])  # [2n]
         return outputs, encoder_stats | head_stats
 

@@ -35,6 +35,9 @@ def load_parts(init: ConfigDict, state: TrainState) -> TrainState:
     for part in parts:
         choose("init.parts", part, PARTS)
     where, saved = _read(init.run)
+    if "probe" in parts and not any(name.startswith("params/probe/") for name in saved):
+        # Classifiers of fine-tuned and converted runs are linear probes of another name.
+        saved = {_renamed(name): value for name, value in saved.items()}
     wanted = manifest.named_leaves(state)
     prefixes = tuple(f"{kind}/{part}/" for kind in ("params", "batch_stats") for part in parts)
     _compare(where, prefixes, wanted, saved)
@@ -61,9 +64,20 @@ def _read(run: str) -> tuple[str, dict[str, np.ndarray]]:
     return f"checkpoint {directory}/{step}", saved
 
 
+def _renamed(name: str) -> str:
+    rest = name.removeprefix("params/classifier/")
+    return name if rest == name else f"params/probe/{rest}"
+
+
 def _compare(where: str, prefixes: tuple[str, ...], wanted: Any, saved: Any) -> None:
     here = {name for name in wanted if name.startswith(prefixes)}
     there = {name for name in saved if name.startswith(prefixes)}
+    kernel = "params/probe/dense/kernel"
+    if kernel in here & there and saved[kernel].shape[-1] != wanted[kernel].shape[-1]:
+        raise UserError(
+            f"{where} tells {saved[kernel].shape[-1]} classes apart, this data set has "
+            f"{wanted[kernel].shape[-1]}: leave probe out of init.parts"
+        )
     found = [f"{name} is missing there" for name in sorted(here - there)]
     found += [f"{name} is extra there" for name in sorted(there - here)]
     found += [

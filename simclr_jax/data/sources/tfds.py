@@ -284,17 +284,22 @@ def _check_disjoint(info: Any, train: str, test: str) -> None:
 # Finding the data set -----------------------------------------------------------------------------
 
 
-def _open(data: ConfigDict) -> Any:
-    """Return TFDS's builder of the prepared data set that a recipe names."""
+def _import_tfds() -> Any:
     try:
         import tensorflow_datasets as tfds
     except ModuleNotFoundError as error:
         if error.name != "tensorflow_datasets":
             raise
         raise UserError(
-            "data.source=tfds needs TensorFlow Datasets, which is not installed: "
+            "TensorFlow Datasets is not installed, which data of the source tfds need: "
             "pip install 'simclr-jax[tf]'"
         ) from None
+    return tfds
+
+
+def _open(data: ConfigDict) -> Any:
+    """Return TFDS's builder of the prepared data set that a recipe names."""
+    tfds = _import_tfds()
     path = epath.Path(data.path).expanduser() if data.path else None
     try:
         is_data_set = path is not None and (path / "dataset_info.json").exists()
@@ -374,3 +379,18 @@ def _prepare(name: str, path: epath.Path | None) -> str:
     )
     plain = not set(code) & set('"$`\\!')  # which a shell expands between double quotes
     return "python -c " + (f'"{code}"' if plain else shlex.quote(code))
+
+
+def declared_classes(name: str) -> int:
+    """Return how many classes a data set of TFDS has, prepared or not; 0 without labels.
+
+    Raises:
+      UserError: if TFDS is not installed or has no data set of this name.
+    """
+    tfds = _import_tfds()
+    known = tfds.list_builders(with_community_datasets=False)
+    dataset = name.partition(":")[0].partition("/")[0]
+    if dataset not in known:
+        raise UserError(f'TFDS has no data set "{name}"{nearest(dataset, known)}')
+    fields = _fields(tfds.builder(name).info, labels=True)
+    return tfds.builder(name).info.features[fields.label].num_classes if fields.label else 0

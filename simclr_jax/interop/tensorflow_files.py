@@ -1,0 +1,246 @@
+"""Variables of the official programs as they lie on disk, by their official names.
+
+Read with TensorFlow's own checkpoint reader: nothing is unpickled and no graph is run. Four kinds
+of source are known:
+
+    model.ckpt-N          TensorFlow 1, by variable names (`run.py`, and the released models)
+    hub/ or saved_model/  a SavedModel: its weights lie in `variables/`
+    ckpt-N                TensorFlow 2, by object paths (`tf2/run.py`)
+
+The last two of TensorFlow 2 hold a graph of objects, which knows the names of the variables too.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import numpy as np
+from etils import epath
+
+from simclr_jax.errors import UserError
+
+OBJECT_GRAPH = "_CHECKPOINTABLE_OBJECT_GRAPH"
+SECTIONS = {
+    "tf1": ("base_model/", "head_contrastive/", "head_supervised/"),
+    "tf2": ("resnet/", "projection_head/", "head_supervised/"),
+}
+
+# What of a checkpoint is no weight: words for it, and the names it goes by.
+LEFT_OUT = (
+    ("moving average (ema)", r"(^|[/_])ema([/_]|$)|ExponentialMovingAverage"),
+    ("memory of embeddings", r"(^|[/_])memory([/_]|$)"),
+    (
+        "state of the optimiser",
+        r"/(Momentum|Adam|Adam_1)$|\.OPTIMIZER_SLOT|^optimizer/|^beta\d_power$|^LARSOptimizer/",
+    ),
+    ("step counters", r"^(global_step|iter|save_counter)(/\.ATTRIBUTES/VARIABLE_VALUE)?$"),
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class Checkpoint:
+    """Weights of one official model.
+
+    Attributes:
+      path: what the files' names begin with.
+      flavour: "tf1" or "tf2".
+      step: updates of the run that saved it; None: it does not say.
+      shapes: of each variable of the model, by official name as a model alone in its process has.
+      left_out: names of the other variables, by what they are.
+      unknown: names that are neither.
+    """
+
+    path: str
+    flavour: str
+    step: int | None
+    shapes: dict[str, tuple[int, ...]]
+    left_out: dict[str, list[str]]
+    unknown: list[str]
+    _keys: dict[str, str]
+    _reader: Any
+
+    def read(self, name: str) -> np.ndarray:
+        """Return the values of a variable.
+
+        Raises:
+          UserError: if its bytes are missing or damaged.
+        """
+        return _guarded(self.path, lambda: self._reader.get_tensor(self._keys[name]))
+
+
+def find(source: str) -> str:
+    """Return what the names of a checkpoint's files begin with.
+
+    Args:
+      source: such a beginning (`model.ckpt-N`), or a directory: of a SavedModel, or one with the
+        file `checkpoint`, which names the newest, or with just one checkpoint.
+
+    Raises:
+      UserError: if there is no checkpoint.
+    """
+    path = epath.Path(source).expanduser()
+    if path.suffix == ".index" or ".data-" in path.name:
+        path = path.parent / re.sub(r"\.(index|data-[\d-]+of-\d+)$", "", path.name)
+    if path.with_name(path.name + ".index").exists():
+        return str(path)
+    if not path.is_dir():
+        raise UserError(
+            f"--source={source} is no TensorFlow checkpoint: give model.ckpt-N, ckpt-N, their "
+            "directory or that of a SavedModel"
+        )
+    if (path / "variables" / "variables.index").exists():
+        return str(path / "variables" / "variables")
+    found = sorted(file.name.removesuffix(".index") for file in path.glob("*.index"))
+    listed = path / "checkpoint"
+    text = listed.read_bytes().decode(errors="replace") if listed.exists() else ""
+    if match := re.search(r'^model_checkpoint_path: "(.+)"', text, re.MULTILINE):
+        newest = match[1].rpartition("/")[2]
+        if newest not in found:
+            there = ", ".join(found) or "none"
+            raise UserError(
+                f"{listed} names {newest}, which is not there (but {there}): copy its .index and "
+                ".data files, or name another"
+            )
+        return str(path / newest)
+    if len(found) == 1:
+        return str(path / found[0])
+    what = f"several ({', '.join(found)}): name one" if found else "none (no file *.index)"
+    raise UserError(f"--source={source} is to hold a TensorFlow checkpoint, but has {what}")
+
+
+def open_checkpoint(source: str) -> Checkpoint:
+    """Open an official checkpoint; values are read when asked for.
+
+    Raises:
+      UserError: if TensorFlow is missing, there is no checkpoint, or it is damaged or has no
+        variables of the official programs.
+    """
+    prefix = find(source)
+    reader = _reader(prefix)
+    shapes = reader.get_variable_to_shape_map()
+    flavour = "tf2" if OBJECT_GRAPH in shapes else "tf1"
+    keys = {key: key for key in shapes}
+    if flavour == "tf2":
+        keys = _guarded(prefix, lambda: _full_names(reader.get_tensor(OBJECT_GRAPH)))
+    weights, left_out, unknown = _sort(keys, SECTIONS[flavour])
+    if not weights:
+        shown = ", ".join(sorted(keys)[:4])
+        raise UserError(
+            f"{prefix} holds no variable of google-research/simclr (it has {shown}, ...): "
+            f"names there begin with {' or '.join(SECTIONS[flavour])}"
+        )
+    plain = _numbered_from_zero(weights) if flavour == "tf2" else {name: name for name in weights}
+    return Checkpoint(
+        path=prefix,
+        flavour=flavour,
+        step=_step(prefix, reader, shapes),
+        shapes={plain[name]: tuple(shapes[keys[name]]) for name in weights},
+        left_out=left_out,
+        unknown=unknown,
+        _keys={plain[name]: keys[name] for name in weights},
+        _reader=reader,
+    )
+
+
+def _reader(prefix: str) -> Any:
+    try:
+        import tensorflow as tf
+    except ModuleNotFoundError as error:
+        if error.name != "tensorflow":
+            raise
+        raise UserError(
+            "official checkpoints are read with TensorFlow, which is not installed: "
+            "pip install 'simclr-jax[tf]'"
+        ) from None
+    return _guarded(prefix, lambda: tf.train.load_checkpoint(prefix))
+
+
+def _guarded(prefix: str, read: Callable[[], Any]) -> Any:
+    """Call `read`; turn what TensorFlow raises about bad files into one line."""
+    import tensorflow as tf
+
+    try:
+        return read()
+    except (tf.errors.OpError, RuntimeError, ValueError) as error:
+        reason = str(getattr(error, "message", error)).splitlines()[0][:200]
+        raise UserError(
+            f"checkpoint {prefix} is damaged or incomplete ({reason}): copy it again, with "
+            "all its .index and .data files"
+        ) from error
+
+
+def _full_names(graph: bytes) -> dict[str, str]:
+    """Return the key under which each variable is stored, by the name it had in the program."""
+    from tensorflow.core.protobuf import trackable_object_graph_pb2 as objects
+
+    found = {}
+    for node in objects.TrackableObjectGraph.FromString(graph).nodes:
+        for attribute in node.attributes:
+            name = attribute.full_name.removesuffix(":0") or attribute.checkpoint_key
+            found[name] = attribute.checkpoint_key
+    return found
+
+
+def _sort(
+    keys: dict[str, str], sections: Iterable[str]
+) -> tuple[list[str], dict[str, list[str]], list[str]]:
+    """Return the names of weights, of what is left out by reason, and of what nobody knows."""
+    weights: list[str] = []
+    left_out: dict[str, list[str]] = {}
+    unknown: list[str] = []
+    for name, key in sorted(keys.items()):
+        if name == OBJECT_GRAPH:
+            continue
+        reasons = [words for words, law in LEFT_OUT if re.search(law, name) or re.search(law, key)]
+        if reasons:
+            left_out.setdefault(reasons[0], []).append(name)
+        elif name.startswith(tuple(sections)):
+            weights.append(name)
+        else:
+            unknown.append(name)
+    return weights, left_out, unknown
+
+
+def _numbered_from_zero(names: list[str]) -> dict[str, str]:
+    """Return names as Keras gives them in a fresh process.
+
+    Keras counts layers through the whole process, so the model of a program that had built another
+    before begins at `conv2d_54`.
+    """
+    seen: dict[str, set[int]] = {}
+
+    def numbers(name: str) -> list[tuple[str, int] | None]:
+        matches = (
+            None
+            if module.startswith(("nl_", "l_"))
+            else re.match(r"(.*?[a-z])(?:_(\d+))?$", module)
+            for module in name.split("/")[:-1]
+        )
+        return [(match[1], int(match[2] or 0)) if match else None for match in matches]
+
+    for name in names:
+        for counter in filter(None, numbers(name)):
+            seen.setdefault(counter[0], set()).add(counter[1])
+    ranks = {base: {n: i for i, n in enumerate(sorted(found))} for base, found in seen.items()}
+
+    def renumber(name: str) -> str:
+        *modules, leaf = name.split("/")
+        for i, counter in enumerate(numbers(name)):
+            if counter:
+                base, rank = counter[0], ranks[counter[0]][counter[1]]
+                modules[i] = f"{base}_{rank}" if rank else base
+        return "/".join((*modules, leaf))
+
+    return {name: renumber(name) for name in names}
+
+
+def _step(prefix: str, reader: Any, shapes: Any) -> int | None:
+    counters = ("global_step", "global_step/.ATTRIBUTES/VARIABLE_VALUE")
+    key = next((counter for counter in counters if counter in shapes), None)
+    if key is not None:
+        return int(_guarded(prefix, lambda: reader.get_tensor(key)))
+    match = re.search(r"ckpt-(\d+)$", prefix) or re.search(r"/(\d+)/variables/variables$", prefix)
+    return int(match[1]) if match else None

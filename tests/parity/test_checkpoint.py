@@ -1,0 +1,150 @@
+"""Converted official checkpoints hold the saved weights and give the recorded outputs."""
+
+from __future__ import annotations
+
+import json
+import re
+import tarfile
+from pathlib import Path
+
+import golden
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from simclr_jax import config as recipes
+from simclr_jax.interop import official_names as official
+from simclr_jax.stages import build
+from simclr_jax.stages import convert as convert_stage
+from simclr_jax.train.checkpoints import Checkpoints
+
+pytest.importorskip("tensorflow", reason="official checkpoints are read with TensorFlow")
+
+TOLERANCE = 1e-4  # of outputs, relative to the largest: two float32 programs
+EXACT = 1e-7  # of weights, which are copied; digests are sums in float64
+
+
+def sources() -> list:
+    """Return (recording, what to convert, under which prefix its outputs are) of all recordings."""
+    found = []
+    for parameter in golden.cases("checkpoint"):
+        recording = parameter.values[0]
+        if recording is None:
+            return [pytest.param(None, None, None, marks=parameter.marks, id="none")]
+        found += [
+            pytest.param(recording, source, prefix, id=f"{recording.path.stem}-{source.name}")
+            for source, prefix in _sources(recording)
+        ]
+    return found
+
+
+def _sources(recording: golden.Recording):
+    folder = recording.path.parent / recording.settings["folder"]
+    yield folder, "eval"
+    if recording.settings.get("saved_model"):
+        yield folder / "saved_model.tar.gz", "eval"
+    if recording.settings.get("hub"):
+        yield recording.path.parent / folder.name.replace("checkpoint", "hub", 1), "hub"
+
+
+def convert(recording: golden.Recording, source: Path, tmp_path: Path) -> Path:
+    """Convert; return the workdir of the run."""
+    if source.suffix == ".gz":
+        with tarfile.open(source) as packed:
+            packed.extractall(tmp_path, filter="data")
+        (source,) = (path.parent for path in tmp_path.rglob("saved_model.pb"))
+    # A hub module applies its classifier to h, whatever it was trained on, and has no head.
+    tap = 0 if source.name.startswith("hub") else recording.flags.get("ft_proj_selector", 0)
+    convert_stage.run(str(source), str(tmp_path / "run"), convert_stage.Options("none", tap=tap))
+    return tmp_path / "run"
+
+
+def load(run: Path):
+    """Return the recipe of a run, and its variables."""
+    config = recipes.base()
+    record = json.loads((run / "config.json").read_text())
+    config.update({name: value for name, value in record.items() if name in config})
+    checkpoints = Checkpoints(run / "checkpoints", read_only=True)
+    step, leaves = checkpoints.leaves()
+    checkpoints.close()
+    tree: dict = {"params": {}, "batch_stats": {}}
+    for name, value in leaves.items():
+        kind, *path = name.split("/")
+        if kind in tree:
+            node = tree[kind]
+            for part in path[:-1]:
+                node = node.setdefault(part, {})
+            node[path[-1]] = value
+    return config, record["converted"], step, tree
+
+
+def images(recording: golden.Recording) -> np.ndarray:
+    how = recording.settings.get("images")
+    if how:
+        return recording.fill(how["name"], how["shape"], how["law"])
+    rule = recording.settings["eval_images"]  # a formula, of coarse pixels to be repeated
+    name, shape, law = re.search(r"fill\('(\w+)', \(([\d, ]+)\), .*'(\w+)'\)", rule).groups()
+    x = recording.fill(name, [int(n) for n in shape.split(",")], law)
+    times = recording.flags["image_size"] // x.shape[1]
+    return np.repeat(np.repeat(x, times, 1), times, 2)
+
+
+def outputs(config, converted, tree, x) -> dict[str, np.ndarray]:
+    """Return everything a model computes in inference mode, by the names of both recordings."""
+
+    def part(name):
+        return {kind: sections.get(name, {}) for kind, sections in tree.items()}
+
+    ends = build.encoder(config).apply(part("encoder"), jnp.asarray(x), train=False)
+    hiddens = build.projection_head(config).apply(part("head"), ends["h"], train=False)
+    found = {**ends, "final_avg_pool": ends["h"], "default": ends["h"]}
+    found |= {f"projection_{i}": hidden for i, hidden in enumerate(hiddens)}
+    found |= {"proj_head_input": ends["h"], "proj_head_output": hiddens[-1]}
+    if converted["classes"]:
+        classifier = build.classifier(config, converted["classes"])
+        tapped = hiddens[converted["classifier_tap"]]
+        logits = classifier.apply(part("classifier"), tapped)
+        found |= {"logits": logits, "logits_sup": logits}
+    return jax.device_get(found)
+
+
+@pytest.mark.parametrize("recording, source, prefix", sources())
+def test_converted_model_is_the_recorded_one(recording, source, prefix, tmp_path, record_parity):
+    config, converted, step, tree = load(convert(recording, source, tmp_path))
+    settings, flags = recording.settings, recording.flags
+    if prefix != "hub":  # which does not say
+        assert step == settings.get("steps", settings.get("train_steps"))
+    assert config.model.depth == flags["resnet_depth"]
+    assert config.model.width == flags["width_multiplier"]
+    assert config.model.sk_ratio == flags.get("sk_ratio", 0.0) and config.model.se_ratio == 0
+    assert config.model.stem == "cifar" and config.data.image_size == flags["image_size"]
+    assert config.augment.grid == ("corner" if recording.tf1 else "half_pixel")
+
+    found = outputs(config, converted, tree, images(recording))
+    compared = 0
+    for key, wanted in recording.arrays.items():
+        name = key.removeprefix(f"{prefix}_")
+        if key.startswith(f"{prefix}_") and name in found:
+            error = golden.error(found[name], wanted)
+            record_parity("checkpoint", recording.name, error, TOLERANCE)
+            compared += 1
+    assert compared >= 2, f"only {compared} outputs of {source} were recorded"
+    if prefix == "eval":
+        record_parity("checkpoint", recording.name, weights_error(recording, config, tree), EXACT)
+
+
+def weights_error(recording: golden.Recording, config, tree) -> float:
+    """Compare all weights with the digests of what was saved."""
+    namer = official.namer(recording.tf1)
+    names = namer.encoder(official.Architecture(**config.model.to_dict()))
+    names |= namer.head(config.head.kind, config.head.layers)
+    if "classifier" in tree["params"]:
+        names |= namer.classifier()
+    values = official.from_tree(tree, names)
+    assert set(values) == set(recording.variables)
+    rows = recording.settings.get("ckpt_digest_rows", list(recording.variables))
+    stored = golden.Digests.stored(recording, "ckpt" if recording.tf1 else "var")
+    kept = [rows.index(name) for name in values]
+    (digest,) = golden.digest(recording, values, values)
+    return digest.error(golden.Digests(stored.norm[kept], stored.dots[kept]))
