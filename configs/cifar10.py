@@ -3,9 +3,10 @@
     python -m simclr_jax.main --config=configs/cifar10.py
 
 Published: about 91 % by linear evaluation (official README; ResNet-18, batch 512, 1000 epochs, one
-GPU). Data: TFDS `cifar10`, prepared as ArrayRecord (the run says by which command), or a
-directory train/CLASS/*.png, test/CLASS/*.png: `--config.data.source=folder --config.data.name=
---config.data.path=DIRECTORY`. All 50 000 images are kept in the memory of the device (150 MB).
+GPU); the figure is older than the command (docs/fidelity.md). Data: TFDS `cifar10`, prepared as
+ArrayRecord (the run says by which command), or a directory train/CLASS/*.png, test/CLASS/*.png:
+`--config.data.source=folder --config.data.name= --config.data.path=DIRECTORY`. All 50 000 images
+are kept in the memory of the device (150 MB).
 
 `--config=configs/cifar10.py:strong` is the strongest public ResNet-18 recipe we know of with a
 code: W-MSE's SimCLR baseline (github.com/htdt/self-supervised), 91.80 % linear, 88.42 % 5-NN. Ours

@@ -3,17 +3,19 @@
     python -m simclr_jax.main --config=configs/imagenet.py
 
 Published: ResNet-50, batch 4096, 100 epochs: 64.5 % by linear evaluation (official README; 32 TPU
-v3 cores, about 6 hours; SimCLR, table B.1: 64.5). Data: docs/imagenet.md. Arguments, with commas,
-as in `--config=configs/imagenet.py:paper,width=2`:
+v3 cores, about 6 hours). That figure is older than the command beside it, and was reached with
+`paper,epochs=100` (SimCLR, table B.1; docs/fidelity.md); what the command itself reaches is not
+published. Data: docs/imagenet.md. Arguments, with commas, as in
+`--config=configs/imagenet.py:paper,width=2`:
 
 | argument | what | published linear top-1 |
 |---|---|---|
 | `paper` | 1000 epochs, decay 1e-6, 2-layer head, additive brightness | 69.3 (table 6) |
 | `width=2`, `width=4` | a wider encoder | with `paper`: 74.2, 76.5 |
-| `epochs=200` | another length | 66.8 (400: 68.0, 800: 69.1; table B.1) |
-| `small_batch=512` | rate 0.075 * sqrt(batch) | 63.8 (256: 62.8, 1024: 64.3) |
-| `official=tf1`, `=tf2` | what that program does otherwise (docs/fidelity.md) | 64.5 (tf1) |
-| `one_gpu` | batch 512, OpenCV crops on the host | 63.8 (table B.1) |
+| `epochs=200` | another length | with `paper`: 66.8 (100: 64.5, 400: 68.0, 800: 69.1) |
+| `small_batch=512` | rate 0.075 * sqrt(batch) | with `paper,epochs=100`: 63.8 (256: 62.8) |
+| `one_gpu` | batch 512, OpenCV crops on the host | none: its resize is OpenCV's |
+| `official=tf1`, `=tf2` | what that program does otherwise | docs/fidelity.md |
 
 We have run none of these: no ImageNet was at hand. `one_gpu` asks for a card of 80 GB: its 1024
 views should save about 70 GiB of activations for the backward pass (derived from their shapes, not

@@ -124,6 +124,7 @@ REFUSED_BY = {
     "1 or more": (0, -5),
     "0 or more": (-0.5, float("nan")),
     "in [0, 1)": (-0.1, 1.0),
+    "in [0, 1]": (-0.1, 1.1),
     "in [0, 2^63)": (-1,),
     "between 0 and 1": (0.0, 1.0, 1.5),
 }
@@ -152,6 +153,9 @@ def test_every_rule_refuses(name, words):
         ({"augment.views.first.area_min": 0.0}, "views.first.area_min is 0"),
         ({"augment.views.first.area_max": 0.01}, "area_min is 0.08.*area_max=0.01"),
         ({"augment.views.first.hue": -0.1}, "views.first.hue is -0.1"),
+        ({"eval.probe_tap": 4}, r"probe_tap is 4, but the head has 3 layer.* 1 to 3 for a layer"),
+        ({"eval.probe_tap": -2}, r"probe_tap is -2, but the head has 3 layer"),
+        ({"eval.probe_tap": 1, "head.kind": "none"}, "probe_tap is 1, but there is no head: set 0"),
     ],
 )
 def test_what_does_not_fit_together_is_refused(fields, words):
@@ -203,7 +207,7 @@ PUBLISHED = [
     ("imagenet", "paper,width=4", 1281167, {"steps": 312785, "decay": 1e-6, "peak": 4.8}),
     ("imagenet", "small_batch=1024", 1281167, {"peak": 2.4, "steps": 125114}),
     ("imagenet", "one_gpu", 1281167, {"peak": 0.075 * 512**0.5, "steps": 250228}),
-    ("imagenet_v2", "depth=152,width=3", 1281167, {"peak": 6.4, "steps": 250228, "decay": 1e-4}),
+    ("imagenet_v2", "depth=152,width=3,sk", 1281167, {"peak": 6.4, "steps": 250228, "decay": 1e-4}),
 ]
 
 
@@ -223,6 +227,36 @@ def test_recipes_come_to_the_published_numbers(name, argument, images, expected)
         field, _, value = part.partition("=")
         if field in ("width", "depth"):
             assert c.model[field] == int(value)
+
+
+# What the two official programs do, point by point (docs/fidelity.md).
+FLAVOURS = {
+    "tf1": {"augment.grid": "corner", "eval.probe": False, "optim.rate_in_momentum": False},
+    "tf2": {"augment.grid": "half_pixel", "eval.probe": True, "optim.rate_in_momentum": True},
+}
+
+
+@pytest.mark.parametrize("sync", [True, False])
+@pytest.mark.parametrize("flavour", FLAVOURS)
+def test_an_official_flavour_sets_what_differs_and_nothing_else(flavour, sync):
+    c = change(recipes.base(), bn__sync=sync, augment__brightness_mode="add", loss__scale="mean")
+    recipes.official(c, flavour)
+    wanted = FLAVOURS[flavour] | {
+        "bn.sync": sync,
+        "bn.unbiased_moving": flavour == "tf1" and not sync,  # the fused kernel's variance
+        "augment.sigma_per": "batch",
+        "augment.brightness_mode": "multiply",
+        "loss.scale": "sum",
+    }
+    for name, value in wanted.items():
+        group, field = name.split(".")
+        assert c[group][field] == value, name
+    changed = recipes.differences(recipes.base().to_dict(), c.to_dict())
+    assert {line.partition(":")[0] for line in changed} <= wanted.keys()
+    recipes.validate(c, devices=8)
+    assert shipped("cifar10", f"official={flavour}").augment.grid == wanted["augment.grid"]
+    with pytest.raises(UserError, match='official is "tf3"'):
+        recipes.official(c, "tf3")
 
 
 @pytest.mark.parametrize(

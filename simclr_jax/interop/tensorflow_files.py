@@ -68,7 +68,8 @@ class Checkpoint:
         Raises:
           UserError: if its bytes are missing or damaged.
         """
-        return _guarded(self.path, lambda: self._reader.get_tensor(self._keys[name]))
+        key = self._keys[name]
+        return _guarded(self.path, lambda: self._reader.get_tensor(key))
 
 
 def find(source: str) -> str:
@@ -164,7 +165,8 @@ def _guarded(prefix: str, read: Callable[[], Any]) -> Any:
 
     try:
         return read()
-    except (tf.errors.OpError, RuntimeError, ValueError) as error:
+    # Its errors in C++ become whichever of these their codes stand for.
+    except (tf.errors.OpError, RuntimeError, ValueError, LookupError) as error:
         reason = str(getattr(error, "message", error)).splitlines()[0][:200]
         raise UserError(
             f"checkpoint {prefix} is damaged or incomplete ({reason}): copy it again, with "

@@ -120,9 +120,18 @@ def _resolve(options: Options, checkpoint: Checkpoint, model: Model) -> Attached
     """Fill in what is None, and check it against the variables."""
     said = _flags_beside(checkpoint)
     small = model.architecture.stem == "cifar"
-    dataset = options.dataset or said.get("dataset") or ("cifar10" if small else "imagenet2012")
-    size = options.image_size or said.get("image_size") or (32 if small else 224)
-    tap = options.tap if options.tap is not None else said.get("ft_proj_selector", 0)
+    usual = {
+        "dataset": "cifar10" if small else "imagenet2012",
+        "image_size": 32 if small else 224,
+        "ft_proj_selector": 0,
+    }
+
+    def choose(given: Any, flag: str) -> Any:
+        return given if given is not None else said.get(flag, usual[flag])
+
+    dataset = choose(options.dataset, "dataset")
+    size = choose(options.image_size, "image_size")
+    tap = choose(options.tap, "ft_proj_selector")
     if tap < 0:
         tap += model.head_layers + 1
     if size < 1:
@@ -206,7 +215,7 @@ def _say(
     c = config
     say(
         f"images     {c.data.image_size} pixels in [0, 1], no mean and deviation, grid "
-        f"{c.augment.grid}, of {attached.dataset}"
+        f"{c.augment.grid}, of {c.data.name or 'a data set of your own'}"
     )
     norms = ", ".join(f"{part} {_norm(params[part]):.6g}" for part in params)
     say(f"norms      of all parameters: {norms}")

@@ -80,7 +80,9 @@ def run(config: ConfigDict, workdir: str, resume: str = "auto", profile_steps: s
             sources.remember(train, kept)
         inputs = Inputs(config, train, test, opened)
         stage = make_stage(config, plan, inputs, mesh)
-        summary.announce(opened, config, plan, stage, mesh, [*_about(train, test), *chosen])
+        start = [f"start     from {config.init.parts} of {config.init.run}"] * opened.fresh
+        about = [*_about(train, test), *chosen, *(start if config.init.run else [])]
+        summary.announce(opened, config, plan, stage, mesh, about)
         views.draw(config, inputs, opened)
         result = loop.train(stage, plan, mesh, opened, profiler)
         if result.stopped_by:

@@ -11,8 +11,9 @@ import numpy as np
 import pytest
 from flax.traverse_util import flatten_dict
 
+from simclr_jax.models.channel_attention import SelectiveKernel
 from simclr_jax.models.normalization import BatchNorm
-from simclr_jax.models.resnet import ResNet
+from simclr_jax.models.resnet import Conv, ResNet
 
 # Trainable parameters, and with moving statistics, of the encoders built by the official code.
 COUNTS = {
@@ -63,6 +64,27 @@ def test_end_points(depth, width, stem, size, sides, dim):
     assert tuple(ends[name].shape[1] for name in names) == sides
     assert {end.dtype for end in ends.values()} == {jnp.dtype(jnp.bfloat16)}
     assert {leaf.dtype for leaf in jax.tree.leaves(variables)} == {jnp.dtype(jnp.float32)}
+
+
+def test_selective_kernels_mix_two_streams_with_weights_that_sum_to_one():
+    """Spelt out in NumPy for one pixel, where a 3x3 convolution is a matrix."""
+    features, random = 2, np.random.default_rng(0)
+    module = SelectiveKernel(features, 1, 0.0, Conv, BatchNorm)
+    x = random.normal(size=(1, 1, 1, 3)).astype(np.float32)
+    variables = module.init(jax.random.key(0), x, False)
+    p = jax.tree.map(np.asarray, variables["params"])
+    assert p["squeeze"]["conv"]["kernel"].shape == (1, 1, 2, 32)  # at least 32 channels
+
+    def relu(v):
+        return np.maximum(v, 0)
+
+    norm = 1 / np.sqrt(1 + 1e-5)  # in inference mode, of mean 0 and variance 1
+    streams = relu(norm * x[0, 0, 0] @ p["conv"]["conv"]["kernel"][1, 1]).reshape(2, features)
+    squeezed = relu(norm * streams.sum(0) @ p["squeeze"]["conv"]["kernel"][0, 0])
+    logits = (squeezed @ p["excite"]["conv"]["kernel"][0, 0]).reshape(2, features)
+    weights = np.exp(logits) / np.exp(logits).sum(0)
+    found = module.apply(variables, x, False)
+    np.testing.assert_allclose(found[0, 0, 0], (weights * streams).sum(0), rtol=1e-5)
 
 
 MODEL = ResNet(depth=10, width=0.25, stem="cifar", norm=BatchNorm)

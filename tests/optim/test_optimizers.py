@@ -103,6 +103,17 @@ def test_sgd_is_nesterov_with_decay_of_all_but_normalisation():
     jax.tree_util.tree_map_with_path(follow, params, PARAMS, GRADIENT)
 
 
+def test_the_rate_may_stand_inside_or_outside_the_momentum_of_sgd():
+    rates = jnp.asarray([1.0, 0.5], jnp.float32)
+    for inside, second in ((False, 0.5 * (1 + 0.9 * 1.9)), (True, 0.5 + 0.9 * (0.5 + 0.9))):
+        optimizer = optimizers.sgd(lambda k: rates[k], momentum=0.9, rate_in_momentum=inside)
+        params = {"encoder": {"conv": {"kernel": jnp.zeros(1)}}}
+        gradient, state = jax.tree.map(jnp.ones_like, params), optimizer.init(params)
+        for step in (1.9, second):
+            updates, state = optimizer.update(gradient, state, params)
+            np.testing.assert_allclose(updates["encoder"]["conv"]["kernel"], -step, rtol=1e-6)
+
+
 def test_adamw_decays_kernels_only():
     def rule(path, w, g):
         return -RATE * (jnp.sign(g) + (DECAY * w if path[-1] == "kernel" else 0))

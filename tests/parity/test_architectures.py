@@ -1,0 +1,23 @@
+"""The architecture of every recorded model is inferred from its variables alone."""
+
+from __future__ import annotations
+
+import golden
+import pytest
+import sections
+
+from simclr_jax.interop.infer import infer
+from simclr_jax.interop.tensorflow_files import Checkpoint
+
+
+@pytest.mark.parametrize("recording", golden.cases("model") + golden.cases("init"))
+def test_architecture_is_inferred(recording):
+    shapes = {name: shape for name, (shape, _) in recording.variables.items()}
+    flavour = recording.spec["flavour"]
+    found = infer(Checkpoint(recording.name, flavour, None, shapes, {}, [], {}, None)).architecture
+    wanted = sections.architecture(recording)
+    assert (found.depth, found.width, found.stem) == (wanted.depth, wanted.width, wanted.stem)
+    assert found.se_ratio == pytest.approx(wanted.se_ratio)
+    # Without bottlenecks and with the CIFAR stem, selective kernels leave no variables behind.
+    if wanted.depth >= 50 or wanted.stem == "imagenet":
+        assert found.sk_ratio == pytest.approx(wanted.sk_ratio)
