@@ -20,7 +20,7 @@ from simclr_jax.interop.infer import Model
 from simclr_jax.interop.tensorflow_files import Checkpoint, open_checkpoint
 from simclr_jax.stages import build
 from simclr_jax.train.stage import TrainState
-from simclr_jax.train.workdir import Workdir, open_workdir
+from simclr_jax.train.workdir import CONVERTED, Workdir, open_workdir
 
 FLAVOURS = {"tf1": "TensorFlow 1", "tf2": "TensorFlow 2"}
 SHOWN = 3  # names of each kind of variable that is left out
@@ -94,7 +94,7 @@ def run(source: str, workdir: str, options: Options) -> None:
 def recipe(flavour: str, model: Model, attached: Attached) -> ConfigDict:
     """Return the recipe that describes a converted model; it is of the stage "convert"."""
     c = recipes.base()
-    c.stage = "convert"
+    c.stage = CONVERTED
     c.data.source, c.data.name, c.data.eval_split = "tfds", attached.dataset, "validation"
     if attached.dataset == NO_DATASET:
         c.data.source, c.data.name = "folder", ""

@@ -18,6 +18,7 @@ from simclr_jax.train.progress import Console
 
 RESUME = ("auto", "never", "must")
 MOST_SHOWN = 8  # differing fields in an error
+CONVERTED = "convert"  # the stage of runs that were not trained here
 
 
 @dataclasses.dataclass(frozen=True)
@@ -105,7 +106,13 @@ def _check_recipe(workdir: epath.Path, recipe: dict[str, Any], resume: str, fres
         raise UserError(f"{workdir} holds a run already: give another --workdir, or --resume=auto")
     if fresh:
         return
-    differing = recipes.differences(files.read_json(path), recipe)
+    before = files.read_json(path)
+    if before.get("stage") == CONVERTED and recipe.get("stage") != CONVERTED:
+        raise UserError(
+            f"{workdir} holds a converted checkpoint, which cannot be continued: start from it "
+            f"by --config.init.run={workdir} in another --workdir"
+        )
+    differing = recipes.differences(before, recipe)
     if differing:
         shown = "; ".join(differing[:MOST_SHOWN])
         more = f"; and {len(differing) - MOST_SHOWN} more" if len(differing) > MOST_SHOWN else ""

@@ -53,7 +53,7 @@ def test_a_checkpoint_becomes_a_run_that_training_starts_from(tmp_path):
     assert started.code == 0, started
     assert f"start     from encoder,head of {run}" in started.out.splitlines(), started.out
     resumed = doors.run(tmp_path, *doors.TINY, f"--workdir={run}", *arguments)
-    assert resumed.code == 1 and "stage: convert -> pretrain" in resumed.err, resumed
+    assert resumed.code == 1 and "holds a converted checkpoint" in resumed.err, resumed
 
 
 def test_mistakes_end_in_one_line(tmp_path):
