@@ -392,5 +392,6 @@ def declared_classes(name: str) -> int:
     dataset = name.partition(":")[0].partition("/")[0]
     if dataset not in known:
         raise UserError(f'TFDS has no data set "{name}"{nearest(dataset, known)}')
-    fields = _fields(tfds.builder(name).info, labels=True)
-    return tfds.builder(name).info.features[fields.label].num_classes if fields.label else 0
+    info = tfds.builder(name).info
+    label = _fields(info, labels=True).label
+    return info.features[label].num_classes if label else 0
