@@ -40,7 +40,7 @@ def get_config(arg=""):
     c.optim.base_lr, c.optim.lr_scaling = 0.075, "sqrt"  # 4.8 at batch 4096, as 0.3 linear
     c.optim.weight_decay, c.optim.warmup_epochs = 1e-4, 10.0
     c.train.batch_size, c.train.epochs = 4096, 100.0
-    c.train.dtype = "bfloat16"  # convolutions only; losses, statistics, parameters are float32
+    c.train.dtype = "bfloat16"  # of convolutions and hidden layers; loss, statistics: float32
 
     # The probe watches on the side. Features of 1.3 million images do not fit a host's memory.
     c.eval.knn, c.eval.compare, c.eval.every_epochs = False, False, 10.0

@@ -13,7 +13,7 @@ from simclr_jax import config
 
 
 def get_config(arg=""):
-    a = config.arguments(arg, depth=50, width=1, sk=False, epochs=800)
+    a = config.arguments(arg, depth=50, width=1, sk=False, epochs=800, official="")
     c = config.base()
     c.data.source, c.data.name, c.data.eval_split = "tfds", "imagenet2012", "validation"
     c.data.image_size = 224
@@ -28,8 +28,10 @@ def get_config(arg=""):
     c.optim.weight_decay = 1e-4
     c.optim.warmup_epochs = 0.05 * a.epochs  # 5 % of the run
     c.train.batch_size, c.train.epochs = 4096, float(a.epochs)
-    c.train.dtype = "bfloat16"  # convolutions only; losses, statistics, parameters are float32
+    c.train.dtype = "bfloat16"  # of convolutions and hidden layers; loss, statistics: float32
 
     c.eval.knn, c.eval.compare, c.eval.every_epochs = False, False, 20.0  # see imagenet.py
     c.log.every_steps, c.checkpoint.every_steps = 100, 625
+    if a.official:
+        config.official(c, a.official)
     return c.lock()

@@ -136,7 +136,12 @@ def base() -> ConfigDict:
         }
     )
     config.bn = ConfigDict(
-        {"momentum": 0.9, "epsilon": 1e-5, "sync": True, "unbiased_moving": False}
+        {
+            "momentum": 0.9,
+            "epsilon": 1e-5,
+            "sync": True,  # statistics of all devices
+            "unbiased_moving": False,  # without sync: n/(n-1) times the variance, as TF1
+        }
     )
     config.head = ConfigDict({"kind": "nonlinear", "layers": 3, "dim": 128})
     config.loss = ConfigDict({"temperature": 0.1, "scale": "sum", "normalize": True})
@@ -198,7 +203,7 @@ def official(config: ConfigDict, flavour: str) -> None:
     recipe's: the two have the same commands.
 
     Args:
-      config: a recipe that says already what `bn.sync` is; changed in place.
+      config: a recipe; changed in place.
       flavour: "tf1" or "tf2".
 
     Raises:
@@ -208,7 +213,7 @@ def official(config: ConfigDict, flavour: str) -> None:
     tf1 = flavour == "tf1"
     config.augment.grid = "corner" if tf1 else "half_pixel"
     config.augment.sigma_per, config.augment.brightness_mode = "batch", "multiply"
-    config.bn.unbiased_moving = tf1 and not config.bn.sync  # its fused kernel
+    config.bn.unbiased_moving = tf1
     config.loss.scale = "sum"
     config.optim.rate_in_momentum = not tf1
     config.eval.probe = not tf1
@@ -233,6 +238,8 @@ def arguments(text: str, **defaults):
         name, given, value = item.partition("=")
         choose("argument of the recipe", name, defaults)
         kind = type(defaults[name])
+        if kind is str and not value:
+            raise UserError(f'argument "{item}" of the recipe: write {name}=NAME')
         if kind is bool and not given:
             found[name] = True
             continue
@@ -292,6 +299,11 @@ def validate(config: ConfigDict, devices: int) -> None:
         )
     if int(64 * c.model.width) < 1:
         raise UserError(f"model.width is {c.model.width}: 64 * width must be 1 channel or more")
+    if c.model.sk_ratio > 0 and c.model.stem == "imagenet" and int(64 * c.model.width) < 2:
+        raise UserError(
+            f"model.width is {c.model.width}: the stem of selective kernels halves 64 * width, "
+            "which must be 2 channels or more"
+        )
     if c.train.steps is None:
         _require(c, "train.epochs", lambda value: value > 0, "greater than 0")
     else:

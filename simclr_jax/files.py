@@ -19,6 +19,11 @@ def is_local(path: epath.PathLike) -> bool:
     return "://" not in os.fspath(path)
 
 
+def expand_home(path: str) -> str:
+    """Return `path` with its `~` replaced, which no shell does behind `--workdir=`."""
+    return os.fspath(Path(path).expanduser()) if is_local(path) else path
+
+
 def write_atomically(path: epath.PathLike, content: str | bytes) -> None:
     """Write `content` to `path` so that a reader, or a crash, meets the old file or the new one.
 

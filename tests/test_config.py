@@ -148,6 +148,7 @@ def test_every_rule_refuses(name, words):
         ({"train.epochs": 0.0}, "train.epochs is 0"),
         ({"train.epochs": float("inf")}, "train.epochs is inf"),
         ({"model.width": 0.01}, "model.width is 0.01"),
+        ({"model.width": 1 / 64, "model.sk_ratio": 0.1}, "halves 64 . width.* 2 channels or more"),
         ({"train.steps_per_call": 30, "log.every_steps": 100}, "--config.log.every_steps=90"),
         ({"augment.views.second.flip": 1.5}, "views.second.flip is 1.5"),
         ({"augment.views.first.area_min": 0.0}, "views.first.area_min is 0"),
@@ -243,7 +244,7 @@ def test_an_official_flavour_sets_what_differs_and_nothing_else(flavour, sync):
     recipes.official(c, flavour)
     wanted = FLAVOURS[flavour] | {
         "bn.sync": sync,
-        "bn.unbiased_moving": flavour == "tf1" and not sync,  # the fused kernel's variance
+        "bn.unbiased_moving": flavour == "tf1",
         "augment.sigma_per": "batch",
         "augment.brightness_mode": "multiply",
         "loss.scale": "sum",
@@ -254,6 +255,8 @@ def test_an_official_flavour_sets_what_differs_and_nothing_else(flavour, sync):
     changed = recipes.differences(recipes.base().to_dict(), c.to_dict())
     assert {line.partition(":")[0] for line in changed} <= wanted.keys()
     recipes.validate(c, devices=8)
+    norm = build.encoder(c).norm.keywords  # the fused kernel's variance only where it was fused
+    assert norm["unbiased_moving"] == (flavour == "tf1" and not sync)
     assert shipped("cifar10", f"official={flavour}").augment.grid == wanted["augment.grid"]
     with pytest.raises(UserError, match='official is "tf3"'):
         recipes.official(c, "tf3")
@@ -265,6 +268,9 @@ def test_an_official_flavour_sets_what_differs_and_nothing_else(flavour, sync):
         ("widht=2", 'is "widht" .did you mean "width"'),
         ("width=two", "write width=NUMBER"),
         ("paper=1", "write paper, alone"),
+        ("official", "write official=NAME"),
+        ("official=", "write official=NAME"),
+        ("official=tf3", 'official is "tf3".*tf1, tf2'),
     ],
 )
 def test_wrong_arguments_of_a_recipe_are_named(text, message):

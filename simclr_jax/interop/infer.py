@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
+import re
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -69,8 +70,8 @@ def infer(checkpoint: Checkpoint) -> Model:
     """
     shapes = checkpoint.shapes
     kind, layers, dim = _head(shapes)
-    kernel = next((n for n in shapes if n.startswith("head_supervised/") and "kernel" in n), None)
-    inputs, classes = shapes[kernel] if kernel else (0, 0)
+    kernels = [s for n, s in shapes.items() if n.startswith("head_supervised/") and len(s) == 2]
+    inputs, classes = kernels[0] if kernels else (0, 0)
 
     def model(architecture: Architecture) -> Model:
         named = official_names.namer(checkpoint.flavour == "tf1", _synchronized(shapes))
@@ -119,8 +120,11 @@ def _candidates() -> Iterable[Architecture]:
 def _sized(model: Model, shapes: Shapes) -> Architecture:
     """Return the architecture of a model with the stem and the sizes that its variables have."""
     by_path = {path: shapes[name] for name, path in model.names.items() if name in shapes}
-    stem = by_path.get(("params", "encoder", "stem_conv", "conv", "kernel"), (7, 7, 3, 64))
+    usual = (7, 7, 3, 64)
+    stem = by_path.get(("params", "encoder", "stem_conv", "conv", "kernel"), usual)
     three = model.architecture.stem == "imagenet" and model.architecture.sk_ratio > 0
+    if len(stem) != 4 or stem[-1] < (2 if three else 1):  # nonsense, to be named by who compares
+        stem = usual
     sized: dict[str, Any] = {
         "width": stem[-1] / 64,
         "stem": "imagenet" if stem[0] == 7 or three else "cifar",
@@ -130,6 +134,7 @@ def _sized(model: Model, shapes: Shapes) -> Architecture:
         sizes = [
             (stem[-1] * 2 ** (int(block[len("group")]) - 1), shape[-1])
             for block, shape in kernels.items()
+            if shape
         ]
         if sizes:
             sized[field] = _ratio(sizes, least, usual=getattr(model.architecture, field))
@@ -149,11 +154,9 @@ def _ratio(sizes: list[tuple[int, int]], least: int, usual: float) -> float:
 
 def _head(shapes: Shapes) -> tuple[str, int, int]:
     """Return kind, layers and outputs of the projection head."""
-    kernels = {
-        name.split("/")[1]: shape
-        for name, shape in shapes.items()
-        if name.startswith(("head_contrastive/", "projection_head/")) and name.endswith("kernel")
-    }
+    scope = re.compile(r"(?:head_contrastive|projection_head)/(n?l_\d+)/dense(?:_\d+)?/kernel")
+    found = ((scope.fullmatch(name), shape) for name, shape in shapes.items())
+    kernels = {match[1]: shape for match, shape in found if match and len(shape) == 2}
     if not kernels:
         return "none", 0, 0
     kind = "linear" if "l_0" in kernels else "nonlinear"

@@ -63,40 +63,51 @@ class Checkpoint:
     _reader: Any
 
     def read(self, name: str) -> np.ndarray:
-        """Return the values of a variable.
+        """Return the values of a variable, in float32.
 
         Raises:
-          UserError: if its bytes are missing or damaged.
+            UserError: if its bytes are missing or damaged, or it holds no floats.
         """
         key = self._keys[name]
-        return _guarded(self.path, lambda: self._reader.get_tensor(key))
+        value = np.asarray(_guarded(self.path, lambda: self._reader.get_tensor(key)))
+        if not np.issubdtype(value.dtype, np.floating):
+            raise UserError(f"{name} of {self.path} is {value.dtype}, but weights are floats")
+        return value.astype(np.float32)
 
 
 def find(source: str) -> str:
     """Return what the names of a checkpoint's files begin with.
 
     Args:
-      source: such a beginning (`model.ckpt-N`), or a directory: of a SavedModel, or one with the
-        file `checkpoint`, which names the newest, or with just one checkpoint.
+      source: such a beginning (`model.ckpt-N`), or one of its files; or a directory: of a
+        SavedModel, of one numbered SavedModel, with the file `checkpoint`, which names the newest,
+        or with just one checkpoint.
 
     Raises:
       UserError: if there is no checkpoint.
     """
-    path = epath.Path(source).expanduser()
-    if path.suffix == ".index" or ".data-" in path.name:
-        path = path.parent / re.sub(r"\.(index|data-[\d-]+of-\d+)$", "", path.name)
+    if "://" in source:
+        raise UserError(
+            f"--source={source} is not on this machine: copy it first, with "
+            "gcloud storage cp --recursive (docs/checkpoints.md)"
+        )
+    path = epath.Path(re.sub(r"\.(index|meta|data-\d+-of-\d+)$", "", source)).expanduser()
     if path.with_name(path.name + ".index").exists():
         return str(path)
+    if path.name in ("checkpoint", "saved_model.pb") and not path.is_dir():
+        path = path.parent
     if not path.is_dir():
         raise UserError(
             f"--source={source} is no TensorFlow checkpoint: give model.ckpt-N, ckpt-N, their "
             "directory or that of a SavedModel"
         )
-    if (path / "variables" / "variables.index").exists():
-        return str(path / "variables" / "variables")
-    found = sorted(file.name.removesuffix(".index") for file in path.glob("*.index"))
+    numbered = [inner for inner in path.iterdir() if inner.name.isdigit()]
+    for model in (path, *(numbered if len(numbered) == 1 else [])):
+        if (model / "variables" / "variables.index").exists():
+            return str(model / "variables" / "variables")
+    found = beside(str(path / "any"))
     listed = path / "checkpoint"
-    text = listed.read_bytes().decode(errors="replace") if listed.exists() else ""
+    text = listed.read_bytes().decode(errors="replace") if listed.is_file() else ""
     if match := re.search(r'^model_checkpoint_path: "(.+)"', text, re.MULTILINE):
         newest = match[1].rpartition("/")[2]
         if newest not in found:
@@ -110,6 +121,12 @@ def find(source: str) -> str:
         return str(path / found[0])
     what = f"several ({', '.join(found)}): name one" if found else "none (no file *.index)"
     raise UserError(f"--source={source} is to hold a TensorFlow checkpoint, but has {what}")
+
+
+def beside(prefix: str) -> list[str]:
+    """Return the names of all checkpoints in the directory of one."""
+    directory = epath.Path(prefix).parent
+    return sorted(file.name.removesuffix(".index") for file in directory.glob("*.index"))
 
 
 def open_checkpoint(source: str) -> Checkpoint:
@@ -178,11 +195,16 @@ def _full_names(graph: bytes) -> dict[str, str]:
     """Return the key under which each variable is stored, by the name it had in the program."""
     from tensorflow.core.protobuf import trackable_object_graph_pb2 as objects
 
-    found = {}
+    found: dict[str, str] = {}
     for node in objects.TrackableObjectGraph.FromString(graph).nodes:
         for attribute in node.attributes:
-            name = attribute.full_name.removesuffix(":0") or attribute.checkpoint_key
-            found[name] = attribute.checkpoint_key
+            key = attribute.checkpoint_key
+            name = attribute.full_name.removesuffix(":0") or key
+            if found.setdefault(name, key) != key:  # which of two models that were saved together?
+                raise UserError(
+                    f"two variables are called {name} ({found[name]} and {key}): save each model "
+                    "in a checkpoint of its own"
+                )
     return found
 
 

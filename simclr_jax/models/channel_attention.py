@@ -41,12 +41,14 @@ class SelectiveKernel(nn.Module):
         x = nn.relu(self.norm(name="bn")(x, train))
         streams = jnp.stack(jnp.split(x, 2, axis=-1))  # [2, b, h, w, f]
 
-        pooled = jnp.mean(jnp.sum(streams, 0), (1, 2), keepdims=True)  # [b, 1, 1, f]
+        wide = jnp.promote_types(x.dtype, jnp.float32)
+        pooled = jnp.mean(streams, (2, 3), keepdims=True, dtype=wide).sum(0)  # [b, 1, 1, f]
         squeezed = self.conv(max(int(self.features * self.ratio), 32), 1, 1, name="squeeze")(pooled)
         squeezed = nn.relu(self.norm(name="squeeze_bn")(squeezed, train))
         logits = self.conv(2 * self.features, 1, 1, name="excite")(squeezed)  # [b, 1, 1, 2f]
-        weights = jax.nn.softmax(jnp.stack(jnp.split(logits, 2, axis=-1)), axis=0)
-        return jnp.sum(streams * weights, 0)
+        # In float32: rounded to bfloat16, weights would miss their sum of 1 by half a percent.
+        logits = jnp.stack(jnp.split(logits.astype(wide), 2, axis=-1))
+        return jnp.sum(streams * jax.nn.softmax(logits, axis=0), 0).astype(x.dtype)
 
 
 class SqueezeExcitation(nn.Module):
@@ -62,6 +64,8 @@ class SqueezeExcitation(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
-        pooled = jnp.mean(x, (1, 2), keepdims=True)  # [b, 1, 1, c]
+        wide = jnp.promote_types(x.dtype, jnp.float32)
+        pooled = jnp.mean(x, (1, 2), keepdims=True, dtype=wide)  # [b, 1, 1, c]
         hidden = nn.relu(self.conv(self.squeezed, 1, 1, use_bias=True, name="squeeze")(pooled))
-        return x * nn.sigmoid(self.conv(x.shape[-1], 1, 1, use_bias=True, name="excite")(hidden))
+        scale = self.conv(x.shape[-1], 1, 1, use_bias=True, name="excite")(hidden)
+        return (x * nn.sigmoid(scale.astype(wide))).astype(x.dtype)

@@ -142,7 +142,7 @@ class BatchNorm(nn.Module):
             rows = x.size // x.shape[-1]
             if axis_name is not None and self.sync:
                 rows *= lax.axis_size(axis_name)
-            batch_var = batch_var * (rows / (rows - 1))
+            batch_var = batch_var * (rows / max(rows - 1, 1))
         if axis_name is not None and not self.sync:
             batch_mean, batch_var = lax.pmean((batch_mean, batch_var), axis_name)
         if not self.is_initializing():

@@ -30,7 +30,7 @@ def encoder(config: ConfigDict) -> ResNet:
         stem=config.model.stem,
         sk_ratio=config.model.sk_ratio,
         se_ratio=config.model.se_ratio,
-        norm=_norm(config, unbiased_moving=config.bn.unbiased_moving),
+        norm=_norm(config, unbiased_moving=config.bn.unbiased_moving and not config.bn.sync),
         dtype=dtype,
         param_dtype=_param_dtype(config),
     )

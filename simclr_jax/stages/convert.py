@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-import json
+from collections.abc import Iterator
 from typing import Any
 
 import jax
@@ -13,14 +13,15 @@ from etils import epath
 from ml_collections import ConfigDict
 
 from simclr_jax import config as recipes
+from simclr_jax import files
 from simclr_jax.data.sources import tfds
 from simclr_jax.errors import UserError
 from simclr_jax.interop import infer, official_names
 from simclr_jax.interop.infer import Model
-from simclr_jax.interop.tensorflow_files import Checkpoint, open_checkpoint
+from simclr_jax.interop.tensorflow_files import Checkpoint, beside, open_checkpoint
 from simclr_jax.stages import build
 from simclr_jax.train.stage import TrainState
-from simclr_jax.train.workdir import CONVERTED, Workdir, open_workdir
+from simclr_jax.train.workdir import CONVERTED, open_workdir, started
 
 FLAVOURS = {"tf1": "TensorFlow 1", "tf2": "TensorFlow 2"}
 SHOWN = 3  # names of each kind of variable that is left out
@@ -44,12 +45,12 @@ class Options:
 
 
 @dataclasses.dataclass(frozen=True)
-class Attached:
-    """`Options`, resolved for one checkpoint."""
+class Resolved:
+    """`Options` for one checkpoint; `tap` is None where there is no classifier."""
 
     dataset: str
     image_size: int
-    tap: int
+    tap: int | None
 
 
 def run(source: str, workdir: str, options: Options) -> None:
@@ -67,40 +68,51 @@ def run(source: str, workdir: str, options: Options) -> None:
       UserError: if there is no such checkpoint, it is damaged or of another program, what it does
         not say contradicts it, or the workdir holds a run already.
     """
+    workdir = files.expand_home(workdir)
+    if started(workdir):
+        raise UserError(f"{workdir} holds a run already: give another --workdir")
     checkpoint = open_checkpoint(source)
     model = infer.infer(checkpoint)
-    attached = _resolve(options, checkpoint, model)
-    config = recipe(checkpoint.flavour, model, attached)
-    tree = _tree(checkpoint, model)
+    resolved = _resolve(options, checkpoint, model)
+    config, step = recipe(checkpoint.flavour, model, resolved), checkpoint.step or 0
     record = config.to_dict() | {
         "images": [],
         "converted": {
             "source": checkpoint.path,
             "flavour": checkpoint.flavour,
             "classes": model.classes,
-            "classifier_tap": attached.tap,
+            "classifier_tap": resolved.tap,
+            "known": ["model", "head", "data.name", "data.image_size", "augment.grid"],
         },
     }
-    step = checkpoint.step or 0
     with open_workdir(workdir, record, "auto", keep=1, keep_period=None) as opened:
-        if opened.checkpoints.steps():
-            raise UserError(f"{workdir} holds a run already: give another --workdir")
+        say = opened.console.say
+        for line in _about(checkpoint, model, resolved, config):
+            say(line)
+        tree = _tree(checkpoint, model)
+        for line in _numbers(config, model, resolved, tree):
+            say(line)
         state = TrainState(jnp.int32(step), tree["params"], tree["batch_stats"], {})
         opened.checkpoints.save(step, state)
         opened.checkpoints.wait()
-        _say(opened, checkpoint, model, attached, config, tree)
+        written = opened.path / "checkpoints" / str(step)
+        say(f"written    {written}: start from it by --config.init.run={opened.path}")
 
 
-def recipe(flavour: str, model: Model, attached: Attached) -> ConfigDict:
-    """Return the recipe that describes a converted model; it is of the stage "convert"."""
+def recipe(flavour: str, model: Model, resolved: Resolved) -> ConfigDict:
+    """Return the recipe that describes a converted model; it is of the stage "convert".
+
+    A checkpoint knows nothing of its training: other fields than those of model, head, images and
+    grid are defaults.
+    """
     c = recipes.base()
     c.stage = CONVERTED
-    c.data.source, c.data.name, c.data.eval_split = "tfds", attached.dataset, "validation"
-    if attached.dataset == NO_DATASET:
+    c.data.source, c.data.name = "tfds", resolved.dataset
+    # Which of the two names for it TFDS has is known once the data set is prepared.
+    c.data.eval_split = "validation" if resolved.dataset.startswith("imagenet2012") else "test"
+    if resolved.dataset == NO_DATASET:
         c.data.source, c.data.name = "folder", ""
-    elif not attached.dataset.startswith("imagenet"):
-        c.data.eval_split = "test"
-    c.data.image_size = attached.image_size
+    c.data.image_size = resolved.image_size
     c.model.update(dataclasses.asdict(model.architecture))
     c.head.kind = model.head_kind
     c.head.layers, c.head.dim = max(1, model.head_layers), max(1, model.head_dim)
@@ -116,55 +128,62 @@ def reference_image(size: int) -> np.ndarray:
     return ((waves + 2) / 4).astype(np.float32)
 
 
-def _resolve(options: Options, checkpoint: Checkpoint, model: Model) -> Attached:
-    """Fill in what is None, and check it against the variables."""
-    said = _flags_beside(checkpoint)
+def _resolve(options: Options, checkpoint: Checkpoint, model: Model) -> Resolved:
+    """Fill in what is None by what the checkpoint's neighbour says, or by the usual; check it."""
+    path, said = _flags_beside(checkpoint)
     small = model.architecture.stem == "cifar"
-    usual = {
-        "dataset": "cifar10" if small else "imagenet2012",
-        "image_size": 32 if small else 224,
-        "ft_proj_selector": 0,
-    }
 
-    def choose(given: Any, flag: str) -> Any:
-        return given if given is not None else said.get(flag, usual[flag])
+    def choose(given: Any, flag: str, usual: Any) -> Any:
+        if given is not None or flag not in said:
+            return usual if given is None else given
+        if type(said[flag]) is not type(usual):
+            raise UserError(f"{path} says {flag}={said[flag]!r}: repair or remove it")
+        return said[flag]
 
-    dataset = choose(options.dataset, "dataset")
-    size = choose(options.image_size, "image_size")
-    tap = choose(options.tap, "ft_proj_selector")
-    if tap < 0:
-        tap += model.head_layers + 1
+    dataset = choose(options.dataset, "dataset", "cifar10" if small else "imagenet2012")
+    size = choose(options.image_size, "image_size", 32 if small else 224)
+    tap = choose(options.tap, "ft_proj_selector", 0)
     if size < 1:
         raise UserError(f"--image_size is {size}: it must be 1 pixel or more")
-    if model.classes:
-        _check_tap(tap, model)
     if dataset != NO_DATASET and (model.classes or options.dataset):
         _check_classes(dataset, model)
-    return Attached(dataset, size, tap)
+    if not model.classes:
+        if options.tap is not None:
+            raise UserError(f"--tap={tap} is where a classifier reads, but there is none: omit it")
+        return Resolved(dataset, size, None)
+    if -model.head_layers <= tap < 0:
+        tap += model.head_layers + 1
+    _check_tap(tap, model)
+    return Resolved(dataset, size, tap)
 
 
-def _flags_beside(checkpoint: Checkpoint) -> dict[str, Any]:
-    """Return the flags of the program that wrote the checkpoint, if it left them there."""
-    path = epath.Path(checkpoint.path).parent / "flags.json"
-    try:
-        found = json.loads(path.read_text()) if path.exists() else {}
-    except ValueError:
-        raise UserError(f"{path} is not JSON: repair or remove it") from None
-    return found if isinstance(found, dict) else {}
+def _flags_beside(checkpoint: Checkpoint) -> tuple[epath.Path, dict[str, Any]]:
+    """Return the flags of the program that wrote the checkpoint, if it left them, and where."""
+    parents = list(epath.Path(checkpoint.path).parents)
+    # A SavedModel lies in MODEL_DIR/hub/STEP or MODEL_DIR/saved_model/STEP, below the flags.
+    places = parents[:4] if parents[0].name == "variables" else parents[:1]
+    path = next((p / "flags.json" for p in places if (p / "flags.json").exists()), None)
+    if path is None:
+        return places[0] / "flags.json", {}
+    found = files.read_json(path)
+    if not isinstance(found, dict):
+        raise UserError(f"{path} holds no flags: repair or remove it")
+    return path, found
 
 
 def _check_tap(tap: int, model: Model) -> None:
-    if tap not in model.taps():
-        if not model.head_layers:
-            raise UserError(
-                f"--tap={tap} is a layer of the projection head, but there is none in this "
-                "checkpoint: give --tap=0, or the checkpoint of the run instead of its hub module"
-            )
-        fitting = " or ".join(f"--tap={tap}" for tap in model.taps()) or "another checkpoint"
+    if tap in model.taps():
+        return
+    if not model.head_layers:
         raise UserError(
-            f"the classifier reads {model.classifier_inputs} numbers, which is not layer {tap} of "
-            f"the projection head (0 is h, of {model.features}): give {fitting}"
+            f"the classifier is to read layer {tap} of the projection head, but there is none in "
+            "this checkpoint: give --tap=0, or convert the run instead of its hub module"
         )
+    fitting = " or ".join(f"--tap={tap}" for tap in model.taps()) or "another checkpoint"
+    raise UserError(
+        f"the classifier reads {model.classifier_inputs} numbers, which is not layer {tap} of "
+        f"the projection head (0 is h, of {model.features}): give {fitting}"
+    )
 
 
 def _check_classes(dataset: str, model: Model) -> None:
@@ -190,74 +209,76 @@ def _tree(checkpoint: Checkpoint, model: Model) -> dict[str, Any]:
     return official_names.to_tree(values, model.names)
 
 
-def _say(
-    workdir: Workdir,
-    checkpoint: Checkpoint,
-    model: Model,
-    attached: Attached,
-    config: ConfigDict,
-    tree: dict[str, Any],
-) -> None:
-    say = workdir.console.say
-    params = tree["params"]
+def _about(
+    checkpoint: Checkpoint, model: Model, resolved: Resolved, config: ConfigDict
+) -> Iterator[str]:
+    """Say what was found, before values are read."""
     step = "it does not say" if checkpoint.step is None else checkpoint.step
-    say(f"source     {checkpoint.path} ({FLAVOURS[checkpoint.flavour]}; step: {step})")
-    say(f"encoder    {infer.describe(model.architecture)}: h has {model.features} numbers")
+    yield f"source     {checkpoint.path} ({FLAVOURS[checkpoint.flavour]}; step: {step})"
+    others = [name for name in beside(checkpoint.path) if not checkpoint.path.endswith(f"/{name}")]
+    if others:
+        yield f"note       beside it lie {', '.join(others)}"
+    yield f"encoder    {infer.describe(model.architecture)}: h has {model.features} numbers"
     layers = f"{model.head_layers} layer{'s' if model.head_layers > 1 else ''}"
-    outputs = f"z has {model.head_dim} numbers"
-    say(f"head       {f'{model.head_kind}, {layers}: {outputs}' if model.head_layers else 'none'}")
-    say(f"classifier {_classifier(model, attached)}")
-    counts = ", ".join(f"{part} {_count(tree, part):,}" for part in params)
-    say(f"mapped     {len(model.names)} variables; parameters and statistics: {counts}")
+    head = f"{model.head_kind}, {layers}: z has {model.head_dim} numbers"
+    yield f"head       {head if model.head_layers else 'none'}"
+    yield f"classifier {_classifier(model, resolved)}"
     for reason, names in checkpoint.left_out.items():
         more = ", ..." if len(names) > SHOWN else ""
-        say(f"left out   {reason}, {len(names)}: {', '.join(names[:SHOWN])}{more}")
-    c = config
-    say(
-        f"images     {c.data.image_size} pixels in [0, 1], no mean and deviation, grid "
-        f"{c.augment.grid}, of {c.data.name or 'a data set of your own'}"
+        yield f"left out   {reason}, {len(names)}: {', '.join(names[:SHOWN])}{more}"
+    yield (
+        f"images     {config.data.image_size} pixels in [0, 1], no mean and deviation, grid "
+        f"{config.augment.grid}, of {config.data.name or 'a data set of your own'}"
     )
-    norms = ", ".join(f"{part} {_norm(params[part]):.6g}" for part in params)
-    say(f"norms      of all parameters: {norms}")
-    say("check      outputs for the reference image of stages/convert.py:")
-    for name, x in _outputs(config, model, attached, tree).items():
-        first = " ".join(f"{value:.5f}" for value in x[:4])
-        say(f"           {name} has norm {np.linalg.norm(x):.6g} and begins {first}")
-    path = workdir.path / "checkpoints" / str(checkpoint.step or 0)
-    say(f"written    {path}: start from it by --config.init.run={workdir.path}")
 
 
-def _classifier(model: Model, attached: Attached) -> str:
-    if not model.classes:
+def _classifier(model: Model, resolved: Resolved) -> str:
+    if resolved.tap is None:
         return "none"
     names = {tap: f"layer {tap} of the head" if tap else "h" for tap in model.taps()}
-    where = names.pop(attached.tap)
+    where = names.pop(resolved.tap)
     doubt = f"; by its size it could read {' or '.join(names.values())}: --tap" if names else ""
     return f"{model.classes} classes on {where}{doubt}"
 
 
-def _outputs(
-    config: ConfigDict, model: Model, attached: Attached, tree: dict[str, Any]
-) -> dict[str, np.ndarray]:
-    """Return what the model makes of the reference image, for comparison with another program."""
+def _numbers(
+    config: ConfigDict, model: Model, resolved: Resolved, tree: dict[str, Any]
+) -> Iterator[str]:
+    """Say what the weights are, in numbers that another program can be compared on."""
+    params = tree["params"]
+    counts = ", ".join(f"{part} {_count(tree, part):,}" for part in params)
+    yield f"mapped     {len(model.names)} variables; parameters and statistics: {counts}"
+    norms = ", ".join(f"{part} {_norm(params[part]):.6g}" for part in params)
+    yield f"norms      of all parameters: {norms}"
+    yield "check      outputs for the reference image of stages/convert.py:"
+    for name, x in _outputs(config, model, resolved, tree).items():
+        first = " ".join(f"{value:.5f}" for value in x[:4])
+        yield f"           {name} has norm {np.linalg.norm(x):.6g} and begins {first}"
 
-    def part(name: str) -> dict[str, Any]:
-        return {kind: sections.get(name, {}) for kind, sections in tree.items()}
+
+def _outputs(
+    config: ConfigDict, model: Model, resolved: Resolved, tree: dict[str, Any]
+) -> dict[str, np.ndarray]:
+    """Return what the model makes of the reference image."""
 
     @jax.jit
-    def outputs(image: jax.Array) -> dict[str, jax.Array]:
+    def outputs(tree: dict[str, Any], image: jax.Array) -> dict[str, jax.Array]:
+        def part(name: str) -> dict[str, Any]:
+            return {kind: sections.get(name, {}) for kind, sections in tree.items()}
+
         ends: Any = build.encoder(config).apply(part("encoder"), image, train=False)
-        h = ends["h"]
-        hiddens: Any = build.projection_head(config).apply(part("head"), h, train=False)
-        found: dict[str, Any] = {"h": h}
+        hiddens: Any = build.projection_head(config).apply(part("head"), ends["h"], train=False)
+        found: dict[str, Any] = {"h": ends["h"]}
         if model.head_layers:
             found["z"] = hiddens[-1]
-        if model.classes:
-            classifier: Any = build.classifier(config, model.classes)
-            found["logits"] = classifier.apply(part("classifier"), hiddens[attached.tap])
+        if resolved.tap is not None:
+            classifier = build.classifier(config, model.classes)
+            found["logits"] = classifier.apply(part("classifier"), hiddens[resolved.tap])
         return {name: value[0] for name, value in found.items()}
 
-    found = jax.device_get(outputs(jnp.asarray(reference_image(attached.image_size))[None]))
+    image = jnp.asarray(reference_image(resolved.image_size))[None]
+    with jax.default_matmul_precision("highest"):  # five digits, on accelerators too
+        found = jax.device_get(outputs(tree, image))
     return {name: found[name] for name in ("h", "z", "logits") if name in found}
 
 
@@ -267,6 +288,5 @@ def _count(tree: dict[str, Any], part: str) -> int:
 
 
 def _norm(params: Any) -> float:
-    return float(
-        np.sqrt(sum(np.sum(np.square(x, dtype=np.float64)) for x in jax.tree.leaves(params)))
-    )
+    squares = (np.sum(np.square(x, dtype=np.float64)) for x in jax.tree.leaves(params))
+    return float(np.sqrt(sum(squares)))

@@ -15,7 +15,7 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from simclr_jax import config as recipes
-from simclr_jax import parallel
+from simclr_jax import files, parallel
 from simclr_jax.data import sources
 from simclr_jax.data.sources import Source
 from simclr_jax.losses.nt_xent import nt_xent
@@ -64,6 +64,7 @@ def run(config: ConfigDict, workdir: str, resume: str = "auto", profile_steps: s
       UserError: for whatever a user can put right.
     """
     mesh = parallel.make_mesh()
+    workdir = files.expand_home(workdir)
     recipes.validate(config, mesh.size)
     kept, before = epath.Path(workdir) / "index", recipe_before(workdir)
     train, test = sources.open_splits(config.data, kept if before else None)
@@ -164,7 +165,7 @@ def make_stage(config: ConfigDict, plan: Plan, inputs: Inputs, mesh: Mesh) -> St
     monitor = Monitor(config, encoder, head, probe, inputs, mesh)
     return Stage(
         init=init,
-        warm_start=functools.partial(load_parts, config.init),
+        warm_start=functools.partial(load_parts, config.init, tap=config.eval.probe_tap),
         embed=embed,
         objective=objective,
         optimizer=optimizer,

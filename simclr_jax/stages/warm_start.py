@@ -5,25 +5,23 @@ from __future__ import annotations
 from typing import Any
 
 import jax
-import numpy as np
-from etils import epath
 from ml_collections import ConfigDict
 
 from simclr_jax.errors import UserError, choose
-from simclr_jax.train import manifest
-from simclr_jax.train.checkpoints import Checkpoints
+from simclr_jax.train import manifest, saved
 from simclr_jax.train.stage import TrainState
 
 PARTS = ("encoder", "head", "probe")
 
 
-def load_parts(init: ConfigDict, state: TrainState) -> TrainState:
+def load_parts(init: ConfigDict, state: TrainState, tap: int = 0) -> TrainState:
     """Replace parameters and batch statistics of `init.parts` by those of `init.run`.
 
     Args:
       init: `run`, a workdir or `WORKDIR@STEP` (the newest whole checkpoint without a step), and
         `parts`, names with commas. An empty `run` changes nothing.
       state: the first state of this run; the rest of it stays (optimiser, step 0).
+      tap: layer of the head that this run's probe reads; that of the other run must be the same.
 
     Raises:
       UserError: if there is no such checkpoint, or a part has other leaves or shapes there, naming
@@ -34,34 +32,32 @@ def load_parts(init: ConfigDict, state: TrainState) -> TrainState:
     parts = [part.strip() for part in init.parts.split(",")]
     for part in parts:
         choose("init.parts", part, PARTS)
-    where, saved = _read(init.run)
-    if "probe" in parts and not any(name.startswith("params/probe/") for name in saved):
-        # Classifiers of fine-tuned and converted runs are linear probes of another name.
-        saved = {_renamed(name): value for name, value in saved.items()}
+    run = saved.read(init.run, "init.run")
+    there = dict(run.leaves)
+    if "probe" in parts:
+        _check_tap(run, tap)
+        if not any(name.startswith("params/probe/") for name in there):
+            # Classifiers of fine-tuned and converted runs are linear probes of another name.
+            there = {_renamed(name): value for name, value in there.items()}
     wanted = manifest.named_leaves(state)
     prefixes = tuple(f"{kind}/{part}/" for kind in ("params", "batch_stats") for part in parts)
-    _compare(where, prefixes, wanted, saved)
+    _compare(f"checkpoint {run}", prefixes, wanted, there)
     leaves = [
-        jax.device_put(saved[name], leaf.sharding) if name.startswith(prefixes) else leaf
+        jax.device_put(there[name], leaf.sharding) if name.startswith(prefixes) else leaf
         for name, leaf in wanted.items()
     ]
     return jax.tree.unflatten(jax.tree.structure(state), leaves)
 
 
-def _read(run: str) -> tuple[str, dict[str, np.ndarray]]:
-    """Return the checkpoint a run is known by, and its arrays by path."""
-    workdir, _, at = run.rpartition("@")
-    if not at.isdecimal():  # the directory itself may have an @ in its name
-        workdir, at = run, ""
-    directory = epath.Path(workdir).expanduser() / "checkpoints"
-    if not directory.is_dir():
-        raise UserError(f"init.run={run} holds no checkpoints: give the workdir of a run")
-    checkpoints = Checkpoints(directory, read_only=True)
-    try:
-        step, saved = checkpoints.leaves(int(at) if at else None)
-    finally:
-        checkpoints.close()
-    return f"checkpoint {directory}/{step}", saved
+def _check_tap(run: saved.Saved, tap: int) -> None:
+    converted = run.record.get("converted") or {}
+    layers = run.config.head.layers + 1
+    read = converted.get("classifier_tap", run.config.eval.probe_tap)
+    if read is not None and read % layers != tap % layers:
+        raise UserError(
+            f"the probe of {run} reads layer {read} of the head (0 is h), this one layer {tap}: "
+            f"set --config.eval.probe_tap={read}, or leave probe out of init.parts"
+        )
 
 
 def _renamed(name: str) -> str:
@@ -69,22 +65,22 @@ def _renamed(name: str) -> str:
     return name if rest == name else f"params/probe/{rest}"
 
 
-def _compare(where: str, prefixes: tuple[str, ...], wanted: Any, saved: Any) -> None:
+def _compare(where: str, prefixes: tuple[str, ...], wanted: Any, stored: Any) -> None:
     here = {name for name in wanted if name.startswith(prefixes)}
-    there = {name for name in saved if name.startswith(prefixes)}
+    there = {name for name in stored if name.startswith(prefixes)}
     kernel = "params/probe/dense/kernel"
-    if kernel in here & there and saved[kernel].shape[-1] != wanted[kernel].shape[-1]:
+    if kernel in here & there and stored[kernel].shape[-1] != wanted[kernel].shape[-1]:
         raise UserError(
-            f"{where} tells {saved[kernel].shape[-1]} classes apart, this data set has "
+            f"{where} tells {stored[kernel].shape[-1]} classes apart, this data set has "
             f"{wanted[kernel].shape[-1]}: leave probe out of init.parts"
         )
     found = [f"{name} is missing there" for name in sorted(here - there)]
     found += [f"{name} is extra there" for name in sorted(there - here)]
     found += [
-        f"{name} is {saved[name].dtype}{saved[name].shape} there and "
+        f"{name} is {stored[name].dtype}{stored[name].shape} there and "
         f"{wanted[name].dtype}{wanted[name].shape} here"
         for name in sorted(here & there)
-        if (saved[name].shape, saved[name].dtype) != (wanted[name].shape, wanted[name].dtype)
+        if (stored[name].shape, stored[name].dtype) != (wanted[name].shape, wanted[name].dtype)
     ]
     if found:
         more = f"; and {len(found) - 4} more" if len(found) > 4 else ""

@@ -72,6 +72,26 @@ def test_what_differs_from_the_nearest_model_is_named(change, unknown, message):
         infer(checkpoint(change(files.shapes(layers=2)), unknown))
 
 
+@pytest.mark.parametrize(
+    "shapes",
+    [
+        {"head_supervised/linear_layer/dense/kernel": (1, 1, 8, 3)},
+        {"head_supervised/linear_layer/dense/bias": (3,)},
+        {"head_contrastive/dense/kernel": (8, 8)},
+        {"head_contrastive/nl_0/dense/kernel": ()},
+        {"base_model/conv2d/kernel": ()},
+        {"base_model/conv2d/kernel": (3, 3, 3, 0)},
+        {"base_model/conv2d_1/kernel": ()},
+    ],
+    ids=str,
+)
+def test_foreign_variables_under_known_names_are_named(shapes):
+    for others in (files.shapes(), {}):
+        with pytest.raises(UserError, match="nearest is ResNet-") as raised:
+            infer(checkpoint(others | shapes))
+        assert len(str(raised.value)) < 600
+
+
 def test_an_architecture_in_words():
     largest = Architecture(152, 3.0, "imagenet", 0.0625, 0.25)
     words = "ResNet-152, width 3, selective kernels 0.0625, squeeze-excitation 0.25, imagenet stem"

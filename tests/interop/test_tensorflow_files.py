@@ -29,9 +29,43 @@ def test_every_value_is_read_by_its_name(saved):
         np.testing.assert_array_equal(checkpoint.read(name), value)
 
 
-@pytest.mark.parametrize("ending", ["", ".index", ".data-00000-of-00001"])
+@pytest.mark.parametrize("ending", ["", ".index", ".meta", ".data-00000-of-00001"])
 def test_any_file_of_a_checkpoint_names_it(saved, ending):
     assert find(f"{saved}{ending}") == str(saved)
+
+
+@pytest.mark.parametrize("named", ["", "saved_model.pb", "3", "3/saved_model.pb"])
+def test_a_saved_model_is_found_by_what_a_user_names(tmp_path, named):
+    outer = tmp_path / "saved_model"
+    inner = outer / "3" if named != "saved_model.pb" else outer
+    (inner / "variables").mkdir(parents=True)
+    (inner / "saved_model.pb").touch()
+    files.write_tf1(inner / "variables" / "variables", SMALL, step=None)
+    assert find(str(outer / named)) == str(inner / "variables" / "variables")
+
+
+def test_a_bucket_is_to_be_copied_first():
+    with pytest.raises(UserError, match="not on this machine: copy it first"):
+        find("gs://simclr-checkpoints/simclrv2/pretrained/r50_1x_sk0")
+
+
+def test_weights_are_floats(tmp_path):
+    name = "base_model/conv2d/kernel"
+    double = files.write_tf1(tmp_path / "a", SMALL | {name: SMALL[name].astype(np.float64)})
+    assert open_checkpoint(str(double)).read(name).dtype == np.float32
+    whole = files.write_tf1(tmp_path / "b", SMALL | {name: SMALL[name].astype(np.int32)})
+    with pytest.raises(UserError, match=f"{name} of .* is int32, but weights are floats"):
+        open_checkpoint(str(whole)).read(name)
+
+
+def test_two_models_in_one_checkpoint_are_refused(tmp_path):
+    import tensorflow as tf
+
+    module = tf.Module()
+    module.student, module.teacher = (tf.Variable([i], name="resnet/x/gamma") for i in (1.0, 2.0))
+    prefix = tf.train.Checkpoint(model=module).write(str(tmp_path / "ckpt-1"))
+    with pytest.raises(UserError, match=r"two variables are called resnet/x/gamma .*student.*teac"):
+        open_checkpoint(prefix)
 
 
 def test_a_directory_means_its_newest_checkpoint(saved):
@@ -51,7 +85,10 @@ def test_what_is_no_weight_is_named_and_left_out(tmp_path):
         "base_model/conv2d/kernel/Momentum": "state of the optimiser",
         "beta1_power": "state of the optimiser",
         "base_model/conv2d/kernel/ExponentialMovingAverage": "moving average (ema)",
-        "ema/base_model/conv2d/kernel": "moving average (ema)",
+        # As the released files of SimCLRv2 have them.
+        "ema_model/base_model/conv2d/kernel": "moving average (ema)",
+        "ema_model/head_contrastive/nl_0/dense/kernel": "moving average (ema)",
+        "memory": "memory of embeddings",
         "memory/keys": "memory of embeddings",
         "global_step": "step counters",
     }

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import math
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -27,8 +28,8 @@ COUNTS = {
 }
 
 
-def shapes(model, size=32):
-    images = jax.ShapeDtypeStruct((2, size, size, 3), jnp.float32)
+def shapes(model, size=32, batch=2):
+    images = jax.ShapeDtypeStruct((batch, size, size, 3), jnp.float32)
     init = functools.partial(model.init, train=True)
     return jax.eval_shape(init, jax.random.key(0), images)
 
@@ -85,6 +86,30 @@ def test_selective_kernels_mix_two_streams_with_weights_that_sum_to_one():
     weights = np.exp(logits) / np.exp(logits).sum(0)
     found = module.apply(variables, x, False)
     np.testing.assert_allclose(found[0, 0, 0], (weights * streams).sum(0), rtol=1e-5)
+
+
+def test_weights_of_the_streams_sum_to_one_in_bfloat16_too():
+    """Equal streams must come out as they are, however they are mixed."""
+    conv = functools.partial(Conv, dtype=jnp.bfloat16)
+    module = SelectiveKernel(8, 1, 0.0, conv, BatchNorm)
+    x = jax.random.normal(jax.random.key(1), (4, 5, 5, 3), jnp.bfloat16)
+    variables = module.init(jax.random.key(0), x, False)
+    kernel = variables["params"]["conv"]["conv"]["kernel"]
+    variables["params"]["conv"]["conv"]["kernel"] = kernel.at[..., 8:].set(kernel[..., :8])
+    stream = nn.relu(conv(16, 3, 1).apply({"params": variables["params"]["conv"]}, x)[..., :8])
+    found = module.apply(variables, x, False)
+    assert found.dtype == jnp.bfloat16
+    wanted = np.asarray(stream, np.float32) / np.sqrt(1 + 1e-5)
+    # One rounding in the normalisation and one at the end.
+    np.testing.assert_allclose(np.asarray(found, np.float32), wanted, rtol=2**-8)
+
+
+@pytest.mark.parametrize("stem", ["cifar", "imagenet"])
+def test_selective_kernels_start_without_synchronised_statistics(stem):
+    """Their squeezed vectors have one row for each image: n/(n-1) of one image is not a number."""
+    norm = functools.partial(BatchNorm, sync=False, unbiased_moving=True)
+    model = ResNet(50, 1 / 16, stem, norm=norm, sk_ratio=0.0625, se_ratio=0.25)
+    assert shapes(model, batch=1)["batch_stats"]
 
 
 MODEL = ResNet(depth=10, width=0.25, stem="cifar", norm=BatchNorm)

@@ -93,14 +93,58 @@ def test_flags_beside_a_checkpoint_are_believed_before_guesses(tmp_path, run):
 
 
 @pytest.mark.parametrize(
+    "flag, value",
+    [("image_size", None), ("image_size", "224"), ("ft_proj_selector", "1"), ("dataset", 3)],
+)
+def test_nonsense_in_the_flags_beside_is_named(tmp_path, flag, value):
+    prefix = files.write_tf1(tmp_path / "model.ckpt-7", SAVED)
+    (tmp_path / "flags.json").write_text(json.dumps({flag: value}))
+    with pytest.raises(UserError, match=f"flags.json says {flag}={value!r}: repair or remove it"):
+        convert.run(str(prefix), str(tmp_path / "run"), Options())
+
+
+def test_the_flags_of_a_saved_model_lie_in_the_directory_of_the_run(tmp_path):
+    inner = tmp_path / "hub" / "7" / "variables"
+    inner.mkdir(parents=True)
+    files.write_tf1(inner / "variables", SAVED, step=None)
+    (tmp_path / "flags.json").write_text(json.dumps({"image_size": 48, "ft_proj_selector": 1}))
+    convert.run(str(tmp_path / "hub"), str(tmp_path / "run"), Options(dataset="none"))
+    record = json.loads((tmp_path / "run" / "config.json").read_text())
+    assert record["data"]["image_size"] == 48 and record["converted"]["classifier_tap"] == 1
+    assert (tmp_path / "run" / "checkpoints" / "7").is_dir()
+
+
+def test_the_last_layer_may_be_counted_from_the_end(tmp_path):
+    """As the official flag does; z has 5 numbers here, and this classifier reads 5."""
+    name = "head_supervised/linear_layer/dense/kernel"
+    values = SAVED | files.values({name: (5, 4)})
+    prefix = files.write_tf1(tmp_path / "model.ckpt-7", values)
+    convert.run(str(prefix), str(tmp_path / "run"), Options(dataset="none", tap=-1))
+    record = json.loads((tmp_path / "run" / "config.json").read_text())
+    assert record["converted"]["classifier_tap"] == 2
+
+
+def test_without_a_classifier_there_is_no_tap(tmp_path):
+    prefix = files.write_tf1(tmp_path / "model.ckpt-7", files.values(files.shapes(layers=2)))
+    with pytest.raises(UserError, match="--tap=1 is where a classifier reads, but there is none"):
+        convert.run(str(prefix), str(tmp_path / "run"), Options("none", tap=1))
+    convert.run(str(prefix), str(tmp_path / "run"), Options("none"))
+    record = json.loads((tmp_path / "run" / "config.json").read_text())
+    assert record["converted"]["classifier_tap"] is None
+
+
+@pytest.mark.parametrize(
     "options, message",
     [
         (Options(), "the classifier has 4 classes, but the data set cifar10 has 10: name the one"),
         (Options(dataset="cifar11"), r'no data set "cifar11" \(did you mean "\w+"\?\); name'),
         (Options("none", tap=2), r"reads 8 numbers, which is not layer 2 .* --tap=0 or --tap=1"),
+        (Options("none", tap=-4), r"reads 8 numbers, which is not layer -4"),
         (Options("none", image_size=0), "--image_size is 0"),
+        (Options(dataset="cifar10:9.9.9"), r'no data set "cifar10:9.9.9" \(.+\); name the one'),
+        (Options(dataset="cifar10/small"), r'no data set "cifar10/small" \(.+\); name the one'),
     ],
-    ids=["classes", "data set", "tap", "size"],
+    ids=["classes", "data set", "tap", "tap from the end", "size", "version", "variant"],
 )
 def test_contradictions_are_named(source, tmp_path, options, message):
     with pytest.raises(UserError, match=message):

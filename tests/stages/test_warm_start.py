@@ -8,6 +8,7 @@ import pytest
 from ml_collections import ConfigDict
 from train import tiny
 
+from simclr_jax import files
 from simclr_jax.errors import UserError
 from simclr_jax.stages.warm_start import load_parts
 from simclr_jax.train import manifest
@@ -27,6 +28,7 @@ def run(tmp_path_factory, state):
     for step in (3, 6):
         checkpoints.save(step, jax.tree.map(lambda leaf, s=step: np.full_like(leaf, s), state))
     checkpoints.close()
+    files.write_json(workdir / "config.json", tiny.recipe().to_dict())
     return workdir
 
 
@@ -47,6 +49,15 @@ def test_named_parts_are_taken_and_the_rest_is_left(state, run, at, value, parts
         want = np.full_like(leaf, value) if name.startswith(names) else before[name]
         np.testing.assert_array_equal(leaf, want, err_msg=name)
         assert leaf.sharding == before[name].sharding and leaf.dtype == before[name].dtype
+
+
+def test_a_probe_on_another_layer_is_refused(state, run):
+    """Layers of a head have the same size, so that only the recipes can tell."""
+    parts = init(run, "encoder,probe")
+    load_parts(parts, state, tap=0)
+    with pytest.raises(UserError, match=r"reads layer 0 .* this one layer 1: set .*probe_tap=0"):
+        load_parts(parts, state, tap=1)
+    load_parts(init(run, "encoder"), state, tap=1)
 
 
 def test_no_run_changes_nothing(state):

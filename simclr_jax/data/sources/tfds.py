@@ -392,6 +392,10 @@ def declared_classes(name: str) -> int:
     dataset = name.partition(":")[0].partition("/")[0]
     if dataset not in known:
         raise UserError(f'TFDS has no data set "{name}"{nearest(dataset, known)}')
-    info = tfds.builder(name).info
+    try:
+        info = tfds.builder(name).info
+    except (AssertionError, ValueError) as error:  # no such version, no such variant
+        reason = str(error).partition("\n")[0]
+        raise UserError(f'TFDS has no data set "{name}" ({reason})') from None
     label = _fields(info, labels=True).label
     return info.features[label].num_classes if label else 0

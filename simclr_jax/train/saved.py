@@ -1,0 +1,82 @@
+"""A run on disk, for those who read it and do not train it."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+from etils import epath
+from flax import traverse_util
+from ml_collections import ConfigDict
+
+from simclr_jax import config as recipes
+from simclr_jax import files
+from simclr_jax.errors import UserError
+from simclr_jax.train.checkpoints import Checkpoints
+
+
+@dataclasses.dataclass(frozen=True)
+class Saved:
+    """A verified checkpoint and the recipe it belongs to.
+
+    Attributes:
+      workdir: of the run.
+      step: finished updates.
+      record: `config.json`: the recipe and what else a resumed run must agree on.
+      leaves: all arrays by path, such as `params/encoder/stem_conv/conv/kernel`.
+    """
+
+    workdir: epath.Path
+    step: int
+    record: Mapping[str, Any]
+    leaves: Mapping[str, np.ndarray]
+
+    def __str__(self) -> str:
+        return f"{self.workdir}@{self.step}"
+
+    @property
+    def config(self) -> ConfigDict:
+        """Return the recipe; fields that it is too old to have are at their defaults."""
+        config = recipes.base()
+        with config.unlocked():
+            config.update({name: v for name, v in self.record.items() if name in config})
+        return config
+
+    def variables(self, part: str) -> dict[str, Any]:
+        """Return `{params: ..., batch_stats: ...}` of a part such as `encoder`, as trees."""
+        found: dict[str, Any] = {}
+        for kind in ("params", "batch_stats"):
+            prefix = f"{kind}/{part}/"
+            named = {
+                n.removeprefix(prefix): x for n, x in self.leaves.items() if n.startswith(prefix)
+            }
+            found[kind] = traverse_util.unflatten_dict(named, sep="/")
+        return found
+
+
+def read(run: str, flag: str = "--checkpoint") -> Saved:
+    """Read the newest whole checkpoint of a run, or the one it names; change nothing there.
+
+    Args:
+      run: a workdir, or `WORKDIR@STEP`.
+      flag: what the user wrote it behind, for errors.
+
+    Raises:
+      UserError: if there is no run, no such step, or the checkpoint is damaged.
+    """
+    workdir, _, at = run.rpartition("@")
+    if not at.isdecimal():  # the directory itself may have an @ in its name
+        workdir, at = run, ""
+    path = epath.Path(workdir).expanduser()
+    if not (path / "checkpoints").is_dir():
+        raise UserError(f"{flag}={run} holds no checkpoints: give the workdir of a run")
+    if not (path / "config.json").exists():
+        raise UserError(f"{flag}={run} has no config.json: give the whole workdir of a run")
+    checkpoints = Checkpoints(path / "checkpoints", read_only=True)
+    try:
+        step, leaves = checkpoints.leaves(int(at) if at else None)
+    finally:
+        checkpoints.close()
+    return Saved(path, step, files.read_json(path / "config.json"), leaves)
