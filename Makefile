@@ -21,9 +21,12 @@ test: $(ALL)
 	$(BIN)/python -m pytest -n $(WORKERS)
 	JAX_ENABLE_X64=1 $(BIN)/python -m pytest -n $(WORKERS)
 
+# Every recording, with a line for each: of tests/golden, or of SIMCLR_GOLDEN=FOLDER make parity
 parity: $(ALL)
-	SIMCLR_PARITY=all JAX_ENABLE_X64=0 $(BIN)/python -m pytest tests/parity
-	SIMCLR_PARITY=all JAX_ENABLE_X64=1 $(BIN)/python -m pytest tests/parity
+	failed=0; for x64 in 0 1; do \
+	  SIMCLR_PARITY=all JAX_ENABLE_X64=$$x64 $(BIN)/python -m pytest -n $(WORKERS) tests/parity \
+	    || failed=1; \
+	done; exit $$failed
 
 lint: $(ALL)
 	$(BIN)/ruff format --check .

@@ -6,6 +6,7 @@ runs both processes.
 """
 
 import os
+import sys
 import tempfile
 from pathlib import Path
 
@@ -22,6 +23,10 @@ os.environ.setdefault(
     "JAX_COMPILATION_CACHE_DIR", str(Path(tempfile.gettempdir()) / "simclr_jax_test_cache")
 )
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.5")
+
+# Named here, not beside the tests, for the controller of pytest-xdist: it collects no tests.
+sys.path.append(str(Path(__file__).parent / "parity"))
+pytest_plugins = ["parity_table"]
 
 X64 = os.environ.get("JAX_ENABLE_X64", "0").lower() in ("1", "true")
 

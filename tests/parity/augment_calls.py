@@ -7,17 +7,13 @@ Nothing here knows a file by name: a file says which official function was calle
 
 from __future__ import annotations
 
-import functools
-import json
-import os
 import re
-import zlib
 from collections.abc import Callable, Iterator
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
 import numpy as np
+from golden import Recording
 
 from simclr_jax.augment import color, on_device, on_host, resize
 from simclr_jax.augment.draws import Draws
@@ -28,50 +24,21 @@ MODE = {"simclrv1": "add", "simclrv2": "multiply"}
 COLOR = ("brightness", "contrast", "saturation", "hue")  # as `Draws.order` numbers them
 
 
-class Case(NamedTuple):
-    file: str
-    spec: dict[str, Any]
-    arrays: dict[str, np.ndarray]
-
-    @property
-    def function(self) -> str:
-        """The official function, without the file it is in: `crop_and_resize`."""
-        source = re.sub(r"^(tf2/)?data_util\.py[: ]", "", self.spec["source"])
-        return re.split(r"[ ,(]", source)[0]
+def function(recording: Recording) -> str:
+    """Return the official function, without the file it is in: `crop_and_resize`."""
+    source = re.sub(r"^(tf2/)?data_util\.py[: ]", "", recording.spec["source"])
+    return re.split(r"[ ,(]", source)[0]
 
 
-def golden_files(*kinds: str) -> list[Path]:
-    here = Path(__file__).resolve()
-    folders = [here.parents[1] / "golden", here.parents[3] / "shared" / "golden"]
-    if "SIMCLR_GOLDEN" in os.environ:
-        folders = [Path(os.environ["SIMCLR_GOLDEN"])]
-    for folder in folders:
-        files = sorted(path for kind in kinds for path in folder.glob(f"{kind}-*.npz"))
-        if files:
-            return files
-    return []
-
-
-def load(path: Path) -> Case:
-    with np.load(path, allow_pickle=False) as stored:
-        arrays = dict(stored)
-    return Case(path.name, json.loads(str(arrays.pop("spec_json"))), arrays)
-
-
-def fill(name: str, shape: Any, seed: int, law: str = "uniform") -> np.ndarray:
-    """The frozen rule by which recorded images are made instead of stored."""
-    assert law == "uniform", law
-    stream = np.random.RandomState(zlib.crc32(f"{seed}/{name}".encode()) & 0x7FFFFFFF)
-    return stream.uniform(0.0, 1.0, size=shape).astype(np.float32)
-
-
-def image_tf1(settings: dict[str, Any], seed: int) -> np.ndarray:
+def image_tf1(recording: Recording) -> np.ndarray:
+    settings = recording.settings["image"]
     height, width, name = settings["height"], settings["width"], settings["image_name"]
     kind, _, is_uint8 = settings["kind"].partition("_")
     if kind == "noise":
-        image = fill(name, (height, width, 3), seed)
+        image = recording.fill(name, (height, width, 3), "uniform")
     else:
-        phase = 2 * np.pi * fill(f"{name}/phase", (6,), seed).astype(np.float64)
+        phase = recording.fill(f"{name}/phase", (6,), "uniform")
+        phase = 2 * np.pi * phase.astype(np.float64)
         y, x, c = np.ogrid[:height, :width, :3]
         image = 0.5 + 0.24 * np.sin(2 * np.pi * (1 + c) * y / height + phase[:3])
         image = image + 0.24 * np.cos(2 * np.pi * (2 + c) * x / width + phase[3:])
@@ -80,29 +47,29 @@ def image_tf1(settings: dict[str, Any], seed: int) -> np.ndarray:
     return image.astype(np.float32)
 
 
-def image_tf2(settings: dict[str, Any], case: Case) -> np.ndarray:
+def image_tf2(settings: dict[str, Any], recording: Recording) -> np.ndarray:
     if "stored" in settings:
-        return case.arrays[settings["stored"]]
-    image = fill(settings["fill"], settings["shape"], case.spec["seed"], settings["law"])
+        return recording.arrays[settings["stored"]]
+    image = recording.fill(settings["fill"], settings["shape"], settings["law"])
     if "scale" in settings:
         return image * np.float32(settings["scale"]) + np.float32(settings["offset"])
     return np.round(255 * image).astype(np.uint8)
 
 
-def calls(case: Case) -> Iterator[tuple[np.ndarray, dict[str, Any], np.ndarray]]:
+def calls(recording: Recording) -> Iterator[tuple[np.ndarray, dict[str, Any], np.ndarray]]:
     """Yield (image, flat parameters, recorded output) of each call in the file."""
-    settings, flavour = case.spec["settings"], case.spec["flavour"]
-    common = {"grid": GRID[flavour]}
-    if match := re.search(r"impl=(\w+)", case.spec["source"]):
+    settings, arrays = recording.settings, recording.arrays
+    common = {"grid": GRID[recording.spec["flavour"]]}
+    if match := re.search(r"impl=(\w+)", recording.spec["source"]):
         common["impl"] = match[1]
-    if flavour == "tf1":
-        image = image_tf1(settings["image"], case.spec["seed"])
+    if recording.tf1:
+        image = image_tf1(recording)
         size = {"height": settings.get("out_height"), "width": settings.get("out_width")}
-        yield image, common | size | flat(settings), case.arrays["output"]
+        yield image, common | size | flat(settings), arrays["output"]
         return
-    images = {name: image_tf2(made, case) for name, made in settings["images"].items()}
+    images = {name: image_tf2(made, recording) for name, made in settings["images"].items()}
     for call in settings["calls"]:
-        yield images[call["image"]], common | flat(call), case.arrays[call["out"]]
+        yield images[call["image"]], common | flat(call), arrays[call["out"]]
 
 
 def flat(settings: dict[str, Any]) -> dict[str, Any]:
@@ -235,20 +202,20 @@ def draws(p: dict[str, Any], **fields: Any) -> Draws:
 
 
 def one_image(operation):
-    def compare(ours, case):
-        for image, parameters, recorded in calls(case):
+    def compare(ours, recording):
+        for image, parameters, recorded in calls(recording):
             yield operation(ours, image, parameters), recorded
 
     return compare
 
 
-def batch_random_blur(ours, case):
+def batch_random_blur(ours, recording):
     """One sigma a view, a choice an example, clipped; through `augment` where shapes allow it."""
-    settings, arrays = case.spec["settings"], case.arrays
-    tf1 = case.spec["flavour"] == "tf1"
+    settings, arrays, tf1 = recording.settings, recording.arrays, recording.tf1
     size = settings["image_size_argument" if tf1 else "height"]
     for v, recorded in enumerate(arrays["output"] if tf1 else (arrays["out0"], arrays["out1"])):
-        images = fill(f"image{v}" if tf1 else f"images/view{v}", recorded.shape, case.spec["seed"])
+        name = f"image{v}" if tf1 else f"images/view{v}"
+        images = recording.fill(name, recorded.shape, "uniform")
         if tf1:
             sigma = settings["draws"]["sigma_per_view"][v]
             uniform = settings["draws"]["selector_uniform_per_view"][v]
@@ -264,14 +231,14 @@ def batch_random_blur(ours, case):
                 yield blurred if chosen else image, expected
 
 
-def compute_crop_shape(ours, case):
-    for height, width, out_height, out_width, *box in case.arrays["table"].tolist():
-        proportion = case.spec["settings"]["crop_proportion"]
+def compute_crop_shape(ours, recording):
+    for height, width, out_height, out_width, *box in recording.arrays["table"].tolist():
+        proportion = recording.settings["crop_proportion"]
         yield ours.center_box(height, width, (out_height, out_width), proportion), box
 
 
-def convert_image_dtype(ours, case):
-    yield ours.to_float(case.arrays["input"]), case.arrays["output"]
+def convert_image_dtype(ours, recording):
+    yield ours.to_float(recording.arrays["input"]), recording.arrays["output"]
 
 
 # Official function: (tolerance group, our comparison). An unknown function is an error.
@@ -304,17 +271,15 @@ NOT_OURS = {
 LAWS = ("distorted_bounding_box_crop",)
 
 
-def comparisons(case: Case, placement: str) -> tuple[str, Iterator[tuple[np.ndarray, np.ndarray]]]:
+def comparisons(
+    recording: Recording, placement: str
+) -> tuple[str, Iterator[tuple[np.ndarray, np.ndarray]]]:
     """Return the tolerance group and the pairs (ours, official) of all calls in the file.
 
     `placement` is "device" or "host": which of our two implementations.
     """
-    if case.function not in OPERATIONS:
-        raise KeyError(f"{case.file}: no counterpart of the official function {case.function}")
-    group, compare = OPERATIONS[case.function]
-    return group, compare(IMPLEMENTATIONS[placement], case)
-
-
-@functools.cache
-def cases(*kinds: str) -> dict[str, Case]:
-    return {path.stem: load(path) for path in golden_files(*kinds)}
+    called = function(recording)
+    if called not in OPERATIONS:
+        raise KeyError(f"{recording.name}: no counterpart of the official function {called}")
+    group, compare = OPERATIONS[called]
+    return group, compare(IMPLEMENTATIONS[placement], recording)

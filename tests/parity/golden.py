@@ -20,18 +20,15 @@ from typing import Any
 import numpy as np
 import pytest
 
-_REPOSITORY = Path(__file__).resolve().parents[2]
+_OWN = Path(__file__).resolve().parents[1] / "golden"
 EPS32, EPS64 = float(np.finfo(np.float32).eps), float(np.finfo(np.float64).eps)
 EVERYTHING = os.environ.get("SIMCLR_PARITY") == "all"
+SLOW = pytest.mark.skip(reason="slow: runs under SIMCLR_PARITY=all")
 
 
-def folder() -> Path | None:
-    """Return the folder of recordings: `SIMCLR_GOLDEN`, else the first of the usual places."""
-    if "SIMCLR_GOLDEN" in os.environ:
-        places = [Path(os.environ["SIMCLR_GOLDEN"])]
-    else:
-        places = [_REPOSITORY / "tests" / "golden", _REPOSITORY.parent / "shared" / "golden"]
-    return next((place for place in places if any(place.glob("*.npz"))), None)
+def folder() -> Path:
+    """Return the folder of recordings: `SIMCLR_GOLDEN`, else the part of them in `tests/golden`."""
+    return Path(os.environ.get("SIMCLR_GOLDEN") or _OWN)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -78,11 +75,17 @@ class Recording:
 
 @functools.cache
 def recordings() -> tuple[Recording, ...]:
-    """Return every recording in the folder, by name; none if there is no folder."""
+    """Return every recording in the folder, by name.
+
+    Raises:
+      FileNotFoundError: if there is none, which would make every test pass.
+    """
     found = []
-    for path in sorted(folder().glob("*.npz")) if folder() else ():
+    for path in sorted(folder().glob("*.npz")):
         with np.load(path) as file:
             found.append(Recording(path, json.loads(str(file["spec_json"]))))
+    if not found:
+        raise FileNotFoundError(f"no recordings in {folder()} (SIMCLR_GOLDEN names another folder)")
     return tuple(found)
 
 
@@ -94,16 +97,24 @@ def cases(kind: str, wanted: Callable[[Recording], bool] = lambda _: True) -> li
     """
     chosen = [r for r in recordings() if r.spec["kind"] == kind and wanted(r)]
     if not chosen:
-        where = folder() or "no folder of recordings (set SIMCLR_GOLDEN)"
-        reason = f"no such {kind} recording: {where}"
+        reason = f"no such {kind} recording in {folder()}"
         return [pytest.param(None, marks=pytest.mark.skip(reason=reason), id="none")]
     slow = set() if EVERYTHING or kind != "model" else _slow(chosen)
     parameters = []
     for recording in chosen:
-        skip = pytest.mark.skip(reason="slow: runs under SIMCLR_PARITY=all")
-        marks = [skip] if recording.name in slow else []
+        marks = [SLOW] if recording.name in slow else []
         parameters.append(pytest.param(recording, marks=marks, id=recording.path.stem))
     return parameters
+
+
+def waits_for(recording: Recording) -> str | None:
+    """Name the stage that a recording needs and this project does not have."""
+    if recording.spec["kind"] == "distill":
+        return "distillation"
+    if recording.spec["kind"] == "trajectory" and recording.flags.get("train_mode") == "finetune":
+        frozen = recording.flags.get("fine_tune_after_block", -1) >= 4  # all of the encoder
+        return "linear evaluation" if frozen else "fine-tuning"
+    return None
 
 
 def _slow(models: list[Recording]) -> set[str]:

@@ -9,11 +9,13 @@ import golden
 import jax
 import jax.numpy as jnp
 import numpy as np
+from flax.traverse_util import flatten_dict
 
 from simclr_jax.interop import official_names as official
 from simclr_jax.models.heads import Classifier, ProjectionHead
 from simclr_jax.models.normalization import BatchNorm
 from simclr_jax.models.resnet import ResNet
+from simclr_jax.optim import masks, optimizers
 
 
 def architecture(recording: golden.Recording) -> official.Architecture:
@@ -95,3 +97,22 @@ def init(recording: golden.Recording, key: jax.Array) -> dict:
         collection: {s: tree[collection] for s, tree in sections.items() if collection in tree}
         for collection in ("params", "batch_stats")
     }
+
+
+def decay_term(params: dict, optimizer: str, weight_decay: float) -> float:
+    """Return what the official loss adds: weight_decay / 2 times the squares of what it decays.
+
+    LARS decays inside the optimiser, but for the classifiers, whose decay stands in the loss: what
+    LARS here decays and does not adapt. The other optimisers have all of it in the loss.
+    """
+    if optimizer == "lars":
+        roles = set(optimizers.LARS_DECAYED) - set(optimizers.LARS_ADAPTED)
+    else:
+        roles = set(optimizers.SGD_DECAYED)
+    counted = flatten_dict(masks.mask(params, roles))
+    squares = [
+        np.sum(np.square(np.asarray(value, np.float64)))
+        for path, value in flatten_dict(params).items()
+        if counted[path]
+    ]
+    return 0.5 * weight_decay * sum(squares)

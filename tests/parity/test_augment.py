@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 
 import augment_calls
+import golden
 import jax
 import numpy as np
 import pytest
@@ -12,10 +13,6 @@ from scipy import stats
 
 from simclr_jax.augment import draws
 from simclr_jax.augment.policy import Policy
-
-CASES = augment_calls.cases("augment_op", "preprocess", "augment_law")
-if not CASES:
-    pytest.skip("no golden augmentation files (SIMCLR_GOLDEN names them)", allow_module_level=True)
 
 # Pixels are near 1 and both programs are single precision. A resize or a blur sums at most 23
 # products twice; a colour operation has a mean over 2000 pixels, or divisions by the spread;
@@ -27,41 +24,39 @@ SAMPLES = 10_000
 REJECT = 1e-4  # of a law, at a fixed seed: below this the two samples differ
 
 
-def named(kinds: tuple[str, ...] = ("augment_law",), **by: tuple[str, ...]) -> list[str]:
-    """Names of the files of these kinds whose official function is `of`, or is not `other_than`."""
-    return [
-        name
-        for name, case in CASES.items()
-        if case.spec["kind"] in kinds
-        and case.function in by.get("of", (case.function,))
-        and case.function not in by.get("other_than", ())
-    ]
+def laws(function: str) -> list:
+    """Return recorded samples of an official function."""
+    return golden.cases("augment_law", lambda r: augment_calls.function(r) == function)
+
+
+def operations(kind: str) -> list:
+    return golden.cases(kind, lambda r: augment_calls.function(r) not in augment_calls.LAWS)
 
 
 @pytest.mark.parametrize("placement", augment_calls.IMPLEMENTATIONS)
-@pytest.mark.parametrize("name", named(("augment_op", "preprocess"), other_than=augment_calls.LAWS))
-def test_equal_draws_give_the_official_pixels(name, placement, record_parity):
-    case = CASES[name]
-    if case.function in augment_calls.NOT_OURS:
-        pytest.skip(f"{case.function}: {augment_calls.NOT_OURS[case.function]}")
-    group, pairs = augment_calls.comparisons(case, placement)
+@pytest.mark.parametrize("recording", operations("augment_op") + operations("preprocess"))
+def test_equal_draws_give_the_official_pixels(recording, placement, record_parity):
+    function = augment_calls.function(recording)
+    if function in augment_calls.NOT_OURS:
+        pytest.skip(f"{function}: {augment_calls.NOT_OURS[function]}")
+    group, pairs = augment_calls.comparisons(recording, placement)
     errors = [np.abs(np.subtract(ours, official, dtype=float)).max() for ours, official in pairs]
     tolerance = TOLERANCE[group] * EPSILON
-    kind = case.spec["kind"] if placement == "device" else f"{case.spec['kind']} ({placement})"
-    record_parity(kind, case.file, max(errors), tolerance)
+    kind = recording.spec["kind"]
+    kind = kind if placement == "device" else f"{kind} ({placement})"
+    record_parity(kind, recording.name, max(errors), tolerance)
 
 
-@pytest.mark.parametrize("name", named(of=("random_crop_with_resize",)))
-def test_crop_law(name, record_parity):
-    case = CASES[name]
-    (height, width), recorded = case.spec["settings"]["image"], case.arrays["boxes"]
-    arguments = case.spec["settings"]["arguments"]
+@pytest.mark.parametrize("recording", laws("random_crop_with_resize"))
+def test_crop_law(recording, record_parity):
+    (height, width), recorded = recording.settings["image"], recording.arrays["boxes"]
+    arguments = recording.settings["arguments"]
     ours = boxes(arguments, height, width)
     theirs = crop_columns(recorded, height, width)
     for column, values in crop_columns(ours, height, width).items():
-        compare(case, values, theirs[column], record_parity)
+        compare(recording, values, theirs[column], record_parity)
     # What a distance of distributions cannot see: the limits.
-    summary = case.spec["summary"]
+    summary = recording.spec["summary"]
     assert crop_columns(ours, height, width)["area"].min() >= (
         arguments["min_object_covered"] - EPSILON
     )
@@ -71,15 +66,17 @@ def test_crop_law(name, record_parity):
     assert (smaller[:, 1] + smaller[:, 3]).max() == summary["max_x_plus_w_where_w_less"]
 
 
-@pytest.mark.parametrize("name", named(("augment_op",), of=augment_calls.LAWS))
-def test_crop_quantiles(name, record_parity):
-    case = CASES[name]
-    settings = case.spec["settings"]
+@pytest.mark.parametrize(
+    "recording",
+    golden.cases("augment_op", lambda r: augment_calls.function(r) in augment_calls.LAWS),
+)
+def test_crop_quantiles(recording, record_parity):
+    settings = recording.settings
     bound = ks_bound(settings["samples"])
     for height, width in settings["sizes"]:
         columns = crop_columns(boxes(settings, height, width), height, width)
         for column in ("area", "aspect", "height", "y_fraction", "x_fraction"):
-            quantiles = case.arrays[f"{height}x{width}/{column}_quantiles"]
+            quantiles = recording.arrays[f"{height}x{width}/{column}_quantiles"]
             level = np.linspace(0, 1, len(quantiles))
             ours = np.sort(columns[column])
             # Our share below and up to each recorded quantile (ties span a range). The quantiles
@@ -87,42 +84,44 @@ def test_crop_quantiles(name, record_parity):
             below = np.searchsorted(ours, quantiles * (1 - 1e-6), "left") / len(ours)
             up_to = np.searchsorted(ours, quantiles * (1 + 1e-6), "right") / len(ours)
             distance = np.maximum(below - level, level - up_to).max()
-            record_parity("augment_law", case.file, distance, bound)
+            record_parity("augment_law", recording.name, distance, bound)
 
 
-@pytest.mark.parametrize("name", named(of=("color_jitter",)))
-def test_jitter_law(name, record_parity):
-    case = CASES[name]
-    strength = case.spec["settings"]["strength"]
+@pytest.mark.parametrize("recording", laws("color_jitter"))
+def test_jitter_law(recording, record_parity):
+    strength = recording.settings["strength"]
     maxima = dict.fromkeys(("brightness", "contrast", "saturation"), 0.8 * strength)
     ours = samples(Policy(size=8, crop=False, hue=0.2 * strength, **maxima))
     for i, factor in enumerate(("brightness", "contrast", "saturation", "hue")):
-        compare(case, getattr(ours, factor), case.arrays["factors"][:, i], record_parity)
+        compare(recording, getattr(ours, factor), recording.arrays["factors"][:, i], record_parity)
     digits = 4 ** np.arange(4)
-    compare_categories(case, ours.order @ digits, case.arrays["order"] @ digits, record_parity)
+    compare_categories(
+        recording, ours.order @ digits, recording.arrays["order"] @ digits, record_parity
+    )
 
 
-@pytest.mark.parametrize("name", named(of=("preprocess_for_train",)))
-def test_application_law(name, record_parity):
+@pytest.mark.parametrize("recording", laws("preprocess_for_train"))
+def test_application_law(recording, record_parity):
     """Flip, jitter and grayscale jointly: eight outcomes, so a dependence would show."""
-    case = CASES[name]
     ours = samples(Policy(size=8, crop=False))
-    applied = np.stack([getattr(ours, c) for c in case.spec["settings"]["columns"]], 1)
+    applied = np.stack([getattr(ours, c) for c in recording.settings["columns"]], 1)
     digits = [1, 2, 4]
-    compare_categories(case, applied @ digits, case.arrays["applied"] @ digits, record_parity)
+    compare_categories(
+        recording, applied @ digits, recording.arrays["applied"] @ digits, record_parity
+    )
 
 
-@pytest.mark.parametrize("name", named(of=("batch_random_blur",)))
-def test_blur_law(name, record_parity):
-    case = CASES[name]
+@pytest.mark.parametrize("recording", laws("batch_random_blur"))
+def test_blur_law(recording, record_parity):
     ours = samples(Policy(size=8, crop=False))
-    compare(case, ours.sigma, case.arrays["sigma"].ravel(), record_parity)
-    compare_categories(case, ours.blur, case.arrays["selected"].ravel(), record_parity)
+    compare(recording, ours.sigma, recording.arrays["sigma"].ravel(), record_parity)
+    compare_categories(recording, ours.blur, recording.arrays["selected"].ravel(), record_parity)
 
 
 def test_every_law_file_is_compared():
     known = {"random_crop_with_resize", "color_jitter", "preprocess_for_train", "batch_random_blur"}
-    assert {CASES[name].function for name in named()} <= known
+    files = [r for r in golden.recordings() if r.spec["kind"] == "augment_law"]
+    assert {augment_calls.function(r) for r in files} <= known
 
 
 def ks_bound(recorded: int) -> float:
@@ -130,9 +129,9 @@ def ks_bound(recorded: int) -> float:
     return np.sqrt(-np.log(REJECT / 2) / 2 * (1 / recorded + 1 / SAMPLES))
 
 
-def compare(case, ours: np.ndarray, recorded: np.ndarray, record_parity):
+def compare(recording, ours: np.ndarray, recorded: np.ndarray, record_parity):
     distance = stats.ks_2samp(ours, recorded).statistic
-    record_parity(case.spec["kind"], case.file, distance, ks_bound(len(recorded)))
+    record_parity(recording.spec["kind"], recording.name, distance, ks_bound(len(recorded)))
 
 
 def samples(policy: Policy) -> draws.Draws:
@@ -172,9 +171,9 @@ def crop_columns(boxes: np.ndarray, height: int, width: int) -> dict[str, np.nda
     }
 
 
-def compare_categories(case, ours: np.ndarray, recorded: np.ndarray, record_parity):
+def compare_categories(recording, ours: np.ndarray, recorded: np.ndarray, record_parity):
     categories = np.union1d(ours, recorded)
     table = [[np.sum(sample == c) for c in categories] for sample in (ours, recorded)]
     chi_square = stats.chi2_contingency(table, correction=False)
     limit = stats.chi2.isf(REJECT, chi_square.dof)
-    record_parity(case.spec["kind"], case.file, chi_square.statistic, limit)
+    record_parity(recording.spec["kind"], recording.name, chi_square.statistic, limit)

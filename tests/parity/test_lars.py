@@ -91,7 +91,7 @@ def build(recording: golden.Recording, paths: dict) -> optax.GradientTransformat
             lambda step: rates[step],
             momentum=settings["momentum"],
             nesterov=settings["keras_config"]["nesterov"],
-            classic_momentum=not recording.tf1,
+            rate_in_momentum=not recording.tf1,
         )
     if name == "adam":
         return optimizers.adamw(

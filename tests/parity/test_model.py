@@ -108,7 +108,9 @@ def test_encoder_is_the_official_one(recording, record_parity):
     results = run(recording, names)
 
     def check(what, mode, error):
-        record_parity("model", recording.name, error, tolerance(what, recording, mode))
+        recorded = "float64" if "64" in stored(what, recording, mode) else "float32"
+        limit = tolerance(what, recording, mode)
+        record_parity("model", recording.name, error, limit, recorded)
 
     def check_digests(what, mode, got):
         want = golden.Digests.stored(recording, stored(what, recording, mode))

@@ -135,7 +135,7 @@ def test_loss_and_gradient_are_the_official_ones_in_float64(recording, record_pa
         error = golden.error(wanted[key], arrays[key].reshape(np.shape(wanted[key])), floor=1.0)
         # TensorFlow 1 averages losses in float32, also in a float64 graph.
         limit = 4 * golden.EPS32 if recording.tf1 else exact
-        record_parity("ntxent", recording.name, error, limit)
+        record_parity("ntxent", recording.name, error, limit, "float64")
     if "grad64" in arrays:
         error = gradient_error(recording, x, grad, arrays["grad64"].reshape(x.shape))
-        record_parity("ntxent", recording.name, error, exact)
+        record_parity("ntxent", recording.name, error, exact, "float64")

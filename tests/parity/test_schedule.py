@@ -26,7 +26,8 @@ def check(recording, key, limit, record_parity):
     assert (warmup, total) == (lengths["warmup_steps"], lengths["total_steps"])
     rates = jax.jit(jax.vmap(schedule))(recording.arrays["steps"])
     error = golden.error(rates, recording.arrays[key], floor=peak)
-    record_parity("schedule", recording.name, error, limit)
+    recorded = "float64" if "float64" in key else "float32"
+    record_parity("schedule", recording.name, error, limit, recorded)
 
 
 @pytest.mark.parametrize("recording", golden.cases("schedule"))
