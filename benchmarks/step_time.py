@@ -23,8 +23,7 @@ from absl import flags
 from etils import epath
 from ml_collections import config_flags
 
-from simclr_jax import config as recipes
-from simclr_jax import errors, parallel
+from simclr_jax import errors, parallel, validation
 from simclr_jax.data import pipeline, sources
 from simclr_jax.reporting.tables import table
 from simclr_jax.stages import build, pretrain
@@ -46,7 +45,7 @@ def main() -> None:
     """Time the parts of a step and the whole, and print them beside each other."""
     config = FLAGS.config
     mesh = parallel.make_mesh()
-    recipes.validate(config, mesh.size)
+    validation.validate(config, mesh.size)
     parallel.use_compilation_cache()
     train, test = sources.open_splits(config.data)
     config, _ = adapt(config, train, test)

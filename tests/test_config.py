@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from simclr_jax import config as recipes
+from simclr_jax import validation
 from simclr_jax.data import sources
 from simclr_jax.data.sources import Images
 from simclr_jax.errors import UserError
@@ -94,7 +95,7 @@ BUILDERS = {
     "optim.lr_scaling": _optimizer,
     "train.dtype": _views,
 }
-CHOICES = [(name, choice) for name, choices in recipes.CHOICES.items() for choice in choices]
+CHOICES = [(name, choice) for name, choices in validation.CHOICES.items() for choice in choices]
 
 
 # A choice that is valid only beside another one.
@@ -106,17 +107,17 @@ def test_every_choice_is_valid_and_builds(name, choice):
     c = change(small(), **{name: choice}, **WITH.get(choice, {}))
     if choice == "float64":
         with pytest.raises(UserError, match="JAX_ENABLE_X64=1"):
-            recipes.validate(c, devices=8)
+            validation.validate(c, devices=8)
         return
-    recipes.validate(c, devices=8)
+    validation.validate(c, devices=8)
     BUILDERS[name](c)
 
 
-@pytest.mark.parametrize("name", recipes.CHOICES)
+@pytest.mark.parametrize("name", validation.CHOICES)
 def test_every_other_choice_is_refused(name):
     wrong = -1 if name == "model.depth" else "nonsense"
     with pytest.raises(UserError, match=f'{name} is "{wrong}".*choose one of'):
-        recipes.validate(change(small(), **{name: wrong}), devices=8)
+        validation.validate(change(small(), **{name: wrong}), devices=8)
 
 
 REFUSED_BY = {
@@ -128,14 +129,14 @@ REFUSED_BY = {
     "in [0, 2^63)": (-1,),
     "between 0 and 1": (0.0, 1.0, 1.5),
 }
-RULES = [(name, words) for names, words, _ in recipes.RULES for name in names]
+RULES = [(name, words) for names, words, _ in validation.RULES for name in names]
 
 
 @pytest.mark.parametrize("name, words", RULES)
 def test_every_rule_refuses(name, words):
     for value in REFUSED_BY[words]:
         with pytest.raises(UserError) as raised:
-            recipes.validate(change(small(), **{name: value}), devices=8)
+            validation.validate(change(small(), **{name: value}), devices=8)
         assert str(raised.value) == f"{name} is {value}: it must be {words}"
 
 
@@ -161,23 +162,23 @@ def test_every_rule_refuses(name, words):
 )
 def test_what_does_not_fit_together_is_refused(fields, words):
     with pytest.raises(UserError, match=words):
-        recipes.validate(change(small(), **fields), devices=8)
+        validation.validate(change(small(), **fields), devices=8)
 
 
 def test_a_batch_of_one_image_is_refused():
     with pytest.raises(UserError, match="2 images or more"):
-        recipes.validate(change(small(), train__batch_size=1), devices=1)
+        validation.validate(change(small(), train__batch_size=1), devices=1)
 
 
 def test_a_field_unknown_or_missing_is_named():
     with small().unlocked() as c:
         c.head.dimm = 64
     with pytest.raises(UserError, match=r'"head.dimm" .did you mean "dim"'):
-        recipes.validate(c, devices=8)
+        validation.validate(c, devices=8)
     with small().unlocked() as c:
         del c.bn.epsilon
     with pytest.raises(UserError, match=r'lacks "bn.epsilon"'):
-        recipes.validate(c, devices=8)
+        validation.validate(c, devices=8)
 
 
 def test_a_recipe_cannot_add_a_field_by_misspelling_it():
@@ -198,7 +199,7 @@ SHIPPED = sorted(path.stem for path in (Path(__file__).parents[1] / "configs").g
 
 @pytest.mark.parametrize("name", SHIPPED)
 def test_recipes_we_ship_are_valid(name):
-    recipes.validate(shipped(name), devices=8)
+    validation.validate(shipped(name), devices=8)
 
 
 # From the papers' tables and the official README: recipe, argument, images, and what comes of it.
@@ -215,7 +216,7 @@ PUBLISHED = [
 @pytest.mark.parametrize("name, argument, images, expected", PUBLISHED)
 def test_recipes_come_to_the_published_numbers(name, argument, images, expected):
     c = shipped(name, argument)
-    recipes.validate(c, devices=8)
+    validation.validate(c, devices=8)
     plan = plans.make(c, images)
     found = {
         "peak": plan.peak_rate,
@@ -254,7 +255,7 @@ def test_an_official_flavour_sets_what_differs_and_nothing_else(flavour, sync):
         assert c[group][field] == value, name
     changed = recipes.differences(recipes.base().to_dict(), c.to_dict())
     assert {line.partition(":")[0] for line in changed} <= wanted.keys()
-    recipes.validate(c, devices=8)
+    validation.validate(c, devices=8)
     norm = build.encoder(c).norm.keywords  # the fused kernel's variance only where it was fused
     assert norm["unbiased_moving"] == (flavour == "tf1" and not sync)
     assert shipped("cifar10", f"official={flavour}").augment.grid == wanted["augment.grid"]
@@ -289,7 +290,7 @@ def test_wrong_arguments_of_a_recipe_are_named(text, message):
 )
 def test_placements_and_what_belongs_to_them(fields, message):
     with pytest.raises(UserError, match=message):
-        recipes.validate(change(small(), **fields), devices=8)
+        validation.validate(change(small(), **fields), devices=8)
 
 
 def test_differences_name_nested_fields_and_pass_over_what_changes_no_result():
@@ -316,10 +317,10 @@ def test_differences_name_nested_fields_and_pass_over_what_changes_no_result():
 def test_smallest_crop(height, width, fits):
     c = small()
     if fits:
-        recipes.smallest_crop(c, height, width)
+        validation.smallest_crop(c, height, width)
         return
     with pytest.raises(UserError, match=f"{height}x{width} pixels.*area_min=0.08"):
-        recipes.smallest_crop(c, height, width)
+        validation.smallest_crop(c, height, width)
     for view in c.augment.views.values():
         view.crop = False
-    recipes.smallest_crop(c, height, width)
+    validation.smallest_crop(c, height, width)

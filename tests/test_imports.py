@@ -20,13 +20,13 @@ LAYERS = (
     ("stages",),
     ("train", "evaluate", "reporting", "interop", "planning", "inference"),
     ("data", "augment", "models", "losses", "optim"),
-    ("config", "errors", "parallel", "files"),
+    ("validation", "config", "errors", "parallel", "files"),
 )
 DEPTH = {name: depth for depth, names in enumerate(LAYERS) for name in names}
 
 # These take plain arguments and work alone as a library: no recipes, no files.
 LIBRARIES = ("models", "losses", "optim", "augment", "evaluate")
-NOT_FOR_LIBRARIES = {"config", "files", "data"}
+NOT_FOR_LIBRARIES = {"config", "validation", "files", "data"}
 TENSORFLOW = ("tensorflow", "tensorflow_datasets")
 
 

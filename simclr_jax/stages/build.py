@@ -9,7 +9,7 @@ import numpy as np
 import optax
 from ml_collections import ConfigDict
 
-from simclr_jax import config as recipes
+from simclr_jax import validation
 from simclr_jax.augment.policy import Policy
 from simclr_jax.data.sources import NO_LABEL, Images, Source
 from simclr_jax.errors import UserError
@@ -161,4 +161,4 @@ def _check_sizes(config: ConfigDict, train: Images, test: Images) -> None:
             f"training images are {train.pixels.shape[1:]}, evaluation images "
             f"{test.pixels.shape[1:]}: give both the same size"
         )
-    recipes.smallest_crop(config, *train.pixels.shape[1:3])
+    validation.smallest_crop(config, *train.pixels.shape[1:3])

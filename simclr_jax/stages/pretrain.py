@@ -14,8 +14,7 @@ from jax import lax
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from simclr_jax import config as recipes
-from simclr_jax import files, parallel
+from simclr_jax import files, parallel, validation
 from simclr_jax.data import sources
 from simclr_jax.data.sources import Source
 from simclr_jax.losses.nt_xent import nt_xent
@@ -65,11 +64,11 @@ def run(config: ConfigDict, workdir: str, resume: str = "auto", profile_steps: s
     """
     mesh = parallel.make_mesh()
     workdir = files.expand_home(workdir)
-    recipes.validate(config, mesh.size)
+    validation.validate(config, mesh.size)
     kept, before = epath.Path(workdir) / "index", recipe_before(workdir)
     train, test = sources.open_splits(config.data, kept if before else None)
     config, chosen = adapt(config, train, test, before)
-    recipes.validate(config, mesh.size)
+    validation.validate(config, mesh.size)
     build.check_images(config, train, test)
     plan = plans.make(config, len(train))
 

@@ -23,7 +23,7 @@ import pytest
 import sections
 
 from simclr_jax import config as recipes
-from simclr_jax import parallel
+from simclr_jax import parallel, validation
 from simclr_jax.data.sources import Images
 from simclr_jax.interop import official_names as official
 from simclr_jax.optim import schedules
@@ -164,7 +164,7 @@ class Program:
     def __init__(self, recording: golden.Recording, c: recipes.ConfigDict, plan: plans.Plan):
         self._recording, self._config = recording, c
         self._mesh = parallel.make_mesh(recording.settings.get("num_replicas", 1))
-        recipes.validate(c, self._mesh.size)
+        validation.validate(c, self._mesh.size)
         classes = recording.settings.get("classes", 10)
         unread = Images(np.zeros((16, 8, 8, 3), np.uint8), np.zeros(16, np.int32), classes)
         stage = pretrain.make_stage(c, plan, Inputs(c, unread, unread), self._mesh)

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from simclr_jax import config as recipes
+from simclr_jax import validation
 from simclr_jax.data.decode import BadImage
 from simclr_jax.errors import UserError
 from simclr_jax.stages.adapt import adapt
@@ -73,7 +74,7 @@ def test_batch_and_length_follow_the_number_of_images(count, batch, epochs, dept
     c = chosen(Source(count, [(64, 64)]))
     assert (c.train.batch_size, c.train.epochs, c.model.depth) == (batch, epochs, depth)
     assert c.eval.every_epochs == epochs / 20
-    recipes.validate(c, devices=8)
+    validation.validate(c, devices=8)
 
 
 @pytest.mark.parametrize("classes", [0, 7])

@@ -8,7 +8,7 @@ import numpy as np
 import optax
 
 from simclr_jax import config as recipes
-from simclr_jax import parallel
+from simclr_jax import parallel, validation
 from simclr_jax.data import order
 from simclr_jax.data.sources import Images
 from simclr_jax.stages import pretrain
@@ -54,7 +54,7 @@ def sorted_images(seed: int = 0, count: int = BATCH * STEPS) -> Images:
 def make_stage(config, devices: int):
     """Return the pretraining stage of a recipe over the first `devices` devices, and their mesh."""
     mesh = parallel.make_mesh(devices)
-    recipes.validate(config, devices)
+    validation.validate(config, devices)
     train = sorted_images(config.seed)
     inputs = Inputs(config, train, train.take(np.arange(21)))
     return pretrain.make_stage(config, plans.make(config, len(train)), inputs, mesh), mesh

@@ -263,7 +263,7 @@ def _check_disjoint(info: Any, train: str, test: str) -> None:
     """Raise `UserError` if two slices share examples: what was trained on is not held out."""
     import tensorflow_datasets as tfds
 
-    if train == test:  # which `config.validate` refuses
+    if train == test:  # which `validation.validate` refuses
         return
     parts = []
     for spec in (train, test):

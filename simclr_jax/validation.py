@@ -1,0 +1,228 @@
+"""What values the fields of a recipe may take, alone and together.
+
+All that can be known before data is read or a model built is checked here, once.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+from collections.abc import Callable
+
+import numpy as np
+from ml_collections import ConfigDict
+
+from simclr_jax.config import OPEN, base
+from simclr_jax.errors import UserError, choose, nearest
+
+# What a field may be. The modules that act on a choice know it by the same name
+# (tests/test_config.py builds every one of them).
+CHOICES: dict[str, tuple] = {
+    "stage": ("pretrain",),
+    "data.source": ("digits", "memory", "folder", "tfds"),
+    "augment.placement": ("device", "split", "host"),
+    "augment.grid": ("corner", "half_pixel", "antialias", "opencv"),
+    "augment.brightness_mode": ("multiply", "add"),
+    "augment.sigma_per": ("image", "batch"),
+    "model.depth": (10, 18, 34, 50, 101, 152, 200),
+    "model.stem": ("cifar", "imagenet"),
+    "head.kind": ("none", "linear", "nonlinear"),
+    "loss.scale": ("sum", "mean"),
+    "optim.name": ("lars", "sgd", "adamw"),
+    "optim.lr_scaling": ("linear", "sqrt", "none"),
+    "train.dtype": ("float32", "bfloat16", "float64"),
+}
+
+# What numbers must hold: the fields, the rule in words, the rule.
+RULES: tuple[tuple[tuple[str, ...], str, Callable[[float], bool]], ...] = (
+    (
+        (
+            *("loss.temperature", "model.width", "optim.base_lr", "bn.epsilon"),
+            *("eval.knn_temperature", "optim.trust_coefficient"),
+        ),
+        "greater than 0",
+        lambda value: value > 0,
+    ),
+    (
+        (
+            *("train.batch_size", "train.steps_per_call", "head.layers", "head.dim"),
+            *("data.image_size", "log.every_steps", "checkpoint.every_steps"),
+            *("checkpoint.keep", "eval.knn_k", "eval.few_labels"),
+        ),
+        "1 or more",
+        lambda value: value >= 1,
+    ),
+    (
+        ("optim.weight_decay", "optim.warmup_epochs", "eval.every_epochs"),
+        "0 or more",
+        lambda value: value >= 0,
+    ),
+    (("seed",), "in [0, 2^63)", lambda value: 0 <= value < 2**63),
+    (("bn.momentum", "optim.momentum"), "in [0, 1)", lambda value: 0 <= value < 1),
+    (("data.holdout_fraction",), "between 0 and 1", lambda value: 0 < value < 1),
+    (("data.max_bad_fraction",), "in [0, 1)", lambda value: 0 <= value < 1),
+    (("model.sk_ratio", "model.se_ratio"), "in [0, 1]", lambda value: 0 <= value <= 1),
+)
+
+
+def validate(config: ConfigDict, devices: int) -> None:
+    """Check everything that can be known before data is read or a model built.
+
+    Args:
+      config: a recipe; fields of `OPEN` that are None are left for later.
+      devices: over which the batch is to be spread.
+
+    Raises:
+      UserError: naming the first field found wrong, its value and what would be right.
+    """
+    c = config
+    _check_fields(c.to_dict(), base().to_dict())
+    for name, choices in CHOICES.items():
+        if not _is_open(c, name):
+            choose(name, _value(c, name), choices)
+    for names, words, holds in RULES:
+        for name in names:
+            _require(c, name, holds, words)
+    if c.data.split == c.data.eval_split:
+        raise UserError(
+            f'data.eval_split is "{c.data.eval_split}", the split that is trained on: name another'
+        )
+    if int(64 * c.model.width) < 1:
+        raise UserError(f"model.width is {c.model.width}: 64 * width must be 1 channel or more")
+    if c.model.sk_ratio > 0 and c.model.stem == "imagenet" and int(64 * c.model.width) < 2:
+        raise UserError(
+            f"model.width is {c.model.width}: the stem of selective kernels halves 64 * width, "
+            "which must be 2 channels or more"
+        )
+    if c.train.steps is None:
+        _require(c, "train.epochs", lambda value: value > 0, "greater than 0")
+    else:
+        _require(c, "train.steps", lambda value: value >= 1, "1 or more")
+    for name in c.augment.views:
+        _check_view(c, f"augment.views.{name}.")
+    _check_placement(c)
+    _check_tap(c)
+    if c.train.batch_size is not None:
+        _check_batch(c.train.batch_size, devices)
+    for name in ("log.every_steps", "checkpoint.every_steps"):
+        steps, call = _value(c, name), c.train.steps_per_call
+        if steps % call:
+            near = max(call, round(steps / call) * call)
+            raise UserError(
+                f"{name} is {steps}, no multiple of train.steps_per_call={call}: "
+                f"set --config.{name}={near}"
+            )
+    if c.train.dtype == "float64" and not _x64():
+        raise UserError("train.dtype is float64: set the environment variable JAX_ENABLE_X64=1")
+
+
+def _check_fields(fields: dict, known: dict, prefix: str = "") -> None:
+    for key in fields.keys() - known.keys():
+        raise UserError(f'recipe has no field "{prefix}{key}"{nearest(key, known)}: remove it')
+    for key, value in known.items():
+        name = f"{prefix}{key}"
+        if key not in fields:
+            raise UserError(f'recipe lacks "{name}": start from simclr_jax.config.base()')
+        if isinstance(value, dict) != isinstance(fields[key], dict):
+            raise UserError(f"{name} is {fields[key]}: see simclr_jax.config.base() for its shape")
+        if isinstance(value, dict):
+            _check_fields(fields[key], value, f"{name}.")
+
+
+def _value(config: ConfigDict, name: str):
+    for part in name.split("."):
+        config = config[part]
+    return config
+
+
+def _is_open(config: ConfigDict, name: str) -> bool:
+    return name in OPEN and _value(config, name) is None
+
+
+def _require(config: ConfigDict, name: str, holds: Callable[[float], bool], rule: str) -> None:
+    value = _value(config, name)
+    if _is_open(config, name):
+        return
+    if not math.isfinite(value) or not holds(value):
+        raise UserError(f"{name} is {value}: it must be {rule}")
+
+
+def _check_view(config: ConfigDict, prefix: str) -> None:
+    for name in ("flip", "jitter", "grayscale", "blur", "area_max", "min_object_covered"):
+        _require(config, prefix + name, lambda value: 0 <= value <= 1, "in [0, 1]")
+    for name in ("strength", "brightness", "contrast", "saturation", "hue"):
+        _require(config, prefix + name, lambda value: value >= 0, "0 or more")
+    for name in ("area", "aspect", "blur_sigma"):
+        largest = _value(config, f"{prefix}{name}_max")
+        rule = f"greater than 0 and at most {name}_max={largest}"
+        _require(config, f"{prefix}{name}_min", functools.partial(_within, largest), rule)
+
+
+def _within(largest: float, value: float) -> bool:
+    return 0 < value <= largest
+
+
+def _check_placement(c: ConfigDict) -> None:
+    placement, grid = c.augment.placement, c.augment.grid
+    if placement == "split" and grid != "opencv":
+        raise UserError(
+            f"augment.placement=split resizes by OpenCV, not by the grid {grid}: "
+            "set --config.augment.grid=opencv, or --config.augment.placement=host"
+        )
+    if placement != "split" and grid == "opencv":
+        raise UserError(
+            f"augment.grid=opencv belongs to augment.placement=split, not {placement}: "
+            "set --config.augment.grid=corner"
+        )
+    if c.data.resident and placement != "device":
+        raise UserError(
+            f"data.resident keeps images for augment.placement=device, not {placement}: "
+            "set --config.data.resident=False"
+        )
+    if c.data.threads is not None:
+        _require(c, "data.threads", lambda value: value >= 1, "1 or more")
+
+
+def _check_tap(c: ConfigDict) -> None:
+    layers = {"none": 0, "linear": 1, "nonlinear": c.head.layers}[c.head.kind]
+    if not -1 <= c.eval.probe_tap <= layers:
+        raise UserError(
+            f"eval.probe_tap is {c.eval.probe_tap}, but the head has {layers} layer(s): "
+            f"set 0 for h, 1 to {layers} for a layer or -1 for the last"
+            if layers
+            else f"eval.probe_tap is {c.eval.probe_tap}, but there is no head: set 0"
+        )
+
+
+def _check_batch(batch: int, devices: int) -> None:
+    if batch % devices:
+        near = max(devices, round(batch / devices) * devices)
+        raise UserError(
+            f"train.batch_size is {batch}, which {devices} devices do not divide: "
+            f"set --config.train.batch_size={near}"
+        )
+    if batch < 2:
+        raise UserError(f"train.batch_size is {batch}: a contrast needs 2 images or more")
+
+
+def _x64() -> bool:
+    import jax
+
+    return jax.dtypes.canonicalize_dtype("float64") == "float64"
+
+
+def smallest_crop(config: ConfigDict, height: int, width: int) -> None:
+    """Check that the crop of each view keeps at least one pixel of an image.
+
+    Raises:
+      UserError: if a crop of `area_min` and the extreme aspects is less than a pixel high or wide.
+    """
+    for name, policy in config.augment.views.items():
+        area = policy.area_min * height * width
+        side = np.sqrt(min(area / policy.aspect_max, area * policy.aspect_min))
+        if policy.crop and round(float(side)) < 1:
+            raise UserError(
+                f"images are {height}x{width} pixels, too small for "
+                f"augment.views.{name}.area_min={policy.area_min}: a crop would have no pixel; "
+                f"use larger images or --config.augment.views.{name}.crop=False"
+            )
