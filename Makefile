@@ -1,5 +1,6 @@
 # make quickstart   pretrain on digits and print what was learned (CPU, a few minutes)
 # make test         install everything, run all tests
+# make parity       compare with every recording of the official code, a line for each
 # make lint types   what CI checks besides
 # PYTHON=python3.12 make test   takes another interpreter
 

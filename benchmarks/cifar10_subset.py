@@ -14,7 +14,6 @@ images/s) and twice that without (37 images/s).
 from __future__ import annotations
 
 import functools
-import json
 import statistics
 import subprocess
 import sys
@@ -24,20 +23,17 @@ from typing import Any
 import jax
 import numpy as np
 from absl import flags
-from etils import epath
-from flax import traverse_util
 from sklearn.linear_model import LogisticRegression
 from sklearn.neighbors import KNeighborsClassifier
 from sklearn.preprocessing import StandardScaler
 
-from simclr_jax import config as recipes
 from simclr_jax import errors, parallel
 from simclr_jax.data import reader, sources
 from simclr_jax.evaluate import features
 from simclr_jax.reporting.tables import table
 from simclr_jax.stages import build
 from simclr_jax.stages.inputs import eval_image
-from simclr_jax.train.checkpoints import Checkpoints
+from simclr_jax.train import saved
 
 FLAGS = flags.FLAGS
 flags.DEFINE_string("path", None, "Directory of CIFAR-10 as JPEGs.")
@@ -109,11 +105,11 @@ def _run(seed: int, images: Path) -> Path:
 
 def _scores(workdir: Path, images: Path) -> dict[str, float]:
     """Score the last checkpoint of a run."""
-    config, record = recipes.base(), json.loads((workdir / "config.json").read_text())
-    config.update({name: fields for name, fields in record.items() if name in config})
-    config.data.source, config.data.path = "folder", str(images)
-    splits = sources.open_splits(config.data)
-    (train, train_labels), (test, labels) = (_features(config, workdir, s) for s in splits)
+    run = saved.read(str(workdir))
+    data = run.config.data
+    data.source, data.path = "folder", str(images)
+    splits = sources.open_splits(data)
+    (train, train_labels), (test, labels) = (_features(run, split) for split in splits)
 
     def accuracy(model: Any, scale: bool = False) -> float:
         known, asked = train, test
@@ -130,13 +126,9 @@ def _scores(workdir: Path, images: Path) -> dict[str, float]:
     }
 
 
-def _features(config: Any, workdir: Path, source: sources.Source) -> tuple[np.ndarray, np.ndarray]:
+def _features(run: saved.Saved, source: sources.Source) -> tuple[np.ndarray, np.ndarray]:
     images = reader.load(source, reader.Unreadable("images", len(source), 0.0), threads=2)
-    checkpoints = Checkpoints(epath.Path(workdir) / "checkpoints", read_only=True)
-    _, leaves = checkpoints.leaves()
-    checkpoints.close()
-    state = traverse_util.unflatten_dict(leaves, sep="/")
-    variables = {kind: state[kind]["encoder"] for kind in ("params", "batch_stats")}
+    config, variables = run.config, run.variables("encoder")
     encoder, size, grid = build.encoder(config), config.data.image_size, config.augment.grid
 
     def encode(variables: Any, images: jax.Array) -> jax.Array:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 import tarfile
 from pathlib import Path
@@ -13,11 +12,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from simclr_jax import config as recipes
 from simclr_jax.interop import official_names as official
 from simclr_jax.stages import build
 from simclr_jax.stages import convert as convert_stage
-from simclr_jax.train.checkpoints import Checkpoints
+from simclr_jax.train import saved
 
 pytest.importorskip("tensorflow", reason="official checkpoints are read with TensorFlow")
 
@@ -44,39 +42,21 @@ def _sources(recording: golden.Recording):
     yield folder, "eval"
     if recording.settings.get("saved_model"):
         yield folder / "saved_model.tar.gz", "eval"
-    if recording.settings.get("hub"):
-        yield recording.path.parent / folder.name.replace("checkpoint", "hub", 1), "hub"
+    hub = recording.path.parent / folder.name.replace("checkpoint", "hub", 1)
+    if hub.exists():
+        yield hub, "hub"
 
 
-def convert(recording: golden.Recording, source: Path, tmp_path: Path) -> Path:
-    """Convert; return the workdir of the run."""
+def convert(recording: golden.Recording, source: Path, tmp_path: Path) -> saved.Saved:
+    """Convert; return the run."""
     if source.suffix == ".gz":
         with tarfile.open(source) as packed:
             packed.extractall(tmp_path, filter="data")
         (source,) = (path.parent for path in tmp_path.rglob("saved_model.pb"))
     # A hub module applies its classifier to h, whatever it was trained on, and has no head.
-    tap = 0 if source.name.startswith("hub") else recording.flags.get("ft_proj_selector", 0)
+    tap = None if source.name.startswith("hub") else recording.flags.get("ft_proj_selector")
     convert_stage.run(str(source), str(tmp_path / "run"), convert_stage.Options("none", tap=tap))
-    return tmp_path / "run"
-
-
-def load(run: Path):
-    """Return the recipe of a run, and its variables."""
-    config = recipes.base()
-    record = json.loads((run / "config.json").read_text())
-    config.update({name: value for name, value in record.items() if name in config})
-    checkpoints = Checkpoints(run / "checkpoints", read_only=True)
-    step, leaves = checkpoints.leaves()
-    checkpoints.close()
-    tree: dict = {"params": {}, "batch_stats": {}}
-    for name, value in leaves.items():
-        kind, *path = name.split("/")
-        if kind in tree:
-            node = tree[kind]
-            for part in path[:-1]:
-                node = node.setdefault(part, {})
-            node[path[-1]] = value
-    return config, record["converted"], step, tree
+    return saved.read(str(tmp_path / "run"))
 
 
 def images(recording: golden.Recording) -> np.ndarray:
@@ -90,38 +70,36 @@ def images(recording: golden.Recording) -> np.ndarray:
     return np.repeat(np.repeat(x, times, 1), times, 2)
 
 
-def outputs(config, converted, tree, x) -> dict[str, np.ndarray]:
+def outputs(run: saved.Saved, x: np.ndarray) -> dict[str, np.ndarray]:
     """Return everything a model computes in inference mode, by the names of both recordings."""
-
-    def part(name):
-        return {kind: sections.get(name, {}) for kind, sections in tree.items()}
-
-    ends = build.encoder(config).apply(part("encoder"), jnp.asarray(x), train=False)
-    hiddens = build.projection_head(config).apply(part("head"), ends["h"], train=False)
+    config, converted = run.config, run.record["converted"]
+    ends = build.encoder(config).apply(run.variables("encoder"), jnp.asarray(x), train=False)
+    head = build.projection_head(config)
+    hiddens = head.apply(run.variables("head"), ends["h"], train=False)
     found = {**ends, "final_avg_pool": ends["h"], "default": ends["h"]}
     found |= {f"projection_{i}": hidden for i, hidden in enumerate(hiddens)}
     found |= {"proj_head_input": ends["h"], "proj_head_output": hiddens[-1]}
     if converted["classes"]:
         classifier = build.classifier(config, converted["classes"])
         tapped = hiddens[converted["classifier_tap"]]
-        logits = classifier.apply(part("classifier"), tapped)
+        logits = classifier.apply(run.variables("classifier"), tapped)
         found |= {"logits": logits, "logits_sup": logits}
     return jax.device_get(found)
 
 
 @pytest.mark.parametrize("recording, source, prefix", sources())
 def test_converted_model_is_the_recorded_one(recording, source, prefix, tmp_path, record_parity):
-    config, converted, step, tree = load(convert(recording, source, tmp_path))
-    settings, flags = recording.settings, recording.flags
+    run = convert(recording, source, tmp_path)
+    config, settings, flags = run.config, recording.settings, recording.flags
     if prefix != "hub":  # which does not say
-        assert step == settings.get("steps", settings.get("train_steps"))
+        assert run.step == settings.get("steps", settings.get("train_steps"))
     assert config.model.depth == flags["resnet_depth"]
     assert config.model.width == flags["width_multiplier"]
     assert config.model.sk_ratio == flags.get("sk_ratio", 0.0) and config.model.se_ratio == 0
     assert config.model.stem == "cifar" and config.data.image_size == flags["image_size"]
     assert config.augment.grid == ("corner" if recording.tf1 else "half_pixel")
 
-    found = outputs(config, converted, tree, images(recording))
+    found = outputs(run, images(recording))
     compared = 0
     for key, wanted in recording.arrays.items():
         name = key.removeprefix(f"{prefix}_")
@@ -131,16 +109,19 @@ def test_converted_model_is_the_recorded_one(recording, source, prefix, tmp_path
             compared += 1
     assert compared >= 2, f"only {compared} outputs of {source} were recorded"
     if prefix == "eval":
-        record_parity("checkpoint", recording.name, weights_error(recording, config, tree), EXACT)
+        record_parity("checkpoint", recording.name, weights_error(recording, run), EXACT)
 
 
-def weights_error(recording: golden.Recording, config, tree) -> float:
+def weights_error(recording: golden.Recording, run: saved.Saved) -> float:
     """Compare all weights with the digests of what was saved."""
-    namer = official.namer(recording.tf1)
+    config, namer = run.config, official.namer(recording.tf1)
     names = namer.encoder(official.Architecture(**config.model.to_dict()))
     names |= namer.head(config.head.kind, config.head.layers)
-    if "classifier" in tree["params"]:
+    if run.record["converted"]["classes"]:
         names |= namer.classifier()
+    kinds = ("params", "batch_stats")
+    parts = {part: run.variables(part) for part in ("encoder", "head", "classifier")}
+    tree = {kind: {part: trees[kind] for part, trees in parts.items()} for kind in kinds}
     values = official.from_tree(tree, names)
     assert set(values) == set(recording.variables)
     rows = recording.settings.get("ckpt_digest_rows", list(recording.variables))
