@@ -20,19 +20,17 @@ import sys
 from pathlib import Path
 from typing import Any
 
-import jax
 import numpy as np
 from absl import flags
 from sklearn.linear_model import LogisticRegression
 from sklearn.neighbors import KNeighborsClassifier
 from sklearn.preprocessing import StandardScaler
 
-from simclr_jax import errors, parallel
-from simclr_jax.data import reader, sources
-from simclr_jax.evaluate import features
+from simclr_jax import errors
+from simclr_jax.data import sources
 from simclr_jax.reporting.tables import table
-from simclr_jax.stages import build
-from simclr_jax.stages.inputs import eval_image
+from simclr_jax.stages import feature_bank
+from simclr_jax.stages.encoder import Encoder
 from simclr_jax.train import saved
 
 FLAGS = flags.FLAGS
@@ -127,17 +125,8 @@ def _scores(workdir: Path, images: Path) -> dict[str, float]:
 
 
 def _features(run: saved.Saved, source: sources.Source) -> tuple[np.ndarray, np.ndarray]:
-    images = reader.load(source, reader.Unreadable("images", len(source), 0.0), threads=2)
-    config, variables = run.config, run.variables("encoder")
-    encoder, size, grid = build.encoder(config), config.data.image_size, config.augment.grid
-
-    def encode(variables: Any, images: jax.Array) -> jax.Array:
-        prepared = jax.vmap(functools.partial(eval_image, size=size, grid=grid))(images)
-        return encoder.apply(variables, prepared, train=False)["h"]  # type: ignore
-
-    found = features.extract(encode, variables, images.pixels, parallel.make_mesh())
-    assert images.labels is not None
-    return found, images.labels
+    found = feature_bank.extract(Encoder.of(run), source, ("h",), cache=None)["h"]
+    return found.x, found.known
 
 
 if __name__ == "__main__":

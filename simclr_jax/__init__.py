@@ -1,1 +1,15 @@
-"""High-throughput SimCLR and SimCLRv2 pretraining in JAX."""
+"""High-throughput SimCLR and SimCLRv2 pretraining in JAX.
+
+`simclr_jax.load(RUN)` is the Python API: a frozen encoder with its preprocessing.
+"""
+
+from typing import Any
+
+
+def __getattr__(name: str) -> Any:
+    if name != "load":
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    # Imported late: doors answer --help without waiting for JAX.
+    from simclr_jax.run import load
+
+    return load

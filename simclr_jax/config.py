@@ -139,6 +139,11 @@ def base() -> ConfigDict:
     return config.lock()  # a misspelt field in a recipe is an error, not a new field
 
 
+def head_layers(config: ConfigDict) -> int:
+    """Return how many layers the projection head of a recipe has."""
+    return {"none": 0, "linear": 1, "nonlinear": config.head.layers}[config.head.kind]
+
+
 FLAVOURS = ("tf1", "tf2")
 
 

@@ -34,6 +34,14 @@ def choose(what: str, value: object, choices: Iterable) -> None:
         raise UserError(f'{what} is "{value}"{hint}: choose one of {", ".join(names)}')
 
 
+def number(flag: str, text: str) -> float:
+    """Return the number that a part of a flag with commas holds, or raise `UserError`."""
+    try:
+        return float(text)
+    except ValueError:
+        raise UserError(f'{flag} has "{text}", which is no number') from None
+
+
 def run(main: Callable[[], int | None]) -> None:
     """Run a door: parse flags, call `main`, exit with its code; a user's mistake is one line.
 

@@ -12,7 +12,7 @@ from collections.abc import Callable
 import numpy as np
 from ml_collections import ConfigDict
 
-from simclr_jax.config import OPEN, base
+from simclr_jax.config import OPEN, base, head_layers
 from simclr_jax.errors import UserError, choose, nearest
 
 # What a field may be. The modules that act on a choice know it by the same name
@@ -184,7 +184,7 @@ def _check_placement(c: ConfigDict) -> None:
 
 
 def _check_tap(c: ConfigDict) -> None:
-    layers = {"none": 0, "linear": 1, "nonlinear": c.head.layers}[c.head.kind]
+    layers = head_layers(c)
     if not -1 <= c.eval.probe_tap <= layers:
         raise UserError(
             f"eval.probe_tap is {c.eval.probe_tap}, but the head has {layers} layer(s): "

@@ -15,7 +15,7 @@ PACKAGE = Path(simclr_jax.__file__).parent
 
 # From the doors down. A module may import modules of its own line and of the lines below.
 LAYERS = (
-    ("main", "convert"),
+    ("main", "convert", "linear_probe", "transfer", "embed", "search", "report"),
     ("run",),
     ("stages",),
     ("train", "evaluate", "reporting", "interop", "planning", "inference"),

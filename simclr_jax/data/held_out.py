@@ -16,6 +16,8 @@ from simclr_jax.data.sources.source import Source
 class HeldOut:
     """A split as an array `[m, size, size, c]` that `evaluate.features.extract` can read.
 
+    As a context manager it ends its threads.
+
     Args:
       source: of the images, of any sizes.
       prepare: from decoded pixels `[h, w, c]` to the evaluation view.
@@ -34,6 +36,12 @@ class HeldOut:
         self._source, self._prepare, self._unreadable = source, prepare, unreadable
         self._pool = ThreadPoolExecutor(threads)
         self._bad: set[int] = set()
+
+    def __enter__(self) -> HeldOut:
+        return self
+
+    def __exit__(self, *_) -> None:
+        self._pool.shutdown(cancel_futures=True)
 
     def __len__(self) -> int:
         return len(self._source)
@@ -57,8 +65,4 @@ class HeldOut:
     @functools.cached_property
     def _blank(self) -> np.ndarray:
         """Zeros of the shape and dtype that readable images have."""
-        for row in range(len(self)):
-            image = self._image(row)
-            if image is not None:
-                return np.zeros_like(image)
-        raise AssertionError("`unreadable` has refused a split without a readable image")
+        return np.zeros_like(self._prepare(np.zeros((8, 8, self._source.channels), np.uint8)))

@@ -42,6 +42,7 @@ class Unreadable:
       max_fraction: of them, this share may be unreadable.
       path: a file of one JSON object a line, continued by a resumed run; None keeps none.
       say: receives a line about each of the first few.
+      fate: what becomes of their places, in words.
     """
 
     role: str
@@ -49,6 +50,7 @@ class Unreadable:
     max_fraction: float
     path: epath.Path | None = None
     say: Callable[[str], object] = lambda line: None
+    fate: str = "another image takes its place"
 
     def __post_init__(self):
         self._lock = threading.Lock()
@@ -85,7 +87,7 @@ class Unreadable:
                     f"data.max_bad_fraction={self.max_fraction}"
                 )
             if len(self) <= SHOWN:
-                self.say(f"unreadable: {name} ({reason}); another image takes its place")
+                self.say(f"unreadable: {name} ({reason}); {self.fate}")
 
     def _append(self, name: str) -> None:
         if self.path is not None and files.is_local(self.path):
@@ -181,8 +183,9 @@ def load(source: Source, unreadable: Unreadable, threads: int) -> Images:
                 )
             pixels[i], labels[i] = found
     assert pixels is not None  # `unreadable` has refused a split without a readable image
-    known = None if source.labels is None else labels
-    return Images(pixels, known, source.classes, bad if bad.any() else None)
+    known = source.labels if source.multi_label or source.labels is None else labels
+    marked = bad if bad.any() else None
+    return Images(pixels, known, source.classes, marked, source.class_names)
 
 
 def ahead(

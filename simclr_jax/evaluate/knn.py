@@ -11,31 +11,50 @@ import numpy as np
 from simclr_jax.errors import UserError
 
 
-def neighbours(bank: Any, queries: Any, k: int, tile: int = 4096) -> tuple[np.ndarray, np.ndarray]:
+def neighbours(
+    bank: Any, queries: Any, k: int, tile: int = 4096, query_tile: int = 16384
+) -> tuple[np.ndarray, np.ndarray]:
     """Find the `k` rows of the bank most similar to each query.
 
-    The bank stays on the host and visits the device in tiles of one shape, so device memory is
-    that of `queries` and one `[Q, tile]` block whatever the size of the bank. A row of zeros
-    has similarity 0 to everything; of equally similar rows the one earlier in the bank wins.
+    Bank and queries stay on the host and visit the device in tiles of one shape, so device memory
+    is that of `query_tile` queries and a few `[query_tile, tile]` blocks whatever the size of
+    either; the bank crosses to the device once for each tile of queries. A row of zeros has
+    similarity 0 to everything; of equally similar rows the one earlier in the bank wins.
 
     Args:
         bank: features `[M, d]`, not necessarily normalised.
         queries: features `[Q, d]`.
         k: neighbours per query, 1 to M.
         tile: rows of the bank compared at once.
+        query_tile: queries compared at once; fewer queries may also be an array on devices.
 
     Returns:
         Cosine similarities `[Q, k]`, falling, and the bank rows `[Q, k]` they belong to.
 
     Raises:
-        UserError: `k` is below 1 or above M, `tile` is below 1, or a feature is not finite.
+        UserError: `k` is below 1 or above M, a tile is below 1, or a feature is not finite.
     """
     bank = np.asarray(bank)
     if not 1 <= k <= len(bank):
         raise UserError(f"k is {k} but the bank has {len(bank)} rows: choose 1 to {len(bank)}")
-    if tile < 1:
-        raise UserError(f"tile is {tile}: give at least 1")
-    queries = _normalise(jnp.asarray(queries))
+    for name, size in (("tile", tile), ("query_tile", query_tile)):
+        if size < 1:
+            raise UserError(f"{name} is {size}: give at least 1")
+    count = len(queries)
+    if count <= query_tile:
+        return _nearest(bank, queries, k, tile)
+    parts = []
+    for start in range(0, count, query_tile):
+        rows = np.asarray(queries[start : start + query_tile])
+        padded = np.pad(rows, ((0, query_tile - len(rows)), (0, 0)))  # one shape, one program
+        parts.append([x[: len(rows)] for x in _nearest(bank, padded, k, tile)])
+    similarity, index = (np.concatenate(x) for x in zip(*parts, strict=True))
+    return similarity, index
+
+
+def _nearest(bank: np.ndarray, queries: Any, k: int, tile: int) -> tuple[np.ndarray, np.ndarray]:
+    """Find the neighbours of one tile of queries."""
+    queries = normalize(jnp.asarray(queries))
     best = (
         jnp.full((len(queries), k), -jnp.inf, queries.dtype),
         jnp.zeros((len(queries), k), jnp.int32),
@@ -125,7 +144,8 @@ def accuracy(
 
 
 @jax.jit
-def _normalise(x: jax.Array) -> jax.Array:
+def normalize(x: jax.Array) -> jax.Array:
+    """Give the rows of `x` `[n, d]` norm 1; a row of zeros stays."""
     x = x.astype(jnp.promote_types(x.dtype, jnp.float32))
     norm = jnp.linalg.norm(x, axis=-1, keepdims=True)
     return x / jnp.where(norm > 0, norm, 1)
@@ -138,7 +158,7 @@ def _merge(
     """Merge the first `count` of `rows`, the bank from `start` on, into the best so far."""
     similarity, index = best  # [Q, k] each
     # Full precision: the default of some accelerators would reorder near neighbours.
-    block = jnp.matmul(queries, _normalise(rows).T, precision=jax.lax.Precision.HIGHEST)
+    block = jnp.matmul(queries, normalize(rows).T, precision=jax.lax.Precision.HIGHEST)
     position = jnp.arange(len(rows), dtype=index.dtype)
     block = jnp.where(position < count, block, -jnp.inf)  # [Q, tile]
     # Earlier rows first: top_k keeps the first of equals.

@@ -1,62 +1,127 @@
-"""A linear probe whose penalty is chosen without looking at the test set."""
+"""The linear probe: logistic regression whose penalty is chosen without looking at the test set.
+
+SimCLR, appendix B.8 (after Kornblith et al. 2019): L-BFGS, no augmentation, the L2 penalty one of
+45 values chosen on validation examples, then fitted again on all.
+"""
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
 
+import jax.numpy as jnp
 import numpy as np
 
+from simclr_jax.errors import UserError
 from simclr_jax.evaluate import logistic
+from simclr_jax.evaluate.logistic import Weights
 
-PENALTIES = (1e-4, 1e-3, 1e-2, 1e-1, 1.0)
-VALIDATION = 0.2  # of the labelled examples decide the penalty
-TOLERANCE, MAX_STEPS = 1e-4, 200
+PENALTIES = tuple(np.logspace(-6, 5, 45))
+TOLERANCE, MAX_STEPS = 1e-4, 200  # of the fits that choose the penalty
+LAST_TOLERANCE, LAST_MAX_STEPS = 1e-5, 1000  # of the fit that is the answer
+VALIDATION = 0.2  # of the examples choose, where there are none apart for it
 
 
-def predict(
-    features: Any, labels: Any, labelled: Any, queries: Any, classes: int, seed: int = 0
-) -> np.ndarray:
-    """Classify queries by logistic regression on standardised features.
+class Probe(NamedTuple):
+    """A fitted probe: the classifier of features as they were given, and how it was chosen."""
 
-    The penalty is the one of `PENALTIES` that does best on a fifth of the labelled examples after
-    fitting the rest; the answer is then fitted on all of them.
+    weights: Weights
+    penalty: float
+    scores: dict[float, float]  # of each penalty, on the examples that chose
+
+
+def fit(
+    features: Any,
+    labels: Any,
+    classes: int,
+    fitting: Any,
+    choosing: Any,
+    score: Callable[[np.ndarray, np.ndarray], float],
+    penalties: Sequence[float] = PENALTIES,
+) -> Probe:
+    """Fit on some examples, choose the penalty on others, fit again on all of them.
+
+    Features are centred and divided by one number, so that their mean square is 1: that changes no
+    angle, and a penalty means the same for any encoder. It weighs `1/2 ||kernel||^2` against the
+    sum of the cross-entropies, and is 1 / C of scikit-learn. Of equally good ones the strongest is
+    chosen.
 
     Args:
-      features: `[m, d]` of the training images.
-      labels: int `[m]`.
-      labelled: int `[l]`, which of them the probe may use.
-      queries: `[q, d]`.
+      features: `[m, d]`, as the encoder gave them.
+      labels: integers `[m]`, or `[m, classes]` of 1, 0 and -1: see `logistic.fit`.
       classes: number of classes.
-      seed: of the split into fitting and validation.
+      fitting: which examples to fit on, int `[a]`.
+      choosing: which to choose on, int `[b]`.
+      score: from logits `[b, classes]` and labels to a number, higher is better.
+      penalties: to choose among; of one, nothing is chosen.
 
-    Returns:
-      Integers `[q]`.
+    Raises:
+      UserError: if no examples are left to fit on, or `logistic.fit` refuses them.
     """
-    features, queries = logistic.standardize(features, queries)
-    shuffled = np.random.RandomState(seed).permutation(np.asarray(labelled))
-    held_out = shuffled[: max(1, round(VALIDATION * len(shuffled)))]
-    # Rows are chosen by weight, so that one compiled program serves every number of labels.
-    everything = np.zeros(len(labels))
-    everything[shuffled] = 1
-    fitting = everything.copy()
-    fitting[held_out] = 0
+    if not len(fitting):
+        raise UserError("no labelled examples are left to fit on: label more")
+    labels = np.asarray(labels)
+    origin, unit = _moments(np.asarray(features)[np.concatenate([fitting, choosing])])
+    centred = (jnp.asarray(features) - origin) / unit
 
-    def fit(penalty, weights, start):
+    def solve(penalty: float, rows: np.ndarray, start: Weights | None, **until: Any) -> Weights:
+        # Rows are chosen by weight, so that one compiled program serves every number of them.
+        weights = np.zeros(len(labels))
+        weights[rows] = 1
+        l2 = penalty / len(rows)
         return logistic.fit(
-            features,
-            labels,
-            classes,
-            penalty,
-            tolerance=TOLERANCE,
-            max_steps=MAX_STEPS,
-            sample_weights=weights,
-            start=start,
+            centred, labels, classes, l2, start=start, sample_weights=weights, **until
         )
 
     start, scores = None, {}
-    for penalty in sorted(PENALTIES, reverse=True):  # strong to weak: each start is near its end
-        start = fit(penalty, fitting, start)
-        guesses = np.asarray(logistic.predict(start, features))[held_out]
-        scores[penalty] = float(np.mean(guesses == np.asarray(labels)[held_out]))
-    best = max(scores, key=lambda penalty: (scores[penalty], penalty))
-    return np.asarray(logistic.predict(fit(best, everything, None), queries))
+    if len(penalties) > 1:
+        for penalty in sorted(penalties, reverse=True):  # each start is near its end
+            start = solve(
+                penalty, np.asarray(fitting), start, tolerance=TOLERANCE, max_steps=MAX_STEPS
+            )
+            outputs = np.asarray(logistic.logits(start, centred[np.asarray(choosing)]))
+            scores[float(penalty)] = score(outputs, labels[choosing])
+    best = max(scores, key=lambda penalty: (scores[penalty], penalty), default=penalties[0])
+    everything = np.concatenate([fitting, choosing])
+    last = {"tolerance": LAST_TOLERANCE, "max_steps": LAST_MAX_STEPS}
+    found = solve(best, everything, None, **last)
+    kernel = found.kernel / unit
+    return Probe(Weights(kernel, found.bias - origin @ kernel), float(best), scores)
+
+
+def accuracy(logits: np.ndarray, labels: np.ndarray) -> float:
+    """Return the share of examples whose label has the highest logit."""
+    return float(np.mean(np.argmax(logits, axis=1) == labels))
+
+
+def split(labels: Any, seed: int, share: float = VALIDATION) -> tuple[np.ndarray, np.ndarray]:
+    """Split examples at random into those to fit on and those to choose on.
+
+    Args:
+      labels: `[m]` or `[m, classes]`; each class of single labels is split in the same proportion,
+        and a class of one example is fitted on.
+      seed: 0 to 2**32 - 1; the split depends on it and on `labels` alone.
+      share: of the examples that choose.
+
+    Returns:
+      Rising positions of both.
+    """
+    labels = np.asarray(labels)
+    generator = np.random.RandomState(seed)
+    kinds = labels if labels.ndim == 1 else np.zeros(len(labels), int)
+    choosing = []
+    for kind in np.unique(kinds):
+        members = generator.permutation(np.flatnonzero(kinds == kind))
+        choosing.append(members[: round(share * len(members))])
+    chosen = np.sort(np.concatenate(choosing))
+    if not len(chosen):  # a few examples a class: one of them has to do
+        chosen = generator.permutation(len(labels))[:1]
+    return np.setdiff1d(np.arange(len(labels)), chosen), chosen
+
+
+def _moments(features: np.ndarray) -> tuple[np.ndarray, float]:
+    """Return the mean `[d]`, and the root of the mean square of what is left, 1 if that is 0."""
+    wide = np.asarray(features, np.float64)
+    origin = wide.mean(axis=0)
+    unit = float(np.sqrt(np.mean((wide - origin) ** 2)))
+    return origin.astype(features.dtype), unit or 1.0

@@ -1,4 +1,8 @@
-"""Multinomial logistic regression on features: the linear probe with a unique answer."""
+"""Logistic regression on features: the linear probe with a unique answer.
+
+Multinomial where an example has one label; where it may have several, each class against the
+rest.
+"""
 
 from __future__ import annotations
 
@@ -34,16 +38,19 @@ def fit(
 ) -> Weights:
     """Minimise mean cross-entropy + `l2 / 2 * ||kernel||^2`; the bias is not penalised.
 
+    With several labels an example, the cross-entropies of its classes are summed.
+
     Full-batch L-BFGS with a zoom line search, on the device, until the Euclidean norm of the
     gradient is at most `tolerance`, `max_steps` are done, or the line search finds no lower
     loss: at small `l2` the rounding of float32 ends the descent. `gradient_norm` tells how far
     it came. With unit weights it is scikit-learn's LogisticRegression at `C = 1 / (l2 * M)`.
-    Give it standardised features. Compiled once per shape and dtype: `l2`, `tolerance`,
-    `max_steps` and `sample_weights` may change freely.
+    Give it features of mean 0 and about unit size. Compiled once per shape and dtype: `l2`,
+    `tolerance`, `max_steps` and `sample_weights` may change freely.
 
     Args:
         features: `[M, d]`.
-        labels: integers `[M]` from 0 to `classes - 1`; rows of weight 0 may hold anything.
+        labels: integers `[M]` from 0 to `classes - 1`, or `[M, classes]` of 1 (has it), 0 (has
+            not) and -1 (ignored); rows of weight 0 may hold anything.
         classes: number of classes.
         l2: penalty, at least 0.
         tolerance: on the gradient norm of the mean loss.
@@ -59,7 +66,7 @@ def fit(
     _check(len(features), labels, classes, l2, weights)
     if not jnp.isfinite(features).all():
         raise UserError("features are not all finite: look at the encoder that made them")
-    labels = np.where(weights > 0, labels, 0)
+    labels = _unused_as_zero(labels, weights)
     dtype = jnp.promote_types(features.dtype, jnp.float32)
     if start is None:
         start = Weights(jnp.zeros((features.shape[1], classes)), jnp.zeros(classes))
@@ -72,7 +79,7 @@ def gradient_norm(
 ) -> float:
     """Return the norm that `fit` brings to its tolerance; larger where it had to stop before."""
     each = _sample_weights(sample_weights, len(features))
-    labels = np.where(each > 0, np.asarray(labels), 0)
+    labels = _unused_as_zero(np.asarray(labels), each)
     gradient = _gradient(weights, jnp.asarray(features), labels, float(l2), each)
     return float(optax.global_norm(gradient))
 
@@ -85,19 +92,18 @@ def logits(weights: Weights, features: Any) -> jax.Array:
     return product + weights.bias
 
 
+def cross_entropies(weights: Weights, features: jax.Array, labels: jax.Array) -> jax.Array:
+    """Return the loss of each example `[M]`; `labels` as in `fit`, those ignored count nothing."""
+    outputs = logits(weights, features)
+    if labels.ndim == 1:
+        return optax.softmax_cross_entropy_with_integer_labels(outputs, labels)
+    each = optax.sigmoid_binary_cross_entropy(outputs, labels == 1)  # [M, C]
+    return jnp.sum(each, axis=1, where=labels >= 0)
+
+
 def predict(weights: Weights, features: Any) -> jax.Array:
     """Return the most likely class `[M]` of features `[M, d]`, the lower of two equals."""
     return jnp.argmax(logits(weights, features), axis=-1)
-
-
-def standardize(train: Any, *others: Any) -> tuple[jax.Array, ...]:
-    """Subtract the mean of `train` and divide by its deviation, in `train` and in all `others`.
-
-    Arrays are `[M, d]`; the deviation is the population's. Columns constant in `train` are
-    centred only. Float32 or wider out.
-    """
-    moments = _moments(jnp.asarray(train))
-    return tuple(_rescale(jnp.asarray(x), moments) for x in (train, *others))
 
 
 def _sample_weights(given: Any, rows: int) -> np.ndarray:
@@ -105,8 +111,14 @@ def _sample_weights(given: Any, rows: int) -> np.ndarray:
     return np.ones(rows) if given is None else np.asarray(given, np.float64)
 
 
+def _unused_as_zero(labels: np.ndarray, weights: np.ndarray) -> np.ndarray:
+    used = weights > 0
+    return np.where(used[:, None] if labels.ndim == 2 else used, labels, 0)
+
+
 def _check(rows: int, labels: np.ndarray, classes: int, l2: float, weights: np.ndarray) -> None:
-    if labels.shape != (rows,) or weights.shape != (rows,):
+    several = labels.ndim == 2
+    if labels.shape != ((rows, classes) if several else (rows,)) or weights.shape != (rows,):
         raise UserError(
             f"there are {rows} features, labels of shape {labels.shape} and sample weights of "
             f"shape {weights.shape}: give one label and one weight per feature"
@@ -114,10 +126,11 @@ def _check(rows: int, labels: np.ndarray, classes: int, l2: float, weights: np.n
     if not (weights >= 0).all() or not weights.sum() > 0:
         raise UserError("the sample weights must be at least 0 and not all 0")
     used = labels[weights > 0]
-    if not 0 <= used.min() <= used.max() < classes:
+    lowest, highest = (-1, 1) if several else (0, classes - 1)
+    if not lowest <= used.min() <= used.max() <= highest:
         raise UserError(
             f"labels run from {used.min()} to {used.max()}: "
-            f"with {classes} classes they must lie in 0 to {classes - 1}"
+            f"with {classes} classes they must lie in {lowest} to {highest}"
         )
     if l2 < 0:
         raise UserError(f"l2 is {l2}: give at least 0")
@@ -130,7 +143,7 @@ def _loss(
     l2: jax.Array,
     sample_weights: jax.Array,
 ) -> jax.Array:
-    losses = optax.softmax_cross_entropy_with_integer_labels(logits(weights, features), labels)
+    losses = cross_entropies(weights, features, labels)
     share = (sample_weights / sample_weights.sum()).astype(losses.dtype)
     return jnp.sum(share * losses) + 0.5 * l2 * jnp.sum(weights.kernel**2)
 
@@ -166,24 +179,3 @@ def _minimise(start: Weights, features, labels, l2, sample_weights, tolerance, m
     value, gradient = jax.value_and_grad(loss)(start)
     carry = start, solver.init(start), value, gradient, 0, False
     return jax.lax.while_loop(unfinished, step, carry)[0]
-
-
-class _Moments(NamedTuple):
-    origin: jax.Array  # [d]
-    mean: jax.Array  # [d], relative to the origin
-    scale: jax.Array  # [d]
-
-
-@jax.jit
-def _moments(x: jax.Array) -> _Moments:
-    x = x.astype(jnp.promote_types(x.dtype, jnp.float32))
-    # Relative to the first row, so that a constant column has deviation 0 exactly and a large
-    # common offset costs no digits.
-    offset = x - x[0]
-    deviation = jnp.std(offset, axis=0)
-    return _Moments(x[0], jnp.mean(offset, axis=0), jnp.where(deviation > 0, deviation, 1))
-
-
-@jax.jit
-def _rescale(x: jax.Array, moments: _Moments) -> jax.Array:
-    return (x - moments.origin - moments.mean) / moments.scale

@@ -70,6 +70,8 @@ def adapt(
     choose("eval.every_epochs", max(1.0, (c.train.epochs or epochs) // 20), "20 evaluations")
     labelled = train.classes > 0 and test.classes > 0
     why = f"{train.classes} classes" if labelled else "there are no labels"
+    if labelled and train.multi_label:
+        labelled, why = False, "images may have several labels"
     for name in ("eval.probe", "eval.knn"):
         choose(name, labelled, why)
     return c, chosen

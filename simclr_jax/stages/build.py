@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import functools
+from typing import Any
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
@@ -48,6 +50,29 @@ def projection_head(config: ConfigDict) -> ProjectionHead:
     )
 
 
+def first_variables(config: ConfigDict, channels: int) -> dict[str, dict[str, Any]]:
+    """Return the first values of encoder and head, as `{params, batch_stats}`, each by part."""
+    modules, keys = (encoder(config), projection_head(config)), first_keys(config.seed)
+    side = config.data.image_size
+
+    @jax.jit
+    def first() -> dict[str, Any]:
+        images = jnp.zeros((1, side, side, channels), config.train.dtype)
+        made: dict[str, Any] = {"encoder": modules[0].init(keys[0], images, train=True)}
+        h: Any = modules[0].apply(made["encoder"], images, train=False)
+        made["head"] = modules[1].init(keys[1], h["h"], train=True)
+        return made
+
+    made = jax.device_get(first())
+    kinds = ("params", "batch_stats")
+    return {kind: {part: v[kind] for part, v in made.items() if kind in v} for kind in kinds}
+
+
+def first_keys(seed: int) -> jax.Array:
+    """Return the keys that encoder, projection head and classifier start from."""
+    return jax.random.split(jax.random.key(seed), 3)
+
+
 def classifier(config: ConfigDict, classes: int) -> Classifier:
     """Build a linear classifier on `h` or on a layer of the projection head."""
     return Classifier(classes, param_dtype=_param_dtype(config))
@@ -90,7 +115,7 @@ def policies(config: ConfigDict) -> tuple[Policy, ...]:
             blur=view.blur,
             blur_sigma=(view.blur_sigma_min, view.blur_sigma_max),
         )
-        for view in (config.augment.views.first, config.augment.views.second)
+        for _, view in sorted(config.augment.views.items())  # first, second
     )
 
 
@@ -130,6 +155,11 @@ def check_images(config: ConfigDict, train: Source, test: Source) -> None:
     if wanted and not (train.classes and test.classes):
         fields = " ".join(f"--config.eval.{name}=False" for name in wanted)
         raise UserError(f"the images have no labels, which eval.{wanted[0]} needs: set {fields}")
+    if wanted and (train.multi_label or test.multi_label):
+        fields = " ".join(f"--config.eval.{name}=False" for name in wanted)
+        raise UserError(
+            f"images may have several labels, for which eval.{wanted[0]} is not made: set {fields}"
+        )
     if train.channels != test.channels:
         raise UserError(
             f"training images have {train.channels} channel(s), evaluation images "
@@ -137,7 +167,7 @@ def check_images(config: ConfigDict, train: Source, test: Source) -> None:
         )
     if len(test) < 2:
         raise UserError(f"there is {len(test)} image to evaluate on: raise data.holdout_fraction")
-    if config.eval.compare and train.classes and test.classes:
+    if config.eval.compare and train.classes and test.classes and not train.multi_label:
         _check_few_labels(config.eval.few_labels, train)
     if isinstance(train, Images) and isinstance(test, Images):
         _check_sizes(config, train, test)

@@ -12,13 +12,14 @@ import numpy as np
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from simclr_jax.augment.on_device import center_crop, to_float
+from simclr_jax.augment.resize import to_float
 from simclr_jax.data import order, pipeline, reader
 from simclr_jax.data.held_out import HeldOut
 from simclr_jax.data.placements import Loading, Request
 from simclr_jax.data.reader import Reader, Unreadable
 from simclr_jax.data.sources import Images, Source
 from simclr_jax.stages import build
+from simclr_jax.stages.preprocessing import Preprocessing
 from simclr_jax.train.plan import Plan
 from simclr_jax.train.stage import Batch
 from simclr_jax.train.workdir import Workdir
@@ -50,11 +51,7 @@ class Inputs:
             train = reader.load(train, self._unreadable["train"], self._threads)
             test = reader.load(test, self._unreadable["held_out"], self._threads)
         self.train, self.test = train, test
-
-    @property
-    def prepared_on_host(self) -> bool:
-        """Tell whether evaluation images come from the host at their final size."""
-        return self._config.augment.placement != "device"
+        self._preprocessing = Preprocessing.of(config, train.channels)
 
     def batches(self, mesh: Mesh, plan: Plan, first_step: int, total_steps: int) -> Iterator:
         """Yield the steps of each chunk and their training batches, on the devices."""
@@ -93,10 +90,10 @@ class Inputs:
 
     def for_evaluation(self, source: Source) -> Any:
         """Return a split as `features.extract` reads it, to be finished by `prepare`."""
-        if isinstance(source, Images) and not self.prepared_on_host:
+        if isinstance(source, Images) and not self._prepared_on_host:
             return source.pixels
         role = "train" if source is self.train else "held_out"
-        return HeldOut(source, self._host_preparer(), self._unreadable[role], self._threads)
+        return HeldOut(source, self._preprocessing, self._unreadable[role], self._threads)
 
     def readable(self, source: Source, images: Any) -> np.ndarray | None:
         """Return the rows of an evaluated split that could be read; None: all of them."""
@@ -107,11 +104,11 @@ class Inputs:
 
     def prepare(self, images: jax.Array) -> jax.Array:
         """Finish evaluation images `[b, ...]` on the device: floats `[b, size, size, c]`."""
-        if self.prepared_on_host:
-            return to_float(images)
-        c = self._config
-        one = functools.partial(eval_image, size=c.data.image_size, grid=c.augment.grid)
-        return jax.vmap(one)(images)
+        return to_float(images) if self._prepared_on_host else self._preprocessing.on_device(images)
+
+    @property
+    def _prepared_on_host(self) -> bool:
+        return self._config.augment.placement != "device"
 
     def _loading(self, role: str) -> Loading:
         c = self._config
@@ -128,34 +125,6 @@ class Inputs:
             shared_sigma=c.augment.sigma_per == "batch",
             threads=self._threads,
         )
-
-    def _host_preparer(self) -> Callable[[np.ndarray], np.ndarray]:
-        c, size = self._config, self._config.data.image_size
-        if c.augment.placement == "split":
-            from simclr_jax.data.placements import split
-
-            make = split.eval_preparer(size)
-        else:
-            from simclr_jax.data.placements import host
-
-            make = host.eval_preparer(size, c.augment.grid)
-        return functools.partial(make, proportion=eval_proportion(size))
-
-
-def eval_proportion(size: int) -> float:
-    """Return which part of an image is evaluated: the central 87.5 %, or all of a small one.
-
-    The official code takes images of up to 32 pixels as they are, and whole
-    (`data_util.py:preprocess_for_eval`, `test_crop`); one of another size is resized here.
-    """
-    return 0.875 if size > 32 else 1.0
-
-
-def eval_image(image: jax.Array, size: int, grid: str) -> jax.Array:
-    """Prepare an image `[h, w, c]` for evaluation on the device, as floats `[size, size, c]`."""
-    if size <= 32 and image.shape[:2] == (size, size):
-        return to_float(image)
-    return center_crop(image, size, grid, eval_proportion(size))
 
 
 def _one_after_another(size: int, positions: np.ndarray) -> np.ndarray:

@@ -13,16 +13,17 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from simclr_jax.data.sources import Source
-from simclr_jax.evaluate import features, geometry, knn, linear_probe, scores
+from simclr_jax.evaluate import features, geometry, knn, linear_probe, logistic, scores
 from simclr_jax.evaluate.subsets import few_labels
 from simclr_jax.losses.nt_xent import l2_normalize
+from simclr_jax.stages.encoder import PIXELS, embedder, tap_name
 from simclr_jax.stages.inputs import Inputs
 from simclr_jax.stages.views import view_maker
 from simclr_jax.train.stage import TrainState
 
 Variables = dict[str, Any]  # params and batch_stats
 
-PIXELS = 32  # side of the raw pixels that are scored beside the features
+PENALTIES = linear_probe.PENALTIES[::4]  # of the probe, in the interest of time
 PAIRS = 256  # held-out images, at most, whose two views the label-free indicators compare
 
 
@@ -32,35 +33,23 @@ class Monitor:
     Nothing here changes parameters or statistics, and nothing is chosen by looking at the result.
     """
 
-    def __init__(
-        self,
-        config: ConfigDict,
-        encoder: Any,
-        head: Any,
-        probe: Any,
-        inputs: Inputs,
-        mesh: Mesh,
-    ):
+    def __init__(self, config: ConfigDict, probe: Any, inputs: Inputs, mesh: Mesh):
         self._config, self._inputs, self._mesh = config, inputs, mesh
         self._train, self._test = inputs.train, inputs.test
-        dtype = jnp.dtype(config.train.dtype)
+        tapped = tap_name(config, config.eval.probe_tap)
+        vectors = embedder(config, ("h", tapped))
 
-        def embed(variables: Variables, images: jax.Array) -> dict[str, jax.Array]:
-            def part(name: str) -> Variables:
-                return {kind: tree.get(name, {}) for kind, tree in variables.items()}
-
-            h = encoder.apply(part("encoder"), images.astype(dtype), train=False)["h"]
-            hiddens = head.apply(part("head"), h, train=False)
-            outputs = {"h": h, "z": hiddens[-1].astype(h.dtype)}
-            if probe:
-                logits = probe.apply(part("probe"), hiddens[config.eval.probe_tap])
-                outputs["guess"] = jnp.argmax(logits, axis=-1)
-            return outputs
+        def judged(variables: Variables, images: jax.Array) -> dict[str, jax.Array]:
+            found = vectors(variables, inputs.prepare(images))
+            if not probe:
+                return {"h": found["h"]}
+            logits = probe.apply({"params": variables["params"]["probe"]}, found[tapped])
+            return {"h": found["h"], "guess": jnp.argmax(logits, axis=-1)}
 
         # Kept as attributes: `features.extract` compiles once per function object.
-        self._encode = lambda variables, images: embed(variables, inputs.prepare(images))
-        self._encode_views = embed
-        self._pixels = lambda _, images: _small(inputs.prepare(images)).reshape(len(images), -1)
+        self._encode, self._encode_views = judged, embedder(config, ("h", "z"))
+        pixels = embedder(config, ("pixels",))
+        self._pixels = lambda _, images: pixels({}, inputs.prepare(images))["pixels"]
         self._make_views = jax.jit(view_maker(config))
 
     @property
@@ -77,8 +66,8 @@ class Monitor:
                 "temperature": self._config.eval.knn_temperature,
             },
             "probe": {
-                "solver": "L-BFGS on standardised features",
-                "penalties": linear_probe.PENALTIES,
+                "solver": "L-BFGS on centred features of mean square 1",
+                "penalties": PENALTIES,
                 "chosen_on": f"{linear_probe.VALIDATION:.0%} of the labels it may use",
                 "few_labels_per_class": self._config.eval.few_labels,
                 "few_labels_seed": 0,
@@ -109,7 +98,9 @@ class Monitor:
           its accuracy on the evaluation split and a 95 % bootstrap interval over its images.
           Nothing without labels, or with `eval.compare` off.
         """
-        if not (self._config.eval.compare and self._train.classes and self._test.classes):
+        single = not (self._train.multi_label or self._test.multi_label)
+        labelled = self._train.classes and self._test.classes and single
+        if not (self._config.eval.compare and labelled):
             return {}
         rows: dict[str, Callable[[Source], Any]] = {
             "raw pixels": functools.partial(self._extract, self._pixels, None),
@@ -131,7 +122,17 @@ class Monitor:
         few = few_labels(labels, count, seed=0)
 
         def probe(labelled: np.ndarray) -> np.ndarray:
-            return linear_probe.predict(bank["h"], labels, labelled, queries["h"], classes)
+            fitting, choosing = linear_probe.split(labels[labelled], seed=0)
+            fitted = linear_probe.fit(
+                bank["h"],
+                labels,
+                classes,
+                labelled[fitting],
+                labelled[choosing],
+                linear_probe.accuracy,
+                PENALTIES,
+            )
+            return np.argmax(logistic.logits(fitted.weights, queries["h"]), axis=1)
 
         guesses = {
             "kNN": self._nearest(bank["h"], labels, queries["h"]),
@@ -173,14 +174,6 @@ class Monitor:
         e, classes = self._config.eval, self._train.classes
         k = min(e.knn_k, len(bank))
         return knn.classify(bank, labels, queries, classes, k, e.knn_temperature)
-
-
-def _small(images: jax.Array) -> jax.Array:
-    """Shrink images `[b, h, w, c]` to a size at which a whole data set of them fits in memory."""
-    b, height, width, c = images.shape
-    if max(height, width) <= PIXELS:
-        return images
-    return jax.image.resize(images, (b, PIXELS, PIXELS, c), "linear")
 
 
 def _variables(state: TrainState) -> Variables:

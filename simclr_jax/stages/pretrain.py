@@ -116,7 +116,7 @@ def make_stage(config: ConfigDict, plan: Plan, inputs: Inputs, mesh: Mesh) -> St
 
     @jax.jit
     def first_state() -> TrainState:
-        keys = jax.random.split(jax.random.key(config.seed), 3)
+        keys = build.first_keys(config.seed)
         side, channels = config.data.image_size, inputs.train.channels
         images = jnp.zeros((1, side, side, channels), config.train.dtype)
         variables: dict[str, Any] = {"encoder": encoder.init(keys[0], images, train=True)}
@@ -161,7 +161,7 @@ def make_stage(config: ConfigDict, plan: Plan, inputs: Inputs, mesh: Mesh) -> St
     def init() -> TrainState:
         return parallel.replicate(mesh, first_state())
 
-    monitor = Monitor(config, encoder, head, probe, inputs, mesh)
+    monitor = Monitor(config, probe, inputs, mesh)
     return Stage(
         init=init,
         warm_start=functools.partial(load_parts, config.init, tap=config.eval.probe_tap),

@@ -15,6 +15,7 @@ from data import awkward
 from etils import epath
 from ml_collections import ConfigDict
 
+from simclr_jax.data import sources
 from simclr_jax.data.decode import BadImage
 from simclr_jax.data.sources import folder
 from simclr_jax.data.sources.source import NO_LABEL
@@ -255,6 +256,22 @@ def test_the_fingerprint_tells_data_apart_wherever_they_lie(tmp_path):
         ),
     }
     assert len(others | {source.fingerprint()}) == 7
+
+
+def test_the_stamp_changes_when_a_file_is_replaced(tmp_path):
+    source = opened(make(tmp_path, "a/1.png", "b/2.png"))
+    before, fingerprint = sources.stamp(source), source.fingerprint()
+    assert before == sources.stamp(opened(tmp_path))
+    file = tmp_path / "b/2.png"
+    changed = file.stat().st_mtime_ns
+    found = {before}
+    for content, time in ((IMAGE + b" ", changed), (IMAGE, changed + 1)):
+        file.write_bytes(content)
+        os.utime(file, ns=(time, time))
+        found.add(sources.stamp(source))
+    file.unlink()
+    found.add(sources.stamp(source))
+    assert len(found) == 4 and source.fingerprint() == fingerprint
 
 
 def test_take(tmp_path):

@@ -30,7 +30,7 @@ BAD = (4, 5, 17)
 class Photographs:
     """Images of many sizes that know their number, some of them unreadable."""
 
-    classes, channels = SIZE, 3
+    classes, channels, multi_label, class_names = SIZE, 3, False, ()
     labels = np.arange(SIZE, dtype=np.int32)
 
     def __init__(self, bad=()):

@@ -15,6 +15,7 @@ from simclr_jax.errors import UserError
 RANDOM = np.random.RandomState(0)
 PIXELS = RANDOM.randint(0, 256, (40, 6, 5, 3)).astype(np.uint8)
 LABELS = (np.arange(40) % 7).astype(np.int64)
+SEVERAL = np.random.RandomState(1).randint(-1, 2, (40, 5))
 
 
 def options(path="", source="memory", **fields):
@@ -54,6 +55,28 @@ def test_labels_are_optional(tmp_path):
     assert train.take(np.arange(3)).labels is None
 
 
+def test_an_image_may_have_several_labels(tmp_path):
+    path = archive(tmp_path, images=PIXELS, labels=SEVERAL, test_images=PIXELS, test_labels=SEVERAL)
+    train, test = sources.open_splits(options(path))
+    assert train.multi_label and test.multi_label and train.classes == 5
+    np.testing.assert_array_equal(train.labels, SEVERAL)
+    assert train.labels.dtype == np.int8
+    part = train.take(np.array([7, 3]))
+    np.testing.assert_array_equal(part.labels, SEVERAL[[7, 3]])
+    assert part.multi_label and part.example(0)[1] == sources.NO_LABEL
+    assert train.fingerprint() != sources.open_splits(options(path, labels=False))[0].fingerprint()
+
+
+def test_classes_may_have_names(tmp_path):
+    names = tuple("abcdefgh")  # of the last there is no image
+    path = archive(tmp_path, images=PIXELS, labels=LABELS, class_names=names)
+    train, test = sources.open_splits(options(path, holdout_fraction=0.25))
+    assert train.class_names == test.class_names == names and train.classes == 8
+    assert not train.multi_label
+    assert sources.open_splits(options(path, labels=False))[0].class_names == ()
+    assert digits().class_names == tuple("0123456789")
+
+
 def test_floats_become_bytes_and_grey_images_get_a_channel(tmp_path):
     path = archive(tmp_path, images=PIXELS[..., 0] / 255, test_images=PIXELS[..., :1])
     train, test = sources.open_splits(options(path))
@@ -88,7 +111,23 @@ def test_held_out_images_are_no_training_images_and_stay_the_same(tmp_path):
         ({"images": PIXELS[:1]}, "too few to hold out"),
         ({"images": PIXELS, "labels": LABELS[:5]}, "one integer for each of the 40 images"),
         ({"images": PIXELS, "labels": LABELS / 2}, "float64"),
-        ({"images": PIXELS, "labels": np.eye(40, dtype=int)}, "one integer for each"),
+        (
+            {"images": PIXELS, "labels": np.eye(40, dtype=int)},
+            "one integer for each image, labels.a",
+        ),
+        ({"images": PIXELS, "labels": LABELS[:, None]}, "one integer for each of the 40 images"),
+        ({"images": PIXELS, "labels": SEVERAL * 2}, r"int64 \(40, 5\): where .* several"),
+        ({"images": PIXELS, "labels": SEVERAL / 1}, r"float64 \(40, 5\): where .* several"),
+        ({"images": PIXELS, "labels": SEVERAL, "class_names": list("abcd")}, "4 class_names for 5"),
+        ({"images": PIXELS, "labels": SEVERAL, "class_names": list("abcdef")}, "6 class_names fo"),
+        (
+            {"images": PIXELS, "labels": LABELS, "class_names": np.arange(7)},
+            "is int64 .7,.: give on",
+        ),
+        (
+            {"images": PIXELS, "labels": LABELS, "test_images": PIXELS, "test_labels": SEVERAL},
+            r"are \(40,\), \(40, 5\): give all splits the same classes",
+        ),
         ({"images": PIXELS, "labels": LABELS - 1}, "go down to -1"),
         ({"images": np.array([{}])}, "no readable .npz archive"),  # needs pickle: code, not data
     ],

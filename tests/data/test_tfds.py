@@ -121,6 +121,20 @@ def root(tmp_path_factory):
     half["mixed"] = [half["train"][0], half["unlabelled"][0]]
     prepare(root, "half", {"image": image, "label": label}, half)
 
+    kinds = library.features.Sequence(label)
+    lists = {"labels": kinds, "labels_no_difficult": kinds, "image/filename": text}
+    objects = [
+        {"labels": ["ant", "cat"], "labels_no_difficult": ["cat"]},
+        {"labels": ["bee", "bee"], "labels_no_difficult": ["bee"]},
+        {"labels": [], "labels_no_difficult": []},
+    ]
+    objects = [
+        one | {"image": photo(i), "image/filename": f"{i}.jpg", "views": [i % 2]}
+        for i, one in enumerate(objects)
+    ]
+    lists["views"] = library.features.Sequence(pair)
+    prepare(root, "scenes", {"image": image, **lists}, {"train": objects})
+
     words = [{"text": "none"}]
     prepare(root, "words", {"text": text}, {"train": words})
     old = {"train": unlabelled}
@@ -147,6 +161,7 @@ def opened(root, name="photos", split="train", **fields):
 def test_every_record_is_the_image_it_was_made_of(root, split, offset, count):
     source = opened(root, split=split)
     assert len(source) == count and source.classes == 3 and source.channels == 3
+    assert source.class_names == tuple(NAMES) and not source.multi_label
     for i in range(count):
         found, label = source.example(i)
         assert found.dtype == np.uint8
@@ -181,6 +196,18 @@ def test_small_images_with_a_mask_and_three_kinds_of_label(root):
         assert label == i % 3  # "label", not "coarse" or "zone"
     assert source.name(7) == "train[7]"
     assert source.take(np.array([3, 7])).name(1) == "train[7]"
+
+
+def test_several_labels_and_those_only_of_difficult_objects(root):
+    source = opened(root, "scenes")
+    assert source.multi_label and source.classes == 3 and source.class_names == tuple(NAMES)
+    assert source.labels.dtype == np.int8
+    np.testing.assert_array_equal(source.labels, [[-1, 0, 1], [0, 1, 0], [0, 0, 0]])
+    np.testing.assert_array_equal(source.take(np.array([2, 0])).labels[1], [-1, 0, 1])
+    found, label = source.example(1)
+    np.testing.assert_array_equal(found, pixels(photo(1)))
+    assert label == NO_LABEL and source.name(1) == "1.jpg"
+    assert opened(root, "scenes", labels=False).labels is None
 
 
 @pytest.mark.parametrize(

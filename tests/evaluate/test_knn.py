@@ -64,6 +64,14 @@ def test_neighbours_are_sorted_and_in_full_precision():
     np.testing.assert_allclose(similarity, -np.sort(-cosine, axis=1)[:, :20], atol=1e-6)
 
 
+@pytest.mark.parametrize("query_tile", [7, 20, 59])
+def test_queries_in_tiles_find_the_same(query_tile):
+    whole = knn.neighbours(BANK, QUERIES, 9, tile=64)
+    tiled = knn.neighbours(BANK, QUERIES, 9, tile=64, query_tile=query_tile)
+    np.testing.assert_array_equal(tiled[1], whole[1])
+    np.testing.assert_allclose(tiled[0], whole[0], atol=1e-6)
+
+
 def test_a_tied_majority_goes_to_the_class_of_the_nearest_among_the_tied():
     angles = np.array([0.1, 0.2, 0.3, 0.4, 0.5, 2.0])
     bank = np.stack([np.cos(angles), np.sin(angles)], axis=1)
@@ -153,3 +161,8 @@ def test_user_errors(change, message):
     }
     with pytest.raises(UserError, match=message):
         knn.classify(**{**arguments, **change})
+
+
+def test_a_tile_of_no_queries_is_refused():
+    with pytest.raises(UserError, match="query_tile is 0"):
+        knn.neighbours(BANK, QUERIES, 5, query_tile=0)

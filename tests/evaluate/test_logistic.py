@@ -16,7 +16,12 @@ LABELS, TEST_LABELS = DIGITS[:300], DIGITS[300:600]
 
 @pytest.fixture(scope="module")
 def digits():
-    return logistic.standardize(TRAIN, TEST)
+    return standardized(TRAIN, TEST)
+
+
+def standardized(train, test):
+    scaler = StandardScaler().fit(train)
+    return scaler.transform(train), scaler.transform(test)
 
 
 def scikit_learn(features, labels, l2, **settings):
@@ -106,20 +111,25 @@ def test_one_program_for_every_penalty_tolerance_and_mask(digits):
     assert logistic._minimise._cache_size() == before
 
 
-def test_standardize_equals_scikit_learn_and_only_centres_constant_columns():
-    train, test = TRAIN * 0.1 + 50, TEST * 0.1 + 50
-    train[:, 5] = 3.3
-    test[:, 5] = 4.3
-    scaler = StandardScaler().fit(train.astype(np.float64))
-    got = logistic.standardize(train, test)
-    np.testing.assert_allclose(
-        got[0], scaler.transform(train.astype(np.float64)), atol=1e-5, rtol=1e-5
-    )
-    np.testing.assert_allclose(
-        got[1], scaler.transform(test.astype(np.float64)), atol=1e-5, rtol=1e-5
-    )
-    np.testing.assert_array_equal(got[0][:, 5], 0)
-    np.testing.assert_allclose(got[1][:, 5], 1, rtol=1e-5)
+def several_labels():
+    """Return for each digit whether it is even, below 5, and (ignored for a third) above 7."""
+    labels = np.stack([LABELS % 2 == 0, LABELS < 5, LABELS > 7], axis=1).astype(np.int8)
+    labels[::3, 2] = -1
+    return labels
+
+
+def test_several_labels_are_as_many_regressions(digits):
+    train, test = digits
+    labels = several_labels()
+    weights = logistic.fit(train, labels, 3, 1e-2)
+    got = jax.nn.sigmoid(logistic.logits(weights, test))
+    for c in range(3):
+        known = labels[:, c] >= 0
+        # The mean is over all examples, those ignored for this class included.
+        peer = LogisticRegression(C=1 / (1e-2 * 300), tol=1e-10, max_iter=10000)
+        peer.fit(np.asarray(train[known], np.float64), labels[known, c])
+        expected = peer.predict_proba(np.asarray(test, np.float64))[:, 1]
+        np.testing.assert_allclose(got[:, c], expected, atol=1e-3)
 
 
 @pytest.mark.parametrize(
@@ -128,6 +138,7 @@ def test_standardize_equals_scikit_learn_and_only_centres_constant_columns():
         ({"labels": LABELS[:9]}, r"300 features, labels of shape \(9,\)"),
         ({"classes": 9}, "labels run from 0 to 9"),
         ({"l2": -1.0}, "l2 is -1.0"),
+        ({"labels": 2 * np.ones((300, 10), int)}, "with 10 classes they must lie in -1 to 1"),
         ({"sample_weights": np.zeros(300)}, "not all 0"),
         ({"sample_weights": -np.ones(300)}, "at least 0"),
         ({"features": np.full((300, 2), np.nan)}, "not all finite"),
@@ -141,7 +152,7 @@ def test_user_errors(change, message):
 
 @pytest.mark.x64
 def test_float64_equals_scikit_learn_to_many_digits():
-    train, test = logistic.standardize(TRAIN.astype(np.float64), TEST.astype(np.float64))
+    train, test = standardized(TRAIN.astype(np.float64), TEST.astype(np.float64))
     # Its own L-BFGS stops at a gradient norm of 4e-8, 1e-6 away in probability.
     peer = scikit_learn(train, LABELS, 1e-2, solver="newton-cholesky")
     weights = logistic.fit(train, LABELS, 10, 1e-2, tolerance=1e-9)

@@ -1,10 +1,24 @@
 import numpy as np
 import pytest
 import scipy.stats
-from sklearn.metrics import recall_score, top_k_accuracy_score
+from sklearn.metrics import (
+    average_precision_score,
+    balanced_accuracy_score,
+    recall_score,
+    top_k_accuracy_score,
+)
 
 from simclr_jax.errors import UserError
-from simclr_jax.evaluate.scores import bootstrap_interval, per_class_accuracy, top_k_accuracy
+from simclr_jax.evaluate.scores import (
+    average_precision,
+    bootstrap_interval,
+    eleven_point_precision,
+    mean_average_precision,
+    mean_per_class_accuracy,
+    per_class_accuracy,
+    summary,
+    top_k_accuracy,
+)
 
 _random = np.random.RandomState(0)
 SCORES = _random.normal(size=(200, 7))
@@ -63,3 +77,132 @@ def test_bootstrap_user_errors():
         bootstrap_interval([], seed=0)
     with pytest.raises(UserError, match="level is 95"):
         bootstrap_interval([1.0], seed=0, level=95)
+
+
+RANDOM = np.random.RandomState(1)
+SHOWN = RANDOM.choice([-1, 0, 1], (150, 4), p=[0.1, 0.7, 0.2]).astype(np.int8)
+RANKED = RANDOM.normal(size=(150, 4)) + (SHOWN == 1)
+WEIGHTS = RANDOM.randint(0, 4, 150)
+
+
+def test_a_weight_is_so_many_repetitions():
+    repeated = np.repeat(np.arange(200), np.arange(200) % 3)
+    weights = np.arange(200) % 3
+    assert top_k_accuracy(SCORES, LABELS, 2, weights) == pytest.approx(
+        top_k_accuracy(SCORES[repeated], LABELS[repeated], 2)
+    )
+    predictions = SCORES.argmax(1)
+    assert mean_per_class_accuracy(predictions, LABELS, weights) == pytest.approx(
+        balanced_accuracy_score(LABELS[repeated], predictions[repeated])
+    )
+
+
+def test_mean_per_class_leaves_out_classes_without_examples():
+    labels = np.where(LABELS == 3, 5, LABELS)
+    predictions = SCORES.argmax(1)
+    expected = np.mean([np.mean(predictions[labels == c] == c) for c in np.unique(labels)])
+    assert mean_per_class_accuracy(predictions, labels) == pytest.approx(expected)
+
+
+@pytest.mark.parametrize("decimals", [0, 8])  # 0: most scores are tied
+@pytest.mark.parametrize("weights", [None, WEIGHTS])
+def test_average_precision_equals_scikit_learn(decimals, weights):
+    scores = np.round(RANKED, decimals)
+    expected = []
+    for c in range(4):
+        counted = SHOWN[:, c] >= 0
+        expected.append(
+            average_precision_score(
+                SHOWN[counted, c],
+                scores[counted, c],
+                sample_weight=None if weights is None else weights[counted],
+            )
+        )
+        got = average_precision(scores[:, c], SHOWN[:, c], weights)
+        assert got == pytest.approx(expected[c], abs=1e-12)
+    got = mean_average_precision(scores, SHOWN, weights)
+    assert got == pytest.approx(np.mean(expected), abs=1e-12)
+
+
+def voc(scores, labels):
+    """Compute VOC's measure in plain loops, one threshold at a time."""
+    positives, best = np.sum(labels == 1), [0.0] * 11
+    for threshold in np.unique(scores):
+        shown = labels[(scores >= threshold) & (labels >= 0)]
+        found = int(np.sum(shown == 1))
+        for i in range(11):
+            if len(shown) and 10 * found >= i * positives:
+                best[i] = max(best[i], found / len(shown))
+    return np.mean(best)
+
+
+@pytest.mark.parametrize("decimals", [0, 8])
+def test_eleven_point_precision_equals_plain_loops(decimals):
+    scores = np.round(RANKED, decimals)
+    repeated = np.repeat(np.arange(150), WEIGHTS)
+    for c in range(4):
+        got = eleven_point_precision(scores[:, c], SHOWN[:, c])
+        assert got == pytest.approx(voc(scores[:, c], SHOWN[:, c]), abs=1e-12)
+        got = eleven_point_precision(scores[:, c], SHOWN[:, c], WEIGHTS)
+        expected = voc(scores[repeated, c], SHOWN[repeated, c])
+        assert got == pytest.approx(expected, abs=1e-12)
+
+
+def test_three_of_ten_is_a_recall_of_three_tenths():
+    # In floating point 3 / 10 is below 0.1 * 3; then the fourth level would start one late.
+    labels = np.array([1] * 3 + [0] * 5 + [1] * 7)
+    expected = (4 * 1 + 7 * 10 / 15) / 11
+    assert eleven_point_precision(-np.arange(15.0), labels) == pytest.approx(expected)
+
+
+def test_the_order_of_examples_does_not_matter():
+    scores, order = np.round(RANKED), RANDOM.permutation(150)
+    for score in (average_precision, eleven_point_precision):
+        assert score(scores[:, 0], SHOWN[:, 0]) == score(scores[order, 0], SHOWN[order, 0])
+
+
+def test_classes_without_a_positive_are_left_out():
+    labels = SHOWN.copy()
+    labels[:, 2] = np.minimum(labels[:, 2], 0)
+    kept = [0, 1, 3]
+    assert mean_average_precision(RANKED, labels) == mean_average_precision(
+        RANKED[:, kept], labels[:, kept]
+    )
+    assert np.isnan(average_precision(RANKED[:, 2], labels[:, 2]))
+
+
+def test_summary_has_the_scores_that_there_are():
+    single = summary(LABELS, SCORES)
+    assert list(single) == ["top-1", "top-5", "mean per class"]
+    assert single["top-5"]["value"] == top_k_accuracy(SCORES, LABELS, 5)
+    low, high = bootstrap_interval(SCORES.argmax(1) == LABELS, seed=0)
+    assert single["top-1"] == {"value": top_k_accuracy(SCORES, LABELS), "low": low, "high": high}
+    guesses = summary(LABELS, SCORES.argmax(1))
+    assert guesses == {name: single[name] for name in ("top-1", "mean per class")}
+    assert list(summary(LABELS % 5, SCORES[:, :5])) == ["top-1", "mean per class"]
+    several = summary(SHOWN, RANKED, names=["mAP"])
+    assert list(several) == ["mAP"]
+    assert several["mAP"]["low"] < several["mAP"]["value"] < several["mAP"]["high"]
+
+
+def test_the_interval_of_map_is_that_of_resampled_examples():
+    generator, means = np.random.Generator(np.random.Philox(3)), []
+    for _ in range(1000):
+        rows = generator.integers(150, size=150)
+        means.append(
+            np.mean([average_precision(RANKED[rows, c], SHOWN[rows, c]) for c in range(4)])
+        )
+    got = summary(SHOWN, RANKED, seed=3)["mAP"]
+    expected = np.quantile(means, [0.025, 0.975])
+    np.testing.assert_allclose([got["low"], got["high"]], expected, atol=1e-12)
+
+
+def test_summary_user_errors():
+    with pytest.raises(UserError, match='score is "top-5"'):
+        summary(LABELS, SCORES.argmax(1), names=["top-5"])
+    with pytest.raises(UserError, match="match them"):
+        summary(LABELS[:9], SCORES)
+    with pytest.raises(UserError, match="match them"):
+        summary(SHOWN, RANKED[:, :3])
+    with pytest.raises(UserError, match="no class has a positive"):
+        summary(np.zeros((4, 2), np.int8), np.zeros((4, 2)))

@@ -29,7 +29,7 @@ def recipe(**fields):
 class Source:
     """`count` images of the sizes given, one after another; None is an unreadable one."""
 
-    channels = 3
+    channels, multi_label = 3, False
 
     def __init__(self, count, sizes, classes=0):
         self.count, self.sizes, self.classes = count, sizes, classes
@@ -113,3 +113,10 @@ def test_a_recipe_without_open_fields_is_left_alone():
 def test_nothing_but_broken_images_is_refused():
     with pytest.raises(UserError, match=r"none of 64 images .*\.jpg \(truncated\)"):
         chosen(Source(5000, [None]))
+
+
+def test_evaluations_for_one_label_are_off_where_images_may_have_several():
+    source = Source(2000, [(32, 32)], classes=5)
+    assert chosen(source).eval.probe and chosen(source).eval.knn
+    source.multi_label = True
+    assert not chosen(source).eval.probe and not chosen(source).eval.knn

@@ -43,23 +43,6 @@ def batches(loading: Loading, requests: Iterator[Request]) -> Iterator[dict[str,
         raise failures[0]
 
 
-def eval_preparer(size: int, grid: str) -> Any:
-    """Return the function that makes the evaluation view of an image, as `center_crop` does.
-
-    From uint8 `[h, w, c]` to float32 `[size, size, c]`, by TensorFlow's operations.
-    """
-    tf = _tensorflow()
-
-    @tf.function(reduce_retracing=True)  # eager operations would cost several times as much
-    def view(image, proportion):
-        return on_host.center_crop(image, size, grid, proportion)
-
-    def prepare(image: np.ndarray, proportion: float) -> np.ndarray:
-        return view(tf.constant(image), proportion).numpy()
-
-    return prepare
-
-
 def _dataset(loading: Loading, all_blocks: Any, failures: list[Exception]) -> Any:
     """Return a `tf.data.Dataset` of single examples: `views [views, size, size, c]` and `label`.
 

@@ -15,7 +15,6 @@ from typing import Any
 
 import numpy as np
 
-from simclr_jax.augment.resize import center_box
 from simclr_jax.data.placements import Loading, Request, blocks
 from simclr_jax.data.reader import ahead
 from simclr_jax.errors import UserError
@@ -90,20 +89,6 @@ def shrinker(size: int) -> Callable[[np.ndarray], np.ndarray]:
         return smaller.reshape(to[1], to[0], channels)
 
     return shrink
-
-
-def eval_preparer(size: int) -> Any:
-    """Return the function that makes the evaluation view of an image, as `center_crop` does.
-
-    From uint8 `[h, w, c]` to uint8 `[size, size, c]`, resized by OpenCV.
-    """
-    resize = resizer()
-
-    def prepare(image: np.ndarray, proportion: float) -> np.ndarray:
-        height, width = image.shape[:2]
-        return resize(image, np.array(center_box(height, width, size, proportion)), size)
-
-    return prepare
 
 
 def _opencv() -> Any:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import zlib
 from collections.abc import Callable, Mapping
 
 import numpy as np
@@ -14,7 +16,7 @@ from simclr_jax.data.sources.memory import Images
 from simclr_jax.data.sources.source import NO_LABEL, Source
 from simclr_jax.errors import UserError, choose
 
-__all__ = ["NO_LABEL", "OPENERS", "Images", "Source", "notes", "open_splits", "remember"]
+__all__ = ["NO_LABEL", "OPENERS", "Images", "Source", "notes", "open_splits", "remember", "stamp"]
 
 MOST_WITHOUT_LABELS = 1000  # held out: they only show whether embeddings collapse
 
@@ -70,3 +72,20 @@ def remember(source: Source, kept: epath.Path) -> None:
 def notes(source: Source) -> tuple[str, ...]:
     """Return what a user should know about a source, such as why it has no labels."""
     return source.notes if isinstance(source, folder.Folder) else ()
+
+
+def stamp(source: Source) -> str:
+    """Return what changes when files are replaced under the same names; "" where none can be.
+
+    The fingerprint of every other source covers its pixels, or the version of its data set.
+    """
+    if not isinstance(source, folder.Folder):
+        return ""
+    check = 0
+    for path in source.paths:
+        found = "no file"
+        with contextlib.suppress(OSError):
+            status = (source.root / path).stat()
+            found = f"{status.st_size} {status.st_mtime_ns}"
+        check = zlib.crc32(f"{path}\0{found}\0".encode(errors="surrogateescape"), check)
+    return f"{check:08x}"

@@ -8,7 +8,6 @@ aligned originals, enlarged, for comparison.
 
 from __future__ import annotations
 
-import dataclasses
 import functools
 from collections.abc import Callable
 
@@ -41,8 +40,10 @@ def splits(data: ConfigDict, kept: epath.Path | None = None) -> dict[str, Callab
     def split(rows: slice) -> Images:
         pixels, labels = _render(data.name == "placed")
         shuffled = order.examples(0, np.arange(len(labels)), len(labels))
-        digits = Images(pixels, labels, 10).take(np.sort(shuffled[rows]))
-        return digits if data.labels else dataclasses.replace(digits, labels=None, classes=0)
+        chosen = np.sort(shuffled[rows])
+        if not data.labels:
+            return Images(pixels[chosen], None, 0)
+        return Images(pixels[chosen], labels[chosen], 10, class_names=tuple("0123456789"))
 
     return {
         "train": functools.partial(split, slice(TEST, None)),

@@ -87,6 +87,7 @@ class Folder:
     class_names: tuple[str, ...]
     notes: tuple[str, ...] = ()
     channels: int = 3
+    multi_label: bool = False
 
     @property
     def classes(self) -> int:

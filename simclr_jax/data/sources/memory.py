@@ -1,7 +1,9 @@
 """Images of one size in memory, and the `.npz` source.
 
 An archive holds `images` and, if there are any, `labels`; other splits are further pairs such as
-`test_images` and `test_labels` (`train_images` may stand for `images`).
+`test_images` and `test_labels` (`train_images` may stand for `images`). Labels are numbers `[m]`;
+where an image may have several they are `[m, classes]` of 1 (has it), 0 (has not) and -1 (ignored).
+`class_names` may name the classes.
 """
 
 from __future__ import annotations
@@ -28,15 +30,17 @@ class Images:
 
     Attributes:
       pixels: uint8 `[m, h, w, c]`.
-      labels: int32 `[m]`, or None.
+      labels: int32 `[m]`, or int8 `[m, classes]` as `Source.labels` has it, or None.
       classes: number of classes, 0 without labels.
       bad: bool `[m]`, which of them could not be read and are zeros; None: all could.
+      class_names: by label; empty where they have none.
     """
 
     pixels: np.ndarray
     labels: np.ndarray | None
     classes: int
     bad: np.ndarray | None = None
+    class_names: tuple[str, ...] = ()
 
     def __len__(self) -> int:
         return len(self.pixels)
@@ -46,13 +50,20 @@ class Images:
         """Return the number of channels."""
         return self.pixels.shape[-1]
 
+    @property
+    def multi_label(self) -> bool:
+        """Tell whether an image may have several labels."""
+        return self.labels is not None and self.labels.ndim == 2
+
     def name(self, example: int) -> str:
         """Return the number of an example, which is all the name it has."""
         return f"image {example}"
 
     def example(self, example: int) -> tuple[np.ndarray, int]:
         """Return the pixels `[h, w, c]` and the label of an example."""
-        return self.pixels[example], NO_LABEL if self.labels is None else int(self.labels[example])
+        if self.labels is None or self.multi_label:
+            return self.pixels[example], NO_LABEL
+        return self.pixels[example], int(self.labels[example])
 
     def fingerprint(self) -> str:
         """Return what tells this split from any other: its size and a checksum of its arrays."""
@@ -65,7 +76,7 @@ class Images:
         """Return the images at `rows`, in that order."""
         labels = None if self.labels is None else self.labels[rows]
         bad = None if self.bad is None else self.bad[rows]
-        return Images(self.pixels[rows], labels, self.classes, bad)
+        return dataclasses.replace(self, pixels=self.pixels[rows], labels=labels, bad=bad)
 
 
 def splits(data: ConfigDict, kept: epath.Path | None = None) -> dict[str, Callable[[], Images]]:
@@ -89,8 +100,14 @@ def splits(data: ConfigDict, kept: epath.Path | None = None) -> dict[str, Callab
     if not data.labels:
         labels = dict.fromkeys(names)
     known = [array for array in labels.values() if array is not None]
-    classes = max((int(array.max()) + 1 for array in known), default=0)
-    return {n: functools.partial(Images, pixels[n], labels[n], classes) for n in names}
+    called: tuple[str, ...] = ()
+    if known and "class_names" in arrays:
+        called = _class_names(arrays["class_names"], data.path)
+    classes = _classes(known, called, data.path)
+    return {
+        n: functools.partial(Images, pixels[n], labels[n], classes, class_names=called)
+        for n in names
+    }
 
 
 def _load(path: str) -> dict[str, np.ndarray]:
@@ -127,6 +144,13 @@ def _pixels(array: np.ndarray, name: str) -> np.ndarray:
 def _labels(array: np.ndarray | None, pixels: np.ndarray, path: str) -> np.ndarray | None:
     if array is None:
         return None
+    if array.ndim == 2 and len(array) == len(pixels) and array.shape[1] > 1:
+        if array.dtype.kind not in "biu" or not np.isin(array, (-1, 0, 1)).all():
+            raise UserError(
+                f"labels in {path} are {array.dtype} {array.shape}: where an image may have "
+                "several labels give 1 (has it), 0 (has not) or -1 (ignored) for each class"
+            )
+        return array.astype(np.int8)
     if array.shape != (len(pixels),) or not np.issubdtype(array.dtype, np.integer):
         raise UserError(
             f"labels in {path} are {array.dtype} {array.shape}: "
@@ -140,3 +164,29 @@ def _labels(array: np.ndarray | None, pixels: np.ndarray, path: str) -> np.ndarr
             f"{MOST_CLASSES} of them"
         )
     return array.astype(np.int32)
+
+
+def _classes(labels: list[np.ndarray], names: tuple[str, ...], path: str) -> int:
+    """Return how many classes the labels of all splits, and the names, tell of."""
+    columns = {array.shape[1] for array in labels if array.ndim == 2}
+    highest = [int(array.max()) + 1 for array in labels if array.ndim == 1]
+    if len(columns) > 1 or (columns and highest):
+        shapes = ", ".join(str(array.shape) for array in labels)
+        raise UserError(f"labels in {path} are {shapes}: give all splits the same classes")
+    if columns and all(((array != 0).sum(1) == 1).all() and array.min() >= 0 for array in labels):
+        raise UserError(
+            f"labels in {path} have a single 1 in every row: give one integer for each image, "
+            "labels.argmax(axis=1)"
+        )
+    classes = max([*columns, *highest], default=0)
+    if names and (len(names) < classes or (columns and len(names) > classes)):
+        raise UserError(f"{path} has {len(names)} class_names for {classes} classes: name each")
+    return max(classes, len(names))
+
+
+def _class_names(array: np.ndarray, path: str) -> tuple[str, ...]:
+    if array.ndim != 1 or array.dtype.kind != "U":
+        raise UserError(
+            f"class_names in {path} is {array.dtype} {array.shape}: give one string for each class"
+        )
+    return tuple(array.tolist())

@@ -14,6 +14,8 @@ class Source(Protocol):
 
     Attributes:
       classes: number of classes, 0 without labels.
+      class_names: by label; empty where they have none.
+      multi_label: whether an image may have several labels, or none of them.
       channels: of its images.
     """
 
@@ -21,11 +23,21 @@ class Source(Protocol):
     def classes(self) -> int: ...
 
     @property
+    def class_names(self) -> tuple[str, ...]: ...
+
+    @property
+    def multi_label(self) -> bool: ...
+
+    @property
     def channels(self) -> int: ...
 
     @property
     def labels(self) -> np.ndarray | None:
-        """Return all labels, int32 `[m]`, or None; may take a pass over the data."""
+        """Return all labels, int32 `[m]`, or None; may take a pass over the data.
+
+        With `multi_label`, int8 `[m, classes]`: 1 for a class that the image has, 0 for one that
+        it has not, -1 for one that is to be ignored in this image.
+        """
 
     def __len__(self) -> int: ...
 
@@ -36,9 +48,10 @@ class Source(Protocol):
         """Return by what a person finds this example again: its file, or its number."""
 
     def example(self, example: int) -> tuple[np.ndarray, int]:
-        """Return pixels, uint8 `[h, w, channels]`, and label (`NO_LABEL`: none) of an example.
+        """Return pixels, uint8 `[h, w, channels]`, and label of an example.
 
-        Threads call this at the same time.
+        The label is `NO_LABEL` where there is none, and with `multi_label`. Threads call this at
+        the same time.
 
         Raises:
           BadImage: if it cannot be read or decoded.

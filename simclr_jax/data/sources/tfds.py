@@ -15,162 +15,26 @@ import contextlib
 import dataclasses
 import functools
 import shlex
-import zlib
-from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from typing import Any, NamedTuple
+from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 from etils import epath
 from ml_collections import ConfigDict
 
-from simclr_jax.data.decode import BadImage, decode
+from simclr_jax.data.decode import BadImage
 from simclr_jax.data.sources.source import NO_LABEL
+from simclr_jax.data.sources.tfds_records import Fields, Records, class_label, find_fields
 from simclr_jax.errors import UserError, nearest
 
 FORMAT = "array_record"
-LABEL_THREADS = 32  # many, for a bucket answers each of them slowly
-LABEL_BLOCK = 256  # records
-
-Parser = Callable[[bytes], Mapping[str, Any]]
-
-
-class Fields(NamedTuple):
-    """What the parts of a record that matter here are called; None: there is no such part."""
-
-    image: str
-    label: str | None
-    file_name: str | None
-
-
-@dataclasses.dataclass(frozen=True)
-class Records:
-    """One split of a prepared data set.
-
-    Attributes:
-      info: TFDS's description of the data set.
-      split: as TFDS writes it, such as `train` or `train[:90%]`.
-      fields: of its records.
-      raw: the serialized records; threads may read them at the same time.
-      rows: int64 `[m]`, the records that are examples here.
-    """
-
-    info: Any
-    split: str
-    fields: Fields
-    raw: Sequence[bytes]
-    rows: np.ndarray
-    channels: int = 3
-
-    def __len__(self) -> int:
-        return len(self.rows)
-
-    @property
-    def classes(self) -> int:
-        """Return the number of classes, 0 without labels."""
-        return self.info.features[self.fields.label].num_classes if self.fields.label else 0
-
-    @functools.cached_property
-    def labels(self) -> np.ndarray | None:
-        """Return all labels, int32 `[m]`, or None; the first time, read all records.
-
-        An unreadable record has `NO_LABEL`.
-        """
-        if self.fields.label is None:
-            return None
-        blocks = np.array_split(self.rows, max(1, len(self) // LABEL_BLOCK))
-        with ThreadPoolExecutor(LABEL_THREADS) as pool:
-            found = list(pool.map(lambda block: [self._label_at(row) for row in block], blocks))
-        return np.concatenate(found).astype(np.int32)
-
-    def fingerprint(self) -> str:
-        """Return name, configuration, version, split and size, and a checksum of a choice."""
-        whole = np.array_equal(self.rows, np.arange(len(self.raw)))
-        chosen = "" if whole else f", rows {zlib.crc32(np.ascontiguousarray(self.rows).data):08x}"
-        return f"{self.info.full_name} {self.split}, {len(self)} examples{chosen}"
-
-    def name(self, example: int) -> str:
-        """Return the file name that a record has, or else its number: `train[17]`."""
-        row, file_name = int(self.rows[example]), self.fields.file_name
-        if file_name:
-            with contextlib.suppress(BadImage):  # the number has to do
-                return _parser(self.info, file_name)(self._record(row))[file_name].decode()
-        return f"{self.split}[{row}]"
-
-    def example(self, example: int) -> tuple[np.ndarray, int]:
-        """Read and decode a record: uint8 `[h, w, 3]` and its label, or `NO_LABEL`.
-
-        Raises:
-          BadImage: if the record cannot be read or its image not be decoded.
-        """
-        row = int(self.rows[example])
-        parts = self._parsed(row)
-        return decode(parts[self.fields.image]), self._label(parts, row)
-
-    def take(self, rows: np.ndarray) -> Records:
-        """Return the split that holds only the examples `rows`, in that order."""
-        return dataclasses.replace(self, rows=self.rows[rows])
-
-    def _record(self, row: int) -> bytes:
-        try:
-            return self.raw[row]
-        except RuntimeError as error:  # what ArrayRecord raises for damaged and missing files
-            raise BadImage(f"unreadable record: {error}") from error
-
-    def _parsed(self, row: int) -> Mapping[str, Any]:
-        from google.protobuf.message import DecodeError
-
-        try:
-            return self._parse(self._record(row))
-        except DecodeError as error:
-            raise BadImage(f"damaged record: {error}") from error
-
-    @functools.cached_property
-    def _parse(self) -> Parser:
-        image, label, _ = self.fields
-        return _parser(self.info, image, label) if label else _parser(self.info, image)
-
-    @functools.cached_property
-    def _parse_label(self) -> Parser:
-        assert self.fields.label is not None
-        return _parser(self.info, self.fields.label)
-
-    def _label(self, parts: Mapping[str, Any], row: int) -> int:
-        if self.fields.label is None:
-            return NO_LABEL
-        label = int(parts[self.fields.label])
-        if not 0 <= label < self.classes:
-            raise UserError(
-                f"{self.split}[{row}] of {self.info.full_name} has label {label}, but there are "
-                f"{self.classes} classes: use another split, or set --config.data.labels=False"
-            )
-        return label
-
-    def _label_at(self, row: int) -> int:
-        try:
-            return self._label(self._parse_label(self._record(int(row))), row)
-        except BadImage:
-            return NO_LABEL
-
-
-def _parser(info: Any, *names: str) -> Parser:
-    """Return what reads these fields of a serialized record, an image still encoded."""
-    import tensorflow_datasets as tfds
-
-    # Only these: a data set may have costly features, such as masks, beside them.
-    features = {name: info.features[name] for name in names}
-    images = [name for name in names if isinstance(features[name], tfds.features.Image)]
-    decoders = {name: tfds.decode.SkipDecoding() for name in images}
-    fields = tfds.features.FeaturesDict(features)
-    return functools.partial(fields.deserialize_example_np, decoders=decoders or None)
 
 
 def splits(data: ConfigDict, kept: epath.Path | None = None) -> dict[str, Callable[[], Records]]:
     """Return the splits of a prepared data set, and slices ("train[:90%]") that are asked for.
 
-    The image is the feature `image`, or else the only one that is an image; the label is the
-    feature `label`, or else the only one that is a class. A split whose first record has label -1,
-    which is how TFDS marks them, has no labels.
+    `tfds_records.find_fields` says what is the image and what the label. A split whose first record
+    has label -1, which is how TFDS marks them, has no labels.
 
     Args:
       data: `config.data`.
@@ -182,7 +46,7 @@ def splits(data: ConfigDict, kept: epath.Path | None = None) -> dict[str, Callab
         if it is empty.
     """
     builder = _open(data)
-    fields = _fields(builder.info, data.labels)
+    fields = find_fields(builder.info, data.labels)
     asked = [name for name in (data.split, data.eval_split) if _is_slice(builder.info, name)]
     _check_disjoint(builder.info, data.split, data.eval_split)
     return {
@@ -201,44 +65,11 @@ def _split(builder: Any, name: str, fields: Fields) -> Records:
     as_stored = tfds.decode.DeserializeMethod.RAW_BYTES
     raw = builder.as_data_source(name, deserialize_method=as_stored, file_format=FORMAT)
     records = Records(info, name, fields, raw, np.arange(count))
-    if fields.label is not None:
+    if fields.label is not None and not fields.several:
         with contextlib.suppress(BadImage):  # then the others tell
-            if records._parse_label(records._record(0))[fields.label] == NO_LABEL:
+            if records.stored_label(0) == NO_LABEL:
                 return dataclasses.replace(records, fields=fields._replace(label=None))
     return records
-
-
-def _fields(info: Any, labels: bool) -> Fields:
-    import tensorflow_datasets as tfds
-
-    features = dict(info.features.items())
-    Image, LabeledImage = tfds.features.Image, tfds.features.LabeledImage
-    images = [
-        name
-        for name, feature in features.items()
-        if isinstance(feature, Image) and not isinstance(feature, LabeledImage)
-        if feature.np_dtype == np.uint8
-    ]
-    known = [
-        name
-        for name, feature in features.items()
-        if isinstance(feature, tfds.features.ClassLabel) and feature.num_classes
-    ]
-    image, label = _preferred("image", images), _preferred("label", known)
-    if image is None:
-        what = "several images and none called" if images else "no image: there is no 8-bit"
-        raise UserError(
-            f'{info.full_name} has {what} "image" (features: {", ".join(features)}): '
-            "choose a data set of single images"
-        )
-    text = isinstance(features.get("file_name"), tfds.features.Text)
-    return Fields(image, label if labels else None, "file_name" if text else None)
-
-
-def _preferred(name: str, names: list[str]) -> str | None:
-    if name in names:
-        return name
-    return names[0] if len(names) == 1 else None
 
 
 def _is_slice(info: Any, split: str) -> bool:
@@ -397,5 +228,5 @@ def declared_classes(name: str) -> int:
     except (AssertionError, ValueError) as error:  # no such version, no such variant
         reason = str(error).partition("\n")[0]
         raise UserError(f'TFDS has no data set "{name}" ({reason})') from None
-    label = _fields(info, labels=True).label
-    return info.features[label].num_classes if label else 0
+    label = find_fields(info, labels=True).label
+    return class_label(info.features[label]).num_classes if label else 0

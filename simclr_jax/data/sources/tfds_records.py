@@ -1,0 +1,255 @@
+"""The records of a data set that TFDS has prepared: which parts matter, and reading them."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import functools
+import zlib
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from simclr_jax.data.decode import BadImage, decode
+from simclr_jax.data.sources.source import NO_LABEL
+from simclr_jax.errors import UserError
+
+LABEL_THREADS = 32  # many, for a bucket answers each of them slowly
+LABEL_BLOCK = 256  # records
+FILE_NAMES = ("file_name", "image/file_name", "image/filename")
+EASY = "_no_difficult"  # ends the name of VOC's second list of labels, without difficult objects
+
+Parser = Callable[[bytes], Mapping[str, Any]]
+
+
+class Fields(NamedTuple):
+    """What the parts of a record that matter here are called; None: there is no such part."""
+
+    image: str
+    label: str | None
+    file_name: str | None
+    several: bool = False  # labels: `label` is a list of them
+    easy: str | None = None  # the list without those of which there are only difficult objects
+
+
+@dataclasses.dataclass(frozen=True)
+class Records:
+    """One split of a prepared data set.
+
+    Attributes:
+      info: TFDS's description of the data set.
+      split: as TFDS writes it, such as `train` or `train[:90%]`.
+      fields: of its records.
+      raw: the serialized records; threads may read them at the same time.
+      rows: int64 `[m]`, the records that are examples here.
+    """
+
+    info: Any
+    split: str
+    fields: Fields
+    raw: Sequence[bytes]
+    rows: np.ndarray
+    channels: int = 3
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    @property
+    def classes(self) -> int:
+        """Return the number of classes, 0 without labels."""
+        label = self.fields.label
+        return class_label(self.info.features[label]).num_classes if label else 0
+
+    @property
+    def class_names(self) -> tuple[str, ...]:
+        """Return the names that TFDS has for the classes, or their numbers."""
+        label = self.fields.label
+        return tuple(class_label(self.info.features[label]).names) if label else ()
+
+    @property
+    def multi_label(self) -> bool:
+        """Tell whether an image may have several labels."""
+        return self.fields.several
+
+    @functools.cached_property
+    def labels(self) -> np.ndarray | None:
+        """Return all labels as `Source.labels` has them, or None; the first time, read all records.
+
+        An unreadable record has `NO_LABEL`; where there may be several labels, for every class.
+        """
+        if self.fields.label is None:
+            return None
+        blocks = np.array_split(self.rows, max(1, len(self) // LABEL_BLOCK))
+        with ThreadPoolExecutor(LABEL_THREADS) as pool:
+            found = list(pool.map(self._labels_at, blocks))
+        return np.concatenate(found)
+
+    def fingerprint(self) -> str:
+        """Return name, configuration, version, split and size, and a checksum of a choice."""
+        whole = np.array_equal(self.rows, np.arange(len(self.raw)))
+        chosen = "" if whole else f", rows {zlib.crc32(np.ascontiguousarray(self.rows).data):08x}"
+        return f"{self.info.full_name} {self.split}, {len(self)} examples{chosen}"
+
+    def name(self, example: int) -> str:
+        """Return the file name that a record has, or else its number: `train[17]`."""
+        row, file_name = int(self.rows[example]), self.fields.file_name
+        if file_name:
+            with contextlib.suppress(BadImage):  # the number has to do
+                return _parser(self.info, file_name)(self._record(row))[file_name].decode()
+        return f"{self.split}[{row}]"
+
+    def example(self, example: int) -> tuple[np.ndarray, int]:
+        """Read and decode a record: uint8 `[h, w, 3]` and its label, or `NO_LABEL`.
+
+        Raises:
+          BadImage: if the record cannot be read or its image not be decoded.
+        """
+        row = int(self.rows[example])
+        parts = self._parsed(row)
+        image = decode(parts[self.fields.image])
+        return image, NO_LABEL if self.multi_label else self._label(parts, row)
+
+    def take(self, rows: np.ndarray) -> Records:
+        """Return the split that holds only the examples `rows`, in that order."""
+        return dataclasses.replace(self, rows=self.rows[rows])
+
+    def stored_label(self, row: int) -> int:
+        """Return the label of a record as TFDS has it, where -1 means that there is none."""
+        assert self.fields.label is not None
+        return int(self._parse_label(self._record(row))[self.fields.label])
+
+    def _record(self, row: int) -> bytes:
+        try:
+            return self.raw[row]
+        except RuntimeError as error:  # what ArrayRecord raises for damaged and missing files
+            raise BadImage(f"unreadable record: {error}") from error
+
+    def _parsed(self, row: int) -> Mapping[str, Any]:
+        from google.protobuf.message import DecodeError
+
+        try:
+            return self._parse(self._record(row))
+        except DecodeError as error:
+            raise BadImage(f"damaged record: {error}") from error
+
+    @functools.cached_property
+    def _parse(self) -> Parser:
+        label = None if self.multi_label else self.fields.label
+        return _parser(self.info, self.fields.image, label)
+
+    @functools.cached_property
+    def _parse_label(self) -> Parser:
+        return _parser(self.info, self.fields.label, self.fields.easy)
+
+    def _label(self, parts: Mapping[str, Any], row: int) -> int:
+        if self.fields.label is None:
+            return NO_LABEL
+        label = int(parts[self.fields.label])
+        if not 0 <= label < self.classes:
+            raise UserError(
+                f"{self.split}[{row}] of {self.info.full_name} has label {label}, but there are "
+                f"{self.classes} classes: use another split, or set --config.data.labels=False"
+            )
+        return label
+
+    def _labels(self, parts: Mapping[str, Any]) -> np.ndarray:
+        """Return which of several labels an image has, int8 `[classes]`."""
+        assert self.fields.label is not None
+        listed = np.asarray(parts[self.fields.label], np.int64)  # an empty one has no integers
+        has = np.zeros(self.classes, np.int8)
+        has[listed] = 1
+        if self.fields.easy:
+            has[np.setdiff1d(listed, parts[self.fields.easy])] = NO_LABEL
+        return has
+
+    def _labels_at(self, rows: np.ndarray) -> np.ndarray:
+        found = [self._label_at(row) for row in rows]
+        return np.array(found, np.int8 if self.multi_label else np.int32)
+
+    def _label_at(self, row: int) -> int | np.ndarray:
+        try:
+            parts = self._parse_label(self._record(int(row)))
+        except BadImage:
+            return np.full(self.classes, NO_LABEL) if self.multi_label else NO_LABEL
+        return self._labels(parts) if self.multi_label else self._label(parts, row)
+
+
+def _parser(info: Any, *wanted: str | None) -> Parser:
+    """Return what reads these fields of a serialized record, an image still encoded."""
+    import tensorflow_datasets as tfds
+
+    # Only these: a data set may have costly features, such as masks, beside them.
+    features = {name: info.features[name] for name in wanted if name}
+    images = [name for name in features if isinstance(features[name], tfds.features.Image)]
+    decoders = {name: tfds.decode.SkipDecoding() for name in images}
+    fields = tfds.features.FeaturesDict(features)
+    return functools.partial(fields.deserialize_example_np, decoders=decoders or None)
+
+
+def find_fields(info: Any, labels: bool) -> Fields:
+    """Choose the parts of a record that matter.
+
+    The image is the feature `image`, or else the only one that is an image; the label is the
+    feature `label`, or else the only one that is a class. Without such a class images may have
+    several: the list of classes `labels`, or else the only one.
+
+    Args:
+      info: TFDS's description of the data set.
+      labels: False leaves them out.
+
+    Raises:
+      UserError: if there is no image, or several and none is called `image`.
+    """
+    import tensorflow_datasets as tfds
+
+    features = dict(info.features.items())
+    Image, LabeledImage = tfds.features.Image, tfds.features.LabeledImage
+    images = [
+        name
+        for name, feature in features.items()
+        if isinstance(feature, Image) and not isinstance(feature, LabeledImage)
+        if feature.np_dtype == np.uint8
+    ]
+    image = _preferred("image", images)
+    if image is None:
+        what = "several images and none called" if images else "no image: there is no 8-bit"
+        raise UserError(
+            f'{info.full_name} has {what} "image" (features: {", ".join(features)}): '
+            "choose a data set of single images"
+        )
+    text = [name for name in FILE_NAMES if isinstance(features.get(name), tfds.features.Text)]
+    fields = Fields(image, None, text[0] if text else None)
+    return _with_label(fields, features) if labels else fields
+
+
+def _with_label(fields: Fields, features: Mapping[str, Any]) -> Fields:
+    import tensorflow_datasets as tfds
+
+    known = {
+        name: isinstance(feature, tfds.features.Sequence)
+        for name, feature in features.items()
+        if (label := class_label(feature)) is not None and label.num_classes
+    }
+    label = _preferred("label", [name for name, several in known.items() if not several])
+    if label:
+        return fields._replace(label=label)
+    lists = [name for name, several in known.items() if several and not name.endswith(EASY)]
+    label = _preferred("labels", lists)
+    easy = f"{label}{EASY}" if label and known.get(f"{label}{EASY}") else None
+    return fields._replace(label=label, several=label is not None, easy=easy)
+
+
+def class_label(feature: Any) -> Any:
+    """Return the feature of TFDS that numbers the classes, alone or in a list, or None."""
+    import tensorflow_datasets as tfds
+
+    one = feature.feature if isinstance(feature, tfds.features.Sequence) else feature
+    return one if isinstance(one, tfds.features.ClassLabel) else None
+
+
+def _preferred(name: str, names: list[str]) -> str | None:
+    if name in names:
+        return name
+    return names[0] if len(names) == 1 else None

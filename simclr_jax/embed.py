@@ -1,0 +1,55 @@
+"""Write the embeddings of images to a file.
+
+    python -m simclr_jax.embed --checkpoint=runs/folder --out=photos.npz
+    python -m simclr_jax.embed --checkpoint=runs/folder --data=~/more --out=more.parquet --tap=z
+
+The same command continues where it was interrupted. `python -m simclr_jax.search` reads the file.
+"""
+
+from __future__ import annotations
+
+from absl import flags
+
+from simclr_jax import errors
+
+FLAGS = flags.FLAGS
+flags.DEFINE_string("checkpoint", None, "The run: WORKDIR, or WORKDIR@STEP.")
+flags.DEFINE_string("out", None, "The file to write: NAME.npz or NAME.parquet.")
+flags.DEFINE_string(
+    "data", "", "DIRECTORY, FILE.npz, tfds:NAME or digits; the run's own data by default."
+)
+flags.DEFINE_string("data_dir", "", "Where TFDS keeps its data sets.")
+flags.DEFINE_string(
+    "split",
+    "",
+    "Splits, with commas; by default the one to train on and the one held out, which together are "
+    "all images of a directory without splits.",
+)
+flags.DEFINE_string("tap", "h", "h, z, head1 to headL, group1 to group4, or pixels.")
+flags.DEFINE_string("cache", "", 'Directory that keeps features; WORKDIR/features, or "none".')
+flags.DEFINE_boolean("debug", False, "Show the traceback of an error.")
+
+
+def main() -> None:
+    """Embed the images of one data set."""
+    for name in ("checkpoint", "out"):
+        if not FLAGS[name].value:
+            raise errors.UserError(f"--{name} is missing (see --help)")
+    # Imported late: --help and mistakes in flags answer without waiting for JAX.
+    from simclr_jax.stages import embed
+
+    embed.run(
+        embed.Options(
+            checkpoint=FLAGS.checkpoint,
+            out=FLAGS.out,
+            data=FLAGS.data,
+            data_dir=FLAGS.data_dir,
+            split=FLAGS.split,
+            tap=FLAGS.tap,
+            cache=FLAGS.cache,
+        )
+    )
+
+
+if __name__ == "__main__":
+    errors.run(main)

@@ -1,0 +1,73 @@
+"""Judge a pretrained encoder on labelled images, its weights frozen.
+
+    python -m simclr_jax.linear_probe --checkpoint=runs/digits
+    python -m simclr_jax.linear_probe --checkpoint=runs/a,runs/b --solver=lbfgs,sgd,knn --tap=h,z
+    python -m simclr_jax.linear_probe --checkpoint=runs/a --data=photos --labels=10% --untrained
+
+Solvers: lbfgs (logistic regression, its penalty chosen on validation images), sgd (the papers'
+protocol), knn, and without a classifier kmeans (NMI, ARI) and retrieval (recall@k). Features are
+computed once and kept in RUN/features; results go to RUN/results.
+"""
+
+from __future__ import annotations
+
+from absl import flags
+
+from simclr_jax import errors
+
+FLAGS = flags.FLAGS
+flags.DEFINE_list("checkpoint", [], "Workdirs of runs, or WORKDIR@STEP.")
+flags.DEFINE_string("data", "", "DIRECTORY, FILE.npz, tfds:NAME or digits; the run's by default.")
+flags.DEFINE_string("data_dir", "", "Where TFDS keeps its data sets.")
+flags.DEFINE_string("split", "", "To learn from; the run's by default, or train.")
+flags.DEFINE_string("eval_split", "", "To be scored on; the run's by default, or test.")
+flags.DEFINE_string("validation_split", "", "To choose settings on; validation, if there is one.")
+flags.DEFINE_list("solver", ["lbfgs", "knn"], "lbfgs, sgd, knn, kmeans, retrieval.")
+flags.DEFINE_list("tap", ["h"], "h, head1..headL, z, group1..group4, pixels.")
+flags.DEFINE_string("labels", "all", "all, 10%, 25 (for each class), or a file of image names.")
+flags.DEFINE_list("knn", ["200:0.1", "20"], "k:temperature, or k for a vote each.")
+flags.DEFINE_list("sgd_rates", ["0.01", "0.03", "0.1", "0.3", "1", "3"], "For 256 images.")
+flags.DEFINE_float("sgd_epochs", None, "100; 90 from 100 000 images on.")
+flags.DEFINE_integer("sgd_batch_size", None, "512; 4096 from 100 000 images on.")
+flags.DEFINE_boolean("sgd_augment", False, "New crops and flips in each epoch, as the papers.")
+flags.DEFINE_boolean("untrained", False, "Judge the same network before training as well.")
+flags.DEFINE_integer("seed", 0, "Of drawn labels, splits, orders and intervals.")
+flags.DEFINE_string("cache", "", "Where features are kept; RUN/features by default, none: nowhere.")
+flags.DEFINE_boolean("debug", False, "Show the traceback of an error.")
+
+
+def main() -> None:
+    """Judge one checkpoint or several."""
+    if not FLAGS.checkpoint:
+        raise errors.UserError("--checkpoint is missing: give the workdir of a run")
+    # Imported late: --help and mistakes in flags answer without waiting for JAX.
+    from simclr_jax import parallel
+    from simclr_jax.stages import linear_probe
+    from simclr_jax.stages.datasets import Wanted
+    from simclr_jax.stages.solvers import Settings
+
+    parallel.use_compilation_cache()
+    settings = Settings(
+        knn=tuple(map(linear_probe.neighbours, FLAGS.knn)),
+        rates=tuple(errors.number("--sgd_rates", rate) for rate in FLAGS.sgd_rates),
+        epochs=FLAGS.sgd_epochs,
+        batch_size=FLAGS.sgd_batch_size,
+        augment=FLAGS.sgd_augment,
+        seed=FLAGS.seed,
+    )
+    options = linear_probe.Options(
+        solvers=tuple(FLAGS.solver),
+        taps=tuple(FLAGS.tap),
+        labels=FLAGS.labels,
+        settings=settings,
+        untrained=FLAGS.untrained,
+        cache=FLAGS.cache,
+    )
+    wanted = Wanted(
+        FLAGS.data, FLAGS.data_dir, FLAGS.split, FLAGS.eval_split, FLAGS.validation_split
+    )
+    linear_probe.run(FLAGS.checkpoint, wanted, options)
+
+
+if __name__ == "__main__":
+    errors.run(main)

@@ -1,0 +1,121 @@
+"""One HTML page that needs nothing but itself: no script, no request, light and dark."""
+
+from __future__ import annotations
+
+import base64
+import html
+from collections.abc import Iterable, Sequence
+from typing import NamedTuple
+
+from simclr_jax.reporting.style import CSS
+
+
+class Html(str):
+    """Markup. Any other string is text, and is escaped where it enters the page."""
+
+
+def markup(value: object) -> str:
+    """Return markup as it is, and anything else as escaped text."""
+    return str(value) if isinstance(value, Html) else html.escape(str(value))
+
+
+def join(parts: Iterable[object], between: str = "\n") -> Html:
+    """Put parts one after another."""
+    return Html(between.join(markup(part) for part in parts))
+
+
+def element(tag: str, *parts: object, **attributes: object) -> Html:
+    """Return `<tag ...>parts</tag>`; `class_` stands for the attribute class."""
+    written = "".join(
+        f' {name.rstrip("_")}="{html.escape(str(value))}"' for name, value in attributes.items()
+    )
+    return Html(f"<{tag}{written}>{join(parts, '')}</{tag}>")
+
+
+class Section(NamedTuple):
+    """A part of the page under a heading."""
+
+    title: str
+    body: Html
+
+
+def section(title: str, *parts: object) -> Section:
+    """Put parts under a heading."""
+    return Section(title, join(parts))
+
+
+def page(title: str, header: object, sections: Sequence[Section]) -> str:
+    """Return the whole document, with links to its sections below the header."""
+    # The policy makes a browser refuse what this page must not contain: any request, any script.
+    policy = "default-src 'none'; img-src data:; style-src 'unsafe-inline'"
+    head = (
+        '<meta charset="utf-8">'
+        f'<meta http-equiv="Content-Security-Policy" content="{policy}">'
+        '<meta name="viewport" content="width=device-width, initial-scale=1">'
+        '<meta name="color-scheme" content="light dark">'
+        '<link rel="icon" href="data:,">'
+    )
+    style = Html(f"<style>{CSS}</style>")
+    links = [element("a", s.title, href=f"#{_anchor(s)}") for s in sections]
+    body = [header, element("nav", *links)] + [
+        element("section", element("h2", s.title), s.body, id=_anchor(s)) for s in sections
+    ]
+    return (
+        f'<!doctype html>\n<html lang="en"><head>{head}{element("title", title)}{style}</head>\n'
+        f"<body><main>\n{join(body)}\n</main></body></html>\n"
+    )
+
+
+def _anchor(section: Section) -> str:
+    return "".join(c if c.isalnum() else "-" for c in section.title.lower())
+
+
+def paragraph(*parts: object, kind: str = "") -> Html:
+    """Return a paragraph; `kind` is a class of the style sheet, such as "note"."""
+    return element("p", *parts, **({"class_": kind} if kind else {}))
+
+
+def table(header: Sequence[object], rows: Iterable[Sequence[object]], text: int = 1) -> Html:
+    """Return a table whose first `text` columns are words and the others numbers.
+
+    It scrolls sideways on a screen that is too narrow.
+    """
+
+    def cells(tag: str, row: Sequence[object]) -> Html:
+        return join(
+            (
+                element(tag, cell, **({} if i < text else {"class_": "number"}))
+                for i, cell in enumerate(row)
+            ),
+            "",
+        )
+
+    head = element("thead", element("tr", cells("th", header))) if header else ""
+    body = element("tbody", *(element("tr", cells("td", row)) for row in rows))
+    return element("div", element("table", head, body), class_="scroll")
+
+
+def figure(title: object, body: object, caption: object = "", legend: object = "") -> Html:
+    """Return a picture between its title (and legend) and what is to be said of it."""
+    parts: list[object] = [element("h3", title)] if title else []
+    parts += [legend, body]
+    parts += [element("figcaption", caption)] if caption else []
+    return element("figure", *parts)
+
+
+def grid(figures: Iterable[object], kind: str = "charts") -> Html:
+    """Put figures side by side, as many as there is room for."""
+    return element("div", *figures, class_=f"grid {kind}")
+
+
+def details(summary: object, *parts: object) -> Html:
+    """Return parts that are shown when asked for."""
+    return element("details", element("summary", summary), *parts)
+
+
+def picture(content: bytes, alt: str, kind: str = "") -> Html:
+    """Return a PNG or JPEG within the page; `kind` is a class of the style sheet."""
+    form = "png" if content.startswith(b"\x89PNG") else "jpeg"
+    data = base64.b64encode(content).decode()
+    described = f'alt="{html.escape(alt)}" class="{kind}"' if kind else f'alt="{html.escape(alt)}"'
+    return Html(f'<img {described} src="data:image/{form};base64,{data}">')

@@ -1,0 +1,48 @@
+"""Find images that look alike among those embedded by `python -m simclr_jax.embed`.
+
+    python -m simclr_jax.search --embeddings=photos.npz
+    python -m simclr_jax.search --embeddings=photos.npz --query=dog.jpg,cats/7.jpg --k=20
+    python -m simclr_jax.search --embeddings=photos.npz --duplicates=0.95
+
+Without --query it takes some images spread over the set. Similarity is the cosine.
+"""
+
+from __future__ import annotations
+
+from absl import flags
+
+from simclr_jax import errors
+
+FLAGS = flags.FLAGS
+flags.DEFINE_string("embeddings", None, "What embed has written: NAME.npz or NAME.parquet.")
+flags.DEFINE_multi_string("query", [], "Images, with commas: files, or names in the embeddings.")
+flags.DEFINE_integer("k", None, "Nearest images of each query, 12 by default.")
+flags.DEFINE_float("duplicates", None, "List all pairs of at least this similarity instead.")
+flags.DEFINE_string("out", None, "The sheet to write, NAME.html; by default beside the embeddings.")
+flags.DEFINE_string("images", "", "The directory of the images, if they have been moved.")
+flags.DEFINE_integer("seed", 0, "Of the choice of images without --query.")
+flags.DEFINE_boolean("debug", False, "Show the traceback of an error.")
+
+
+def main() -> None:
+    """Search one file of embeddings."""
+    if not FLAGS.embeddings:
+        raise errors.UserError("--embeddings is missing (see --help)")
+    # Imported late: --help and mistakes in flags answer without waiting for JAX.
+    from simclr_jax.stages import search
+
+    search.run(
+        search.Options(
+            embeddings=FLAGS.embeddings,
+            query=FLAGS.query,
+            k=FLAGS.k,
+            duplicates=FLAGS.duplicates,
+            out=FLAGS.out,
+            images=FLAGS.images,
+            seed=FLAGS.seed,
+        )
+    )
+
+
+if __name__ == "__main__":
+    errors.run(main)

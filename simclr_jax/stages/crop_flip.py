@@ -1,0 +1,60 @@
+"""Crops and flips of labelled images: what probes and fine-tuning see of them in training."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import jax
+import numpy as np
+from ml_collections import ConfigDict
+
+from simclr_jax.data.placements import Request
+from simclr_jax.data.sources import Images, Source
+from simclr_jax.stages.datasets import check_one_label
+from simclr_jax.stages.encoder import Encoder
+from simclr_jax.stages.inputs import Inputs
+from simclr_jax.stages.views import view_maker
+
+COLOUR = ("jitter", "grayscale", "blur")  # switched off
+
+
+def recipe(config: ConfigDict) -> ConfigDict:
+    """Return a recipe with one view, of crop and flip alone: official `preprocess_for_train`."""
+    c = config.copy_and_resolve_references()
+    with c.unlocked():
+        del c.augment.views["second"]
+    for name in COLOUR:
+        c.augment.views.first[name] = 0.0
+    return c
+
+
+class Views:
+    """Features of new crops and flips of labelled images, in a random order without end.
+
+    Args:
+      encoder: makes the features; its recipe has the crop, and the placement that makes it.
+      source: of the images, each with one label.
+      seed: of order and crops.
+    """
+
+    def __init__(self, encoder: Encoder, source: Source, seed: int):
+        check_one_label(source, "a probe on crops and flips")
+        c = recipe(encoder.config)
+        c.seed = seed
+        if c.augment.placement == "device" and not isinstance(source, Images):
+            # Images of any sizes: the host has to crop them, on the grid that it has.
+            c.augment.placement, c.augment.grid = "split", "opencv"
+        self._encoder, self._inputs = encoder, Inputs(c, source, source)
+        self._view = jax.jit(view_maker(c))
+
+    def features(
+        self, tap: str, batch_size: int, steps: int
+    ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        """Yield features `[b, d]` at a tap and labels `[b]` of `steps` batches."""
+        starts = range(0, steps * batch_size, batch_size)
+        requests = (Request(start + np.arange(batch_size), start) for start in starts)
+        for batch in self._inputs.stream(requests):
+            labels = batch.pop("label")
+            views = np.asarray(self._view(batch)[0], np.float32)  # [b, h, w, c]
+            found = self._encoder.extract(views, (tap,), batch_size, prepared=True)
+            yield found[tap], np.asarray(labels)

@@ -1,0 +1,206 @@
+"""A frozen encoder with its preprocessing: what a run leaves behind, ready to use."""
+
+from __future__ import annotations
+
+import functools
+import zlib
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh
+from ml_collections import ConfigDict
+
+from simclr_jax import parallel
+from simclr_jax.augment.resize import to_float
+from simclr_jax.config import head_layers
+from simclr_jax.errors import choose
+from simclr_jax.evaluate import features
+from simclr_jax.stages import build
+from simclr_jax.stages.preprocessing import Preprocessing
+from simclr_jax.train.saved import Saved
+
+Variables = Mapping[str, Mapping[str, Any]]  # params and batch_stats, each by part
+
+PARTS = ("encoder", "head")
+PIXELS = 32  # side of the raw pixels that are scored beside the features
+GROUPS = tuple(f"group{i}" for i in range(1, 5))
+
+
+def taps(config: ConfigDict) -> tuple[str, ...]:
+    """Name the vectors that can be read off a model.
+
+    `h`, the representation; `head1` to `headL`, the layers of the projection head, `z` being the
+    last; `group1` to `group4`, spatial means of the block groups (the fourth is `h`); and
+    `pixels`, the image itself, shrunk to `PIXELS` where it is larger: what needs no learning.
+    """
+    layers = head_layers(config)
+    heads = [f"head{i}" for i in range(1, layers + 1)]
+    return ("h", *heads, *(["z"] if layers else []), *GROUPS, "pixels")
+
+
+def tap_name(config: ConfigDict, layer: int) -> str:
+    """Name a layer of the projection head: 0 is `h`, -1 the last."""
+    count = layer % (head_layers(config) + 1)
+    return f"head{count}" if count else "h"
+
+
+def embedder(
+    config: ConfigDict, wanted: Sequence[str]
+) -> Callable[[Variables, jax.Array], dict[str, jax.Array]]:
+    """Return the function from variables and prepared images to the `wanted` taps, `[b, d]` each.
+
+    Images are floats `[b, h, w, c]` in [0, 1]; batch normalisation is in inference mode, so a row
+    does not depend on its neighbours. Vectors are float32, or float64 if computed in it.
+    """
+    encoder, head = build.encoder(config), build.projection_head(config)
+    dtype = jnp.dtype(config.train.dtype)
+
+    def embed(variables: Variables, images: jax.Array) -> dict[str, jax.Array]:
+        def part(name: str) -> dict[str, Any]:
+            return {kind: tree.get(name, {}) for kind, tree in variables.items()}
+
+        found: dict[str, jax.Array] = {}
+        if "pixels" in wanted:
+            found["pixels"] = _shrunk(images).reshape(len(images), -1)
+        if set(wanted) <= {"pixels"}:
+            return found
+        ends: Any = encoder.apply(part("encoder"), images.astype(dtype), train=False)
+        h = ends["h"]
+        hiddens: Any = head.apply(part("head"), h, train=False)
+        found |= {"h": h, "z": hiddens[-1]}
+        found |= {f"head{i}": hidden for i, hidden in enumerate(hiddens)}
+        found |= {f"group{i}": ends[f"block_group{i}"] for i in range(1, 5)}
+        return {tap: _vectors(found[tap], h.dtype) for tap in wanted}
+
+    return embed
+
+
+class Encoder:
+    """A frozen encoder: images in, vectors out.
+
+    Attributes:
+      config: the recipe of its run.
+      run: what a person calls it: `WORKDIR@STEP`.
+      step: finished updates.
+      taps: names of the vectors it can give, see `taps`.
+      preprocessing: from an image to what the network sees.
+      mesh: the devices it runs on.
+    """
+
+    def __init__(
+        self,
+        config: ConfigDict,
+        variables: Variables,
+        run: str,
+        step: int,
+        mesh: Mesh | None = None,
+    ):
+        self.config, self.run, self.step = config, run, step
+        self.taps = taps(config)
+        self.mesh = mesh or parallel.make_mesh()
+        self.preprocessing = Preprocessing.of(config, _channels(variables))
+        self._variables = parallel.replicate(self.mesh, variables)
+        self._encoders: dict[tuple, Callable] = {}
+
+    @classmethod
+    def of(cls, saved: Saved, mesh: Mesh | None = None) -> Encoder:
+        """Return the encoder of a checkpoint."""
+        parts = {part: saved.variables(part) for part in PARTS}
+        kinds = ("params", "batch_stats")
+        variables = {
+            kind: {part: v[kind] for part, v in parts.items() if v[kind]} for kind in kinds
+        }
+        return cls(saved.config, variables, str(saved), saved.step, mesh)
+
+    def untrained(self) -> Encoder:
+        """Return the same network with the first values of its recipe's seed."""
+        variables = build.first_variables(self.config, self.channels)
+        return Encoder(self.config, variables, f"{self.run} untrained", 0, self.mesh)
+
+    @property
+    def size(self) -> int:
+        """Return the side of the images it works on, pixels."""
+        return self.preprocessing.size
+
+    @property
+    def channels(self) -> int:
+        """Return the channels of the images it works on."""
+        return self.preprocessing.channels
+
+    @functools.cached_property
+    def fingerprint(self) -> str:
+        """Return a checksum of all weights and statistics."""
+        check = 0
+        for path, leaf in jax.tree_util.tree_leaves_with_path(jax.device_get(self._variables)):
+            name = jax.tree_util.keystr(path)
+            check = zlib.crc32(np.ascontiguousarray(leaf).data, zlib.crc32(name.encode(), check))
+        return f"crc32 {check:08x}"
+
+    def __call__(self, images: Any, tap: str = "h", batch_size: int = 256) -> np.ndarray:
+        """Encode images.
+
+        Args:
+          images: uint8, or floats in [0, 1]: one image `[h, w]` or `[h, w, c]`, a batch
+            `[n, h, w, c]`, or a sequence of images of any sizes; c is 1 or 3. They are resized and
+            cropped as at the run's evaluations, and nothing else is taken off them.
+          tap: which vector, one of `taps`.
+          batch_size: images in a forward pass, over all devices.
+
+        Returns:
+          `[n, d]`, or `[d]` for one image.
+
+        Raises:
+          UserError: for an unknown tap, or something that is no image.
+        """
+        choose("tap", tap, self.taps)
+        one = not isinstance(images, list | tuple) and np.ndim(images) in (2, 3)
+        batch = np.stack([self.preprocessing(image) for image in ([images] if one else images)])
+        found = self.extract(batch, (tap,), min(batch_size, len(batch)), prepared=True)[tap]
+        return found[0] if one else found
+
+    def extract(
+        self, images: Any, wanted: Sequence[str], batch_size: int = 512, prepared: bool = False
+    ) -> dict[str, np.ndarray]:
+        """Encode images of one size, `[m, h, w, c]` or what can be sliced like it.
+
+        Args:
+          images: uint8 or floats in [0, 1].
+          wanted: taps.
+          batch_size: images in a forward pass, over all devices.
+          prepared: they are what the preprocessing gives; otherwise the device prepares them.
+
+        Returns:
+          `[m, d]` for each tap.
+        """
+        for tap in wanted:
+            choose("tap", tap, self.taps)
+        key = (*wanted, prepared)
+        if key not in self._encoders:  # `features.extract` compiles once per function object
+            self._encoders[key] = self._encoder(wanted, prepared)
+        return features.extract(self._encoders[key], self._variables, images, self.mesh, batch_size)
+
+    def _encoder(self, wanted: Sequence[str], prepared: bool) -> Callable:
+        embed = embedder(self.config, wanted)
+        prepare = to_float if prepared else self.preprocessing.on_device
+        return lambda variables, images: embed(variables, prepare(images))
+
+
+def _vectors(x: jax.Array, dtype: Any) -> jax.Array:
+    return (jnp.mean(x, (1, 2), dtype=dtype) if x.ndim == 4 else x).astype(dtype)
+
+
+def _shrunk(images: jax.Array) -> jax.Array:
+    """Shrink images `[b, h, w, c]` to a size at which a whole data set of them fits in memory."""
+    b, height, width, c = images.shape
+    if max(height, width) <= PIXELS:
+        return images
+    return jax.image.resize(images, (b, PIXELS, PIXELS, c), "linear")
+
+
+def _channels(variables: Variables) -> int:
+    stem = variables["params"]["encoder"]
+    first = stem["stem1_conv"] if "stem1_conv" in stem else stem["stem_conv"]
+    return jax.tree.leaves(first)[0].shape[2]

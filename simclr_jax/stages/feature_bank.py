@@ -1,0 +1,223 @@
+"""Features of a data set, computed once and kept on disk.
+
+    CACHE/KEY/about.json        what the key stands for
+    CACHE/KEY/TAP-00003.npz     `x`, float32 [rows, d], and `bad`, of one shard of `SHARD` examples
+
+The key is made of everything that decides a feature: weights, preprocessing, compute dtype, and
+the data with the sizes and times of its files. A shard is whole or absent; what an interrupted run
+lacks, and what has been damaged since, is computed again.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import io
+import json
+import os
+import time
+import zipfile
+import zlib
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+from etils import epath
+
+from simclr_jax import files
+from simclr_jax.data.held_out import HeldOut
+from simclr_jax.data.reader import Unreadable
+from simclr_jax.data.sources import Images, Source, stamp
+from simclr_jax.errors import UserError
+from simclr_jax.stages.encoder import Encoder
+from simclr_jax.train.progress import duration
+
+SHARD = 4096  # examples
+BATCH = 512  # images in a forward pass, over all devices
+SPOKEN = 10.0  # seconds between lines of progress
+FORMAT = 1  # of the files
+
+Say = Callable[[str], object]
+
+
+@dataclasses.dataclass(frozen=True)
+class Features:
+    """What an encoder makes of the readable examples of a split.
+
+    Attributes:
+      x: float32 `[m, d]`.
+      labels: int32 `[m]`; int8 `[m, classes]` where an image may have several (1: has it, 0: has
+        not, -1: ignored); None without labels.
+      classes: number of classes, 0 without labels.
+      examples: int64 `[m]`, their positions in the source.
+    """
+
+    x: np.ndarray
+    labels: np.ndarray | None
+    classes: int
+    examples: np.ndarray
+
+    def __len__(self) -> int:
+        return len(self.x)
+
+    @property
+    def known(self) -> np.ndarray:
+        """Return the labels of examples that have some."""
+        assert self.labels is not None
+        return self.labels
+
+    def take(self, rows: np.ndarray) -> Features:
+        """Return the rows `rows`, in that order."""
+        labels = None if self.labels is None else self.labels[rows]
+        return Features(self.x[rows], labels, self.classes, self.examples[rows])
+
+
+def extract(
+    encoder: Encoder,
+    source: Source,
+    taps: Sequence[str],
+    cache: epath.Path | None,
+    say: Say = lambda line: None,
+) -> dict[str, Features]:
+    """Return the features of a split at some taps, read from the cache as far as they are there.
+
+    Args:
+      encoder: makes them.
+      source: the images, of any sizes; gray ones and coloured ones as `Preprocessing.checked` says.
+      taps: which vectors, see `encoder.taps`.
+      cache: the directory that keeps features; None keeps none.
+      say: receives a line about what is read, progress, and unreadable images.
+
+    Raises:
+      UserError: for an unknown tap, too many unreadable images, or a cache that cannot be written.
+    """
+    place = None if cache is None else _place(encoder, source, cache)
+    most = encoder.config.data.max_bad_fraction
+    unreadable = Unreadable("evaluated", len(source), most, say=say, fate="it is left out")
+    work, shards = _Progress(len(source), say), []
+    for start in range(0, len(source), SHARD):
+        rows = np.arange(start, min(start + SHARD, len(source)))
+        kept = {tap: _read(place, tap, start // SHARD, say) for tap in taps}
+        found = {tap: shard for tap, shard in kept.items() if shard is not None}
+        if missing := [tap for tap in taps if tap not in found]:
+            made = _compute(encoder, source.take(rows), missing, unreadable)
+            for tap, shard in made.items():
+                _write(place, tap, start // SHARD, shard)
+            found |= made
+            work.add(len(rows))
+        shards.append(found)
+    work.end()
+    bad = np.concatenate([shard[taps[0]]["bad"] for shard in shards])
+    if bad.all():
+        raise UserError(f"none of {len(bad)} images could be read: look at {source.name(0)}")
+    if bad.any():
+        say(f"note      {bad.sum()} of {len(bad)} images are unreadable and left out")
+    examples = np.flatnonzero(~bad)
+    labels = None if source.labels is None else np.asarray(source.labels)[examples]
+    return {
+        tap: Features(
+            np.concatenate([shard[tap]["x"][~shard[tap]["bad"]] for shard in shards]),
+            labels,
+            source.classes,
+            examples,
+        )
+        for tap in taps
+    }
+
+
+def key(encoder: Encoder, source: Source) -> dict[str, Any]:
+    """Return everything that decides the features of a split, apart from the tap."""
+    return {
+        "format": FORMAT,
+        "weights": encoder.fingerprint,
+        "preprocessing": dataclasses.asdict(encoder.preprocessing),
+        "dtype": encoder.config.train.dtype,
+        "data": source.fingerprint(),
+        "files": stamp(source),
+    }
+
+
+def _compute(
+    encoder: Encoder, source: Source, taps: Sequence[str], unreadable: Unreadable
+) -> dict[str, dict[str, np.ndarray]]:
+    on_device = encoder.preprocessing.grid != "opencv" and source.channels == encoder.channels
+    if isinstance(source, Images) and on_device:
+        found = encoder.extract(source.pixels, taps, BATCH)  # of one size: the device prepares
+        bad = np.zeros(len(source), bool) if source.bad is None else source.bad
+    else:
+        threads = encoder.config.data.threads or len(os.sched_getaffinity(0))
+        with HeldOut(source, encoder.preprocessing, unreadable, threads) as images:
+            found = encoder.extract(images, taps, BATCH, prepared=True)
+            bad = ~np.isin(np.arange(len(source)), images.readable())
+    return {tap: {"x": np.asarray(x, np.float32), "bad": bad} for tap, x in found.items()}
+
+
+def _place(encoder: Encoder, source: Source, cache: epath.Path) -> epath.Path:
+    about = key(encoder, source)
+    digest = hashlib.sha256(json.dumps(about, sort_keys=True).encode()).hexdigest()[:16]
+    place = epath.Path(cache) / digest
+    try:
+        place.mkdir(parents=True, exist_ok=True)
+        files.write_json(place / "about.json", about)
+    except OSError as error:
+        raise UserError(
+            f"features cannot be kept in {os.fspath(cache)} ({error.strerror or error}): "
+            "name another directory with --cache, or --cache=none"
+        ) from error
+    return place
+
+
+def _read(place: epath.Path | None, tap: str, shard: int, say: Say) -> dict[str, np.ndarray] | None:
+    """Return a shard that is there and whole, else None."""
+    if place is None or not (path := _file(place, tap, shard)).exists():
+        return None
+    try:
+        with np.load(io.BytesIO(path.read_bytes())) as archive:
+            return {name: archive[name] for name in ("x", "bad")}
+    except (zipfile.BadZipFile, zlib.error, ValueError, KeyError, EOFError, OSError) as error:
+        say(f"note      {path} is damaged ({error}): made again")
+        return None
+
+
+def _write(place: epath.Path | None, tap: str, shard: int, arrays: dict[str, np.ndarray]) -> None:
+    if place is None:
+        return
+    buffer = io.BytesIO()
+    np.savez(buffer, **arrays)  # type: ignore[arg-type]
+    try:
+        files.write_atomically(_file(place, tap, shard), buffer.getvalue())
+    except OSError as error:
+        raise UserError(
+            f"features cannot be kept in {place.parent} ({error.strerror or error}): "
+            "free space there, or name another directory with --cache"
+        ) from error
+
+
+def _file(place: epath.Path, tap: str, shard: int) -> epath.Path:
+    return place / f"{tap}-{shard:05d}.npz"
+
+
+class _Progress:
+    """Says now and then how many images have been encoded, and how fast."""
+
+    def __init__(self, total: int, say: Say):
+        self._total, self._say = total, say
+        self._done, self._start = 0, time.monotonic()
+        self._spoken = self._start
+
+    def add(self, images: int) -> None:
+        self._done += images
+        if time.monotonic() - self._spoken > SPOKEN and self._done < self._total:
+            self._spoken = time.monotonic()
+            left = (self._total - self._done) * (self._spoken - self._start) / self._done
+            self._say(f"encoded   {self._done} of {self._total} images, {duration(left)} left")
+
+    def end(self) -> None:
+        if not self._done:
+            self._say(f"encoded   {self._total} images before: their features were kept")
+            return
+        seconds = time.monotonic() - self._start
+        speed = f"{self._done / seconds:.0f} images/s" if seconds > 0 else ""
+        kept = self._total - self._done
+        before = f" ({kept} were kept from before)" if kept else ""
+        self._say(f"encoded   {self._done} images in {duration(seconds)}, {speed}{before}")

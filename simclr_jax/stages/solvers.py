@@ -1,0 +1,248 @@
+"""The ways to judge features, by name: what each fits, and what it says of its settings."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import numpy as np
+
+from simclr_jax.data.sources import Source
+from simclr_jax.errors import UserError
+from simclr_jax.evaluate import (
+    clustering,
+    knn,
+    linear_probe,
+    logistic,
+    retrieval,
+    scores,
+    sgd_probe,
+)
+from simclr_jax.stages.crop_flip import Views
+from simclr_jax.stages.encoder import Encoder
+from simclr_jax.stages.feature_bank import Features
+
+RECALLS = (1, 5, 10)
+LARGE = 100_000  # images from which on the papers' ImageNet protocol is the default for sgd
+HELD_OUT = 0.1  # of the training images choose the rate of sgd
+
+
+@dataclasses.dataclass(frozen=True)
+class Settings:
+    """What a user may choose.
+
+    Attributes:
+      knn: pairs of k and temperature; None: a neighbour has one vote.
+      rates: base rates of sgd, for 256 images.
+      epochs, batch_size: of sgd; None: 90 and 4096 from `LARGE` images on, else 100 and 512.
+      augment: sgd sees a new crop and flip of each image in each epoch, not kept features.
+      seed: of splits, of sgd's order, of k-means, of intervals.
+    """
+
+    knn: tuple[tuple[int, float | None], ...] = ((200, 0.1), (20, None))
+    rates: tuple[float, ...] = (0.01, 0.03, 0.1, 0.3, 1.0, 3.0)
+    epochs: float | None = None
+    batch_size: int | None = None
+    augment: bool = False
+    seed: int = 0
+
+
+@dataclasses.dataclass(frozen=True)
+class Task:
+    """Features to learn from and to be scored on.
+
+    Attributes:
+      encoder: that made them, at `tap`.
+      source: of the images behind `fit.examples`.
+      fit: what may be learned from: labelled examples.
+      choose: to choose settings on; None: a part of `fit`.
+      score: to be scored on.
+      classes: number of classes.
+      metric: by which settings are chosen: "top-1", "mean per class", "mAP" or "11-point mAP".
+    """
+
+    encoder: Encoder
+    tap: str
+    source: Source
+    fit: Features
+    choose: Features | None
+    score: Features
+    classes: int
+    metric: str
+
+
+@dataclasses.dataclass(frozen=True)
+class Outcome:
+    """What a solver found.
+
+    Attributes:
+      name: of the solver with its settings, for file names.
+      protocol: every setting that decides the number, and what was chosen.
+      outputs: of the examples scored: classes `[m]`, or scores `[m, classes]`; or None.
+      measured: further statistics, see `evaluate.scores`.
+      values: further numbers, which have no interval.
+    """
+
+    name: str
+    protocol: dict[str, Any]
+    outputs: np.ndarray | None = None
+    measured: dict[str, scores.Statistic] = dataclasses.field(default_factory=dict)
+    values: dict[str, float] = dataclasses.field(default_factory=dict)
+
+
+def lbfgs(task: Task, settings: Settings) -> Iterator[Outcome]:
+    """Fit logistic regression with an L2 penalty chosen on validation examples."""
+    x, labels, fitting, choosing = _joined(task, settings.seed, linear_probe.VALIDATION)
+    probe = linear_probe.fit(x, labels, task.classes, fitting, choosing, _scorer(task.metric))
+    protocol = {
+        "solver": "L-BFGS, logistic regression on centred features of mean square 1",
+        "labels an image": "several, one against the rest" if labels.ndim == 2 else "one",
+        "penalties": "45 from 1e-6 to 1e5 on the sum of losses (1 / C of scikit-learn)",
+        "chosen": {"penalty": probe.penalty, f"{task.metric} on validation": _best(probe.scores)},
+        "chosen on": _chosen_on(task, len(choosing)),
+        "fitted again on": f"all {len(x)}",
+    }
+    outputs = np.asarray(logistic.logits(probe.weights, task.score.x))
+    yield Outcome("lbfgs", protocol, outputs)
+
+
+def sgd(task: Task, settings: Settings) -> Iterator[Outcome]:
+    """Train the papers' probe, its rate chosen on examples held out of the training set."""
+    count = len(task.fit)
+    large = count >= LARGE
+    batch = min(settings.batch_size or (4096 if large else 512), count)
+    epochs = settings.epochs or (90 if large else 100)
+    fitting, choosing = linear_probe.split(_strata(task.fit.known), settings.seed, HELD_OUT)
+
+    def train(rows: np.ndarray, rates: Sequence[float]) -> logistic.Weights:
+        size = min(batch, len(rows))
+        steps = max(1, round(epochs * len(rows) / size))
+        part = task.fit.take(rows)
+        if settings.augment:
+            views = Views(task.encoder, task.source.take(part.examples), settings.seed)
+            batches = views.features(task.tap, size, steps)
+        else:
+            batches = sgd_probe.shuffled(part.x, part.known, size, steps, settings.seed)
+        return sgd_probe.fit(batches, part.x.shape[1], task.classes, rates, steps)
+
+    found: dict[float, float] = {}
+    if len(settings.rates) > 1:
+        tried = train(fitting, settings.rates)
+        held_out, score = task.fit.take(choosing), _scorer(task.metric)
+        for i, rate in enumerate(settings.rates):
+            outputs = logistic.logits(_one(tried, i), held_out.x)
+            found[rate] = score(np.asarray(outputs), held_out.known)
+    rate = max(found, key=lambda rate: (found[rate], -rate), default=settings.rates[0])
+    weights = _one(train(np.arange(count), (rate,)), 0)
+    protocol = {
+        "solver": "SGD, Nesterov momentum 0.9, cosine to 0, no warm-up, no regularisation",
+        "batch": batch,
+        "epochs": epochs,
+        "views": "crop and flip, new in each epoch"
+        if settings.augment
+        else "evaluation crop, kept",
+        "rates": list(settings.rates),
+        "chosen": {"rate for 256 images": rate, f"{task.metric} on held-out": _best(found)},
+        "chosen on": f"{len(choosing)} of the training images, then trained on all {count}",
+    }
+    outputs = np.asarray(logistic.logits(weights, task.score.x))
+    yield Outcome("sgd_crop_flip" if settings.augment else "sgd", protocol, outputs)
+
+
+def nearest(task: Task, settings: Settings) -> Iterator[Outcome]:
+    """Classify by the nearest neighbours in the training set, in each of the conventions."""
+    labels = _single(task, "knn")
+    for asked, temperature in settings.knn:
+        k = min(asked, len(task.fit))
+        votes = "one vote each" if temperature is None else f"exp(s / {temperature:g}) votes"
+        protocol = {
+            "solver": f"{k} nearest neighbours by cosine similarity s, {votes}",
+            "k": k,
+            "temperature": temperature,
+            "bank": f"{len(task.fit)} training images",
+        }
+        found = knn.classify(task.fit.x, labels, task.score.x, task.classes, k, temperature)
+        tail = "" if temperature is None else f"-{temperature:g}"
+        yield Outcome(f"knn{asked}{tail}", protocol, found)
+
+
+def kmeans(task: Task, settings: Settings) -> Iterator[Outcome]:
+    """Cluster the scored images without labels, and compare with their classes."""
+    _single(task, "kmeans")
+    clusters = clustering.kmeans(task.score.x, task.classes, settings.seed)
+    protocol = {
+        "solver": f"k-means into {task.classes} clusters, features of norm 1",
+        "starts": clustering.STARTS,
+        "clustered": f"the {len(task.score)} images scored on; no label is used",
+    }
+    agreement = clustering.agreement(task.score.known, clusters)
+    ones = np.ones(len(task.score))  # of resamples, in which images recur, both would be higher
+    yield Outcome("kmeans", protocol, values={n: f(ones) for n, f in agreement.items()})
+
+
+def similar(task: Task, settings: Settings) -> Iterator[Outcome]:
+    """Retrieve images of the same class among the scored images."""
+    ks = [k for k in RECALLS if k < len(task.score)]
+    hits = retrieval.recall_hits(task.score.x, task.score.known, ks)
+    protocol = {
+        "solver": "retrieval by cosine similarity, each image against all others",
+        "retrieved from": f"the {len(task.score)} images scored on",
+    }
+    measured = {f"recall@{k}": _mean(found) for k, found in hits.items()}
+    yield Outcome("retrieval", protocol, measured=measured)
+
+
+SOLVERS: dict[str, Callable[[Task, Settings], Iterator[Outcome]]] = {
+    "lbfgs": lbfgs,
+    "sgd": sgd,
+    "knn": nearest,
+    "kmeans": kmeans,
+    "retrieval": similar,
+}
+
+
+def _joined(task: Task, seed: int, share: float) -> tuple[np.ndarray, ...]:
+    """Return features and labels to fit and choose on, and which rows are which."""
+    fit, choose = task.fit, task.choose
+    if choose is None:
+        fitting, choosing = linear_probe.split(_strata(fit.known), seed, share)
+        return fit.x, fit.known, fitting, choosing
+    rows = np.arange(len(fit) + len(choose))
+    x = np.concatenate([fit.x, choose.x])
+    return x, np.concatenate([fit.known, choose.known]), rows[: len(fit)], rows[len(fit) :]
+
+
+def _strata(labels: np.ndarray) -> np.ndarray:
+    return labels if labels.ndim == 1 else np.zeros(len(labels), int)
+
+
+def _scorer(metric: str) -> Callable[[np.ndarray, np.ndarray], float]:
+    return lambda outputs, labels: scores.statistics(labels, outputs)[metric](np.ones(len(labels)))
+
+
+def _chosen_on(task: Task, count: int) -> str:
+    if task.choose is not None:
+        return f"{count} images of the validation split"
+    return f"{count} of the training images"
+
+
+def _single(task: Task, solver: str) -> np.ndarray:
+    labels = task.fit.known
+    if labels.ndim == 2:
+        raise UserError(
+            f"an image has several labels, and --solver={solver} needs one: use --solver=lbfgs,sgd"
+        )
+    return labels
+
+
+def _one(weights: logistic.Weights, rate: int) -> logistic.Weights:
+    return logistic.Weights(weights.kernel[rate], weights.bias[rate])
+
+
+def _best(found: dict[float, float]) -> float | None:
+    return max(found.values(), default=None)
+
+
+def _mean(values: np.ndarray) -> scores.Statistic:
+    return lambda weights: float(weights @ values / weights.sum())

@@ -1,0 +1,56 @@
+"""Evaluate a pretrained encoder on other data sets, as SimCLR's transfer experiments did.
+
+    python -m simclr_jax.transfer --checkpoint=runs/imagenet --data_dir=~/tensorflow_datasets
+    python -m simclr_jax.transfer --checkpoint=runs/imagenet --sets=cifar10,dtd
+    python -m simclr_jax.transfer --checkpoint=runs/imagenet --data=photos,tfds:stl10
+
+Linear evaluation on the 12 data sets of the paper that are there: L-BFGS, the penalty chosen on
+validation images, no augmentation. TFDS prepares ten of them; Birdsnap and FGVC Aircraft are
+directories, DATA_DIR/birdsnap and DATA_DIR/aircraft, with train|val|test/CLASS/*.jpg. Results go to
+RUN/results/transfer-NAME.json. Fine-tuning, the other half of the protocol, is a later stage.
+"""
+
+from __future__ import annotations
+
+from absl import flags
+
+from simclr_jax import errors
+
+FLAGS = flags.FLAGS
+flags.DEFINE_string("checkpoint", "", "The run: WORKDIR, or WORKDIR@STEP.")
+flags.DEFINE_string("data_dir", "", "Where the data sets lie; by default where TFDS keeps them.")
+flags.DEFINE_list(
+    "sets",
+    None,
+    "food101, cifar10, cifar100, birdsnap, sun397, cars196, aircraft, voc2007, dtd, pets, "
+    "caltech101, flowers102; all that are there by default, none with --data.",
+)
+flags.DEFINE_list("data", [], "Further data sets: DIRECTORY, FILE.npz or tfds:NAME.")
+flags.DEFINE_integer("seed", 0, "Of intervals, and of validation images where a set has none.")
+flags.DEFINE_string("cache", "", "Where features are kept; RUN/features by default, none: nowhere.")
+flags.DEFINE_boolean("debug", False, "Show the traceback of an error.")
+
+
+def main() -> None:
+    """Evaluate one checkpoint on all data sets asked for."""
+    if not FLAGS.checkpoint:
+        raise errors.UserError("--checkpoint is missing: give the workdir of a run")
+    # Imported late: --help and mistakes in flags answer without waiting for JAX.
+    from simclr_jax import parallel
+    from simclr_jax.stages import transfer
+    from simclr_jax.stages.transfer_sets import NAMES
+
+    parallel.use_compilation_cache()
+    sets = ([] if FLAGS.data else NAMES) if FLAGS.sets is None else FLAGS.sets
+    transfer.run(
+        FLAGS.checkpoint,
+        FLAGS.data_dir,
+        sets=sets,
+        others=FLAGS.data,
+        cache=FLAGS.cache,
+        seed=FLAGS.seed,
+    )
+
+
+if __name__ == "__main__":
+    errors.run(main)

@@ -1,0 +1,23 @@
+"""What pretraining asks of the images."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from simclr_jax import config as recipes
+from simclr_jax.data.sources import Images
+from simclr_jax.errors import UserError
+from simclr_jax.stages import build
+
+
+def test_several_labels_are_no_labels_for_probe_and_knn():
+    c = recipes.base()
+    c.data.image_size = 8
+    labels = np.random.RandomState(0).randint(-1, 2, (6, 3)).astype(np.int8)
+    images = Images(np.zeros((6, 8, 8, 3), np.uint8), labels, 3)
+    c.eval.probe, c.eval.knn = True, False
+    with pytest.raises(UserError, match=r"several labels.*eval\.probe.*set --config.eval.probe=F"):
+        build.check_images(c, images, images)
+    c.eval.probe = False
+    build.check_images(c, images, images)  # nor does `eval.compare` look for few labels of each

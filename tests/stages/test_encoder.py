@@ -1,0 +1,133 @@
+"""What `simclr_jax.load` gives: the run's encoder, in inference mode, behind its preprocessing."""
+
+from __future__ import annotations
+
+import jax
+import numpy as np
+import pytest
+from stages.written import write_run
+from train import tiny
+
+import simclr_jax
+from simclr_jax import parallel
+from simclr_jax.augment.resize import center_crop, to_float
+from simclr_jax.errors import UserError
+from simclr_jax.stages import build
+from simclr_jax.stages.encoder import Encoder
+from simclr_jax.stages.preprocessing import Preprocessing
+from simclr_jax.train import saved
+
+IMAGES = np.random.RandomState(0).randint(0, 256, (6, 8, 8, 3)).astype(np.uint8)
+
+
+@pytest.fixture(scope="module")
+def workdir(tmp_path_factory):
+    return write_run(tmp_path_factory.mktemp("run"))
+
+
+@pytest.fixture(scope="module")
+def encoder(workdir):
+    return simclr_jax.load(str(workdir))
+
+
+def test_taps_are_those_of_the_modules(workdir, encoder):
+    """Against the modules applied by hand."""
+    run = saved.read(str(workdir))
+    config, images = run.config, to_float(IMAGES)
+    ends = build.encoder(config).apply(run.variables("encoder"), images, train=False)
+    hiddens = build.projection_head(config).apply(run.variables("head"), ends["h"], train=False)
+    expected = {
+        "h": ends["h"],
+        "head1": hiddens[1],
+        "head2": hiddens[2],
+        "z": hiddens[2],
+        **{f"group{i}": ends[f"block_group{i}"].mean((1, 2)) for i in range(1, 5)},
+        "pixels": images.reshape(6, -1),
+    }
+    assert set(encoder.taps) == set(expected)
+    found = encoder.extract(IMAGES, encoder.taps)
+    for tap, vectors in expected.items():
+        np.testing.assert_allclose(found[tap], vectors, atol=1e-5, err_msg=tap)
+    assert encoder.run == f"{workdir}@7" and encoder.step == 7 and encoder.size == 8
+
+
+def test_a_row_depends_on_its_image_alone(encoder):
+    together = encoder(IMAGES)
+    np.testing.assert_allclose(encoder(IMAGES[2]), together[2], atol=1e-6)
+    others = np.concatenate([IMAGES[2:3], 255 - IMAGES[:5]])
+    np.testing.assert_allclose(encoder(others)[0], together[2], atol=1e-6)
+
+
+def test_takes_images_of_any_size_and_kind(encoder):
+    floats = IMAGES.astype(np.float64) / 255
+    np.testing.assert_allclose(encoder(floats), encoder(IMAGES), atol=1e-5)
+    gray = IMAGES[0, :, :, :1]
+    np.testing.assert_array_equal(encoder(gray), encoder(np.repeat(gray, 3, axis=-1)))
+    np.testing.assert_array_equal(encoder(gray[..., 0]), encoder(gray))
+    sizes = [np.random.RandomState(i).randint(0, 256, (9 + i, 30 - i, 3), np.uint8) for i in (0, 7)]
+    listed = encoder(sizes)
+    for image, vector in zip(sizes, listed, strict=True):
+        view = np.asarray(center_crop(image, 8, "corner", 1.0))
+        np.testing.assert_allclose(vector, encoder(view), atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    "grid, size, height, width",
+    [("corner", 48, 100, 61), ("half_pixel", 20, 64, 128), ("antialias", 48, 48, 48)],
+)
+def test_the_view_is_that_of_the_official_evaluation(grid, size, height, width):
+    """The canvas that saves compilations has no part in it, nor has where the view is made."""
+    config = tiny.recipe(data__image_size=size, augment__grid=grid)
+    prepare = Preprocessing.of(config, channels=3)
+    image = np.random.RandomState(0).randint(0, 256, (height, width, 3), np.uint8)
+    expected = center_crop(image, size, grid, 0.875 if size > 32 else 1.0)
+    close = 6e-5 if grid == "antialias" else 2e-6  # each is so far from float64
+    np.testing.assert_allclose(prepare(image), expected, atol=close)
+    np.testing.assert_allclose(prepare.on_device(image[None])[0], expected, atol=close)
+
+
+def test_colour_becomes_luminance_where_the_encoder_has_one_channel():
+    prepare = Preprocessing(8, "corner", channels=1, proportion=1.0)
+    red, green = np.zeros((2, 8, 8, 3), np.uint8)
+    red[..., 0], green[..., 1] = 255, 200
+    assert np.unique(prepare.checked(red)) == [76]  # 0.299 * 255
+    assert np.unique(prepare.checked(green)) == [117]
+    np.testing.assert_allclose(prepare(red), 76 / 255, rtol=1e-6)
+
+
+@pytest.mark.parametrize(
+    "images, message",
+    [
+        (np.zeros((8, 8, 4), np.uint8), r"has shape \(8, 8, 4\)"),
+        (np.zeros((2, 8, 8, 3), np.int64), "is int64: give uint8"),
+        (np.full((8, 8, 3), -1.5), "values from -1.5 to -1.5"),
+        (IMAGES.astype(np.float32), "values from 0 to 254"),
+    ],
+)
+def test_what_is_no_image_is_refused(encoder, images, message):
+    with pytest.raises(UserError, match=message):
+        encoder(images)
+
+
+def test_an_unknown_tap_is_refused(encoder):
+    with pytest.raises(UserError, match='tap is "head3"'):
+        encoder(IMAGES, tap="head3")
+
+
+def test_untrained_is_where_training_starts(encoder):
+    first = tiny.make_stage(encoder.config, 8)[0].init()
+    untrained = encoder.untrained()
+    for kind in ("params", "batch_stats"):
+        expected = getattr(first, kind)
+        for part in ("encoder", "head"):
+            jax.tree.map(
+                np.testing.assert_array_equal, untrained._variables[kind][part], expected[part]
+            )
+    assert untrained.fingerprint != encoder.fingerprint
+
+
+def test_fingerprint_is_of_the_weights_and_not_of_the_place(workdir, encoder, tmp_path):
+    run = saved.read(str(workdir))
+    one = Encoder.of(run, parallel.make_mesh(1))
+    assert one.fingerprint == encoder.fingerprint
+    np.testing.assert_allclose(one(IMAGES), encoder(IMAGES), atol=1e-5)
