@@ -5,8 +5,8 @@
     python -m simclr_jax.linear_probe --checkpoint=runs/a --data=photos --labels=10% --untrained
 
 Solvers: lbfgs (logistic regression, its penalty chosen on validation images), sgd (the papers'
-protocol), knn, and without a classifier kmeans (NMI, ARI) and retrieval (recall@k). Features are
-computed once and kept in RUN/features; results go to RUN/results.
+protocol), knn; classifier (the one in the checkpoint); kmeans (NMI, ARI) and retrieval (recall@k).
+Features are computed once and kept in RUN/features; results go to RUN/results.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ flags.DEFINE_string("data_dir", "", "Where TFDS keeps its data sets.")
 flags.DEFINE_string("split", "", "To learn from; the run's by default, or train.")
 flags.DEFINE_string("eval_split", "", "To be scored on; the run's by default, or test.")
 flags.DEFINE_string("validation_split", "", "To choose settings on; validation, if there is one.")
-flags.DEFINE_list("solver", ["lbfgs", "knn"], "lbfgs, sgd, knn, kmeans, retrieval.")
+flags.DEFINE_list("solver", ["lbfgs", "knn"], "lbfgs, sgd, knn, classifier, kmeans, retrieval.")
 flags.DEFINE_list("tap", ["h"], "h, head1..headL, z, group1..group4, pixels.")
 flags.DEFINE_string("labels", "all", "all, 10%, 25 (for each class), or a file of image names.")
 flags.DEFINE_list("knn", ["200:0.1", "20"], "k:temperature, or k for a vote each.")

@@ -18,6 +18,7 @@ from simclr_jax.augment.resize import to_float
 from simclr_jax.config import head_layers
 from simclr_jax.errors import choose
 from simclr_jax.evaluate import features
+from simclr_jax.evaluate.logistic import Weights
 from simclr_jax.stages import build
 from simclr_jax.stages.preprocessing import Preprocessing
 from simclr_jax.train.saved import Saved
@@ -88,6 +89,7 @@ class Encoder:
       taps: names of the vectors it can give, see `taps`.
       preprocessing: from an image to what the network sees.
       mesh: the devices it runs on.
+      classifier: the linear classifier of the checkpoint and the tap it reads; None: it has none.
     """
 
     def __init__(
@@ -97,8 +99,10 @@ class Encoder:
         run: str,
         step: int,
         mesh: Mesh | None = None,
+        classifier: tuple[str, Weights] | None = None,
     ):
         self.config, self.run, self.step = config, run, step
+        self.classifier = classifier
         self.taps = taps(config)
         self.mesh = mesh or parallel.make_mesh()
         self.preprocessing = Preprocessing.of(config, _channels(variables))
@@ -113,7 +117,7 @@ class Encoder:
         variables = {
             kind: {part: v[kind] for part, v in parts.items() if v[kind]} for kind in kinds
         }
-        return cls(saved.config, variables, str(saved), saved.step, mesh)
+        return cls(saved.config, variables, str(saved), saved.step, mesh, _classifier(saved))
 
     def untrained(self) -> Encoder:
         """Return the same network with the first values of its recipe's seed."""
@@ -186,6 +190,20 @@ class Encoder:
         embed = embedder(self.config, wanted)
         prepare = to_float if prepared else self.preprocessing.on_device
         return lambda variables, images: embed(variables, prepare(images))
+
+
+def _classifier(saved: Saved) -> tuple[str, Weights] | None:
+    """Return the classifier that was converted with a checkpoint, or else the online probe."""
+    converted = saved.record.get("converted") or {}
+    layers = {
+        "classifier": converted.get("classifier_tap"),
+        "probe": saved.config.eval.probe_tap,
+    }
+    for part, layer in layers.items():
+        dense = saved.variables(part)["params"].get("dense")
+        if dense and layer is not None:
+            return tap_name(saved.config, layer), Weights(dense["kernel"], dense["bias"])
+    return None
 
 
 def _vectors(x: jax.Array, dtype: Any) -> jax.Array:

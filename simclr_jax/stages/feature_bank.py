@@ -66,6 +66,11 @@ class Features:
         assert self.labels is not None
         return self.labels
 
+    @classmethod
+    def none(cls, like: Features) -> Features:
+        """Return the features of no image, in the shape of others."""
+        return like.take(np.zeros(0, np.int64))
+
     def take(self, rows: np.ndarray) -> Features:
         """Return the rows `rows`, in that order."""
         labels = None if self.labels is None else self.labels[rows]

@@ -19,7 +19,7 @@ from simclr_jax.stages import datasets, feature_bank
 from simclr_jax.stages.datasets import Data, Wanted
 from simclr_jax.stages.encoder import Encoder
 from simclr_jax.stages.feature_bank import Features, Say
-from simclr_jax.stages.solvers import SOLVERS, Outcome, Settings, Task
+from simclr_jax.stages.solvers import LEARN, SOLVERS, Outcome, Settings, Task
 from simclr_jax.train import saved
 
 ALL = "all"
@@ -130,19 +130,21 @@ def make_tasks(
                 "with --data"
             )
     taps, classes = options.taps, max(data.fit.classes, data.score.classes)
-    fit, score = (
-        feature_bank.extract(encoder, source, taps, cache, say) for source in (data.fit, data.score)
-    )
+    score = feature_bank.extract(encoder, data.score, taps, cache, say)
+    learn = any(solver in LEARN for solver in options.solvers)
+    fit = feature_bank.extract(encoder, data.fit, taps, cache, say) if learn else {}
     choose = None
-    if data.choose is not None and options.labels == ALL:
+    if learn and data.choose is not None and options.labels == ALL:
         choose = feature_bank.extract(encoder, data.choose, taps, cache, say)
     metric = options.metric or ("mAP" if data.score.multi_label else "top-1")
     tasks = []
     for tap in taps:
-        labelled = _labelled(fit[tap])
-        labelled = labelled.take(_allowed(options, labelled, data.fit))
         scored = _labelled(score[tap])
-        _check(labelled, scored, classes, data, say if tap == taps[0] else lambda line: None)
+        labelled = _labelled(fit[tap]) if learn else Features.none(scored)
+        if learn:
+            labelled = labelled.take(_allowed(options, labelled, data.fit))
+        if tap == taps[0]:
+            _check(labelled, scored, classes, data, learn, say)
         chosen = None if choose is None else _labelled(choose[tap])
         tasks.append(Task(encoder, tap, data.fit, labelled, chosen, scored, classes, metric))
     return tasks
@@ -294,7 +296,7 @@ def _listed(path: Path, fit: Features, source: Source) -> np.ndarray:
     return np.array(rows)
 
 
-def _check(fit: Features, score: Features, classes: int, data: Data, say: Say) -> None:
+def _check(fit: Features, score: Features, classes: int, data: Data, learn: bool, say: Say) -> None:
     """Check that there is something to learn and to score; say which classes cannot be learned.
 
     Raises:
@@ -302,6 +304,8 @@ def _check(fit: Features, score: Features, classes: int, data: Data, say: Say) -
     """
     if not len(score):
         raise UserError(f"no image to be scored on in {data.name} has a label: label some")
+    if not learn:
+        return
     if len(fit) < classes:
         raise UserError(
             f"{data.name} has {len(fit)} labelled images to learn {classes} classes from: "

@@ -193,13 +193,31 @@ def similar(task: Task, settings: Settings) -> Iterator[Outcome]:
     yield Outcome("retrieval", protocol, measured=measured)
 
 
+def classifier(task: Task, settings: Settings) -> Iterator[Outcome]:
+    """Score the classifier in the checkpoint: a released one, or the probe of pretraining."""
+    if task.encoder.classifier is None:
+        raise UserError(f"{task.encoder.run} has no classifier: use --solver=lbfgs")
+    tap, weights = task.encoder.classifier
+    if tap != task.tap:
+        raise UserError(f"the classifier of {task.encoder.run} reads {tap}: set --tap={tap}")
+    if len(weights.bias) != task.classes:
+        raise UserError(
+            f"the classifier of {task.encoder.run} tells {len(weights.bias)} classes apart, the "
+            f"data have {task.classes}: use --solver=lbfgs"
+        )
+    protocol = {"solver": "the linear classifier in the checkpoint, as it is"}
+    yield Outcome("classifier", protocol, np.asarray(logistic.logits(weights, task.score.x)))
+
+
 SOLVERS: dict[str, Callable[[Task, Settings], Iterator[Outcome]]] = {
     "lbfgs": lbfgs,
     "sgd": sgd,
     "knn": nearest,
     "kmeans": kmeans,
     "retrieval": similar,
+    "classifier": classifier,
 }
+LEARN = ("lbfgs", "sgd", "knn")  # from training images; the others look at the scored ones alone
 
 
 def _joined(task: Task, seed: int, share: float) -> tuple[np.ndarray, ...]:

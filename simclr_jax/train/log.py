@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from typing import TypeVar
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -12,6 +15,8 @@ from simclr_jax.train.plan import Plan, due
 from simclr_jax.train.progress import Speed, progress_line, shown
 from simclr_jax.train.stage import Params, TrainState
 from simclr_jax.train.workdir import Workdir
+
+Batch = TypeVar("Batch")
 
 
 @jax.jit
@@ -40,6 +45,10 @@ class Log:
 
     def __exit__(self, *_) -> None:
         self._writer.close()
+
+    def watch(self, batches: Iterator[Batch]) -> Iterator[Batch]:
+        """Yield batches, and measure how long the loop waits for them."""
+        return self._speed.watch(batches)
 
     def add(self, steps: range, metrics: dict[str, jax.Array]) -> None:
         """Take the metrics of a chunk under way, and read those of the one before."""
@@ -81,7 +90,8 @@ class Log:
             values["epoch"] = done * self._plan.batch_size / self._plan.examples
             line = progress_line(done, self._plan, shown(self._formats, values), self._speed)
             self._console.status(line)
-            self._writer.write(done, values | {"images_per_second": self._speed.images_per_second})
+            speed = ("images_per_second", "input_wait")
+            self._writer.write(done, values | {name: getattr(self._speed, name) for name in speed})
 
     def _raise_not_finite(self, what: str, steps: range) -> None:
         self._checkpoints.wait()

@@ -67,7 +67,7 @@ def train(
     with stop, profiler, log:
         if first_step == 0:
             log.evaluation(0, stage.evaluate(state))
-        for steps, batches in stage.batches(first_step, plan.total_steps):
+        for steps, batches in log.watch(stage.batches(first_step, plan.total_steps)):
             profiler.before(steps)
             state, metrics = step(state, batches)
             profiler.after(steps, metrics)

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Mapping
-from typing import TextIO
+from collections.abc import Iterator, Mapping
+from typing import TextIO, TypeVar
 
 from etils import epath
 
 from simclr_jax.train.plan import Plan
+
+Batch = TypeVar("Batch")
 
 STATUS_SECS = 5.0  # in a file, progress is written no more often than this
 
@@ -72,16 +74,33 @@ class Speed:
         self._batch_size = batch_size
         self._since: float | None = None
         self._steps = 0
+        self._waited = 0.0
         self.images_per_second = 0.0
+        self.input_wait = 0.0
 
     def add(self, steps: int) -> None:
         """Count finished steps; the first after a pause only starts the clock."""
         now = time.perf_counter()
         if self._since is None:
-            self._since, self._steps = now, 0
+            self._since, self._steps, self._waited = now, 0, 0.0
             return
         self._steps += steps
-        self.images_per_second = self._steps * self._batch_size / max(now - self._since, 1e-9)
+        seconds = max(now - self._since, 1e-9)
+        self.images_per_second = self._steps * self._batch_size / seconds
+        self.input_wait = self._waited / seconds
+
+    def watch(self, batches: Iterator[Batch]) -> Iterator[Batch]:
+        """Yield batches; `input_wait` is the share of the time spent waiting for them.
+
+        The device may be at work meanwhile: it stands still for this share at most.
+        """
+        while True:
+            start = time.perf_counter()
+            batch = next(batches, None)
+            self._waited += time.perf_counter() - start
+            if batch is None:
+                return
+            yield batch
 
     def pause(self) -> None:
         """Stop the clock until the next step."""

@@ -198,6 +198,21 @@ def test_digits_are_the_same_for_everybody(split, size):
         assert found.hexdigest()[:16] == recorded[name, split]
 
 
+@pytest.mark.parametrize("split", ["train", "test"])
+def test_several_digits_are_those_of_the_same_split(split):
+    """Each quarter is empty or shows one of the placed digits, whose labels the image has."""
+    single, several = digits("placed", split), digits("several", split)
+    label = {one.tobytes(): int(k) for one, k in zip(single.pixels, single.labels, strict=True)}
+    assert several.multi_label and several.labels.shape == (len(single), 10)
+    counts = np.zeros(5, int)
+    for image, labels in zip(several.pixels, several.labels, strict=True):
+        quarters = [image[y : y + 32, x : x + 32] for y in (0, 32) for x in (0, 32)]
+        shown = [label[quarter.tobytes()] for quarter in quarters if quarter.any()]
+        assert sorted(set(shown)) == np.flatnonzero(labels).tolist()
+        counts[len(shown)] += 1
+    assert counts[0] == 0 and counts[1:].min() > len(single) / 6
+
+
 def test_raw_pixels_say_little_about_placed_digits_and_much_about_plain_ones():
     accuracy = {}
     for name in ("placed", "plain"):

@@ -72,6 +72,19 @@ def test_speed_counts_neither_the_first_step_nor_pauses(clock):
     assert speed.images_per_second == 30
 
 
+def test_input_wait_is_the_share_of_time_spent_on_batches(clock):
+    def batches():
+        for i in range(5):
+            clock.now += 3  # to make one
+            yield i
+
+    speed = Speed(batch_size=10)
+    for batch in speed.watch(batches()):
+        clock.now += 1  # to use it
+        speed.add(1)
+        assert speed.input_wait == (0.75 if batch else 0)  # the first only starts the clock
+
+
 def test_progress_line(clock):
     plan = Plan(100, 10, 200, 0, 1.0, 1, 1, 0, 1)
     speed = Speed(10)

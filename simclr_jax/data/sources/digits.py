@@ -3,7 +3,8 @@
 The originals are 8x8 and so well aligned that raw pixels classify 97 % of them. Here each digit is
 placed on a 32x32 canvas at a random position, scale and rotation, always the same one, so that raw
 pixels say little and there is something for an encoder to learn. `data.name="plain"` gives the
-aligned originals, enlarged, for comparison.
+aligned originals, enlarged, for comparison; `data.name="several"` puts one to four placed digits
+on a canvas of 64x64, and each is a label of the image.
 """
 
 from __future__ import annotations
@@ -23,11 +24,13 @@ CANVAS = 32  # pixels
 SIDE = (12.0, 22.0)  # of the placed digit, pixels
 ROTATION = 25.0  # degrees, either way
 TEST = 360  # digits held out for testing
-NAMES = ("placed", "plain")
+NAMES = ("placed", "plain", "several")
 
 
 def splits(data: ConfigDict, kept: epath.Path | None = None) -> dict[str, Callable[[], Images]]:
-    """Open "train" (1437 digits) and "test" (360), uint8 `[m, 32, 32, 1]` with labels 0 to 9.
+    """Open "train" (1437 images) and "test" (360), uint8 `[m, 32, 32, 1]` with labels 0 to 9.
+
+    Of "several" digits an image, `[m, 64, 64, 1]`, no digit is in both.
 
     Raises:
       UserError: for an unknown variant, or a path, which this source does not have.
@@ -38,12 +41,15 @@ def splits(data: ConfigDict, kept: epath.Path | None = None) -> dict[str, Callab
         raise UserError(f"data.path is {data.path}, which data.source=digits does not read")
 
     def split(rows: slice) -> Images:
-        pixels, labels = _render(data.name == "placed")
+        pixels, labels = _render(data.name != "plain")
         shuffled = order.examples(0, np.arange(len(labels)), len(labels))
         chosen = np.sort(shuffled[rows])
+        pixels, labels = pixels[chosen], labels[chosen]
+        if data.name == "several":
+            pixels, labels = _compose(pixels, labels)
         if not data.labels:
-            return Images(pixels[chosen], None, 0)
-        return Images(pixels[chosen], labels[chosen], 10, class_names=tuple("0123456789"))
+            return Images(pixels, None, 0)
+        return Images(pixels, labels, 10, class_names=tuple("0123456789"))
 
     return {
         "train": functools.partial(split, slice(TEST, None)),
@@ -78,3 +84,17 @@ def _render(placed: bool) -> tuple[np.ndarray, np.ndarray]:
         )
         canvases[i, ..., 0] = np.rint(np.clip(canvas, 0, 1) * 255)
     return canvases, digits.target.astype(np.int32)
+
+
+def _compose(pixels: np.ndarray, labels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Put each digit, and up to three more, into random quarters of a canvas; labels `[m, 10]`."""
+    random, count = np.random.RandomState(0), len(labels)
+    canvases = np.zeros((count, 2, CANVAS, 2, CANVAS, 1), np.uint8)
+    several = np.zeros((count, 10), np.int8)
+    for i in range(count):
+        quarters = random.permutation(4)[: random.randint(1, 5)]
+        digits = [i, *random.randint(count, size=len(quarters) - 1)]
+        for quarter, digit in zip(quarters, digits, strict=True):
+            canvases[i, quarter // 2, :, quarter % 2] = pixels[digit]
+            several[i, labels[digit]] = 1
+    return canvases.reshape(count, 2 * CANVAS, 2 * CANVAS, 1), several

@@ -1,0 +1,268 @@
+"""What the embeddings of a checkpoint look like: spread, map, neighbours, confusions."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+
+from simclr_jax.reporting import charts
+from simclr_jax.reporting.findings import Confusion, confusions
+from simclr_jax.reporting.page import (
+    Html,
+    Section,
+    element,
+    figure,
+    grid,
+    join,
+    paragraph,
+    picture,
+    section,
+    table,
+)
+from simclr_jax.reporting.sheet import PNG, thumbnail
+
+MOST_CELLS = 30  # classes of a confusion matrix that can be read
+WORST = 10  # classes, or errors, in a table
+
+
+@dataclasses.dataclass(frozen=True)
+class Pairs:
+    """Two views of images at one tap.
+
+    Attributes:
+      indicators: alignment, uniformity and effective rank.
+      positives: cosine similarities of the two views of an image, `[n]`.
+      negatives: of views of different images.
+      width: of an embedding.
+    """
+
+    indicators: Mapping[str, float]
+    positives: np.ndarray
+    negatives: np.ndarray
+    width: int
+
+
+@dataclasses.dataclass(frozen=True)
+class Tile:
+    """An image in a row of neighbours; `similarity` and `agrees` are None for the query."""
+
+    pixels: np.ndarray
+    said: str
+    similarity: float | None = None
+    agrees: bool | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class Judged:
+    """Right and wrong predictions: `counts` `[C, C]` by label and prediction, and whose."""
+
+    counts: np.ndarray
+    names: Sequence[str]
+    what: str
+
+    @property
+    def errors(self) -> list[Confusion]:
+        return confusions(self.counts, self.names)
+
+
+@dataclasses.dataclass(frozen=True)
+class Examined:
+    """What was computed from a checkpoint.
+
+    Attributes:
+      checkpoint: `WORKDIR@STEP`.
+      images: what the images are and how many, in words.
+      pairs: by tap.
+      points: `[m, 2]`, a map of held-out images, or None where there are too few.
+      method: how it was drawn, in words.
+      labels: int `[m]`, of these images, -1 for unknown; None without labels, or where an image may
+        have several.
+      class_names: by label.
+      neighbours: rows of a held-out image and those of the bank nearest to it.
+      judged: predictions, or None without labels.
+    """
+
+    checkpoint: str
+    images: str
+    pairs: Mapping[str, Pairs]
+    points: np.ndarray | None
+    method: str
+    labels: np.ndarray | None
+    class_names: Sequence[str]
+    neighbours: Sequence[Sequence[Tile]]
+    judged: Judged | None
+
+
+def geometry(name: str, found: Examined) -> Html:
+    """Return the indicators and the histograms of similarities of one run."""
+    rows = [
+        [
+            *(tap, f"{pairs.width:,}"),
+            *(f"{pairs.indicators[n]:.3g}" for n in ("alignment", "uniformity", "effective_rank")),
+            f"{separation(pairs.positives, pairs.negatives):.1%}",
+        ]
+        for tap, pairs in found.pairs.items()
+    ]
+    header = ["", "dimensions", "alignment", "uniformity", "effective rank", "told apart"]
+    legend = charts.legend(["two views of one image", "views of different images"])
+    figures = [
+        figure(
+            f"Cosine similarity of {tap}",
+            charts.histograms(
+                [("one image", pairs.positives), ("different images", pairs.negatives)],
+                f"Cosine similarities of {tap}: medians {np.median(pairs.positives):.2f} for views "
+                f"of one image, {np.median(pairs.negatives):.2f} for those of different images",
+                "cosine similarity",
+            ),
+            legend=legend,
+        )
+        for tap, pairs in found.pairs.items()
+    ]
+    return join([_heading(name), table(header, rows), grid(figures)])
+
+
+def separation(positives: np.ndarray, negatives: np.ndarray) -> float:
+    """Return how often a positive is more similar than a negative; a tie counts half."""
+    ranked = np.sort(negatives)
+    below = np.searchsorted(ranked, positives, side="left")
+    equal = np.searchsorted(ranked, positives, side="right") - below
+    return float(np.mean((below + equal / 2) / max(1, len(ranked))))
+
+
+def embedding_map(name: str, found: Examined) -> Html:
+    """Return the map of one run."""
+    if found.points is None:
+        return join([_heading(name), paragraph("There are too few images for a map.")])
+    groups, names, note = _groups(found)
+    about = f"Map of {len(found.points)} embeddings, {found.method}"
+    drawn = charts.scatter_map(found.points, groups, names, about)
+    legend = charts.legend(names, marks=True) if names else ""
+    said = f"{len(found.points):,} held-out images. {found.method}{note}"
+    return figure(name, drawn, said, legend)
+
+
+def _groups(found: Examined) -> tuple[np.ndarray, list[str], str]:
+    """Return the group of each image, the groups' names, and what is to be said of them."""
+    if found.labels is None:
+        return np.full(len(found.points), -1), [], " Without labels there are no colours."  # type: ignore[arg-type]
+    names = list(found.class_names)
+    if len(names) <= charts.MOST_GROUPS:
+        return found.labels, names, ""
+    known = found.labels[found.labels >= 0]
+    common = np.argsort(-np.bincount(known, minlength=len(names)), kind="stable")
+    shown = np.sort(common[: charts.COLOURS * 2])
+    groups = np.full(len(names), -1)
+    groups[shown] = np.arange(len(shown))
+    note = f" The {len(shown)} commonest of {len(names)} classes are coloured."
+    # The last group is of images without a label, whose number is -1.
+    return np.append(groups, -1)[found.labels], [names[i] for i in shown], note
+
+
+def neighbours(name: str, found: Examined) -> Html:
+    """Return rows of images and those nearest to them."""
+    rows = [
+        element("div", *(_tile(tile) for tile in row), class_="row") for row in found.neighbours
+    ]
+    return join([_heading(name), element("div", *rows, class_="neighbours")])
+
+
+def _tile(tile: Tile) -> Html:
+    content = thumbnail(tile.pixels)
+    said: list[object] = [element("b", tile.said)] if tile.said else []
+    if tile.similarity is not None:
+        said += [Html("<br>") if said else "", f"{tile.similarity:.3f}"]
+    shown = picture(content, tile.said or "image", "pixels" if content.startswith(PNG) else "")
+    caption = element("figcaption", *said)
+    return element(
+        "figure", shown, caption, **({"class_": "wrong"} if tile.agrees is False else {})
+    )
+
+
+def confusion(name: str, found: Examined) -> Html:
+    """Return the matrix of a few classes, or the worst of many."""
+    judged = found.judged
+    if judged is None:
+        return join([_heading(name), paragraph("Without labels there is none.")])
+    counts = judged.counts
+    accuracy = np.trace(counts) / max(1, counts.sum())
+    parts: list[object] = [_heading(name)]
+    said = f"Of {judged.what}: {accuracy:.1%} of {counts.sum():,} images are right."
+    parts.append(paragraph(said))
+    if len(judged.names) <= MOST_CELLS:
+        drawn = charts.heat_map(counts, judged.names, f"Confusion matrix of {judged.what}")
+        parts.append(element("div", drawn, class_="matrix"))
+        note = "Rows: label. Columns: prediction. Colour: the share of the row."
+        parts.append(paragraph(note, kind="note"))
+    else:
+        parts.append(_worst(judged))
+    rows = [[e.label, e.guess, f"{e.count:,}", f"{e.share:.0%}"] for e in judged.errors]
+    if rows:
+        header = ["label", "taken for", "images", "of the label's"]
+        parts += [element("h3", "Commonest errors"), table(header, rows, text=2)]
+    return join(parts)
+
+
+def _worst(judged: Judged) -> Html:
+    counts = judged.counts
+    images = counts.sum(axis=1)
+    right = np.where(images > 0, np.diag(counts) / np.maximum(images, 1), np.inf)
+    rows = [
+        [judged.names[i], f"{images[i]:,}", f"{right[i]:.0%}"]
+        for i in np.argsort(right, kind="stable")[:WORST]
+        if images[i]
+    ]
+    return join(
+        [element("h3", "Classes with the most errors"), table(["class", "images", "right"], rows)]
+    )
+
+
+def _heading(name: str) -> Html:
+    return element("h3", name) if name else Html()
+
+
+def sections(examined: Mapping[str, Examined | str]) -> list[Section]:
+    """Return all sections about embeddings, each with a part for every run.
+
+    Args:
+      examined: by run, what was computed, or why nothing was.
+    """
+    found = {name: x for name, x in examined.items() if isinstance(x, Examined)}
+    missing = [
+        paragraph(f"{name}: {why}" if len(examined) > 1 else why, kind="note")
+        for name, why in examined.items()
+        if isinstance(why, str)
+    ]
+    if not found:
+        return [section("Embeddings", *missing)]
+    named = [(name if len(examined) > 1 else "", x) for name, x in found.items()]
+    about = [paragraph(f"Checkpoint {x.checkpoint}; {x.images}.", kind="note") for _, x in named]
+    told = (
+        "Alignment is the mean squared distance of the two views of an image (0: equal), "
+        "uniformity is lower the more evenly embeddings cover the sphere, effective rank is how "
+        "many dimensions they fill, and told apart is how often two views of one image are more "
+        "similar than views of two."
+    )
+    mapped = "Images that the encoder finds alike lie close together; the axes mean nothing."
+    near = (
+        "Left: held-out images. Right: the training images nearest to each by cosine similarity of "
+        "h."
+    )
+    dashed = (
+        " Dashed: of another class." if any(x.labels is not None for x in found.values()) else ""
+    )
+    return [
+        section(
+            "Spread of the embeddings",
+            paragraph(told),
+            *about,
+            *missing,
+            *(geometry(*one) for one in named),
+        ),
+        section("Map", paragraph(mapped), grid([embedding_map(*one) for one in named], "maps")),
+        section(
+            "Nearest neighbours", paragraph(near + dashed), *(neighbours(*one) for one in named)
+        ),
+        section("Confusion", *(confusion(*one) for one in named)),
+    ]

@@ -1,0 +1,227 @@
+"""What a run has written about itself so far, read without touching it."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import re
+import time
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+from etils import epath
+
+from simclr_jax import files
+from simclr_jax.errors import UserError
+from simclr_jax.optim import schedules
+from simclr_jax.reporting import results
+
+BEATING = 120.0  # seconds since the last heartbeat in lock.json after which a run counts as dead
+NOT_RECIPE = ("images",)  # what config.json holds besides the recipe
+
+
+@dataclasses.dataclass(frozen=True)
+class Curve:
+    """One metric over the run: `steps` and `values`, both `[n]`; NaN where it was no number."""
+
+    steps: np.ndarray
+    values: np.ndarray
+
+    @property
+    def last(self) -> float:
+        return float(self.values[-1])
+
+
+@dataclasses.dataclass(frozen=True)
+class Record:
+    """A run as its files tell it.
+
+    Attributes:
+      path: the workdir.
+      at: the step of the checkpoint that was asked for; None: the newest.
+      name: a short name, unlike that of any other run on the page.
+      recipe: the resolved recipe by dotted field, `{}` of a run without config.json.
+      curves: by metric.
+      results: contents of results/NAME.json, the newest last.
+      outputs: by name of a result: the arrays of results/NAME.npz, where there are any.
+      summary: of results/summary.json, or None.
+      views: the picture of views, or None.
+      saved: steps that have a checkpoint.
+      devices: such as "8 x TPU v5", or "".
+      alive: a process is at work on it.
+      unreadable: how many images of the training data could not be read so far.
+    """
+
+    path: epath.Path
+    at: int | None
+    name: str
+    recipe: Mapping[str, Any]
+    curves: Mapping[str, Curve]
+    results: list[dict[str, Any]]
+    outputs: Mapping[str, Mapping[str, np.ndarray]]
+    summary: dict[str, Any] | None
+    views: bytes | None
+    saved: list[int]
+    devices: str
+    alive: bool
+    unreadable: int
+
+    @property
+    def step(self) -> int:
+        """Return the last step that anything was written about."""
+        return max((int(curve.steps[-1]) for curve in self.curves.values()), default=0)
+
+    @property
+    def examples(self) -> int:
+        """Return the number of training images, 0 where it is not known yet."""
+        epochs, batch = self.curves.get("epoch"), self.recipe.get("train.batch_size")
+        if epochs is None or not batch or not epochs.last > 0:
+            return 0
+        return round(int(epochs.steps[-1]) * batch / epochs.last)
+
+    @property
+    def total_steps(self) -> int:
+        """Return the length of the run, 0 where it is not known yet."""
+        if self.recipe.get("train.steps"):
+            return int(self.recipe["train.steps"])
+        if not (self.examples and self.recipe.get("train.epochs")):
+            return 0
+        r = self.recipe
+        return schedules.total_steps(r["train.epochs"], self.examples, r["train.batch_size"])
+
+
+def read(run: str, flag: str = "--checkpoint") -> Record:
+    """Read the record of a run, which may be under way.
+
+    Args:
+      run: a workdir, or `WORKDIR@STEP`.
+      flag: what the user wrote it behind, for errors.
+
+    Raises:
+      UserError: if there is no run, or a file in it is damaged.
+    """
+    path, at = _parse(run)
+    if not path.is_dir():
+        raise UserError(f"{flag}={run} is no directory: give the workdir of a run")
+    curves, saved = _curves(path / "metrics.jsonl"), _saved(path)
+    if not curves and not saved:
+        raise UserError(
+            f"{flag}={run} holds no run: there is neither a metrics.jsonl with numbers in it nor a "
+            "checkpoint"
+        )
+    if at is not None and at not in saved:
+        steps = ", ".join(map(str, saved)) or "none"
+        raise UserError(f"{flag}={run} has no checkpoint of step {at}: steps there: {steps}")
+    config = files.read_json(path / "config.json") if (path / "config.json").exists() else {}
+    found = results.read_all(path) if (path / "results").is_dir() else []
+    found.sort(key=lambda result: (path / f"results/{result['name']}.json").stat().mtime)
+    names = [result["name"] for result in found]
+    views = path / "views.png"
+    return Record(
+        path=path,
+        at=at,
+        name=path.name,
+        recipe=flatten({name: v for name, v in config.items() if name not in NOT_RECIPE}),
+        curves=curves,
+        results=found,
+        outputs={n: results.read_arrays(path, n) for n in names if _has_arrays(path, n)},
+        summary=_summary(path / "results" / "summary.json"),
+        views=views.read_bytes() if views.exists() else None,
+        saved=saved,
+        devices=_devices(path / "log.txt"),
+        alive=_alive(path / "lock.json"),
+        unreadable=_lines(path / "unreadable_train.jsonl"),
+    )
+
+
+def named(records: list[Record]) -> list[Record]:
+    """Give runs of one name their whole paths, so that every name on the page is another.
+
+    Raises:
+      UserError: if one of them is there twice.
+    """
+    if len({record.name for record in records}) == len(records):
+        return records
+    longer = []
+    for record in records:
+        step = "" if record.at is None else f"@{record.at}"
+        longer.append(dataclasses.replace(record, name=f"{record.path}{step}"))
+    names = [record.name for record in longer]
+    if twice := [name for name in names if names.count(name) > 1]:
+        raise UserError(f"--checkpoint names {twice[0]} twice: name it once")
+    return longer
+
+
+def flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Return the leaves of a recipe by dotted field."""
+    found: dict[str, Any] = {}
+    for name, value in tree.items():
+        if isinstance(value, Mapping):
+            found |= flatten(value, f"{prefix}{name}.")
+        else:
+            found[f"{prefix}{name}"] = value
+    return found
+
+
+def _parse(run: str) -> tuple[epath.Path, int | None]:
+    workdir, _, at = run.rpartition("@")
+    if not at.isdecimal():  # the directory itself may have an @ in its name
+        workdir, at = run, ""
+    return epath.Path(workdir).expanduser(), int(at) if at else None
+
+
+def _curves(path: epath.Path) -> dict[str, Curve]:
+    """Read metrics; a last line without its end is being written."""
+    if not path.exists():
+        return {}
+    found: dict[str, list[tuple[int, float]]] = {}
+    for number, line in enumerate(path.read_text().splitlines(keepends=True), 1):
+        if not line.endswith("\n"):
+            break
+        try:
+            values = json.loads(line)
+            step = int(values.pop("step"))
+        except (ValueError, KeyError, AttributeError) as error:
+            raise UserError(
+                f"line {number} of {path} is no line of metrics ({error}): restore or remove it"
+            ) from error
+        for name, value in values.items():
+            found.setdefault(name, []).append((step, np.nan if value is None else float(value)))
+    return {
+        name: Curve(*(np.array(column, float) for column in zip(*points, strict=True)))
+        for name, points in found.items()
+    }
+
+
+def _saved(path: epath.Path) -> list[int]:
+    directory = path / "checkpoints"
+    if not directory.is_dir():
+        return []
+    return sorted(int(entry.name) for entry in directory.iterdir() if entry.name.isdecimal())
+
+
+def _has_arrays(path: epath.Path, name: str) -> bool:
+    return (path / "results" / f"{name}.npz").exists()
+
+
+def _summary(path: epath.Path) -> dict[str, Any] | None:
+    return files.read_json(path) if path.exists() else None
+
+
+def _devices(log: epath.Path) -> str:
+    """Return what the newest line of the log about devices says."""
+    found = re.findall(r"  devices +(.+), computing in ", log.read_text()) if log.exists() else []
+    return found[-1] if found else ""
+
+
+def _alive(lock: epath.Path) -> bool:
+    try:
+        heartbeat = files.read_json(lock).get("heartbeat", 0)
+    except (FileNotFoundError, UserError, AttributeError):
+        return False
+    return time.time() - float(heartbeat) < BEATING
+
+
+def _lines(path: epath.Path) -> int:
+    return path.read_text().count("\n") if path.exists() else 0

@@ -1,0 +1,297 @@
+"""What a run is and how it went: head of the page, recipe, curves, picture of views."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from simclr_jax import config as recipes
+from simclr_jax.reporting import charts
+from simclr_jax.reporting.charts import Series
+from simclr_jax.reporting.findings import Finding
+from simclr_jax.reporting.page import (
+    Html,
+    Section,
+    details,
+    element,
+    figure,
+    grid,
+    join,
+    paragraph,
+    picture,
+    section,
+    table,
+)
+from simclr_jax.reporting.record import Record, flatten
+
+HIDDEN = ("epoch",)  # metrics that say nothing a step does not
+
+
+@dataclasses.dataclass(frozen=True)
+class Chart:
+    """Metrics that share an axis, with what each is called; `percent`: they are fractions."""
+
+    title: str
+    metrics: Mapping[str, str]
+    percent: bool = False
+    caption: str = ""
+
+
+CHARTS = (
+    Chart("Loss", {"loss": "loss"}),
+    Chart(
+        "Accuracy on held-out images",
+        {"knn_accuracy": "kNN", "probe_accuracy": "linear probe"},
+        True,
+    ),
+    Chart(
+        "Partner found",
+        {"contrast_accuracy": "partner found"},
+        True,
+        "How often the other view of an image is nearer than all other images of the batch.",
+    ),
+    Chart("Learning rate", {"lr": "rate"}),
+    Chart(
+        "Effective rank",
+        {"effective_rank_h": "h", "effective_rank_z": "z"},
+        False,
+        "Dimensions that the embeddings fill. A fall towards 1 is collapse.",
+    ),
+    Chart(
+        "Alignment",
+        {"alignment_h": "h", "alignment_z": "z"},
+        False,
+        "Mean squared distance of the two views of an image on the sphere. 0: equal.",
+    ),
+    Chart(
+        "Uniformity",
+        {"uniformity_h": "h", "uniformity_z": "z"},
+        False,
+        "Lower: spread more evenly over the sphere. 0: all in one place.",
+    ),
+    Chart("Images per second", {"images_per_second": "images/s"}, False, "Of training alone."),
+    Chart(
+        "Waiting for images",
+        {"input_wait": "waiting"},
+        True,
+        "Share of the time in which the devices have nothing to work on.",
+    ),
+)
+
+
+def head(records: Sequence[Record], written: str) -> Html:
+    """Return the title, what the runs are in a sentence each, and the figures looked for first."""
+    names = " · ".join(record.name for record in records)
+    said = [paragraph(_sentence(r, len(records) > 1), kind="lead") for r in records]
+    tiles = _tiles(records[0]) if len(records) == 1 else ""
+    small = paragraph(f"Written by simclr_jax, {written}.", kind="note")
+    return element("header", element("h1", names), *said, tiles, small)
+
+
+def _sentence(record: Record, named: bool) -> Html:
+    r = record.recipe
+    depth, width = r.get("model.depth"), r.get("model.width")
+    network = f"ResNet-{depth}" + (f" of width {width:g}x" if width else "") if depth else "network"
+    data = r.get("data.path") or r.get("data.source") or "images"
+    data = f"{data}:{r['data.name']}" if r.get("data.name") else data
+    count = f", {record.examples:,} images" if record.examples else ""
+    start = element("b", record.name, ": ") if named else ""
+    stage = {"pretrain": "SimCLR pretraining", "convert": "Converted weights"}
+    what = stage.get(r.get("stage", ""), "A run")
+    return join([start, f"{what} of a {network} on {data}{count}. {state(record)}"], "")
+
+
+def state(record: Record) -> str:
+    """Say how far a run is, and whether it is still going."""
+    total = record.total_steps
+    if not record.curves:
+        return f"It holds the checkpoint of step {max(record.saved, default=0)} and no curves."
+    where = f"step {record.step:,}" + (f" of {total:,}" if total else "")
+    if total and record.step >= total:
+        return f"Finished: {where}."
+    saved = f"; newest checkpoint: step {record.saved[-1]:,}" if record.saved else ""
+    return f"{'Under way' if record.alive else 'Not finished, and not running'}: {where}{saved}."
+
+
+def _tiles(record: Record) -> Html:
+    found: list[tuple[str, str]] = []
+
+    def add(metric: str, called: str, form: str) -> None:
+        if metric in record.curves and np.isfinite(record.curves[metric].last):
+            found.append((form.format(record.curves[metric].last), called))
+
+    add("loss", "loss", "{:.3f}")
+    add("contrast_accuracy", "partner found", "{:.1%}")
+    add("knn_accuracy", "kNN, held out", "{:.1%}")
+    add("probe_accuracy", "linear probe, held out", "{:.1%}")
+    add("epoch", "epochs", "{:.1f}")
+    if speed := record.curves.get("images_per_second"):
+        found.append((f"{np.nanmedian(speed.values):,.0f}", "images/s, median"))
+    if record.devices:
+        found.append((record.devices, "devices"))
+    tiles = [element("div", element("b", v), element("span", n), class_="tile") for v, n in found]
+    return element("div", *tiles, class_="tiles")
+
+
+def stands_out(found: Mapping[str, Sequence[Finding]]) -> Section:
+    """Return the findings of each run."""
+    parts: list[object] = []
+    for name, items in found.items():
+        if len(found) > 1:
+            parts.append(element("h3", name))
+        if not items:
+            parts.append(paragraph("None of the checks of this report found a problem."))
+            continue
+        lines = [
+            element("li", item.text, class_="problem" if item.problem else "note") for item in items
+        ]
+        parts.append(element("ul", *lines, class_="findings"))
+    return section("What stands out", *parts)
+
+
+def recipe(records: Sequence[Record]) -> Section:
+    """Return the recipes: of several runs what differs, then what was changed from the defaults."""
+    known = [record for record in records if record.recipe]
+    if not known:
+        return section("Recipe", paragraph("There is no config.json in the run."))
+    folded = [_folded(record.recipe) for record in known]
+    parts: list[object] = []
+    fields = list(dict.fromkeys(field for fields in folded for field in fields))
+    same = [f for f in fields if all(r.get(f, "") == folded[0].get(f, "") for r in folded)]
+    differing = [field for field in fields if field not in same]
+    if differing:
+        rows = [[element("code", f), *(_value(r.get(f, "")) for r in folded)] for f in differing]
+        parts += [element("h3", "What differs"), table(["", *(r.name for r in known)], rows)]
+    elif len(known) > 1:
+        parts.append(paragraph("The runs have the same recipe."))
+    defaults = _folded(flatten(recipes.base().to_dict()))
+    changed = [f for f in same if folded[0][f] != defaults.get(f)]
+    usual = [f for f in same if f not in changed]
+    parts.append(element("h3", "What the recipe sets" + (" in all runs" if len(known) > 1 else "")))
+    parts.append(_groups(folded[0], changed))
+    parts.append(
+        details(f"{len(usual)} fields at their defaults", _groups(folded[0], usual)),
+    )
+    return section("Recipe", *parts)
+
+
+def _folded(recipe: Mapping[str, Any]) -> dict[str, Any]:
+    """Write a field that is the same for both views once, as `augment.views.*`."""
+    found: dict[str, Any] = {}
+    for field, value in recipe.items():
+        other = field.replace(".first.", ".second.")
+        if other != field and recipe.get(other) == value:
+            found[field.replace(".first.", ".*.")] = value
+        elif field.replace(".second.", ".*.") not in found:
+            found[field] = value
+    return found
+
+
+def _groups(recipe: Mapping[str, Any], fields: Iterable[str]) -> Html:
+    groups: dict[str, list[list[object]]] = {}
+    for field in fields:
+        group, _, name = field.partition(".")
+        group, name = (group, name) if name else ("run", field)
+        groups.setdefault(group, []).append([element("code", name), _value(recipe[field])])
+    tables = [
+        element("div", element("h4", group), table((), rows)) for group, rows in groups.items()
+    ]
+    return element("div", *tables, class_="columns")
+
+
+def _value(value: object) -> str:
+    if value is None or value == "":
+        return "none"
+    return f"{value:.6g}" if isinstance(value, float) else str(value)
+
+
+def curves(records: Sequence[Record]) -> Section:
+    """Return a chart for each metric; several runs share charts and one legend."""
+    if not any(record.curves for record in records):
+        return section("Curves", paragraph("There is no metrics.jsonl in the run."))
+    several = len(records) > 1
+    known = {metric for chart in CHARTS for metric in chart.metrics}
+    there = dict.fromkeys(metric for record in records for metric in record.curves)
+    main = [shown for c in CHARTS for shown in _drawn(records, c)]
+    others = [
+        shown
+        for metric in there
+        if metric not in known and metric not in HIDDEN
+        for shown in _drawn(records, Chart(metric.replace("_", " "), {metric: metric}))
+    ]
+    legend = charts.legend([record.name for record in records]) if several else ""
+    more = details(f"{len(others)} more metrics", grid(others)) if others else ""
+    return section("Curves", legend, grid(main), more)
+
+
+def _drawn(records: Sequence[Record], chart: Chart) -> list[Html]:
+    """Draw a chart: the metrics of one run together, or one metric of several runs."""
+    present = [m for m in chart.metrics if any(m in record.curves for record in records)]
+    if not present:
+        return []
+    if len(records) == 1:
+        series = [_series(records[0], m, chart.metrics[m], i) for i, m in enumerate(present)]
+        legend = charts.legend([chart.metrics[m] for m in present]) if len(present) > 1 else ""
+        return [_figure(records, chart, chart.title, series, legend)]
+    found = []
+    for m in present:
+        series = [_series(r, m, r.name, i) for i, r in enumerate(records) if m in r.curves]
+        title = f"{chart.title}, {chart.metrics[m]}" if len(chart.metrics) > 1 else chart.title
+        found.append(_figure(records, chart, title, series, ""))
+    return found
+
+
+def _series(record: Record, metric: str, name: str, colour: int) -> Series:
+    curve = record.curves[metric]
+    return Series(name, curve.steps, curve.values, colour)
+
+
+def _figure(
+    records: Sequence[Record], chart: Chart, title: str, series: Sequence[Series], legend: object
+) -> Html:
+    reference = _equal_embeddings(records) if "loss" in chart.metrics else None
+    said = [f"{s.name} ends at {charts.written(s.y[-1], chart.percent)}" for s in series]
+    about = f"{title} over steps: {'; '.join(said)}"
+    until = max(record.step for record in records)
+    drawn = charts.line_chart(
+        series, about, percent=chart.percent, reference=reference, until=until
+    )
+    caption = chart.caption
+    if any(len(s.x) > charts.MOST_POINTS for s in series):
+        caption += " Line: mean of neighbouring steps; band: their range."
+    return figure(title, drawn, caption.strip(), legend)
+
+
+def _equal_embeddings(records: Sequence[Record]) -> tuple[float, str] | None:
+    """Return the loss of embeddings that are all equal, if it is the same for all runs."""
+    found = set()
+    for record in records:
+        batch, scale = (record.recipe.get(name) for name in ("train.batch_size", "loss.scale"))
+        if batch and scale in ("sum", "mean"):
+            found.add((2 if scale == "sum" else 1) * float(np.log(2 * batch - 1)))
+        else:
+            found.add(float("nan"))
+    value = found.pop()
+    return None if found or not np.isfinite(value) else (value, "all embeddings equal")
+
+
+def views(records: Sequence[Record]) -> Section:
+    """Return the pictures of views, one for runs whose pictures are the same."""
+    pictures: dict[bytes, list[str]] = {}
+    for record in records:
+        if record.views:
+            pictures.setdefault(record.views, []).append(record.name)
+    if not pictures:
+        return section("Views", paragraph("There is no views.png in the run."))
+    figures = [
+        figure(
+            ", ".join(names) if len(records) > 1 else "",
+            picture(content, "training images and their two views", "sheet"),
+        )
+        for content, names in pictures.items()
+    ]
+    said = "The first images of the run, and below each the two views that training compared."
+    return section("Views", paragraph(said), *figures)
