@@ -19,6 +19,7 @@ from simclr_jax.evaluate.logistic import Weights
 PENALTIES = tuple(np.logspace(-6, 5, 45))
 TOLERANCE, MAX_STEPS = 1e-4, 200  # of the fits that choose the penalty
 LAST_TOLERANCE, LAST_MAX_STEPS = 1e-5, 1000  # of the fit that is the answer
+BLOCK = 65_536  # rows that are looked at together
 VALIDATION = 0.2  # of the examples choose, where there are none apart for it
 
 
@@ -61,8 +62,10 @@ def fit(
     if not len(fitting):
         raise UserError("no labelled examples are left to fit on: label more")
     labels = np.asarray(labels)
-    origin, unit = _moments(np.asarray(features)[np.concatenate([fitting, choosing])])
+    everything = np.concatenate([fitting, choosing])
+    origin, unit = _moments(np.asarray(features), everything)
     centred = (jnp.asarray(features) - origin) / unit
+    held_out = centred[np.asarray(choosing)]
 
     def solve(penalty: float, rows: np.ndarray, start: Weights | None, **until: Any) -> Weights:
         # Rows are chosen by weight, so that one compiled program serves every number of them.
@@ -79,10 +82,9 @@ def fit(
             start = solve(
                 penalty, np.asarray(fitting), start, tolerance=TOLERANCE, max_steps=MAX_STEPS
             )
-            outputs = np.asarray(logistic.logits(start, centred[np.asarray(choosing)]))
+            outputs = np.asarray(logistic.logits(start, held_out))
             scores[float(penalty)] = score(outputs, labels[choosing])
     best = max(scores, key=lambda penalty: (scores[penalty], penalty), default=penalties[0])
-    everything = np.concatenate([fitting, choosing])
     last = {"tolerance": LAST_TOLERANCE, "max_steps": LAST_MAX_STEPS}
     found = solve(best, everything, None, **last)
     kernel = found.kernel / unit
@@ -119,9 +121,10 @@ def split(labels: Any, seed: int, share: float = VALIDATION) -> tuple[np.ndarray
     return np.setdiff1d(np.arange(len(labels)), chosen), chosen
 
 
-def _moments(features: np.ndarray) -> tuple[np.ndarray, float]:
-    """Return the mean `[d]`, and the root of the mean square of what is left, 1 if that is 0."""
-    wide = np.asarray(features, np.float64)
-    origin = wide.mean(axis=0)
-    unit = float(np.sqrt(np.mean((wide - origin) ** 2)))
-    return origin.astype(features.dtype), unit or 1.0
+def _moments(features: np.ndarray, rows: np.ndarray) -> tuple[np.ndarray, float]:
+    """Return the mean `[d]` of some rows, and the root of the mean square of what is left, or 1."""
+    blocks = [rows[i : i + BLOCK] for i in range(0, len(rows), BLOCK)]  # no copy of all of them
+    origin = sum(features[block].sum(axis=0, dtype=np.float64) for block in blocks) / len(rows)
+    squares = sum(float(np.sum((features[block] - origin) ** 2)) for block in blocks)
+    unit = float(np.sqrt(squares / (len(rows) * features.shape[1])))
+    return np.asarray(origin, features.dtype), unit or 1.0

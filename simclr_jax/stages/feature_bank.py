@@ -99,35 +99,35 @@ def extract(
     place = None if cache is None else _place(encoder, source, cache)
     most = encoder.config.data.max_bad_fraction
     unreadable = Unreadable("evaluated", len(source), most, say=say, fate="it is left out")
-    work, shards = _Progress(len(source), say), []
-    for start in range(0, len(source), SHARD):
-        rows = np.arange(start, min(start + SHARD, len(source)))
+    count, work = len(source), _Progress(len(source), say)
+    vectors: dict[str, np.ndarray] = {}
+    bad = np.zeros(count, bool)
+    for start in range(0, count, SHARD):
+        rows = slice(start, min(start + SHARD, count))
         kept = {tap: _read(place, tap, start // SHARD, say) for tap in taps}
         found = {tap: shard for tap, shard in kept.items() if shard is not None}
         if missing := [tap for tap in taps if tap not in found]:
-            made = _compute(encoder, source.take(rows), missing, unreadable)
-            for tap, shard in made.items():
+            part = source.take(np.arange(rows.start, rows.stop))
+            for tap, shard in _compute(encoder, part, missing, unreadable).items():
                 _write(place, tap, start // SHARD, shard)
-            found |= made
-            work.add(len(rows))
-        shards.append(found)
+                found[tap] = shard
+            work.add(rows.stop - rows.start)
+        for tap, shard in found.items():
+            if tap not in vectors:
+                vectors[tap] = np.empty((count, shard["x"].shape[1]), np.float32)
+            vectors[tap][rows], bad[rows] = shard["x"], shard["bad"]
     work.end()
-    bad = np.concatenate([shard[taps[0]]["bad"] for shard in shards])
     if bad.all():
-        raise UserError(f"none of {len(bad)} images could be read: look at {source.name(0)}")
+        raise UserError(f"none of {count} images could be read: look at {source.name(0)}")
     if bad.any():
-        say(f"note      {bad.sum()} of {len(bad)} images are unreadable and left out")
-    examples = np.flatnonzero(~bad)
-    labels = None if source.labels is None else np.asarray(source.labels)[examples]
-    return {
-        tap: Features(
-            np.concatenate([shard[tap]["x"][~shard[tap]["bad"]] for shard in shards]),
-            labels,
-            source.classes,
-            examples,
-        )
-        for tap in taps
+        say(f"note      {bad.sum()} of {count} images are unreadable and left out")
+    labels = None if source.labels is None else np.asarray(source.labels)
+    everything = {
+        tap: Features(x, labels, source.classes, np.arange(count)) for tap, x in vectors.items()
     }
+    if not bad.any():
+        return everything
+    return {tap: features.take(np.flatnonzero(~bad)) for tap, features in everything.items()}
 
 
 def key(encoder: Encoder, source: Source) -> dict[str, Any]:

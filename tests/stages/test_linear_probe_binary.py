@@ -19,7 +19,8 @@ from simclr_jax.stages.solvers import SOLVERS, Settings
 from simclr_jax.train import saved
 
 SETTINGS = Settings(knn=((10, 0.1), (3, None)), rates=(0.1, 1.0), epochs=3, batch_size=16)
-EVERY = Options(solvers=tuple(SOLVERS), taps=("h", "z"), settings=SETTINGS)
+LEARNED = tuple(solver for solver in SOLVERS if solver != "classifier")
+EVERY = Options(solvers=LEARNED, taps=("h", "z"), settings=SETTINGS)
 
 
 @pytest.fixture(scope="module")
@@ -91,6 +92,20 @@ def test_neighbours_are_those_of_scikit_learn(run, judged, archive):
     peer = KNeighborsClassifier(3, metric="cosine", algorithm="brute")
     expected = peer.fit(train, arrays["train_labels"]).score(test, arrays["test_labels"])
     assert judged[2]["knn3-h"]["scores"]["top-1"]["value"] == expected
+
+
+def test_the_classifier_in_the_checkpoint_is_scored_as_it_is(run, archive):
+    options = Options(("classifier",), settings=SETTINGS)
+    probe(run, options=options)
+    found = {one["name"]: one for one in results.read_all(run)}["classifier-h"]
+    arrays, saved_run = np.load(archive), saved.read(str(run))
+    h = Encoder.of(saved_run)(arrays["test_images"])
+    dense = saved_run.variables("probe")["params"]["dense"]
+    right = np.argmax(h @ dense["kernel"] + dense["bias"], axis=1) == arrays["test_labels"]
+    assert found["scores"]["top-1"]["value"] == right.mean()
+    assert found["data"]["fit"]["images"] == 0  # nothing is learned
+    with pytest.raises(UserError, match="reads h: set --tap=h"):
+        probe(run, options=Options(("classifier",), taps=("z",)))
 
 
 def test_the_same_command_gives_the_same_files(run, judged):

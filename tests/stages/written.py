@@ -2,22 +2,32 @@
 
 from __future__ import annotations
 
+import jax
 import numpy as np
 from train import tiny
 
 from simclr_jax import files
+from simclr_jax.stages import build
 from simclr_jax.train.checkpoints import Checkpoints
+from simclr_jax.train.stage import TrainState
 
 
 def write_run(workdir, step=7, **fields):
     """Write a run whose every weight and statistic is random, and return its workdir."""
-    stage, _ = tiny.make_stage(tiny.recipe(), 8)
-    state = tiny.perturbed(stage.init())
-    stats = {part: _positive(tree) for part, tree in state.batch_stats.items()}
+    random, config = np.random.default_rng(fields.get("seed", 0)), tiny.recipe(**fields)
+    first = build.first_variables(config, 3)
+    dense = {"kernel": np.zeros((8 * 4, tiny.CLASSES)), "bias": np.zeros(tiny.CLASSES)}
+    first["params"]["probe"] = {"dense": dense}
+
+    def perturbed(leaf):
+        return (leaf + 0.3 * random.normal(size=leaf.shape)).astype(np.float32)
+
+    params = jax.tree.map(perturbed, first["params"])
+    stats = jax.tree.map(lambda leaf: np.abs(perturbed(leaf) + 0.2), first["batch_stats"])
     checkpoints = Checkpoints(workdir / "checkpoints")
-    checkpoints.save(step, state._replace(batch_stats=stats, step=np.int32(step)))
+    checkpoints.save(step, TrainState(np.int32(step), params, stats, {}))
     checkpoints.close()
-    files.write_json(workdir / "config.json", tiny.recipe(**fields).to_dict())
+    files.write_json(workdir / "config.json", config.to_dict())
     return workdir
 
 
@@ -34,9 +44,3 @@ def write_images(path, count=48, classes=4, side=10, channels=3, several=False):
         arrays |= {f"{split}_images": pixels, f"{split}_labels": label}
     np.savez(path, **arrays)
     return arrays
-
-
-def _positive(tree):
-    if isinstance(tree, dict):
-        return {name: _positive(leaf) for name, leaf in tree.items()}
-    return np.abs(np.asarray(tree) + np.float32(0.2))
