@@ -12,6 +12,8 @@ MADE := $(VENV)/.python-$(VERSION)
 CORE := $(VENV)/.core
 ALL := $(VENV)/.all
 WORKERS ?= 2
+# tests/conftest.py groups and orders the tests.
+PYTEST := $(BIN)/python -m pytest -n $(WORKERS) --dist loadgroup --no-loadscope-reorder
 
 .PHONY: quickstart test parity lint types clean
 
@@ -19,13 +21,13 @@ quickstart: $(CORE)
 	$(BIN)/python -m simclr_jax.main --config=configs/digits.py
 
 test: $(ALL)
-	$(BIN)/python -m pytest -n $(WORKERS)
-	JAX_ENABLE_X64=1 $(BIN)/python -m pytest -n $(WORKERS)
+	$(PYTEST)
+	JAX_ENABLE_X64=1 $(PYTEST)
 
 # Every recording, with a line for each: of tests/golden, or of SIMCLR_GOLDEN=FOLDER make parity
 parity: $(ALL)
 	failed=0; for x64 in 0 1; do \
-	  SIMCLR_PARITY=all JAX_ENABLE_X64=$$x64 $(BIN)/python -m pytest -n $(WORKERS) tests/parity \
+	  SIMCLR_PARITY=all JAX_ENABLE_X64=$$x64 $(PYTEST) tests/parity \
 	    || failed=1; \
 	done; exit $$failed
 
@@ -49,5 +51,5 @@ $(CORE): $(MADE) pyproject.toml
 	touch $@
 
 $(ALL): $(MADE) pyproject.toml requirements.txt
-	$(BIN)/python -m pip install -q -r requirements.txt -e '.[images,tf,dev]'
+	$(BIN)/python -m pip install -q --no-compile -r requirements.txt -e '.[images,tf,dev]'
 	touch $(CORE) $@

@@ -70,9 +70,9 @@ def _row(count: int, dim: int, classes: int) -> tuple[str, ...]:
 def _path(x: np.ndarray, y: np.ndarray, classes: int) -> str:
     if not FLAGS.path:
         return "-"
-    fitting, choosing = linear_probe.split(y, seed=0)
     start = time.perf_counter()
-    found = linear_probe.fit(x, y, classes, fitting, choosing, linear_probe.accuracy)
+    splits = linear_probe.splits(y, seed=0)
+    found = linear_probe.fit(x, y, classes, splits, linear_probe.accuracy)
     jax.block_until_ready(found.weights)
     return f"{time.perf_counter() - start:.1f}"
 

@@ -36,8 +36,10 @@ def main() -> None:
         if not FLAGS[name].value:
             raise errors.UserError(f"--{name} is missing (see --help)")
     # Imported late: --help and mistakes in flags answer without waiting for JAX.
+    from simclr_jax import parallel
     from simclr_jax.stages import embed
 
+    parallel.use_compilation_cache()
     embed.run(
         embed.Options(
             checkpoint=FLAGS.checkpoint,

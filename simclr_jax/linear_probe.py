@@ -33,6 +33,8 @@ flags.DEFINE_boolean("sgd_augment", False, "New crops and flips in each epoch, a
 flags.DEFINE_boolean("untrained", False, "Judge the same network before training as well.")
 flags.DEFINE_integer("seed", 0, "Of drawn labels, splits, orders and intervals.")
 flags.DEFINE_string("cache", "", "Where features are kept; RUN/features by default, none: nowhere.")
+flags.DEFINE_string("name", "", "What results begin with; a word for --data by default.")
+flags.DEFINE_float("max_bad_fraction", None, "Of unreadable images; the recipe's by default.")
 flags.DEFINE_boolean("debug", False, "Show the traceback of an error.")
 
 
@@ -62,6 +64,8 @@ def main() -> None:
         settings=settings,
         untrained=FLAGS.untrained,
         cache=FLAGS.cache,
+        name=FLAGS.name,
+        max_bad_fraction=FLAGS.max_bad_fraction,
     )
     wanted = Wanted(
         FLAGS.data, FLAGS.data_dir, FLAGS.split, FLAGS.eval_split, FLAGS.validation_split

@@ -29,8 +29,10 @@ def main() -> None:
     if not FLAGS.embeddings:
         raise errors.UserError("--embeddings is missing (see --help)")
     # Imported late: --help and mistakes in flags answer without waiting for JAX.
+    from simclr_jax import parallel
     from simclr_jax.stages import search
 
+    parallel.use_compilation_cache()
     search.run(
         search.Options(
             embeddings=FLAGS.embeddings,

@@ -2,13 +2,16 @@
 
 The cheap compiler settings halve compile time; no test asserts a timing.
 Tests marked `x64` run only under JAX_ENABLE_X64=1 and the others only without it: `make test`
-runs both processes.
+runs both processes. A directory, whose files share fixtures and compiled programs, goes to one of
+the workers (`--dist loadgroup`).
 """
 
 import os
 import sys
 import tempfile
 from pathlib import Path
+
+import pytest
 
 os.environ["JAX_PLATFORMS"] = "cpu"
 os.environ["XLA_FLAGS"] = " ".join(
@@ -22,11 +25,23 @@ os.environ["XLA_FLAGS"] = " ".join(
 os.environ.setdefault(
     "JAX_COMPILATION_CACHE_DIR", str(Path(tempfile.gettempdir()) / "simclr_jax_test_cache")
 )
-os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.5")
+# Every program: the smallest takes 50 ms to compile, 4 ms to write, and every run makes it again.
+os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
 
 # Named here, not beside the tests, for the controller of pytest-xdist: it collects no tests.
 sys.path.append(str(Path(__file__).parent / "parity"))
 pytest_plugins = ["parity_table"]
+
+# The longest first; what can be dealt out test by test last, so that workers end together.
+ORDER = (
+    "parity/test_trajectory.py",
+    "parity/test_model.py",
+    "e2e",
+    "stages",
+    "train",
+    "",
+    "parity",
+)
 
 X64 = os.environ.get("JAX_ENABLE_X64", "0").lower() in ("1", "true")
 
@@ -39,4 +54,13 @@ def pytest_report_header():
 def pytest_collection_modifyitems(config, items):
     keep = [item for item in items if bool(item.get_closest_marker("x64")) == X64]
     config.hook.pytest_deselected(items=[item for item in items if item not in keep])
-    items[:] = keep
+    items[:] = sorted(keep, key=_rank)  # stable: files stay together
+    for item in items:
+        if item.path.parent.name != "parity":  # whose tests share nothing
+            item.add_marker(pytest.mark.xdist_group(item.path.parent.name))
+
+
+def _rank(item) -> int:
+    path = item.path.relative_to(Path(__file__).parent)
+    names = (path.as_posix(), path.parts[0])
+    return next((i for i, part in enumerate(ORDER) if part in names), ORDER.index(""))

@@ -20,7 +20,8 @@ PENALTIES = tuple(np.logspace(-6, 5, 45))
 TOLERANCE, MAX_STEPS = 1e-4, 200  # of the fits that choose the penalty
 LAST_TOLERANCE, LAST_MAX_STEPS = 1e-5, 1000  # of the fit that is the answer
 BLOCK = 65_536  # rows that are looked at together
-VALIDATION = 0.2  # of the examples choose, where there are none apart for it
+FOLDS = 5  # a fifth of the examples chooses, where there are none apart for it
+FEW = 1000  # examples, up to which each of them chooses in its turn
 
 
 class Probe(NamedTuple):
@@ -31,16 +32,18 @@ class Probe(NamedTuple):
     scores: dict[float, float]  # of each penalty, on the examples that chose
 
 
+Splits = Sequence[tuple[np.ndarray, np.ndarray]]  # rows to fit on, rows to choose on
+
+
 def fit(
     features: Any,
     labels: Any,
     classes: int,
-    fitting: Any,
-    choosing: Any,
+    splits: Splits,
     score: Callable[[np.ndarray, np.ndarray], float],
     penalties: Sequence[float] = PENALTIES,
 ) -> Probe:
-    """Fit on some examples, choose the penalty on others, fit again on all of them.
+    """Fit on some examples, choose the penalty on others, fit again on all.
 
     Features are centred and divided by one number, so that their mean square is 1: that changes no
     angle, and a penalty means the same for any encoder. It weighs `1/2 ||kernel||^2` against the
@@ -51,24 +54,23 @@ def fit(
       features: `[m, d]`, as the encoder gave them.
       labels: integers `[m]`, or `[m, classes]` of 1, 0 and -1: see `logistic.fit`.
       classes: number of classes.
-      fitting: which examples to fit on, int `[a]`.
-      choosing: which to choose on, int `[b]`.
+      splits: which examples to fit on and which to choose on; of several, scores are averaged.
       score: from logits `[b, classes]` and labels to a number, higher is better.
       penalties: to choose among; of one, nothing is chosen.
 
     Raises:
       UserError: if no examples are left to fit on, or `logistic.fit` refuses them.
     """
-    if not len(fitting):
+    if not all(len(fitting) for fitting, _ in splits):
         raise UserError("no labelled examples are left to fit on: label more")
     labels = np.asarray(labels)
-    everything = np.concatenate([fitting, choosing])
-    origin, unit = _moments(np.asarray(features), everything)
-    centred = (jnp.asarray(features) - origin) / unit
-    held_out = centred[np.asarray(choosing)]
+    origin, unit = _moments(np.asarray(features))
+    centred = np.subtract(features, origin)  # on the host: the device holds them once
+    centred /= unit
+    centred = jnp.asarray(centred)
 
     def solve(penalty: float, rows: np.ndarray, start: Weights | None, **until: Any) -> Weights:
-        # Rows are chosen by weight, so that one compiled program serves every number of them.
+        # Rows are chosen by weight, so that one compiled program serves every split.
         weights = np.zeros(len(labels))
         weights[rows] = 1
         l2 = penalty / len(rows)
@@ -76,19 +78,19 @@ def fit(
             centred, labels, classes, l2, start=start, sample_weights=weights, **until
         )
 
-    start, scores = None, {}
-    if len(penalties) > 1:
+    found: dict[float, list[float]] = {float(penalty): [] for penalty in penalties}
+    for fitting, choosing in splits if len(penalties) > 1 else ():
+        start, held_out = None, centred[choosing]
         for penalty in sorted(penalties, reverse=True):  # each start is near its end
-            start = solve(
-                penalty, np.asarray(fitting), start, tolerance=TOLERANCE, max_steps=MAX_STEPS
-            )
+            start = solve(penalty, fitting, start, tolerance=TOLERANCE, max_steps=MAX_STEPS)
             outputs = np.asarray(logistic.logits(start, held_out))
-            scores[float(penalty)] = score(outputs, labels[choosing])
+            found[float(penalty)].append(score(outputs, labels[choosing]))
+    scores = {penalty: float(np.mean(each)) for penalty, each in found.items() if each}
     best = max(scores, key=lambda penalty: (scores[penalty], penalty), default=penalties[0])
     last = {"tolerance": LAST_TOLERANCE, "max_steps": LAST_MAX_STEPS}
-    found = solve(best, everything, None, **last)
-    kernel = found.kernel / unit
-    return Probe(Weights(kernel, found.bias - origin @ kernel), float(best), scores)
+    final = solve(best, np.arange(len(labels)), None, **last)
+    kernel = final.kernel / unit
+    return Probe(Weights(kernel, final.bias - origin @ kernel), float(best), scores)
 
 
 def accuracy(logits: np.ndarray, labels: np.ndarray) -> float:
@@ -96,35 +98,40 @@ def accuracy(logits: np.ndarray, labels: np.ndarray) -> float:
     return float(np.mean(np.argmax(logits, axis=1) == labels))
 
 
-def split(labels: Any, seed: int, share: float = VALIDATION) -> tuple[np.ndarray, np.ndarray]:
+def splits(labels: Any, seed: int) -> Splits:
     """Split examples at random into those to fit on and those to choose on.
 
-    Args:
-      labels: `[m]` or `[m, classes]`; each class of single labels is split in the same proportion,
-        and a class of one example is fitted on.
-      seed: 0 to 2**32 - 1; the split depends on it and on `labels` alone.
-      share: of the examples that choose.
+    `FOLDS` splits of up to `FEW` examples, in which each chooses once; of more examples one split,
+    in which a part of `1 / FOLDS` chooses.
 
-    Returns:
-      Rising positions of both.
+    Args:
+      labels: `[m]` or `[m, classes]`; each class of single labels is split in the same proportion.
+      seed: 0 to 2**32 - 1; the splits depend on it and on `labels` alone.
     """
+    labels = np.asarray(labels)
+    fold = folds(labels, FOLDS, seed)
+    chosen = range(FOLDS if len(labels) <= FEW else 1)
+    rows = [(np.flatnonzero(fold != k), np.flatnonzero(fold == k)) for k in chosen]
+    return [pair for pair in rows if len(pair[0]) and len(pair[1])]
+
+
+def folds(labels: Any, count: int, seed: int) -> np.ndarray:
+    """Return for each example one of `count` folds, `[m]`; those of a class are spread evenly."""
     labels = np.asarray(labels)
     generator = np.random.RandomState(seed)
     kinds = labels if labels.ndim == 1 else np.zeros(len(labels), int)
-    choosing = []
-    for kind in np.unique(kinds):
-        members = generator.permutation(np.flatnonzero(kinds == kind))
-        choosing.append(members[: round(share * len(members))])
-    chosen = np.sort(np.concatenate(choosing))
-    if not len(chosen):  # a few examples a class: one of them has to do
-        chosen = generator.permutation(len(labels))[:1]
-    return np.setdiff1d(np.arange(len(labels)), chosen), chosen
+    shuffled = generator.permutation(len(labels))
+    order = shuffled[np.argsort(kinds[shuffled], kind="stable")]  # class by class
+    fold = np.empty(len(labels), int)
+    fold[order] = np.arange(len(labels)) % count
+    return fold
 
 
-def _moments(features: np.ndarray, rows: np.ndarray) -> tuple[np.ndarray, float]:
-    """Return the mean `[d]` of some rows, and the root of the mean square of what is left, or 1."""
-    blocks = [rows[i : i + BLOCK] for i in range(0, len(rows), BLOCK)]  # no copy of all of them
-    origin = sum(features[block].sum(axis=0, dtype=np.float64) for block in blocks) / len(rows)
-    squares = sum(float(np.sum((features[block] - origin) ** 2)) for block in blocks)
-    unit = float(np.sqrt(squares / (len(rows) * features.shape[1])))
+def _moments(features: np.ndarray) -> tuple[np.ndarray, float]:
+    """Return the mean `[d]`, and the root of the mean square of what is left, or 1 for 0."""
+    origin = features.mean(axis=0, dtype=np.float64)
+    # In blocks: features of ImageNet would not fit twice.
+    starts = range(0, len(features), BLOCK)
+    squares = sum(float(np.sum((features[i : i + BLOCK] - origin) ** 2)) for i in starts)
+    unit = float(np.sqrt(squares / features.size))
     return np.asarray(origin, features.dtype), unit or 1.0

@@ -82,6 +82,7 @@ class Examined:
       class_names: by label.
       neighbours: rows of a held-out image and those of the bank nearest to it.
       judged: predictions, or None without labels.
+      several: an image may have several labels.
     """
 
     checkpoint: str
@@ -93,6 +94,7 @@ class Examined:
     class_names: Sequence[str]
     neighbours: Sequence[Sequence[Tile]]
     judged: Judged | None
+    several: bool = False
 
 
 def geometry(name: str, found: Examined) -> Html:
@@ -120,7 +122,9 @@ def geometry(name: str, found: Examined) -> Html:
         )
         for tap, pairs in found.pairs.items()
     ]
-    return join([_heading(name), table(header, rows), grid(figures)])
+    count = max((len(pairs.positives) for pairs in found.pairs.values()), default=0)
+    drawn = paragraph(f"Two views each of {count:,} held-out images, drawn by seed 0.", kind="note")
+    return join([_heading(name), drawn, table(header, rows), grid(figures)])
 
 
 def separation(positives: np.ndarray, negatives: np.ndarray) -> float:
@@ -146,7 +150,10 @@ def embedding_map(name: str, found: Examined) -> Html:
 def _groups(found: Examined) -> tuple[np.ndarray, list[str], str]:
     """Return the group of each image, the groups' names, and what is to be said of them."""
     if found.labels is None:
-        return np.full(len(found.points), -1), [], " Without labels there are no colours."  # type: ignore[arg-type]
+        why = "Without labels there are no colours."
+        if found.several:
+            why = "There are no colours, for an image may have several labels."
+        return np.full(len(found.points), -1), [], f" {why}"  # type: ignore[arg-type]
     names = list(found.class_names)
     if len(names) <= charts.MOST_GROUPS:
         return found.labels, names, ""
@@ -184,7 +191,10 @@ def confusion(name: str, found: Examined) -> Html:
     """Return the matrix of a few classes, or the worst of many."""
     judged = found.judged
     if judged is None:
-        return join([_heading(name), paragraph("Without labels there is none.")])
+        why = "Without labels there is none."
+        if found.several:
+            why = "There is none, for an image may have several labels."
+        return join([_heading(name), paragraph(why)])
     counts = judged.counts
     accuracy = np.trace(counts) / max(1, counts.sum())
     parts: list[object] = [_heading(name)]

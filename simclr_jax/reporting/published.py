@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 
 
 @dataclasses.dataclass(frozen=True)
@@ -44,7 +45,14 @@ PUBLISHED: dict[str, tuple[Published, ...]] = {
 }
 
 
+def data_set(name: str) -> str:
+    """Return what `PUBLISHED` calls a data set that a recipe or a results file names.
+
+    Both may add a version (`cifar10:3.0.2`), a results file also its source (`tfds:cifar10`).
+    """
+    return re.split("[:/]", name.removeprefix("tfds:"))[0]
+
+
 def beside(data: str) -> tuple[Published, ...]:
     """Return the published numbers of a data set, named as in a recipe or a results file."""
-    name = data.removeprefix("tfds:").partition("/")[0]
-    return PUBLISHED.get(name, ())
+    return PUBLISHED.get(data_set(data), ())

@@ -6,7 +6,7 @@ import dataclasses
 import json
 import re
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -45,6 +45,7 @@ class Record:
       curves: by metric.
       results: contents of results/NAME.json, the newest last.
       outputs: by name of a result: the arrays of results/NAME.npz, where there are any.
+      damaged: why results, or their arrays, are left out: a sentence each.
       summary: of results/summary.json, or None.
       views: the picture of views, or None.
       saved: steps that have a checkpoint.
@@ -60,6 +61,7 @@ class Record:
     curves: Mapping[str, Curve]
     results: list[dict[str, Any]]
     outputs: Mapping[str, Mapping[str, np.ndarray]]
+    damaged: Sequence[str]
     summary: dict[str, Any] | None
     views: bytes | None
     saved: list[int]
@@ -114,9 +116,7 @@ def read(run: str, flag: str = "--checkpoint") -> Record:
         steps = ", ".join(map(str, saved)) or "none"
         raise UserError(f"{flag}={run} has no checkpoint of step {at}: steps there: {steps}")
     config = files.read_json(path / "config.json") if (path / "config.json").exists() else {}
-    found = results.read_all(path) if (path / "results").is_dir() else []
-    found.sort(key=lambda result: (path / f"results/{result['name']}.json").stat().mtime)
-    names = [result["name"] for result in found]
+    found, outputs, damaged = _results(path)
     views = path / "views.png"
     return Record(
         path=path,
@@ -125,8 +125,9 @@ def read(run: str, flag: str = "--checkpoint") -> Record:
         recipe=flatten({name: v for name, v in config.items() if name not in NOT_RECIPE}),
         curves=curves,
         results=found,
-        outputs={n: results.read_arrays(path, n) for n in names if _has_arrays(path, n)},
-        summary=_summary(path / "results" / "summary.json"),
+        outputs=outputs,
+        damaged=damaged,
+        summary=_summary(path / "results" / results.SUMMARY),
         views=views.read_bytes() if views.exists() else None,
         saved=saved,
         devices=_devices(path / "log.txt"),
@@ -201,8 +202,19 @@ def _saved(path: epath.Path) -> list[int]:
     return sorted(int(entry.name) for entry in directory.iterdir() if entry.name.isdecimal())
 
 
-def _has_arrays(path: epath.Path, name: str) -> bool:
-    return (path / "results" / f"{name}.npz").exists()
+def _results(path: epath.Path) -> tuple[list[dict[str, Any]], dict[str, Any], list[str]]:
+    """Return results, the newest last, their arrays by name, and why some are left out."""
+    found: list[dict[str, Any]] = []
+    outputs: dict[str, Any] = {}
+    damaged: list[str] = []
+    for file in sorted(results.paths(path), key=lambda file: file.stat().mtime):
+        try:
+            found.append(results.read(file))
+            if (path / "results" / f"{file.stem}.npz").exists():
+                outputs[file.stem] = results.read_arrays(path, file.stem)
+        except UserError as error:  # the rest of the run stands
+            damaged.append(f"{error}.")
+    return found, outputs, damaged
 
 
 def _summary(path: epath.Path) -> dict[str, Any] | None:

@@ -6,21 +6,27 @@ RUN/results/NAME.npz    `labels`, `predictions` or `scores`, and `examples`, of 
 
 from __future__ import annotations
 
+import contextlib
 import io
+import os
 import platform
 import re
 from collections.abc import Mapping
 from importlib import metadata
 from typing import Any
 
+import jax
 import numpy as np
 from etils import epath
 
 from simclr_jax import files
 from simclr_jax.errors import UserError
 
-PACKAGES = ("simclr-jax", "jax", "jaxlib", "flax", "optax", "numpy", "scikit-learn")
+PACKAGES = ("simclr-jax", "jax", "jaxlib", "flax", "optax", "numpy", "scikit-learn", "pillow")
+# They decode or resize images, where they are installed.
+OPTIONAL = ("opencv-python-headless", "simplejpeg", "tensorflow-datasets", "tensorflow")
 NAME = re.compile(r"[\w.+-]+")
+SUMMARY = "summary.json"  # what the end of pretraining writes beside the results
 
 
 def write(workdir: epath.PathLike, result: Mapping[str, Any], arrays: Mapping[str, Any]) -> str:
@@ -55,23 +61,57 @@ def read_all(workdir: epath.PathLike) -> list[dict[str, Any]]:
     """Return the results of a run that `write` has written, by name.
 
     Raises:
-      UserError: if one of them is not JSON.
+      UserError: if one of them is damaged.
     """
-    found = [
-        files.read_json(path) for path in sorted((epath.Path(workdir) / "results").glob("*.json"))
-    ]
-    return [result for result in found if "solver" in result]
+    return [read(path) for path in paths(workdir)]
+
+
+def paths(workdir: epath.PathLike) -> list[epath.Path]:
+    """Return the JSON files of a run's results, by name; SUMMARY is another kind of file."""
+    found = (epath.Path(workdir) / "results").glob("*.json")
+    return sorted(path for path in found if path.name != SUMMARY)
+
+
+def read(path: epath.Path) -> dict[str, Any]:
+    """Return the content of a result's JSON file.
+
+    Raises:
+      UserError: if it is not JSON, or not what `write` writes.
+    """
+    found = files.read_json(path)
+    scores = found.get("scores") if isinstance(found, dict) else None
+    if not isinstance(scores, dict) or not all(isinstance(s, dict) for s in scores.values()):
+        raise UserError(f"{os.fspath(path)} has no scores: restore or remove it")
+    if found.get("name") != path.stem:
+        raise UserError(
+            f'{os.fspath(path)} is the result "{found.get("name")}" under another name: name the '
+            "file as it was"
+        )
+    return found
 
 
 def read_arrays(workdir: epath.PathLike, name: str) -> dict[str, np.ndarray]:
-    """Return the arrays of a result."""
+    """Return the arrays of a result.
+
+    Raises:
+      UserError: if their file is missing or damaged.
+    """
     path = epath.Path(workdir) / "results" / f"{name}.npz"
-    with np.load(io.BytesIO(path.read_bytes())) as archive:
-        return {key: archive[key] for key in archive.files}
+    try:
+        with np.load(io.BytesIO(path.read_bytes())) as archive:
+            return {key: archive[key] for key in archive.files}
+    except Exception as error:  # a damaged archive fails in any of NumPy's and zipfile's ways
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise UserError(
+            f"{os.fspath(path)} is no readable .npz archive ({reason}): restore or remove it"
+        ) from error
 
 
 def versions() -> dict[str, str]:
-    """Return the versions of Python and of the packages that decide a number."""
-    return {"python": platform.python_version()} | {
-        package: metadata.version(package) for package in PACKAGES
-    }
+    """Return what decides a number beside settings: versions and the kind of device."""
+    found = {"python": platform.python_version()}
+    found |= {package: metadata.version(package) for package in PACKAGES}
+    for package in OPTIONAL:
+        with contextlib.suppress(metadata.PackageNotFoundError):
+            found[package] = metadata.version(package)
+    return found | {"backend": jax.default_backend(), "device": jax.devices()[0].device_kind}

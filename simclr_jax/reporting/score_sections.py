@@ -29,6 +29,7 @@ SHOWN = ("data", "features", "tap")  # what a row says anyway
 def results(records: Sequence[Record]) -> Section:
     """Return tables of everything in RUN/results."""
     parts = [part for record in records for part in _of_run(record, len(records) > 1)]
+    damaged = [paragraph(f"Left out: {why}", kind="note") for r in records for why in r.damaged]
     if not parts:
         return section(
             "Results",
@@ -37,8 +38,10 @@ def results(records: Sequence[Record]) -> Section:
                 element("code", "python -m simclr_jax.linear_probe --checkpoint=RUN"),
                 " more.",
             ),
+            *damaged,
         )
     parts.append(paragraph("In brackets: 95 % bootstrap interval over test images.", kind="note"))
+    parts += damaged
     return section("Results", *parts, *_tests(records), *_published(records), *_transfer(records))
 
 
@@ -121,9 +124,14 @@ def _tests(records: Sequence[Record]) -> list[Html]:
     """Compare results of one name between runs, where they were judged on the same examples."""
     rows, reasons = [], {}
     for one, other in itertools.combinations(records, 2):
-        scores = {result["name"]: result["scores"] for result in one.results}
-        for name in one.outputs.keys() & other.outputs.keys() & scores.keys():
-            for metric in [m for m in scores[name] if m in TESTED]:
+        first, second = ({r["name"]: r for r in run.results} for run in (one, other))
+        for name in sorted(one.outputs.keys() & other.outputs.keys() & first.keys()):
+            metrics = [m for m in first[name]["scores"] if m in TESTED]
+            test = _scored_on(first[name])
+            if metrics and (test is None or test != _scored_on(second[name])):
+                reasons[f"{name}, {one.name} and {other.name}"] = "scored on different images"
+                continue
+            for metric in metrics:
                 try:
                     found = significance.permutation_test(
                         one.outputs[name], other.outputs[name], metric
@@ -145,12 +153,17 @@ def _tests(records: Sequence[Record]) -> list[Html]:
     return parts
 
 
+def _scored_on(result: Mapping[str, Any]) -> Any:
+    """Return what tells the images a result was scored on from others, None if it does not say."""
+    return result.get("data", {}).get("test")
+
+
 def _published(records: Sequence[Record]) -> list[Html]:
     """Return what others report for the data sets of these results."""
     names = [record.recipe.get("data.name", "") for record in records]
     names += [r.get("data", {}).get("name", "") for record in records for r in record.results]
     parts: list[Html] = []
-    for name in dict.fromkeys(name for name in names if name):
+    for name in dict.fromkeys(published.data_set(name) for name in names):
         rows = [
             [row.network, row.judged, row.source, row.epochs, row.batch, f"{100 * row.top1:.1f}"]
             for row in published.beside(name)

@@ -35,6 +35,9 @@ class Views:
       encoder: makes the features; its recipe has the crop, and the placement that makes it.
       source: of the images, each with one label.
       seed: of order and crops.
+
+    Attributes:
+      protocol: what decides the views, in words.
     """
 
     def __init__(self, encoder: Encoder, source: Source, seed: int):
@@ -45,6 +48,11 @@ class Views:
             # Images of any sizes: the host has to crop them, on the grid that it has.
             c.augment.placement, c.augment.grid = "split", "opencv"
         self._encoder, self._inputs = encoder, Inputs(c, source, source)
+        view, a = c.augment.views.first, c.augment
+        self.protocol = {
+            "crop": f"area {view.area_min:g} to {view.area_max:g} of the image",
+            "made by": f"placement {a.placement}, grid {a.grid}",
+        }
         self._view = jax.jit(view_maker(c))
 
     def features(
@@ -56,5 +64,6 @@ class Views:
         for batch in self._inputs.stream(requests):
             labels = batch.pop("label")
             views = np.asarray(self._view(batch)[0], np.float32)  # [b, h, w, c]
+            views = self._encoder.preprocessing.with_channels(views)
             found = self._encoder.extract(views, (tap,), batch_size, prepared=True)
             yield found[tap], np.asarray(labels)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +11,7 @@ from etils import epath
 from ml_collections import ConfigDict
 
 from simclr_jax.data import sources
-from simclr_jax.data.sources import Source
+from simclr_jax.data.sources import Source, Splits
 from simclr_jax.errors import UserError, choose
 
 HELP = "DIRECTORY, FILE.npz, tfds:NAME or digits; the run's own data by default."
@@ -78,17 +78,20 @@ def open_data(config: ConfigDict, workdir: epath.PathLike, wanted: Wanted) -> Da
     """
     data = recipe_data(config, wanted)
     kept = epath.Path(workdir) / "index"
-    own = not wanted.data and kept.exists()
-    found = sources.OPENERS[data.source](data, kept if own else None)
+    kept = kept if not wanted.data and kept.exists() else None  # type: ignore[assignment]
+    found = sources.OPENERS[data.source](data, kept)
     for flag, name in (("--split", wanted.split), ("--eval_split", wanted.eval_split)):
         if name:
             choose(flag, name, found)
+    if wanted.data and not wanted.eval_split and data.eval_split not in found:
+        data.eval_split = _first(VALIDATION, found, data.split) or data.eval_split
     if data.split == data.eval_split:
         raise UserError(
             f'"{data.split}" would be learned from and scored on: name different splits with '
             "--split and --eval_split"
         )
-    fit, score = sources.open_splits(data, kept if own else None)
+    labels_used = bool(wanted.data) or config.data.labels
+    fit, score = sources.open_splits(data, kept, labels_used)
     scored = data.eval_split if data.eval_split in found else f"held out of {data.split}"
     validation = _validation(wanted, data, found)
     return Data(
@@ -148,22 +151,25 @@ def _parsed(data: str) -> dict[str, Any]:
     raise UserError(f"--data={data} is no directory: give {HELP}")
 
 
-def _validation(
-    wanted: Wanted, data: ConfigDict, found: dict[str, Callable[[], Source]] | Any
-) -> str:
+def _validation(wanted: Wanted, data: ConfigDict, found: Splits) -> str:
     """Return the split to choose on, or "" where there is none of its own."""
-    if wanted.validation_split:
-        choose("--validation_split", wanted.validation_split, found)
-        if wanted.validation_split in (data.split, data.eval_split):
+    used = f"{data.split}+{data.eval_split}"
+    if named := wanted.validation_split:
+        choose("--validation_split", named, found)
+        if not _first((named,), found, used):
             raise UserError(
-                f'--validation_split is "{wanted.validation_split}", which is learned from or '
-                "scored on: name another, or leave it out"
+                f'--validation_split is "{named}", which is learned from or scored on: name '
+                "another, or leave it out"
             )
-        return wanted.validation_split
-    if data.eval_split not in found:
-        return ""
-    there = (name for name in VALIDATION if name in found)
-    return next((name for name in there if name not in (data.split, data.eval_split)), "")
+        return named
+    return _first(VALIDATION, found, used) if data.eval_split in found else ""
+
+
+def _first(names: Iterable[str], found: Splits, used: str) -> str:
+    """Return the first of `names` that is a split of which `used`, slices and all, has no part."""
+    taken = {part.partition("[")[0].strip() for part in used.split("+")}
+    there = (name for name in names if name in found and "all" not in taken)
+    return next((name for name in there if name not in taken), "")
 
 
 def _name(data: ConfigDict) -> str:

@@ -16,7 +16,7 @@ from ml_collections import ConfigDict
 from simclr_jax import parallel
 from simclr_jax.augment.resize import to_float
 from simclr_jax.config import head_layers
-from simclr_jax.errors import choose
+from simclr_jax.errors import UserError, choose
 from simclr_jax.evaluate import features
 from simclr_jax.evaluate.logistic import Weights
 from simclr_jax.stages import build
@@ -161,8 +161,12 @@ class Encoder:
         """
         choose("tap", tap, self.taps)
         one = not isinstance(images, list | tuple) and np.ndim(images) in (2, 3)
-        batch = np.stack([self.preprocessing(image) for image in ([images] if one else images)])
-        found = self.extract(batch, (tap,), min(batch_size, len(batch)), prepared=True)[tap]
+        views = [self.preprocessing(image) for image in ([images] if one else images)]
+        if not views:
+            raise UserError("there are no images to encode: give at least one")
+        # Powers of 2, so that few sizes are compiled.
+        size = min(batch_size, 1 << (len(views) - 1).bit_length())
+        found = self.extract(np.stack(views), (tap,), size, prepared=True)[tap]
         return found[0] if one else found
 
     def extract(

@@ -94,11 +94,12 @@ def extract(
       say: receives a line about what is read, progress, and unreadable images.
 
     Raises:
-      UserError: for an unknown tap, too many unreadable images, or a cache that cannot be written.
+      UserError: for an unknown tap, more unreadable images than the encoder's recipe allows, or a
+        cache that cannot be written.
     """
     place = None if cache is None else _place(encoder, source, cache)
-    most = encoder.config.data.max_bad_fraction
-    unreadable = Unreadable("evaluated", len(source), most, say=say, fate="it is left out")
+    # All of them may be unreadable for all it cares: what was kept from before counts as well.
+    unreadable = Unreadable("evaluated", len(source), 1.0, say=say, fate="it is left out")
     count, work = len(source), _Progress(len(source), say)
     vectors: dict[str, np.ndarray] = {}
     bad = np.zeros(count, bool)
@@ -116,9 +117,8 @@ def extract(
             if tap not in vectors:
                 vectors[tap] = np.empty((count, shard["x"].shape[1]), np.float32)
             vectors[tap][rows], bad[rows] = shard["x"], shard["bad"]
+        _check(bad, encoder.config.data.max_bad_fraction, source)
     work.end()
-    if bad.all():
-        raise UserError(f"none of {count} images could be read: look at {source.name(0)}")
     if bad.any():
         say(f"note      {bad.sum()} of {count} images are unreadable and left out")
     labels = None if source.labels is None else np.asarray(source.labels)
@@ -130,6 +130,15 @@ def extract(
     return {tap: features.take(np.flatnonzero(~bad)) for tap, features in everything.items()}
 
 
+def _check(bad: np.ndarray, most: float, source: Source) -> None:
+    if bad.all() or bad.sum() > most * len(bad):
+        name = source.name(int(np.argmax(bad)))
+        raise UserError(
+            f"{bad.sum()} of {len(bad)} images are unreadable so far, such as {name}: repair them, "
+            f"or allow more than {most:g} of them with --max_bad_fraction"
+        )
+
+
 def key(encoder: Encoder, source: Source) -> dict[str, Any]:
     """Return everything that decides the features of a split, apart from the tap."""
     return {
@@ -137,6 +146,8 @@ def key(encoder: Encoder, source: Source) -> dict[str, Any]:
         "weights": encoder.fingerprint,
         "preprocessing": dataclasses.asdict(encoder.preprocessing),
         "dtype": encoder.config.train.dtype,
+        "model": encoder.config.model.to_dict() | encoder.config.bn.to_dict(),
+        "shape": list(source.pixels.shape[1:]) if isinstance(source, Images) else None,
         "data": source.fingerprint(),
         "files": stamp(source),
     }

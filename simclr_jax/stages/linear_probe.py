@@ -4,25 +4,24 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Iterator, Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 from etils import epath
 
 from simclr_jax import files
-from simclr_jax.data.sources import NO_LABEL, Source
+from simclr_jax.data.sources import NO_LABEL
 from simclr_jax.errors import UserError, choose, number
-from simclr_jax.evaluate import scores, significance, subsets
+from simclr_jax.evaluate import scores, significance
 from simclr_jax.reporting import results, tables
 from simclr_jax.stages import datasets, feature_bank
+from simclr_jax.stages import labels as label_choice
 from simclr_jax.stages.datasets import Data, Wanted
 from simclr_jax.stages.encoder import Encoder
 from simclr_jax.stages.feature_bank import Features, Say
 from simclr_jax.stages.solvers import LEARN, SOLVERS, Outcome, Settings, Task
 from simclr_jax.train import saved
 
-ALL = "all"
 NO_CACHE = "none"
 
 
@@ -33,21 +32,24 @@ class Options:
     Attributes:
       solvers: names in `SOLVERS`.
       taps: see `encoder.taps`.
-      labels: which of the training labels may be used: "all", "10%", "25" (each class), or a file
-        of image names, such as the official `1percent.txt`.
+      labels: which of the training labels may be used, see `labels.allowed`.
       settings: of the solvers.
       untrained: judge the same network before training as well.
       cache: where features are kept; "" is the run's directory, "none" keeps none.
       metric: by which settings are chosen; "" is top-1, or mAP for several labels an image.
+      name: what results begin with, in place of a word for the data.
+      max_bad_fraction: of unreadable images in a split; None is that of the run's recipe.
     """
 
     solvers: tuple[str, ...] = ("lbfgs",)
     taps: tuple[str, ...] = ("h",)
-    labels: str = ALL
+    labels: str = label_choice.ALL
     settings: Settings = dataclasses.field(default_factory=Settings)
     untrained: bool = False
     cache: str = ""
     metric: str = ""
+    name: str = ""
+    max_bad_fraction: float | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -73,30 +75,39 @@ def run(checkpoints: Sequence[str], wanted: Wanted, options: Options, say: Say =
     """
     for solver in options.solvers:
         choose("--solver", solver, SOLVERS)
+    if options.name and not results.NAME.fullmatch(options.name):
+        raise UserError(f'--name is "{options.name}": use letters, digits and . + - _')
     found: list[Scored] = []
+    written: set[str] = set()
     for checkpoint in checkpoints:
         run = saved.read(checkpoint)
         encoder = Encoder.of(run)
+        if options.max_bad_fraction is not None:
+            encoder.config.data.max_bad_fraction = options.max_bad_fraction
         for tap in options.taps:
             choose("--tap", tap, encoder.taps)
         data = datasets.open_data(run.config, run.workdir, wanted)
-        _announce(encoder, data, say)
+        _announce(encoder, data, options, say)
         cache = cache_of(run.workdir, options.cache)
+        step = f"step{run.step}" if checkpoint.endswith(f"@{run.step}") else ""
         for judged in [encoder, encoder.untrained()] if options.untrained else [encoder]:
+            tail = step if judged is encoder else "untrained"
             tasks = make_tasks(judged, data, options, cache, say)
             if judged is not encoder:
                 tasks = [task for task in tasks if task.tap != "pixels"]  # which are the same
-            for one in judge(judged, data, tasks, options):
-                found.append(one)
+            for one in judge(judged, data, tasks, options, options.name or data.slug, tail):
+                place = f"{run.workdir}/results/{one.result['name']}.json"
+                if place in written:
+                    raise UserError(f"two results would be {place}: name each checkpoint once")
                 results.write(run.workdir, one.result, one.arrays)
+                written.add(place)
+                found.append(one)
     for line in table(found):
         say(line)
     for line in _comparisons(found):
         say(line)
-    written = dict.fromkeys(run.partition("@")[0] for run in (one.encoder.run for one in found))
-    say(
-        f"written   {', '.join(f'{run}/results' for run in written)}: settings, scores, predictions"
-    )
+    places = sorted({place.rpartition("/")[0] for place in written})
+    say(f"written   {', '.join(places)}: settings, scores, predictions")
 
 
 def neighbours(text: str) -> tuple[int, float | None]:
@@ -134,15 +145,17 @@ def make_tasks(
     learn = any(solver in LEARN for solver in options.solvers)
     fit = feature_bank.extract(encoder, data.fit, taps, cache, say) if learn else {}
     choose = None
-    if learn and data.choose is not None and options.labels == ALL:
+    if learn and data.choose is not None and options.labels == label_choice.ALL:
         choose = feature_bank.extract(encoder, data.choose, taps, cache, say)
     metric = options.metric or ("mAP" if data.score.multi_label else "top-1")
     tasks = []
     for tap in taps:
         scored = _labelled(score[tap])
         labelled = _labelled(fit[tap]) if learn else Features.none(scored)
-        if learn:
-            labelled = labelled.take(_allowed(options, labelled, data.fit))
+        if learn and options.labels != label_choice.ALL:
+            seed = options.settings.seed
+            rows = label_choice.allowed(options.labels, labelled, data.fit, seed)
+            labelled = labelled.take(rows)
         if tap == taps[0]:
             _check(labelled, scored, classes, data, learn, say)
         chosen = None if choose is None else _labelled(choose[tap])
@@ -151,13 +164,25 @@ def make_tasks(
 
 
 def judge(
-    encoder: Encoder, data: Data, tasks: Sequence[Task], options: Options, prefix: str = ""
+    encoder: Encoder,
+    data: Data,
+    tasks: Sequence[Task],
+    options: Options,
+    prefix: str = "",
+    tail: str = "",
 ) -> Iterator[Scored]:
-    """Run every solver on every task; yield what results files hold."""
+    """Run every solver on every task; yield what results files hold.
+
+    Args:
+      encoder, data: what is judged, on which images.
+      tasks: see `make_tasks`.
+      options: the solvers and their settings.
+      prefix, tail: what the names of results begin and end with.
+    """
     for task in tasks:
         for solver in options.solvers:
             for outcome in SOLVERS[solver](task, options.settings):
-                yield _scored(encoder, data, task, solver, outcome, options, prefix)
+                yield _scored(encoder, data, task, solver, outcome, options, (prefix, tail))
 
 
 def table(found: Sequence[Scored]) -> list[str]:
@@ -193,7 +218,7 @@ def _scored(
     solver: str,
     outcome: Outcome,
     options: Options,
-    prefix: str,
+    ends: tuple[str, str],
 ) -> Scored:
     seed, labels = options.settings.seed, task.score.known
     arrays = {"labels": labels, "examples": task.score.examples}
@@ -206,20 +231,20 @@ def _scored(
             single = outcome.outputs.ndim == 1
             predicted = outcome.outputs if single else outcome.outputs.argmax(axis=1)
             arrays["predictions"] = predicted.astype(np.int32)
-    few = "" if options.labels == ALL else f"{_word(options.labels)}_labels-seed{seed}"
-    untrained = "untrained" if not encoder.step and encoder.run.endswith("untrained") else ""
-    parts = (prefix or data.slug, outcome.name, task.tap, few, untrained)
+    learned = "fit" in outcome.roles
+    few = label_choice.tag(options.labels, seed) if learned else ""
+    parts = (ends[0], outcome.name, task.tap, few, ends[1])
     result = {
         "name": "-".join(part for part in parts if part),
         "solver": solver,
         "tap": task.tap,
         "checkpoint": {"run": encoder.run, "step": encoder.step, "weights": encoder.fingerprint},
-        "data": _about_data(data, task),
+        "data": _about_data(data, task, outcome.roles),
         "protocol": outcome.protocol
         | {
             "features": f"{task.tap}, {task.fit.x.shape[1]} numbers, inference mode",
             "preprocessing": dataclasses.asdict(encoder.preprocessing),
-            "labels used": f"{options.labels} ({len(task.fit)} images)",
+            "labels used": label_choice.describe(options.labels) if learned else "none",
             "intervals": "95 %, percentile bootstrap over the images scored on, 1000 resamples",
         },
         "scores": scores.intervals(measured, len(labels), seed)
@@ -229,32 +254,51 @@ def _scored(
     return Scored(encoder, result, arrays)
 
 
-def _about_data(data: Data, task: Task) -> dict[str, Any]:
-    def about(role: str, source: Source, images: int) -> dict[str, Any]:
-        return {"split": data.splits[role], "fingerprint": source.fingerprint(), "images": images}
-
-    found = {
+def _about_data(data: Data, task: Task, roles: Sequence[str]) -> dict[str, Any]:
+    """Describe the splits that a solver looked at."""
+    parts = {
+        "fit": ("fit", data.fit, task.fit),
+        "choose": ("validation", data.choose, task.choose),
+        "score": ("test", data.score, task.score),
+    }
+    found: dict[str, Any] = {
         "name": data.name,
         "classes": task.classes,
         "class_names": datasets.class_names(data.fit),
-        "fit": about("fit", data.fit, len(task.fit)),
-        "test": about("score", data.score, len(task.score)),
     }
-    if task.choose is not None and data.choose is not None:
-        found["validation"] = about("choose", data.choose, len(task.choose))
+    for role in roles:
+        name, source, used = parts[role]
+        assert source is not None and used is not None
+        found[name] = {
+            "split": data.splits[role],
+            "fingerprint": source.fingerprint(),
+            "images": len(used),
+        }
     return found
 
 
-def _announce(encoder: Encoder, data: Data, say: Say) -> None:
+def _announce(encoder: Encoder, data: Data, options: Options, say: Say) -> None:
     model, p = encoder.config.model, encoder.preprocessing
     say(f"run       {encoder.run}: ResNet-{model.depth}, width {model.width:g}")
     of = "all of it" if p.proportion == 1 else f"its central {p.proportion:.1%}"
     say(f"images    {data.name}, each to {p.size}x{p.size} pixels, {of}, grid {p.grid}")
+    uses = {"fit": "to learn from", "choose": "to choose on", "score": "to be scored on"}
+    sources = {"fit": data.fit, "choose": data.choose, "score": data.score}
+    counts = [
+        f"{len(source)} {uses[role]} ({data.splits[role]})"
+        for role, source in sources.items()
+        if source is not None
+    ]
+    say(f"splits    {', '.join(counts)}")
     if data.fit.channels != encoder.channels:
         how = "repeated" if encoder.channels == 3 else "reduced to their luminance"
         say(
             f"note      images have {data.fit.channels} channel(s), the encoder takes "
             f"{encoder.channels}: they are {how}"
+        )
+    if data.slug and "classifier" in options.solvers:
+        say(
+            "note      the classifier's classes are taken to be those of these data, in their order"
         )
     for note in data.notes:
         say(f"note      {note}")
@@ -265,35 +309,6 @@ def _labelled(features: Features) -> Features:
     if labels.ndim == 2 or (labels != NO_LABEL).all():
         return features
     return features.take(np.flatnonzero(labels != NO_LABEL))
-
-
-def _allowed(options: Options, fit: Features, source: Source) -> np.ndarray:
-    """Return the rows of `fit` whose labels may be used."""
-    wanted, seed = options.labels, options.settings.seed
-    if wanted == ALL:
-        return np.arange(len(fit))
-    if Path(wanted).expanduser().is_file():
-        return _listed(Path(wanted).expanduser(), fit, source)
-    if np.ndim(fit.known) == 2:
-        raise UserError(f"--labels={wanted} draws by class, but an image has several: use all")
-    try:
-        if wanted.endswith("%"):
-            return subsets.share_of_labels(fit.known, float(wanted[:-1]) / 100, seed)
-        return subsets.few_labels(fit.known, int(wanted), seed)
-    except ValueError:
-        raise UserError(
-            f"--labels={wanted} is neither all, a share such as 10%, a number for each class, "
-            "nor a file of names"
-        ) from None
-
-
-def _listed(path: Path, fit: Features, source: Source) -> np.ndarray:
-    names = set(path.read_text().split("\n")) - {""}
-    own = [source.name(int(example)) for example in fit.examples]
-    rows = [i for i, name in enumerate(own) if name in names or name.split("/")[-1] in names]
-    if not rows:
-        raise UserError(f"--labels={path} names none of the images, such as {own[0]}")
-    return np.array(rows)
 
 
 def _check(fit: Features, score: Features, classes: int, data: Data, learn: bool, say: Say) -> None:
@@ -335,8 +350,3 @@ def _comparisons(found: Sequence[Scored]) -> Iterator[str]:
             f"{100 * test['difference']:+.1f} points, p = {test['p']:.2g} "
             f"(paired permutation test, {test['samples']} samples)"
         )
-
-
-def _word(text: str) -> str:
-    stem = Path(text).stem.replace("%", "pct")
-    return "".join(c if c.isalnum() or c == "." else "_" for c in stem)

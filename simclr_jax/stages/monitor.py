@@ -68,7 +68,7 @@ class Monitor:
             "probe": {
                 "solver": "L-BFGS on centred features of mean square 1",
                 "penalties": PENALTIES,
-                "chosen_on": f"{linear_probe.VALIDATION:.0%} of the labels it may use",
+                "chosen_on": f"a fifth of the labels it may use, in turn up to {linear_probe.FEW}",
                 "few_labels_per_class": self._config.eval.few_labels,
                 "few_labels_seed": 0,
             },
@@ -122,13 +122,11 @@ class Monitor:
         few = few_labels(labels, count, seed=0)
 
         def probe(labelled: np.ndarray) -> np.ndarray:
-            fitting, choosing = linear_probe.split(labels[labelled], seed=0)
             fitted = linear_probe.fit(
-                bank["h"],
-                labels,
+                bank["h"][labelled],
+                labels[labelled],
                 classes,
-                labelled[fitting],
-                labelled[choosing],
+                linear_probe.splits(labels[labelled], seed=0),
                 linear_probe.accuracy,
                 PENALTIES,
             )

@@ -97,12 +97,16 @@ class Preprocessing:
                     f"an image has values from {image.min():g} to {image.max():g}: "
                     "give uint8, or floats in [0, 1] (no mean and deviation is taken off)"
                 )
-        if image.shape[-1] == self.channels:
-            return image
+        return self.with_channels(image)
+
+    def with_channels(self, images: np.ndarray) -> np.ndarray:
+        """Return images `[..., 1 or 3]` with the encoder's channels."""
+        if images.shape[-1] == self.channels:
+            return images
         if self.channels == 3:
-            return np.repeat(image, 3, axis=-1)
-        gray = image.astype(np.float64) @ np.array(LUMINANCE)
-        return (np.rint(gray) if image.dtype == np.uint8 else gray).astype(image.dtype)[..., None]
+            return np.repeat(images, 3, axis=-1)
+        gray = images.astype(np.float64) @ np.array(LUMINANCE)
+        return (np.rint(gray) if images.dtype == np.uint8 else gray).astype(images.dtype)[..., None]
 
     def _box(self, height: int, width: int) -> np.ndarray | None:
         """Return y, x, height and width of the crop; None: the image is its own view."""

@@ -128,6 +128,7 @@ def _measured(one: Record, say: Say) -> Examined:
         class_names=names,
         neighbours=_neighbours(queries, bank, held, learned, names),
         judged=_judged(one, encoder, data, queries, bank) if single else None,
+        several=queries.labels is not None and not single,
     )
 
 
@@ -139,8 +140,11 @@ def _some(source: Source, most: int) -> Source:
 
 
 def _pairs(encoder: Encoder, source: Source) -> dict[str, Pairs]:
-    """Compare two views of held-out images: the views of the evaluations during the run."""
-    few = source.take(np.arange(min(PAIRS, len(source))))
+    """Compare two views of held-out images: the views of the evaluations during the run.
+
+    The images are drawn, for a folder lists one class after another.
+    """
+    few = _some(source, PAIRS)
     if len(few) < 2:
         return {}
     batch = Inputs(encoder.config, few, few).held_out(PAIRS)
@@ -255,9 +259,10 @@ def _judged(
     names = datasets.class_names(data.score)
     for result in reversed(one.results):
         outputs = one.outputs.get(result["name"], {})
-        same = result["checkpoint"]["weights"] == encoder.fingerprint
-        same = same and result["data"]["name"] == data.name and result["tap"] != "pixels"
-        if same and "predictions" in outputs:
+        same = result.get("checkpoint", {}).get("weights") == encoder.fingerprint
+        same = same and result.get("data", {}).get("name") == data.name
+        same = same and result.get("tap") != "pixels"
+        if same and {"labels", "predictions"} <= outputs.keys():
             what = f"the result {result['name']}"
             return _counted(outputs["labels"], outputs["predictions"], names, what)
     if bank.labels is None or queries.labels is None or bank.labels.ndim != 1:

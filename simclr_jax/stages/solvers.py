@@ -25,7 +25,7 @@ from simclr_jax.stages.feature_bank import Features
 
 RECALLS = (1, 5, 10)
 LARGE = 100_000  # images from which on the papers' ImageNet protocol is the default for sgd
-HELD_OUT = 0.1  # of the training images choose the rate of sgd
+HELD_OUT = 10  # one in so many training images helps to choose the rate of sgd
 
 
 @dataclasses.dataclass(frozen=True)
@@ -46,6 +46,14 @@ class Settings:
     batch_size: int | None = None
     augment: bool = False
     seed: int = 0
+
+    def __post_init__(self):
+        if self.epochs is not None and not self.epochs > 0:
+            raise UserError(f"--sgd_epochs is {self.epochs:g}: it must be more than 0")
+        if self.batch_size is not None and self.batch_size < 1:
+            raise UserError(f"--sgd_batch_size is {self.batch_size}: it must be 1 or more")
+        if not 0 <= self.seed < 2**32:
+            raise UserError(f"--seed is {self.seed}: it must be in [0, 2^32)")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -79,6 +87,7 @@ class Outcome:
     Attributes:
       name: of the solver with its settings, for file names.
       protocol: every setting that decides the number, and what was chosen.
+      roles: the splits that were looked at.
       outputs: of the examples scored: classes `[m]`, or scores `[m, classes]`; or None.
       measured: further statistics, see `evaluate.scores`.
       values: further numbers, which have no interval.
@@ -86,6 +95,7 @@ class Outcome:
 
     name: str
     protocol: dict[str, Any]
+    roles: tuple[str, ...] = ("fit", "score")
     outputs: np.ndarray | None = None
     measured: dict[str, scores.Statistic] = dataclasses.field(default_factory=dict)
     values: dict[str, float] = dataclasses.field(default_factory=dict)
@@ -93,18 +103,32 @@ class Outcome:
 
 def lbfgs(task: Task, settings: Settings) -> Iterator[Outcome]:
     """Fit logistic regression with an L2 penalty chosen on validation examples."""
-    x, labels, fitting, choosing = _joined(task, settings.seed, linear_probe.VALIDATION)
-    probe = linear_probe.fit(x, labels, task.classes, fitting, choosing, _scorer(task.metric))
+    x, labels, splits = task.fit.x, task.fit.known, []  # type: ignore[var-annotated]
+    if task.choose is None:
+        splits = list(linear_probe.splits(labels, settings.seed))
+        chosen_on = f"{len(splits[0][1])} of the training images"
+        if len(splits) > 1:
+            chosen_on = f"{len(splits)}-fold cross-validation of the training images"
+    else:
+        rows, count = np.arange(len(x) + len(task.choose)), len(x)
+        splits = [(rows[:count], rows[count:])]
+        x = np.concatenate([x, task.choose.x])
+        labels = np.concatenate([labels, task.choose.known])
+        chosen_on = f"{len(task.choose)} images of the validation split"
+    probe = linear_probe.fit(x, labels, task.classes, splits, _scorer(task.metric))
     protocol = {
         "solver": "L-BFGS, logistic regression on centred features of mean square 1",
         "labels an image": "several, one against the rest" if labels.ndim == 2 else "one",
         "penalties": "45 from 1e-6 to 1e5 on the sum of losses (1 / C of scikit-learn)",
         "chosen": {"penalty": probe.penalty, f"{task.metric} on validation": _best(probe.scores)},
-        "chosen on": _chosen_on(task, len(choosing)),
+        "chosen on": chosen_on,
         "fitted again on": f"all {len(x)}",
+        "stops at gradients of": [linear_probe.TOLERANCE, linear_probe.LAST_TOLERANCE],
+        "or after steps": [linear_probe.MAX_STEPS, linear_probe.LAST_MAX_STEPS],
     }
+    roles = ("fit", "score") if task.choose is None else ("fit", "choose", "score")
     outputs = np.asarray(logistic.logits(probe.weights, task.score.x))
-    yield Outcome("lbfgs", protocol, outputs)
+    yield Outcome("lbfgs", protocol, roles, outputs)
 
 
 def sgd(task: Task, settings: Settings) -> Iterator[Outcome]:
@@ -113,7 +137,10 @@ def sgd(task: Task, settings: Settings) -> Iterator[Outcome]:
     large = count >= LARGE
     batch = min(settings.batch_size or (4096 if large else 512), count)
     epochs = settings.epochs or (90 if large else 100)
-    fitting, choosing = linear_probe.split(_strata(task.fit.known), settings.seed, HELD_OUT)
+    fold = linear_probe.folds(task.fit.known, HELD_OUT, settings.seed)
+    fitting, choosing = np.flatnonzero(fold), np.flatnonzero(fold == 0)
+
+    made: dict[str, str] = {}
 
     def train(rows: np.ndarray, rates: Sequence[float]) -> logistic.Weights:
         size = min(batch, len(rows))
@@ -121,6 +148,7 @@ def sgd(task: Task, settings: Settings) -> Iterator[Outcome]:
         part = task.fit.take(rows)
         if settings.augment:
             views = Views(task.encoder, task.source.take(part.examples), settings.seed)
+            made.update(views.protocol)
             batches = views.features(task.tap, size, steps)
         else:
             batches = sgd_probe.shuffled(part.x, part.known, size, steps, settings.seed)
@@ -147,12 +175,13 @@ def sgd(task: Task, settings: Settings) -> Iterator[Outcome]:
         "chosen on": f"{len(choosing)} of the training images, then trained on all {count}",
     }
     outputs = np.asarray(logistic.logits(weights, task.score.x))
-    yield Outcome("sgd_crop_flip" if settings.augment else "sgd", protocol, outputs)
+    name = "sgd_crop_flip" if settings.augment else "sgd"
+    yield Outcome(name, protocol | made, outputs=outputs)
 
 
 def nearest(task: Task, settings: Settings) -> Iterator[Outcome]:
     """Classify by the nearest neighbours in the training set, in each of the conventions."""
-    labels = _single(task, "knn")
+    labels = _one_label(task.fit, "knn")
     for asked, temperature in settings.knn:
         k = min(asked, len(task.fit))
         votes = "one vote each" if temperature is None else f"exp(s / {temperature:g}) votes"
@@ -164,21 +193,24 @@ def nearest(task: Task, settings: Settings) -> Iterator[Outcome]:
         }
         found = knn.classify(task.fit.x, labels, task.score.x, task.classes, k, temperature)
         tail = "" if temperature is None else f"-{temperature:g}"
-        yield Outcome(f"knn{asked}{tail}", protocol, found)
+        yield Outcome(f"knn{asked}{tail}", protocol, outputs=found)
 
 
 def kmeans(task: Task, settings: Settings) -> Iterator[Outcome]:
     """Cluster the scored images without labels, and compare with their classes."""
-    _single(task, "kmeans")
+    _one_label(task.score, "kmeans")
     clusters = clustering.kmeans(task.score.x, task.classes, settings.seed)
     protocol = {
         "solver": f"k-means into {task.classes} clusters, features of norm 1",
         "starts": clustering.STARTS,
+        "seed": settings.seed,
+        "mini-batches": len(task.score) > clustering.WHOLE,
         "clustered": f"the {len(task.score)} images scored on; no label is used",
     }
     agreement = clustering.agreement(task.score.known, clusters)
     ones = np.ones(len(task.score))  # of resamples, in which images recur, both would be higher
-    yield Outcome("kmeans", protocol, values={n: f(ones) for n, f in agreement.items()})
+    values = {name: of(ones) for name, of in agreement.items()}
+    yield Outcome("kmeans", protocol, ("score",), values=values)
 
 
 def similar(task: Task, settings: Settings) -> Iterator[Outcome]:
@@ -190,7 +222,7 @@ def similar(task: Task, settings: Settings) -> Iterator[Outcome]:
         "retrieved from": f"the {len(task.score)} images scored on",
     }
     measured = {f"recall@{k}": _mean(found) for k, found in hits.items()}
-    yield Outcome("retrieval", protocol, measured=measured)
+    yield Outcome("retrieval", protocol, ("score",), measured=measured)
 
 
 def classifier(task: Task, settings: Settings) -> Iterator[Outcome]:
@@ -205,8 +237,12 @@ def classifier(task: Task, settings: Settings) -> Iterator[Outcome]:
             f"the classifier of {task.encoder.run} tells {len(weights.bias)} classes apart, the "
             f"data have {task.classes}: use --solver=lbfgs"
         )
-    protocol = {"solver": "the linear classifier in the checkpoint, as it is"}
-    yield Outcome("classifier", protocol, np.asarray(logistic.logits(weights, task.score.x)))
+    protocol = {
+        "solver": "the linear classifier in the checkpoint, as it is",
+        "classes": "taken to be those of the data, in their order",
+    }
+    outputs = np.asarray(logistic.logits(weights, task.score.x))
+    yield Outcome("classifier", protocol, ("score",), outputs)
 
 
 SOLVERS: dict[str, Callable[[Task, Settings], Iterator[Outcome]]] = {
@@ -220,38 +256,16 @@ SOLVERS: dict[str, Callable[[Task, Settings], Iterator[Outcome]]] = {
 LEARN = ("lbfgs", "sgd", "knn")  # from training images; the others look at the scored ones alone
 
 
-def _joined(task: Task, seed: int, share: float) -> tuple[np.ndarray, ...]:
-    """Return features and labels to fit and choose on, and which rows are which."""
-    fit, choose = task.fit, task.choose
-    if choose is None:
-        fitting, choosing = linear_probe.split(_strata(fit.known), seed, share)
-        return fit.x, fit.known, fitting, choosing
-    rows = np.arange(len(fit) + len(choose))
-    x = np.concatenate([fit.x, choose.x])
-    return x, np.concatenate([fit.known, choose.known]), rows[: len(fit)], rows[len(fit) :]
-
-
-def _strata(labels: np.ndarray) -> np.ndarray:
-    return labels if labels.ndim == 1 else np.zeros(len(labels), int)
-
-
 def _scorer(metric: str) -> Callable[[np.ndarray, np.ndarray], float]:
     return lambda outputs, labels: scores.statistics(labels, outputs)[metric](np.ones(len(labels)))
 
 
-def _chosen_on(task: Task, count: int) -> str:
-    if task.choose is not None:
-        return f"{count} images of the validation split"
-    return f"{count} of the training images"
-
-
-def _single(task: Task, solver: str) -> np.ndarray:
-    labels = task.fit.known
-    if labels.ndim == 2:
+def _one_label(features: Features, solver: str) -> np.ndarray:
+    if features.known.ndim == 2:
         raise UserError(
             f"an image has several labels, and --solver={solver} needs one: use --solver=lbfgs,sgd"
         )
-    return labels
+    return features.known
 
 
 def _one(weights: logistic.Weights, rate: int) -> logistic.Weights:

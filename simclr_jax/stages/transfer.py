@@ -45,6 +45,7 @@ def run(
     others: Sequence[str] = (),
     cache: str = "",
     seed: int = 0,
+    max_bad_fraction: float | None = None,
     say: Say = print,
 ) -> None:
     """Evaluate a frozen encoder on data sets, write `results/transfer-NAME.json`, print a table.
@@ -56,6 +57,7 @@ def run(
       others: further ones, as `datasets.HELP` has them.
       cache: where features are kept, see `linear_probe.Options`.
       seed: of the intervals, and of the validation images of `others`.
+      max_bad_fraction: of unreadable images in a split; None is that of the run's recipe.
       say: receives each line.
 
     Raises:
@@ -66,6 +68,8 @@ def run(
     read = saved.read(checkpoint)
     encoder = Encoder.of(read)
     encoder.preprocessing = transfer_sets.whole_image(encoder.preprocessing)
+    if max_bad_fraction is not None:
+        encoder.config.data.max_bad_fraction = max_bad_fraction
     p = encoder.preprocessing
     say(f"run       {encoder.run}")
     say(f"images    short side to {p.size} pixels (grid {p.grid}), central crop, no augmentation")

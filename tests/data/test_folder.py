@@ -300,7 +300,7 @@ def test_a_file_that_vanishes_is_a_bad_image(tmp_path):
 @pytest.mark.parametrize(
     "names, fields, message",
     [
-        ([], {"path": ""}, "data.path is empty: set --config.data.path=DIRECTORY"),
+        ([], {"path": ""}, "data.path is empty: set data.path=DIRECTORY"),
         ([], {"path": "gs://bucket/x"}, "gs://bucket/x is no local directory"),
         ([], {"path": "/does/not/exist"}, "data.path=/does/not/exist does not exist"),
         (["x.npz"], {"path": "ROOT/x.npz"}, "is a file: data.source=folder takes a directory"),
@@ -312,7 +312,7 @@ def test_a_file_that_vanishes_is_a_bad_image(tmp_path):
         (
             ["train/a/1.png", "train/b/2.png", "test/zoo/3.png", "test/a/4.png"],
             {"open": "test"},
-            "ROOT/test has the class zoo, of which train has no image",
+            "ROOT/test has the class zoo, of which train has no image: give train some or move",
         ),
         (
             ["train/a/1.png", "train/b/2.png", "test/3.png"],
@@ -328,7 +328,8 @@ def test_mistakes(tmp_path, names, fields, message):
     split = fields.pop("open", "train")
     with pytest.raises(UserError, match=re.escape(message.replace("ROOT", str(tmp_path)))) as told:
         opened(split=split, **fields)
-    assert "\n" not in str(told.value)
+    # Doors that evaluate open folders too, and have no flags such as --config.data.path.
+    assert "\n" not in str(told.value) and "--config" not in str(told.value)
 
 
 @contextlib.contextmanager

@@ -11,6 +11,7 @@ from sklearn.neighbors import KNeighborsClassifier
 from simclr_jax import config as recipes
 from simclr_jax.data import sources
 from simclr_jax.errors import UserError
+from simclr_jax.stages import build
 
 RANDOM = np.random.RandomState(0)
 PIXELS = RANDOM.randint(0, 256, (40, 6, 5, 3)).astype(np.uint8)
@@ -53,6 +54,21 @@ def test_labels_are_optional(tmp_path):
     train = sources.open_splits(options(archive(tmp_path, images=PIXELS)))[0]
     assert train.labels is None and train.classes == 0
     assert train.take(np.arange(3)).labels is None
+
+
+@pytest.mark.parametrize("labelled, bare", [("", "test_"), ("test_", "")])
+@pytest.mark.parametrize("labels", [LABELS, SEVERAL])
+def test_a_split_without_labels_has_no_classes(tmp_path, labelled, bare, labels):
+    arrays = {"images": PIXELS, "test_images": PIXELS, f"{labelled}labels": labels}
+    path = archive(tmp_path, **arrays, class_names=list("abcdefg"[: 7 if labels.ndim == 1 else 5]))
+    found = dict(zip(("", "test_"), sources.open_splits(options(path)), strict=True))
+    assert found[labelled].classes == len(found[labelled].class_names) > 0
+    assert (found[bare].classes, found[bare].class_names) == (0, ())
+    assert found[bare].labels is None and not found[bare].multi_label
+    recipe = recipes.base()
+    recipe.eval.probe = recipe.eval.knn = True
+    with pytest.raises(UserError, match=r"no labels, which eval\.probe needs: set .*eval\.knn=Fal"):
+        build.check_images(recipe, found[""], found["test_"])
 
 
 def test_an_image_may_have_several_labels(tmp_path):
@@ -139,7 +155,7 @@ def test_archives_that_do_not_fit_are_refused(tmp_path, arrays, message):
 
 
 def test_files_that_are_no_archive_are_refused(tmp_path):
-    with pytest.raises(UserError, match=r"data\.path is empty"):
+    with pytest.raises(UserError, match=r"data\.path is empty: set data\.path=FILE\.npz"):
         sources.open_splits(options())
     with pytest.raises(UserError, match="does not exist"):
         sources.open_splits(options(tmp_path / "no.npz"))

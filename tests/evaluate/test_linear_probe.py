@@ -17,13 +17,13 @@ ROWS = 400
 # Features as an encoder may give them: far from 0, and in units of their own.
 X, Y = (7 + 0.01 * IMAGES[:ROWS]).astype(np.float32), DIGITS[:ROWS].astype(np.int32)
 TEST, TEST_LABELS = (7 + 0.01 * IMAGES[ROWS:800]).astype(np.float32), DIGITS[ROWS:800]
-PENALTIES = (1e-1, 1e1, 1e3)
+PENALTIES = (1.0, 1e1, 1e3)
+SPLITS = linear_probe.splits(Y, seed=0)
 
 
 @functools.cache
 def probe():
-    fitting, choosing = linear_probe.split(Y, seed=0)
-    return linear_probe.fit(X, Y, 10, fitting, choosing, linear_probe.accuracy, PENALTIES)
+    return linear_probe.fit(X, Y, 10, SPLITS, linear_probe.accuracy, PENALTIES)
 
 
 def in_units(x):
@@ -39,11 +39,12 @@ def peer(penalty, rows):
 
 
 def test_chooses_and_predicts_what_scikit_learn_does():
-    fitting, choosing = linear_probe.split(Y, seed=0)
-    scores = {p: peer(p, fitting).score(in_units(X)[choosing], Y[choosing]) for p in PENALTIES}
-    assert probe().scores == pytest.approx(scores)
-    assert scores[1e1] == scores[1e-1] > scores[1e3]
-    assert probe().penalty == 1e1  # the strongest of equals
+    assert len(SPLITS) == 5  # up to 1000 examples; their scores are averaged
+    scores = {
+        p: np.mean([peer(p, a).score(in_units(X)[b], Y[b]) for a, b in SPLITS]) for p in PENALTIES
+    }
+    assert probe().scores == pytest.approx(scores, abs=0.0026)  # an example of a fold
+    assert probe().penalty == max(scores, key=scores.get) and min(scores.values()) < 0.95
     last = peer(probe().penalty, np.arange(ROWS))
     outputs = np.asarray(logistic.logits(probe().weights, TEST))
     likely = np.exp(outputs - outputs.max(1, keepdims=True))
@@ -53,10 +54,7 @@ def test_chooses_and_predicts_what_scikit_learn_does():
 
 
 def test_units_and_origin_of_features_change_nothing():
-    fitting, choosing = linear_probe.split(Y, seed=0)
-    other = linear_probe.fit(
-        1000 * X - 3, Y, 10, fitting, choosing, linear_probe.accuracy, PENALTIES
-    )
+    other = linear_probe.fit(1000 * X - 3, Y, 10, SPLITS, linear_probe.accuracy, PENALTIES)
     assert other.penalty == probe().penalty
     a, b = (
         logistic.logits(found.weights, x)
@@ -68,30 +66,44 @@ def test_units_and_origin_of_features_change_nothing():
 def test_examples_that_choose_do_not_fit_while_they_choose():
     """With labels that mean nothing, they would be recognised if they had been fitted."""
     noise = np.random.RandomState(0).permutation(Y)
-    fitting, choosing = linear_probe.split(noise, seed=0)
-    found = linear_probe.fit(X, noise, 10, fitting, choosing, linear_probe.accuracy, (1e-4, 1e-3))
-    assert max(found.scores.values()) < 0.3
-    everything = np.asarray(logistic.logits(found.weights, X[choosing]))
-    assert linear_probe.accuracy(everything, noise[choosing]) > 0.4  # the last fit has seen them
+    splits = linear_probe.splits(noise, seed=0)
+    found = linear_probe.fit(X, noise, 10, splits, linear_probe.accuracy, (1e-3, 1e-2))
+    assert max(found.scores.values()) < 0.25
+    everything = np.asarray(logistic.logits(found.weights, X))
+    assert linear_probe.accuracy(everything, noise) > 0.4  # the last fit has seen them all
 
 
 def test_constant_features_are_no_error():
-    fitting, choosing = linear_probe.split(Y, seed=0)
     same = np.full((ROWS, 64), 3, np.float32)
-    found = linear_probe.fit(same, Y, 10, fitting, choosing, linear_probe.accuracy, PENALTIES)
+    found = linear_probe.fit(same, Y, 10, SPLITS[:1], linear_probe.accuracy, PENALTIES)
     assert np.isfinite(np.asarray(found.weights.bias)).all()
 
 
-def test_a_split_keeps_the_proportions_and_every_example():
-    labels = np.repeat([0, 1, 2], [50, 20, 1])
-    fitting, choosing = linear_probe.split(labels, seed=3)
-    assert np.bincount(labels[choosing], minlength=3).tolist() == [10, 4, 0]
-    np.testing.assert_array_equal(np.sort(np.concatenate([fitting, choosing])), np.arange(71))
-    again, other = linear_probe.split(labels, seed=3)[1], linear_probe.split(labels, seed=4)[1]
-    assert np.array_equal(again, choosing) and not np.array_equal(other, choosing)
-    assert len(linear_probe.split(np.arange(5), seed=0)[1]) == 1  # one example a class
+def test_equally_good_penalties_are_decided_for_the_strongest():
+    found = linear_probe.fit(X, Y, 10, SPLITS[:1], lambda *_: 0.5, PENALTIES)
+    assert found.penalty == 1e3
+
+
+@pytest.mark.parametrize("count, splits", [(1000, 5), (1001, 1)])
+def test_splits_keep_the_proportions_and_every_example(count, splits):
+    labels = np.arange(count) % 7 % 3  # 3 : 2 : 2
+    found = linear_probe.splits(labels, seed=3)
+    assert len(found) == splits
+    for fitting, choosing in found:
+        np.testing.assert_array_equal(np.sort(np.concatenate([fitting, choosing])), range(count))
+        share = np.bincount(labels[choosing]) / np.bincount(labels)
+        np.testing.assert_allclose(share, 0.2, atol=0.01)
+    if splits > 1:
+        chosen = np.sort(np.concatenate([choosing for _, choosing in found]))
+        np.testing.assert_array_equal(chosen, range(count))
+    again, other = (linear_probe.splits(labels, seed=seed)[0][1] for seed in (3, 4))
+    assert np.array_equal(again, found[0][1]) and not np.array_equal(other, found[0][1])
+
+
+def test_three_examples_are_split_as_far_as_they_go():
+    assert [len(b) for _, b in linear_probe.splits(np.arange(3), seed=0)] == [1, 1, 1]
 
 
 def test_nothing_to_fit_on_is_refused():
     with pytest.raises(UserError, match="no labelled examples are left"):
-        linear_probe.fit(X, Y, 10, [], [0], linear_probe.accuracy)
+        linear_probe.fit(X, Y, 10, [([], [0])], linear_probe.accuracy)

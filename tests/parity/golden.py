@@ -13,7 +13,7 @@ import functools
 import json
 import os
 import zlib
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Container, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -50,6 +50,10 @@ class Recording:
     def flags(self) -> dict[str, Any]:
         """Flags of the official program; some recordings keep them among the settings."""
         return self.settings.get("flags", self.settings.get("base", self.settings))
+
+    @property
+    def cifar_stem(self) -> bool:
+        return self.settings.get("cifar_stem", self.flags.get("image_size", 224) <= 32)
 
     @property
     def tf1(self) -> bool:
@@ -90,21 +94,22 @@ def recordings() -> tuple[Recording, ...]:
 
 
 def cases(kind: str, wanted: Callable[[Recording], bool] = lambda _: True) -> list:
-    """Return pytest parameters: the recordings of a kind, those that cannot run yet as skips.
-
-    Encoders that take a CPU long are left out unless `SIMCLR_PARITY=all`: those of full width, and
-    those from depth 50 on, except the first, middle and last of the shallowest of these.
-    """
+    """Return pytest parameters: the recordings of a kind, or one that is skipped."""
     chosen = [r for r in recordings() if r.spec["kind"] == kind and wanted(r)]
     if not chosen:
         reason = f"no such {kind} recording in {folder()}"
         return [pytest.param(None, marks=pytest.mark.skip(reason=reason), id="none")]
-    slow = set() if EVERYTHING or kind != "model" else _slow(chosen)
-    parameters = []
-    for recording in chosen:
-        marks = [SLOW] if recording.name in slow else []
-        parameters.append(pytest.param(recording, marks=marks, id=recording.path.stem))
-    return parameters
+    return [pytest.param(recording, id=recording.path.stem) for recording in chosen]
+
+
+def only(parameters: list, names: Container[str]) -> list:
+    """Return the parameters, all but these recordings skipped unless `SIMCLR_PARITY=all`."""
+    return [
+        p
+        if EVERYTHING or p.values[0].name in names
+        else pytest.param(*p.values, marks=SLOW, id=p.id)
+        for p in parameters
+    ]
 
 
 def waits_for(recording: Recording) -> str | None:
@@ -115,15 +120,6 @@ def waits_for(recording: Recording) -> str | None:
         frozen = recording.flags.get("fine_tune_after_block", -1) >= 4  # all of the encoder
         return "linear evaluation" if frozen else "fine-tuning"
     return None
-
-
-def _slow(models: list[Recording]) -> set[str]:
-    wide = {r.name for r in models if r.flags["width_multiplier"] >= 1}
-    depths = {r.name: r.flags["resnet_depth"] for r in models}
-    deep = {name: depth for name, depth in depths.items() if depth >= 50}
-    shallowest = [name for name, depth in deep.items() if depth == min(deep.values())]
-    first_middle_last = {shallowest[(len(shallowest) - 1) * i // 2] for i in range(3) if deep}
-    return (wide | set(deep)) - first_middle_last
 
 
 def fill(name: str, shape: tuple[int, ...], seed: int, law: str) -> np.ndarray:

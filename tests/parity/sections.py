@@ -20,11 +20,10 @@ from simclr_jax.optim import masks, optimizers
 
 def architecture(recording: golden.Recording) -> official.Architecture:
     flags = recording.flags
-    small = recording.settings.get("cifar_stem", flags.get("image_size", 224) <= 32)
     return official.Architecture(
         depth=flags.get("resnet_depth", 50),
         width=flags.get("width_multiplier", 1),
-        stem="cifar" if small else "imagenet",
+        stem="cifar" if recording.cifar_stem else "imagenet",
         sk_ratio=flags.get("sk_ratio", 0.0),
         se_ratio=flags.get("se_ratio", 0.0),
     )

@@ -1,4 +1,4 @@
-"""The architecture of every recorded model is inferred from its variables alone."""
+"""Variables of every recorded model: our names for them, and what is inferred from them alone."""
 
 from __future__ import annotations
 
@@ -8,6 +8,11 @@ import sections
 
 from simclr_jax.interop.infer import infer
 from simclr_jax.interop.tensorflow_files import Checkpoint
+
+
+@pytest.mark.parametrize("recording", golden.cases("model"))
+def test_names_are_the_official_ones(recording):
+    assert list(sections.names(recording, "encoder")) == list(recording.variables)
 
 
 @pytest.mark.parametrize("recording", golden.cases("model") + golden.cases("init"))

@@ -109,6 +109,11 @@ def test_what_is_no_image_is_refused(encoder, images, message):
         encoder(images)
 
 
+def test_no_image_is_refused(encoder):
+    with pytest.raises(UserError, match="no images to encode"):
+        encoder([])
+
+
 def test_an_unknown_tap_is_refused(encoder):
     with pytest.raises(UserError, match='tap is "head3"'):
         encoder(IMAGES, tap="head3")

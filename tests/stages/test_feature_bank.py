@@ -13,6 +13,7 @@ from train import tiny
 
 from simclr_jax import parallel
 from simclr_jax.data.sources import Images, folder
+from simclr_jax.errors import UserError
 from simclr_jax.stages import feature_bank
 from simclr_jax.stages.encoder import Encoder
 from simclr_jax.train import saved
@@ -148,6 +149,9 @@ def test_images_of_any_size_are_read_and_unreadable_ones_left_out(run, encoder, 
     images = [source.example(int(i))[0] for i in good]
     np.testing.assert_allclose(found["z"].x, encoder(images, tap="z"), atol=1e-5)
     assert any(f"unreadable: {source.name(3)}" in line for line in said)
+    with pytest.raises(UserError, match=r"of 20 images are unreadable .* --max_bad_fraction"):
+        for _ in range(2):  # however much was kept before
+            feature_bank.extract(encoder, source, TAPS, cache)
     said.clear()
     equal(feature_bank.extract(tolerant, source, TAPS, cache, said.append), found)
     assert "note      4 of 20 images are unreadable and left out" in said

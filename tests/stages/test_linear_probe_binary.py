@@ -9,9 +9,10 @@ import pytest
 from sklearn.neighbors import KNeighborsClassifier
 from stages.written import write_images, write_run
 
+from simclr_jax import parallel
 from simclr_jax.errors import UserError
 from simclr_jax.reporting import results
-from simclr_jax.stages import linear_probe
+from simclr_jax.stages import labels, linear_probe
 from simclr_jax.stages.datasets import Wanted
 from simclr_jax.stages.encoder import Encoder
 from simclr_jax.stages.linear_probe import Options
@@ -75,7 +76,11 @@ def test_results_say_what_was_measured(run, judged):
     for name, one in found.items():
         assert any(line.count(name) for line in said)
         assert one["checkpoint"]["step"] == 7 and one["checkpoint"]["run"] == f"{run}@7"
-        assert one["data"]["fit"]["images"] == 48 and one["data"]["test"]["images"] == 24
+        assert one["data"]["test"]["images"] == 24 and "validation" not in one["data"]
+        learns = one["solver"] in ("lbfgs", "sgd", "knn")
+        assert ("fit" in one["data"]) == learns and (
+            one["protocol"]["labels used"] != "none"
+        ) == learns
         assert one["versions"]["jax"] and one["protocol"]["preprocessing"]["size"] == 8
         for score in one["scores"].values():
             assert score.get("low", 0) <= score["value"] <= score.get("high", 1)
@@ -103,9 +108,19 @@ def test_the_classifier_in_the_checkpoint_is_scored_as_it_is(run, archive):
     dense = saved_run.variables("probe")["params"]["dense"]
     right = np.argmax(h @ dense["kernel"] + dense["bias"], axis=1) == arrays["test_labels"]
     assert found["scores"]["top-1"]["value"] == right.mean()
-    assert found["data"]["fit"]["images"] == 0  # nothing is learned
+    assert "fit" not in found["data"] and found["protocol"]["labels used"] == "none"
     with pytest.raises(UserError, match="reads h: set --tap=h"):
         probe(run, options=Options(("classifier",), taps=("z",)))
+
+
+def test_one_device_and_eight_give_the_same_numbers(run, judged):
+    read = saved.read(str(run))
+    data = linear_probe.datasets.open_data(read.config, run, Wanted())
+    one = Encoder.of(read, parallel.make_mesh(1))
+    tasks = linear_probe.make_tasks(one, data, EVERY, None, print)
+    np.testing.assert_array_equal(tasks[0].fit.examples, np.arange(48))
+    for scored in linear_probe.judge(one, data, tasks, EVERY):
+        assert scored.result["scores"] == judged[2][scored.result["name"]]["scores"]
 
 
 def test_the_same_command_gives_the_same_files(run, judged):
@@ -148,10 +163,27 @@ def test_several_labels_an_image_are_scored_by_average_precision(run, root):
 
 def test_a_list_of_names_chooses_the_labels(run, root):
     names = root / "few.txt"
-    names.write_text("\n".join(f"image {i}" for i in range(8)) + "\n")
+    names.write_bytes(b"\r\n".join(b"image %d" % i for i in range(8)) + b"\r\n")
     probe(run, options=Options(("knn",), labels=str(names), settings=SETTINGS))
     found = {one["name"]: one for one in results.read_all(run)}
     assert found["knn3-h-few_labels-seed0"]["data"]["fit"]["images"] == 8
+    names.write_text("image 3\nimage 99\n")
+    with pytest.raises(UserError, match="names 2 images, of which 1 are among those"):
+        probe(run, options=Options(("knn",), labels=str(names), settings=SETTINGS))
+
+
+def test_shares_of_labels_have_names_of_their_own():
+    names = [labels.tag(wanted, 0) for wanted in ("0.5%", "0.1%", "1%", "1", "10%")]
+    assert len(set(names)) == 5 and labels.tag("all", 0) == ""
+
+
+def test_results_of_one_command_do_not_replace_each_other(run):
+    said = []
+    twice = [f"{run}@7", str(run)]
+    linear_probe.run(twice, Wanted(), Options(("retrieval",)), said.append)
+    assert {"retrieval-h-step7", "retrieval-h"} <= {one["name"] for one in results.read_all(run)}
+    with pytest.raises(UserError, match=r"two results would be .*retrieval-h\.json"):
+        linear_probe.run([str(run)] * 2, Wanted(), Options(("retrieval",)), said.append)
 
 
 @pytest.mark.parametrize(
@@ -165,6 +197,7 @@ def test_a_list_of_names_chooses_the_labels(run, root):
         (lambda a: a, Options(labels="0%"), "share of labels is 0"),
         (lambda a: a, Options(("svm",)), 'solver is "svm"'),
         (lambda a: a, Options(taps=("head9",)), 'tap is "head9"'),
+        (lambda a: a, Options(name="a/b"), '--name is "a/b"'),
     ],
 )  # fmt: skip
 def test_what_a_user_can_get_wrong_is_one_line(run, root, harm, options, message):
@@ -188,7 +221,8 @@ def test_a_class_that_was_never_seen_is_named_and_counts_as_error(run, root):
 
 def test_gray_images_and_other_sizes_are_taken_and_said_so(run, root):
     write_images(root / "gray.npz", side=15, channels=1)
-    said = probe(run, str(root / "gray.npz"), Options(("knn",), settings=SETTINGS))
+    crops = Settings(knn=((3, None),), rates=(0.1,), epochs=1, batch_size=16, augment=True)
+    said = probe(run, str(root / "gray.npz"), Options(("knn", "sgd"), settings=crops))
     assert any("1 channel(s), the encoder takes 3: they are repeated" in line for line in said)
 
 
@@ -205,6 +239,16 @@ def test_gray_images_and_other_sizes_are_taken_and_said_so(run, root):
 def test_splits_that_do_not_fit_are_refused(run, wanted, message):
     with pytest.raises(UserError, match=message):
         probe(run, **wanted)
+
+
+@pytest.mark.parametrize(
+    "change, message",
+    [({"epochs": -3.0}, "--sgd_epochs is -3"), ({"epochs": 0.0}, "--sgd_epochs is 0"),
+     ({"batch_size": 0}, "--sgd_batch_size is 0"), ({"seed": -1}, "--seed is -1")],
+)  # fmt: skip
+def test_settings_out_of_range_are_refused(change, message):
+    with pytest.raises(UserError, match=message):
+        Settings(**change)
 
 
 @pytest.mark.parametrize("text", ["x", "0", "10:y", "-3", "5.5"])

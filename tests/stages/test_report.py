@@ -7,6 +7,7 @@ import json
 import math
 import re
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -17,7 +18,13 @@ from simclr_jax import config as recipes
 from simclr_jax import files
 from simclr_jax.data.sources import Images
 from simclr_jax.errors import UserError
-from simclr_jax.reporting import embedding_sections, findings, record, results, score_sections
+from simclr_jax.reporting import (
+    embedding_sections,
+    findings,
+    record,
+    results,
+    score_sections,
+)
 from simclr_jax.stages import report
 from simclr_jax.stages.feature_bank import Features
 
@@ -125,14 +132,25 @@ def written(*runs, out=None):
     return Path(path).read_text()
 
 
+# As the doors write it: with its source, and the version that was asked for.
+TESTED = {
+    "name": "tfds:cifar10:3.0.2",
+    "test": {"split": "test", "fingerprint": "cifar10/3.0.2 test", "images": 200},
+}
+
+
 def test_several_runs_stand_side_by_side(tmp_path):
-    one = write_record(tmp_path / "one", healthy())
-    other = write_record(tmp_path / "other", healthy(), loss__temperature=0.5)
+    one = write_record(tmp_path / "one", healthy(), data__source="tfds", data__name="cifar10")
+    other = write_record(
+        tmp_path / "other",
+        healthy(),
+        **{"data__source": "tfds", "data__name": "cifar10", "loss__temperature": 0.5},
+    )
     labels = np.arange(200) % 4
     for run, right in ((one, 0.9), (other, 0.6)):
         guesses = np.where(np.arange(200) % 10 < 10 * right, labels, (labels + 1) % 4)
         score = {"value": right, "low": right - 0.05, "high": right + 0.05}
-        about = {"data": {"name": "tfds:cifar10"}, "scores": {"top-1": score}, "protocol": {}}
+        about = {"data": TESTED, "scores": {"top-1": score}, "protocol": {}}
         arrays = {"labels": labels, "predictions": guesses, "examples": np.arange(200)}
         results.write(run, {"name": "lbfgs-h", "solver": "lbfgs", "tap": "h", **about}, arrays)
     page = written(one, other, out=tmp_path / "both.html")
@@ -141,7 +159,8 @@ def test_several_runs_stand_side_by_side(tmp_path):
     assert "90.0 (85.0 to 95.0)" in page and "60.0 (55.0 to 65.0)" in page
     tested = page[page.index("Are the differences") :]
     assert "+30.0" in tested and re.search(r">1e-05<", tested)
-    assert "Published for tfds:cifar10" in page and "94.0" in page
+    assert page.count("Published for") == page.count("Published for cifar10") == 1
+    assert "94.0" in page
 
 
 def test_transfer_stands_beside_what_was_published(tmp_path):
@@ -267,7 +286,45 @@ def test_pairs_are_compared_as_in_numpy():
     assert measured.indicators["alignment"] == pytest.approx(2 - 2 * np.diag(cosine).mean())
 
 
-def test_a_checkpoint_is_looked_at(tmp_path):
+def test_views_are_of_images_drawn_from_the_whole_split(monkeypatch):
+    seen = []
+
+    def inputs(config, few, _):
+        seen.append(few.labels)
+        raise StopIteration
+
+    monkeypatch.setattr(report, "Inputs", inputs)
+    labels = np.repeat(np.arange(8, dtype=np.int32), 200)  # a folder: class by class
+    source = Images(np.zeros((1600, 1, 1, 3), np.uint8), labels, 8)
+    for _ in range(2):
+        with pytest.raises(StopIteration):
+            report._pairs(SimpleNamespace(config=None), source)
+    assert len(seen[0]) == 256 and np.bincount(seen[0], minlength=8).min() > 15
+    np.testing.assert_array_equal(*seen)
+
+
+def several_labels(count):
+    random = np.random.RandomState(0)
+    labels = random.randint(0, 2, (count, 4)).astype(np.int8)
+    return Features(random.randn(count, 5).astype(np.float32), labels, 4, np.arange(count))
+
+
+def test_several_labels_are_no_missing_labels():
+    said = {}
+    for several in (False, True):
+        measured = dict.fromkeys(("alignment", "uniformity", "effective_rank"), 1.0)
+        pairs = {"h": embedding_sections.Pairs(measured, np.linspace(0.5, 1, 5), np.arange(20), 3)}
+        one = embedding_sections.Examined(
+            *("run@7", "5 images", pairs, np.eye(5, 2), "PCA.", None, ["a", "b"], [], None, several)
+        )
+        page = "".join(str(part) for part in embedding_sections.sections({"run": one}))
+        said[several] = re.findall(r"[^.>]*(?:no colours|is none)[^.]*", page)
+        assert "Two views each of 5 held-out images, drawn by seed 0" in page
+    assert all("Without labels" in text for text in said[False]) and len(said[False]) == 2
+    assert all("may have several labels" in text for text in said[True]) and len(said[True]) == 2
+
+
+def test_a_checkpoint_is_looked_at(tmp_path, monkeypatch):
     write_images(tmp_path / "images.npz")
     source = {"data__source": "memory", "data__path": str(tmp_path / "images.npz")}
     run = write_run(tmp_path / "run", **source)
@@ -279,6 +336,12 @@ def test_a_checkpoint_is_looked_at(tmp_path):
     counted = re.findall(r"<title>\d taken for \d: (\d+) ", page)
     assert sum(map(int, counted)) == 24
     assert "kNN on h (k = 5" in page and "Cosine similarity of z" in page
+    # The same images, each now with several labels.
+    write_images(tmp_path / "images.npz", several=True)
+    monkeypatch.setattr(report, "_pairs", lambda *_: {})
+    monkeypatch.setattr(report, "extract", lambda *_: {"h": several_labels(24)})
+    page = written(run)
+    assert page.count("for an image may have several labels") == 2 and "Without labels" not in page
     # Where its images have gone, the rest is still there.
     (tmp_path / "images.npz").unlink()
     assert "does not exist" in written(run)

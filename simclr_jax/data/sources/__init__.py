@@ -5,20 +5,35 @@ from __future__ import annotations
 import contextlib
 import zlib
 from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import numpy as np
 from etils import epath
 from ml_collections import ConfigDict
 
+from simclr_jax import files
 from simclr_jax.data import order
 from simclr_jax.data.sources import digits, folder, memory, tfds
 from simclr_jax.data.sources.memory import Images
 from simclr_jax.data.sources.source import NO_LABEL, Source
+from simclr_jax.data.sources.tfds_records import Records
 from simclr_jax.errors import UserError, choose
 
-__all__ = ["NO_LABEL", "OPENERS", "Images", "Source", "notes", "open_splits", "remember", "stamp"]
+__all__ = [
+    "NO_LABEL",
+    "OPENERS",
+    "Images",
+    "Source",
+    "Splits",
+    "notes",
+    "open_splits",
+    "remember",
+    "stamp",
+]
 
 MOST_WITHOUT_LABELS = 1000  # held out: they only show whether embeddings collapse
+STAMP_THREADS = 32  # many, for a bucket answers each of them slowly
 
 Splits = Mapping[str, Callable[[], Source]]
 
@@ -32,7 +47,9 @@ OPENERS: dict[str, Callable[[ConfigDict, epath.Path | None], Splits]] = {
 }
 
 
-def open_splits(data: ConfigDict, kept: epath.Path | None = None) -> tuple[Source, Source]:
+def open_splits(
+    data: ConfigDict, kept: epath.Path | None = None, labels_used: bool = True
+) -> tuple[Source, Source]:
     """Open the splits to train on and to evaluate on.
 
     Where the data set has no `data.eval_split`, `data.holdout_fraction` of the training split is
@@ -41,6 +58,7 @@ def open_splits(data: ConfigDict, kept: epath.Path | None = None) -> tuple[Sourc
     Args:
       data: `config.data`.
       kept: where a run keeps what must not change when it is resumed; None outside a run.
+      labels_used: False finds again what a run without labels has held out.
 
     Raises:
       UserError: if the data set cannot be opened, lacks the split or is too small to hold out.
@@ -52,7 +70,7 @@ def open_splits(data: ConfigDict, kept: epath.Path | None = None) -> tuple[Sourc
         return train, found[data.eval_split]()
     count = len(train)
     held_out = max(1, round(data.holdout_fraction * count))
-    if not train.classes:
+    if not (train.classes and labels_used):
         held_out = min(held_out, MOST_WITHOUT_LABELS)
     if held_out >= count:
         raise UserError(
@@ -77,15 +95,29 @@ def notes(source: Source) -> tuple[str, ...]:
 def stamp(source: Source) -> str:
     """Return what changes when files are replaced under the same names; "" where none can be.
 
-    The fingerprint of every other source covers its pixels, or the version of its data set.
+    It is made of the sizes and times of images, or of the record files of a prepared data set,
+    which may be prepared again under the same version. Fingerprints of images in memory cover the
+    pixels.
     """
-    if not isinstance(source, folder.Folder):
+    if isinstance(source, folder.Folder):
+        found = {path: _size_and_time(source.root / path) for path in source.paths}
+    elif isinstance(source, Records):
+        with ThreadPoolExecutor(STAMP_THREADS) as pool:
+            names = [path.name for path in source.files]
+            found = dict(zip(names, pool.map(_size_and_time, source.files), strict=True))
+    else:
         return ""
     check = 0
-    for path in source.paths:
-        found = "no file"
-        with contextlib.suppress(OSError):
-            status = (source.root / path).stat()
-            found = f"{status.st_size} {status.st_mtime_ns}"
-        check = zlib.crc32(f"{path}\0{found}\0".encode(errors="surrogateescape"), check)
+    for name, said in found.items():
+        check = zlib.crc32(f"{name}\0{said}\0".encode(errors="surrogateescape"), check)
     return f"{check:08x}"
+
+
+def _size_and_time(path: epath.PathLike) -> str:
+    with contextlib.suppress(OSError):
+        if files.is_local(path):
+            local = Path(path).stat()  # whose times are finer than those of `epath`
+            return f"{local.st_size} {local.st_mtime_ns}"
+        remote = epath.Path(path).stat()
+        return f"{remote.length} {remote.mtime}"
+    return "no file"

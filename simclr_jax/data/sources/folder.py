@@ -182,7 +182,7 @@ def _directory(data: ConfigDict) -> Path:
     if data.name:
         raise UserError(f"data.name is {data.name}, but a folder has no variants: leave it out")
     if not data.path:
-        raise UserError("data.path is empty: set --config.data.path=DIRECTORY")
+        raise UserError("data.path is empty: set data.path=DIRECTORY")
     if not files.is_local(data.path):
         raise UserError(f"data.path={data.path} is no local directory: mount or copy it")
     path = Path(data.path).expanduser()
@@ -215,9 +215,9 @@ def _open(data: ConfigDict, index: Index, split: str) -> Folder:
     if loose:
         raise UserError(
             f"{root} has {len(loose)} image(s) outside its class directories, such as "
-            f"{_printable(loose[0])}: sort them into classes, ignore all labels with "
-            "--config.data.labels=False, or hold out a part of the training images instead with "
-            "--config.data.eval_split=held_out"
+            f"{_printable(loose[0])}: sort them into classes; pretraining can also ignore all "
+            "labels (data.labels=False) or hold out a part of the training images instead "
+            "(data.eval_split=held_out)"
         )
     number = {name: i for i, name in enumerate(names)}
     present = [path.partition("/")[0] for path in paths]
@@ -226,7 +226,8 @@ def _open(data: ConfigDict, index: Index, split: str) -> Folder:
         raise UserError(
             f"{root} has the class {_printable(unknown[0])}"
             f"{f' and {len(unknown) - 1} more' if unknown[1:] else ''}, of which {data.split} has "
-            "no image: remove it there, add it here, or set --config.data.labels=False"
+            f"no image: give {data.split} some or move the class away from {root}; pretraining "
+            "can also ignore all labels (data.labels=False)"
         )
     absent = sorted(set(names) - set(present))
     if absent:

@@ -3,7 +3,7 @@
 An archive holds `images` and, if there are any, `labels`; other splits are further pairs such as
 `test_images` and `test_labels` (`train_images` may stand for `images`). Labels are numbers `[m]`;
 where an image may have several they are `[m, classes]` of 1 (has it), 0 (has not) and -1 (ignored).
-`class_names` may name the classes.
+`class_names` may name the classes. A split may lack labels though another has them.
 """
 
 from __future__ import annotations
@@ -104,15 +104,19 @@ def splits(data: ConfigDict, kept: epath.Path | None = None) -> dict[str, Callab
     if known and "class_names" in arrays:
         called = _class_names(arrays["class_names"], data.path)
     classes = _classes(known, called, data.path)
+    unlabelled = functools.partial(Images, labels=None, classes=0)
+    labelled = functools.partial(Images, classes=classes, class_names=called)
     return {
-        n: functools.partial(Images, pixels[n], labels[n], classes, class_names=called)
+        n: functools.partial(unlabelled, pixels[n])
+        if labels[n] is None
+        else functools.partial(labelled, pixels[n], labels[n])
         for n in names
     }
 
 
 def _load(path: str) -> dict[str, np.ndarray]:
     if not path:
-        raise UserError("data.path is empty: set --config.data.path=FILE.npz")
+        raise UserError("data.path is empty: set data.path=FILE.npz")
     try:
         with np.load(Path(path).expanduser(), allow_pickle=False) as archive:
             return {name: archive[name] for name in archive.files}

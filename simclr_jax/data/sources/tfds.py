@@ -150,7 +150,7 @@ def _open(data: ConfigDict) -> Any:
             f"data.path={data.path} is no data set that TFDS has prepared (it has no "
             "dataset_info.json): set data.name, or data.path=DIR/NAME/VERSION"
             if data.path
-            else "data.name is empty: set --config.data.name=NAME, such as cifar10"
+            else "data.name is empty: set data.name=NAME, such as cifar10"
         )
     _check_format(builder.info)
     return builder

@@ -5,12 +5,14 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import functools
+import os
 import zlib
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, NamedTuple
 
 import numpy as np
+from etils import epath
 
 from simclr_jax.data.decode import BadImage, decode
 from simclr_jax.data.sources.source import NO_LABEL
@@ -92,12 +94,18 @@ class Records:
         chosen = "" if whole else f", rows {zlib.crc32(np.ascontiguousarray(self.rows).data):08x}"
         return f"{self.info.full_name} {self.split}, {len(self)} examples{chosen}"
 
+    @property
+    def files(self) -> list[epath.Path]:
+        """Return the record files that the split lies in."""
+        paths = {os.fspath(path) for path in self.info.splits[self.split].filepaths}
+        return [epath.Path(path) for path in sorted(paths)]
+
     def name(self, example: int) -> str:
         """Return the file name that a record has, or else its number: `train[17]`."""
         row, file_name = int(self.rows[example]), self.fields.file_name
         if file_name:
             with contextlib.suppress(BadImage):  # the number has to do
-                return _parser(self.info, file_name)(self._record(row))[file_name].decode()
+                return self._parsed(row, _parser(self.info, file_name))[file_name].decode()
         return f"{self.split}[{row}]"
 
     def example(self, example: int) -> tuple[np.ndarray, int]:
@@ -107,7 +115,7 @@ class Records:
           BadImage: if the record cannot be read or its image not be decoded.
         """
         row = int(self.rows[example])
-        parts = self._parsed(row)
+        parts = self._parsed(row, self._parse)
         image = decode(parts[self.fields.image])
         return image, NO_LABEL if self.multi_label else self._label(parts, row)
 
@@ -116,9 +124,13 @@ class Records:
         return dataclasses.replace(self, rows=self.rows[rows])
 
     def stored_label(self, row: int) -> int:
-        """Return the label of a record as TFDS has it, where -1 means that there is none."""
+        """Return the label of a record as TFDS has it, where -1 means that there is none.
+
+        Raises:
+          BadImage: if the record cannot be read.
+        """
         assert self.fields.label is not None
-        return int(self._parse_label(self._record(row))[self.fields.label])
+        return int(self._parsed(row, self._parse_label)[self.fields.label])
 
     def _record(self, row: int) -> bytes:
         try:
@@ -126,11 +138,11 @@ class Records:
         except RuntimeError as error:  # what ArrayRecord raises for damaged and missing files
             raise BadImage(f"unreadable record: {error}") from error
 
-    def _parsed(self, row: int) -> Mapping[str, Any]:
+    def _parsed(self, row: int, parse: Parser) -> Mapping[str, Any]:
         from google.protobuf.message import DecodeError
 
         try:
-            return self._parse(self._record(row))
+            return parse(self._record(row))
         except DecodeError as error:
             raise BadImage(f"damaged record: {error}") from error
 
@@ -150,7 +162,8 @@ class Records:
         if not 0 <= label < self.classes:
             raise UserError(
                 f"{self.split}[{row}] of {self.info.full_name} has label {label}, but there are "
-                f"{self.classes} classes: use another split, or set --config.data.labels=False"
+                f"{self.classes} classes: use another split; pretraining can also ignore all "
+                "labels (data.labels=False)"
             )
         return label
 
@@ -170,7 +183,7 @@ class Records:
 
     def _label_at(self, row: int) -> int | np.ndarray:
         try:
-            parts = self._parse_label(self._record(int(row)))
+            parts = self._parsed(int(row), self._parse_label)
         except BadImage:
             return np.full(self.classes, NO_LABEL) if self.multi_label else NO_LABEL
         return self._labels(parts) if self.multi_label else self._label(parts, row)
