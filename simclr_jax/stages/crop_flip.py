@@ -50,6 +50,7 @@ class Views:
         self._encoder, self._inputs = encoder, Inputs(c, source, source)
         view, a = c.augment.views.first, c.augment
         self.protocol = {
+            "views": "crop and flip, new in each epoch",
             "crop": f"area {view.area_min:g} to {view.area_max:g} of the image",
             "made by": f"placement {a.placement}, grid {a.grid}",
         }

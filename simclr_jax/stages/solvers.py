@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -103,18 +104,7 @@ class Outcome:
 
 def lbfgs(task: Task, settings: Settings) -> Iterator[Outcome]:
     """Fit logistic regression with an L2 penalty chosen on validation examples."""
-    x, labels, splits = task.fit.x, task.fit.known, []  # type: ignore[var-annotated]
-    if task.choose is None:
-        splits = list(linear_probe.splits(labels, settings.seed))
-        chosen_on = f"{len(splits[0][1])} of the training images"
-        if len(splits) > 1:
-            chosen_on = f"{len(splits)}-fold cross-validation of the training images"
-    else:
-        rows, count = np.arange(len(x) + len(task.choose)), len(x)
-        splits = [(rows[:count], rows[count:])]
-        x = np.concatenate([x, task.choose.x])
-        labels = np.concatenate([labels, task.choose.known])
-        chosen_on = f"{len(task.choose)} images of the validation split"
+    x, labels, splits, chosen_on = _to_choose(task, settings.seed)
     probe = linear_probe.fit(x, labels, task.classes, splits, _scorer(task.metric))
     protocol = {
         "solver": "L-BFGS, logistic regression on centred features of mean square 1",
@@ -137,46 +127,28 @@ def sgd(task: Task, settings: Settings) -> Iterator[Outcome]:
     large = count >= LARGE
     batch = min(settings.batch_size or (4096 if large else 512), count)
     epochs = settings.epochs or (90 if large else 100)
+    train = functools.partial(_sgd, task, settings, batch, epochs)
     fold = linear_probe.folds(task.fit.known, HELD_OUT, settings.seed)
-    fitting, choosing = np.flatnonzero(fold), np.flatnonzero(fold == 0)
-
-    made: dict[str, str] = {}
-
-    def train(rows: np.ndarray, rates: Sequence[float]) -> logistic.Weights:
-        size = min(batch, len(rows))
-        steps = max(1, round(epochs * len(rows) / size))
-        part = task.fit.take(rows)
-        if settings.augment:
-            views = Views(task.encoder, task.source.take(part.examples), settings.seed)
-            made.update(views.protocol)
-            batches = views.features(task.tap, size, steps)
-        else:
-            batches = sgd_probe.shuffled(part.x, part.known, size, steps, settings.seed)
-        return sgd_probe.fit(batches, part.x.shape[1], task.classes, rates, steps)
-
     found: dict[float, float] = {}
     if len(settings.rates) > 1:
-        tried = train(fitting, settings.rates)
-        held_out, score = task.fit.take(choosing), _scorer(task.metric)
+        tried, _ = train(np.flatnonzero(fold), settings.rates)
+        held_out, score = task.fit.take(np.flatnonzero(fold == 0)), _scorer(task.metric)
         for i, rate in enumerate(settings.rates):
             outputs = logistic.logits(_one(tried, i), held_out.x)
             found[rate] = score(np.asarray(outputs), held_out.known)
     rate = max(found, key=lambda rate: (found[rate], -rate), default=settings.rates[0])
-    weights = _one(train(np.arange(count), (rate,)), 0)
+    weights, views = train(np.arange(count), (rate,))
     protocol = {
         "solver": "SGD, Nesterov momentum 0.9, cosine to 0, no warm-up, no regularisation",
         "batch": batch,
         "epochs": epochs,
-        "views": "crop and flip, new in each epoch"
-        if settings.augment
-        else "evaluation crop, kept",
         "rates": list(settings.rates),
         "chosen": {"rate for 256 images": rate, f"{task.metric} on held-out": _best(found)},
-        "chosen on": f"{len(choosing)} of the training images, then trained on all {count}",
+        "chosen on": f"one in {HELD_OUT} training images, then trained on all {count}",
     }
-    outputs = np.asarray(logistic.logits(weights, task.score.x))
+    outputs = np.asarray(logistic.logits(_one(weights, 0), task.score.x))
     name = "sgd_crop_flip" if settings.augment else "sgd"
-    yield Outcome(name, protocol | made, outputs=outputs)
+    yield Outcome(name, protocol | views, outputs=outputs)
 
 
 def nearest(task: Task, settings: Settings) -> Iterator[Outcome]:
@@ -254,6 +226,41 @@ SOLVERS: dict[str, Callable[[Task, Settings], Iterator[Outcome]]] = {
     "classifier": classifier,
 }
 LEARN = ("lbfgs", "sgd", "knn")  # from training images; the others look at the scored ones alone
+
+
+def _to_choose(task: Task, seed: int) -> tuple[np.ndarray, np.ndarray, linear_probe.Splits, str]:
+    """Return features, labels, which of them fit and which choose, and the latter in words."""
+    x, labels = task.fit.x, task.fit.known
+    if task.choose is not None:
+        rows, count = np.arange(len(x) + len(task.choose)), len(x)
+        x = np.concatenate([x, task.choose.x])
+        labels = np.concatenate([labels, task.choose.known])
+        chosen_on = f"{len(task.choose)} images of the validation split"
+        return x, labels, [(rows[:count], rows[count:])], chosen_on
+    splits = linear_probe.splits(labels, seed)
+    if len(splits) > 1:
+        return x, labels, splits, f"{len(splits)}-fold cross-validation of the training images"
+    return x, labels, splits, f"{len(splits[0][1])} of the training images"
+
+
+def _sgd(
+    task: Task,
+    settings: Settings,
+    batch: int,
+    epochs: float,
+    rows: np.ndarray,
+    rates: Sequence[float],
+) -> tuple[logistic.Weights, dict[str, str]]:
+    """Train a probe for each rate on some examples; return them, and what they saw in words."""
+    size, part = min(batch, len(rows)), task.fit.take(rows)
+    steps = max(1, round(epochs * len(rows) / size))
+    if settings.augment:
+        views = Views(task.encoder, task.source.take(part.examples), settings.seed)
+        batches, saw = views.features(task.tap, size, steps), views.protocol
+    else:
+        batches = sgd_probe.shuffled(part.x, part.known, size, steps, settings.seed)
+        saw = {"views": "evaluation crop, kept"}
+    return sgd_probe.fit(batches, part.x.shape[1], task.classes, rates, steps), saw
 
 
 def _scorer(metric: str) -> Callable[[np.ndarray, np.ndarray], float]:
