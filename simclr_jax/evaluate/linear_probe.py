@@ -21,7 +21,7 @@ TOLERANCE, MAX_STEPS = 1e-4, 200  # of the fits that choose the penalty
 LAST_TOLERANCE, LAST_MAX_STEPS = 1e-5, 1000  # of the fit that is the answer
 BLOCK = 65_536  # rows that are looked at together
 FOLDS = 5  # a fifth of the examples chooses, where there are none apart for it
-FEW = 1000  # examples, up to which each of them chooses in its turn
+FEW = 200  # examples, up to which each of them chooses in its turn
 
 
 class Probe(NamedTuple):

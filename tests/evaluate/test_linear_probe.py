@@ -13,7 +13,7 @@ from simclr_jax.errors import UserError
 from simclr_jax.evaluate import linear_probe, logistic
 
 IMAGES, DIGITS = load_digits(return_X_y=True)
-ROWS = 400
+ROWS = 200
 # Features as an encoder may give them: far from 0, and in units of their own.
 X, Y = (7 + 0.01 * IMAGES[:ROWS]).astype(np.float32), DIGITS[:ROWS].astype(np.int32)
 TEST, TEST_LABELS = (7 + 0.01 * IMAGES[ROWS:800]).astype(np.float32), DIGITS[ROWS:800]
@@ -39,11 +39,11 @@ def peer(penalty, rows):
 
 
 def test_chooses_and_predicts_what_scikit_learn_does():
-    assert len(SPLITS) == 5  # up to 1000 examples; their scores are averaged
+    assert len(SPLITS) == 5  # up to 200 examples; their scores are averaged
     scores = {
         p: np.mean([peer(p, a).score(in_units(X)[b], Y[b]) for a, b in SPLITS]) for p in PENALTIES
     }
-    assert probe().scores == pytest.approx(scores, abs=0.0026)  # an example of a fold
+    assert probe().scores == pytest.approx(scores, abs=0.0051)  # an example of a fold
     assert probe().penalty == max(scores, key=scores.get) and min(scores.values()) < 0.95
     last = peer(probe().penalty, np.arange(ROWS))
     outputs = np.asarray(logistic.logits(probe().weights, TEST))
@@ -84,7 +84,7 @@ def test_equally_good_penalties_are_decided_for_the_strongest():
     assert found.penalty == 1e3
 
 
-@pytest.mark.parametrize("count, splits", [(1000, 5), (1001, 1)])
+@pytest.mark.parametrize("count, splits", [(200, 5), (201, 1)])
 def test_splits_keep_the_proportions_and_every_example(count, splits):
     labels = np.arange(count) % 7 % 3  # 3 : 2 : 2
     found = linear_probe.splits(labels, seed=3)
@@ -92,7 +92,7 @@ def test_splits_keep_the_proportions_and_every_example(count, splits):
     for fitting, choosing in found:
         np.testing.assert_array_equal(np.sort(np.concatenate([fitting, choosing])), range(count))
         share = np.bincount(labels[choosing]) / np.bincount(labels)
-        np.testing.assert_allclose(share, 0.2, atol=0.01)
+        np.testing.assert_allclose(share, 0.2, atol=0.011)  # to an example
     if splits > 1:
         chosen = np.sort(np.concatenate([choosing for _, choosing in found]))
         np.testing.assert_array_equal(chosen, range(count))
