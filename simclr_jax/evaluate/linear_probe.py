@@ -17,11 +17,11 @@ from simclr_jax.evaluate import logistic
 from simclr_jax.evaluate.logistic import Weights
 
 PENALTIES = tuple(np.logspace(-6, 5, 45))
-TOLERANCE, MAX_STEPS = 1e-4, 200  # of the fits that choose the penalty
-LAST_TOLERANCE, LAST_MAX_STEPS = 1e-5, 1000  # of the fit that is the answer
+TOLERANCE, LAST_TOLERANCE = 1e-4, 1e-5  # of the fits that choose the penalty; of the answer
+MAX_STEPS = 200  # of each fit, from the solution at the next stronger penalty
 BLOCK = 65_536  # rows that are looked at together
 FOLDS = 5  # a fifth of the examples chooses, where there are none apart for it
-FEW = 200  # examples, up to which each of them chooses in its turn
+FEW = 1000  # examples, up to which each of them chooses in its turn
 
 
 class Probe(NamedTuple):
@@ -48,7 +48,8 @@ def fit(
     Features are centred and divided by one number, so that their mean square is 1: that changes no
     angle, and a penalty means the same for any encoder. It weighs `1/2 ||kernel||^2` against the
     sum of the cross-entropies, and is 1 / C of scikit-learn. Of equally good ones the strongest is
-    chosen.
+    chosen. Each fit starts from the next stronger penalty's and ends after `MAX_STEPS`, which weak
+    penalties need and which regularises them: the last fit takes the same way.
 
     Args:
       features: `[m, d]`, as the encoder gave them.
@@ -78,19 +79,23 @@ def fit(
             centred, labels, classes, l2, start=start, sample_weights=weights, **until
         )
 
-    found: dict[float, list[float]] = {float(penalty): [] for penalty in penalties}
-    for fitting, choosing in splits if len(penalties) > 1 else ():
+    falling = sorted(map(float, penalties), reverse=True)  # each start is near its end
+    found: dict[float, list[float]] = {penalty: [] for penalty in falling}
+    for fitting, choosing in splits if len(falling) > 1 else ():
         start, held_out = None, centred[choosing]
-        for penalty in sorted(penalties, reverse=True):  # each start is near its end
+        for penalty in falling:
             start = solve(penalty, fitting, start, tolerance=TOLERANCE, max_steps=MAX_STEPS)
             outputs = np.asarray(logistic.logits(start, held_out))
-            found[float(penalty)].append(score(outputs, labels[choosing]))
+            found[penalty].append(score(outputs, labels[choosing]))
     scores = {penalty: float(np.mean(each)) for penalty, each in found.items() if each}
-    best = max(scores, key=lambda penalty: (scores[penalty], penalty), default=penalties[0])
-    last = {"tolerance": LAST_TOLERANCE, "max_steps": LAST_MAX_STEPS}
-    final = solve(best, np.arange(len(labels)), None, **last)
+    best = max(scores, key=lambda penalty: (scores[penalty], penalty), default=falling[0])
+    # By the way it was chosen: a weak penalty's fit is far from its end, and better for it.
+    final, everything = None, np.arange(len(labels))
+    for penalty in (p for p in falling if p >= best):
+        final = solve(penalty, everything, final, tolerance=LAST_TOLERANCE, max_steps=MAX_STEPS)
+    assert final is not None
     kernel = final.kernel / unit
-    return Probe(Weights(kernel, final.bias - origin @ kernel), float(best), scores)
+    return Probe(Weights(kernel, final.bias - origin @ kernel), best, scores)
 
 
 def accuracy(logits: np.ndarray, labels: np.ndarray) -> float:

@@ -114,7 +114,7 @@ def lbfgs(task: Task, settings: Settings) -> Iterator[Outcome]:
         "chosen on": chosen_on,
         "fitted again on": f"all {len(x)}",
         "stops at gradients of": [linear_probe.TOLERANCE, linear_probe.LAST_TOLERANCE],
-        "or after steps": [linear_probe.MAX_STEPS, linear_probe.LAST_MAX_STEPS],
+        "or after steps": f"{linear_probe.MAX_STEPS}, from the next stronger penalty",
     }
     roles = ("fit", "score") if task.choose is None else ("fit", "choose", "score")
     outputs = np.asarray(logistic.logits(probe.weights, task.score.x))

@@ -39,7 +39,7 @@ def peer(penalty, rows):
 
 
 def test_chooses_and_predicts_what_scikit_learn_does():
-    assert len(SPLITS) == 5  # up to 200 examples; their scores are averaged
+    assert len(SPLITS) == 5  # up to 1000 examples; their scores are averaged
     scores = {
         p: np.mean([peer(p, a).score(in_units(X)[b], Y[b]) for a, b in SPLITS]) for p in PENALTIES
     }
@@ -73,6 +73,22 @@ def test_examples_that_choose_do_not_fit_while_they_choose():
     assert linear_probe.accuracy(everything, noise) > 0.4  # the last fit has seen them all
 
 
+def test_what_is_answered_is_what_was_chosen():
+    """A weak penalty, fitted to its end from nothing, would be another classifier."""
+    everything, seen = np.arange(ROWS), []
+
+    def score(outputs, labels):
+        seen.append(outputs)
+        return float(len(seen))  # the last is the best, and the weakest
+
+    found = linear_probe.fit(X, Y, 10, [(everything, everything)], score, (1e-6, 1e-3, 1.0))
+    assert found.penalty == 1e-6
+    likely, before = (np.exp(x - x.max(1, keepdims=True)) for x in (
+        np.asarray(logistic.logits(found.weights, X)), seen[-1]))  # fmt: skip
+    error, before = (np.mean(1 - (x / x.sum(1, keepdims=True)).max(1)) for x in (likely, before))
+    assert error == pytest.approx(before, rel=0.3)
+
+
 def test_constant_features_are_no_error():
     same = np.full((ROWS, 64), 3, np.float32)
     found = linear_probe.fit(same, Y, 10, SPLITS[:1], linear_probe.accuracy, PENALTIES)
@@ -84,7 +100,7 @@ def test_equally_good_penalties_are_decided_for_the_strongest():
     assert found.penalty == 1e3
 
 
-@pytest.mark.parametrize("count, splits", [(200, 5), (201, 1)])
+@pytest.mark.parametrize("count, splits", [(1000, 5), (1001, 1)])
 def test_splits_keep_the_proportions_and_every_example(count, splits):
     labels = np.arange(count) % 7 % 3  # 3 : 2 : 2
     found = linear_probe.splits(labels, seed=3)
