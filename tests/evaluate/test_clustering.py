@@ -21,6 +21,11 @@ def test_agreement_equals_scikit_learn(classes, clusters):
         assert got["ARI"](weights) == pytest.approx(ari, abs=1e-12)
 
 
+@pytest.fixture(autouse=True)
+def same_numbers_whatever_ran_before():
+    RANDOM.seed(0)
+
+
 @pytest.mark.parametrize("whole", [50_000, 100])  # 100: in small batches
 def test_kmeans_finds_directions_whatever_their_length(whole, monkeypatch):
     monkeypatch.setattr(clustering, "WHOLE", whole)

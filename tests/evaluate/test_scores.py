@@ -85,6 +85,11 @@ RANKED = RANDOM.normal(size=(150, 4)) + (SHOWN == 1)
 WEIGHTS = RANDOM.randint(0, 4, 150)
 
 
+@pytest.fixture(autouse=True)
+def same_numbers_whatever_ran_before():
+    RANDOM.seed(1)
+
+
 def test_a_weight_is_so_many_repetitions():
     repeated = np.repeat(np.arange(200), np.arange(200) % 3)
     weights = np.arange(200) % 3
