@@ -94,12 +94,15 @@ def open_data(config: ConfigDict, workdir: epath.PathLike, wanted: Wanted) -> Da
     fit, score = sources.open_splits(data, kept, labels_used)
     scored = data.eval_split if data.eval_split in found else f"held out of {data.split}"
     validation = _validation(wanted, data, found)
+    chosen_on = found[validation]() if validation else None
+    if chosen_on is not None and score.classes and not chosen_on.classes:
+        validation, chosen_on = "", None  # without labels nothing can be chosen on it
     return Data(
         name=_name(data),
         slug=_slug(data) if wanted.data else "",
         splits={"fit": data.split, "choose": validation, "score": scored},
         fit=fit,
-        choose=found[validation]() if validation else None,
+        choose=chosen_on,
         score=score,
     )
 

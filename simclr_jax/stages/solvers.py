@@ -188,6 +188,8 @@ def kmeans(task: Task, settings: Settings) -> Iterator[Outcome]:
 def similar(task: Task, settings: Settings) -> Iterator[Outcome]:
     """Retrieve images of the same class among the scored images."""
     ks = [k for k in RECALLS if k < len(task.score)]
+    if not ks:
+        raise UserError("--solver=retrieval needs 2 images to be scored on, there is 1: give more")
     hits = retrieval.recall_hits(task.score.x, task.score.known, ks)
     protocol = {
         "solver": "retrieval by cosine similarity, each image against all others",

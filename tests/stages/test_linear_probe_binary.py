@@ -219,6 +219,15 @@ def test_a_class_that_was_never_seen_is_named_and_counts_as_error(run, root):
     assert found["unseen-knn3-h"]["top-1"]["value"] <= 0.75
 
 
+def test_validation_images_without_labels_choose_nothing(run, root):
+    arrays = write_images(root / "half.npz")
+    np.savez(root / "half.npz", **arrays, val_images=arrays["test_images"])
+    probe(run, str(root / "half.npz"), Options(("lbfgs",), settings=SETTINGS))
+    found = {one["name"]: one for one in results.read_all(run)}["half-lbfgs-h"]
+    assert "validation" not in found["data"]
+    assert found["protocol"]["chosen on"].endswith("of the training images")
+
+
 def test_gray_images_and_other_sizes_are_taken_and_said_so(run, root):
     write_images(root / "gray.npz", side=15, channels=1)
     crops = Settings(knn=((3, None),), rates=(0.1,), epochs=1, batch_size=16, augment=True)
