@@ -70,7 +70,7 @@ def test_nothing_is_pruned_when_the_new_step_reads_back_differently(tmp_path, mo
 NURSERY = textwrap.dedent(
     """
     # Imports once; then, for each line of input, forks a child that saves without end and kills
-    # it the given time after its first save. Prints the last step that the child saw sealed.
+    # it the given time after its second save. Prints the last step that the child saw sealed.
     import os, signal, sys, time
     import numpy as np
     from simclr_jax.train.checkpoints import Checkpoints
@@ -92,7 +92,9 @@ NURSERY = textwrap.dedent(
         if pid == 0:
             child(directory, report)
         os.close(report)
-        sealed = os.read(out, 100)
+        sealed = b""
+        while sealed.count(b"\\n") < 2:  # however slow the machine, one step more than before
+            sealed += os.read(out, 100)
         time.sleep(float(line))
         os.kill(pid, signal.SIGKILL)
         os.waitpid(pid, 0)
@@ -120,13 +122,12 @@ def test_kill_at_any_instant_leaves_the_last_sealed_step_restorable(tmp_path):
         sealed = int(nursery.stdout.readline())
         checkpoints = Checkpoints(tmp_path, keep=2, say=lambda _: None)
         restored = checkpoints.restore(target)
-        if sealed:
-            step, state = restored
-            assert step >= max(sealed, reached)
-            expected = np.random.default_rng(step).normal(size=(64, 64))
-            assert (state["a"] == expected).all() and state["b"]["c"] == step
-            reached = step
+        step, state = restored
+        assert step >= sealed > reached - 1
+        expected = np.random.default_rng(step).normal(size=(64, 64))
+        assert (state["a"] == expected).all() and state["b"]["c"] == step
+        reached = step
         checkpoints.close()
     nursery.stdin.close()
     assert nursery.wait() == 0
-    assert reached > 8
+    assert reached >= 8
