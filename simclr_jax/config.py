@@ -18,6 +18,18 @@ OPEN = (
     *("eval.probe", "eval.knn", "eval.every_epochs"),
 )
 
+# A recipe that starts from another run may leave these open: they are then as in that run
+# (`stages.inherit`). Without `data.source` all of `data` is.
+INHERITED = (
+    *("data.source", "data.image_size", "bn.epsilon", "head.kind", "head.layers", "head.dim"),
+    *("model.depth", "model.width", "model.stem", "model.sk_ratio", "model.se_ratio"),
+    *("augment.placement", "augment.grid"),
+)
+# Likewise, in each view: of the first view there.
+INHERITED_CROP = (
+    *("crop", "area_min", "area_max", "min_object_covered", "aspect_min", "aspect_max", "flip"),
+)
+
 
 def view() -> ConfigDict:
     """Return the augmentation of one view: SimCLR's for ImageNet (paper, appendix A)."""
@@ -92,6 +104,37 @@ def base() -> ConfigDict:
     )
     config.head = ConfigDict({"kind": "nonlinear", "layers": 3, "dim": 128})
     config.loss = ConfigDict({"temperature": 0.1, "scale": "sum", "normalize": True})
+    config.memory = ConfigDict(
+        {
+            "size": 0,  # negatives kept from earlier batches: 65536 in SimCLRv2 | 0: without
+            "momentum": 0.999,  # of the moving average of weights whose embeddings are kept
+        }
+    )
+    config.labels = ConfigDict(
+        {
+            "use": "all",  # all | a share, such as 10% | a number for each class | a file of names
+            "seed": 0,  # of the draw
+        }
+    )
+    config.finetune = ConfigDict(
+        {
+            "tap": 0,  # the classifier reads h: 0 | layer k of the head: k | the last: -1
+            "train_from_block": 0,  # 0: all | 1 to 4: from this block group on | 5: no encoder
+            "train_head": True,  # the layers of the head up to the tap; the official TF1 does not
+            "encoder_bn": "batch",  # statistics: batch, and moved | moving, as they are
+            "zero_classifier": True,  # start from zeros
+        }
+    )
+    config.distill = ConfigDict(
+        {
+            "teacher": "",  # run with a classifier: a workdir, or WORKDIR@STEP
+            "temperature": 1.0,  # of both: 1.0 into a smaller network, 0.1 into the same
+            "alpha": 1.0,  # weight of the teacher; 1 - alpha is that of the labels
+            "images": "all",  # all | labelled: those whose labels are used
+            "times_squared_temperature": False,  # the official notebook; the paper does not
+            "teacher_dtype": "float32",  # what the teacher computes in
+        }
+    )
     config.optim = ConfigDict(
         {
             "name": "lars",
@@ -102,6 +145,7 @@ def base() -> ConfigDict:
             "weight_decay": 1e-4,
             "warmup_epochs": 10.0,
             "trust_coefficient": 0.001,  # lars
+            "adapt_classifier": False,  # lars: the classifier's rate too (the official notebook)
         }
     )
     config.train = ConfigDict(
@@ -117,7 +161,7 @@ def base() -> ConfigDict:
     config.init = ConfigDict(
         {
             "run": "",  # start from the weights of this run: a workdir, or WORKDIR@STEP
-            "parts": "encoder,head",  # which of them
+            "parts": "encoder,head",  # which of them; also probe, or classifier
         }
     )
     config.eval = ConfigDict(
@@ -137,6 +181,26 @@ def base() -> ConfigDict:
         {"every_steps": 1000, "keep": 3, "keep_period": placeholder(int)}
     )
     return config.lock()  # a misspelt field in a recipe is an error, not a new field
+
+
+def crop_and_flip(config: ConfigDict) -> None:
+    """Leave one view, of crop and flip alone, as for labelled images (official `data_util.py`)."""
+    with config.unlocked():
+        for name in sorted(config.augment.views)[1:]:
+            del config.augment.views[name]
+    for view in config.augment.views.values():
+        for operation in ("jitter", "grayscale", "blur"):
+            view[operation] = 0.0
+
+
+def inherit_all(config: ConfigDict) -> None:
+    """Leave open all that may be taken from the run that `init.run` names (`INHERITED`)."""
+    for name in INHERITED:
+        group, field = name.split(".")
+        config[group][field] = placeholder(type(config[group][field]))
+    for crop in config.augment.views.values():
+        for field in INHERITED_CROP:
+            crop[field] = placeholder(type(crop[field]))
 
 
 def head_layers(config: ConfigDict) -> int:
@@ -168,7 +232,12 @@ def official(config: ConfigDict, flavour: str) -> None:
     config.bn.unbiased_moving = tf1
     config.loss.scale = "sum"
     config.optim.rate_in_momentum = not tf1
-    config.eval.probe = not tf1
+    if config.stage == "pretrain":
+        config.eval.probe = not tf1
+        return
+    config.finetune.train_head = not tf1
+    frozen = config.finetune.train_from_block == 5
+    config.finetune.encoder_bn = "moving" if tf1 and frozen else "batch"
 
 
 def arguments(text: str, **defaults):

@@ -12,13 +12,24 @@ from collections.abc import Callable
 import numpy as np
 from ml_collections import ConfigDict
 
-from simclr_jax.config import OPEN, base, head_layers
+from simclr_jax.config import OPEN, base, head_layers, view
 from simclr_jax.errors import UserError, choose, nearest
+
+LABELLED = ("finetune", "distill")  # stages that train a classifier
+
+# Groups that other stages do not read. To set what is not read is a mistake.
+READ_BY: dict[str, tuple[str, ...]] = {
+    "loss": ("pretrain",),
+    "memory": ("pretrain",),
+    "labels": LABELLED,
+    "finetune": LABELLED,
+    "distill": ("distill",),
+}
 
 # What a field may be. The modules that act on a choice know it by the same name
 # (tests/test_config.py builds every one of them).
 CHOICES: dict[str, tuple] = {
-    "stage": ("pretrain",),
+    "stage": ("pretrain", *LABELLED),
     "data.source": ("digits", "memory", "folder", "tfds"),
     "augment.placement": ("device", "split", "host"),
     "augment.grid": ("corner", "half_pixel", "antialias", "opencv"),
@@ -28,7 +39,10 @@ CHOICES: dict[str, tuple] = {
     "model.stem": ("cifar", "imagenet"),
     "head.kind": ("none", "linear", "nonlinear"),
     "loss.scale": ("sum", "mean"),
-    "optim.name": ("lars", "sgd", "adamw"),
+    "finetune.encoder_bn": ("batch", "moving"),
+    "distill.images": ("all", "labelled"),
+    "distill.teacher_dtype": ("float32", "bfloat16", "float64"),
+    "optim.name": ("lars", "sgd", "adam", "adamw"),
     "optim.lr_scaling": ("linear", "sqrt", "none"),
     "train.dtype": ("float32", "bfloat16", "float64"),
 }
@@ -38,7 +52,7 @@ RULES: tuple[tuple[tuple[str, ...], str, Callable[[float], bool]], ...] = (
     (
         (
             *("loss.temperature", "model.width", "optim.base_lr", "bn.epsilon"),
-            *("eval.knn_temperature", "optim.trust_coefficient"),
+            *("eval.knn_temperature", "optim.trust_coefficient", "distill.temperature"),
         ),
         "greater than 0",
         lambda value: value > 0,
@@ -58,7 +72,19 @@ RULES: tuple[tuple[tuple[str, ...], str, Callable[[float], bool]], ...] = (
         lambda value: value >= 0,
     ),
     (("seed",), "in [0, 2^63)", lambda value: 0 <= value < 2**63),
-    (("bn.momentum", "optim.momentum"), "in [0, 1)", lambda value: 0 <= value < 1),
+    (("memory.size",), "0, for none, or more", lambda value: value >= 0),
+    (("labels.seed",), "in [0, 2^32)", lambda value: 0 <= value < 2**32),
+    (("finetune.train_from_block",), "0 to 5", lambda value: 0 <= value <= 5),
+    (
+        ("distill.alpha",),
+        "greater than 0 and at most 1 (labels alone are stage finetune)",
+        lambda value: 0 < value <= 1,
+    ),
+    (
+        ("bn.momentum", "optim.momentum", "memory.momentum"),
+        "in [0, 1)",
+        lambda value: 0 <= value < 1,
+    ),
     (("data.holdout_fraction",), "between 0 and 1", lambda value: 0 < value < 1),
     (("data.max_bad_fraction",), "in [0, 1)", lambda value: 0 <= value < 1),
     (("model.sk_ratio", "model.se_ratio"), "in [0, 1]", lambda value: 0 <= value <= 1),
@@ -75,14 +101,16 @@ def validate(config: ConfigDict, devices: int) -> None:
     Raises:
       UserError: naming the first field found wrong, its value and what would be right.
     """
-    c = config
-    _check_fields(c.to_dict(), base().to_dict())
+    c, known = config, base().to_dict()
+    known["augment"]["views"] = {name: view().to_dict() for name in c.augment.views}
+    _check_fields(c.to_dict(), known)
     for name, choices in CHOICES.items():
         if not _is_open(c, name):
             choose(name, _value(c, name), choices)
     for names, words, holds in RULES:
         for name in names:
             _require(c, name, holds, words)
+    _check_stage(c, known)
     if c.data.split == c.data.eval_split:
         raise UserError(
             f'data.eval_split is "{c.data.eval_split}", the split that is trained on: name another'
@@ -101,9 +129,15 @@ def validate(config: ConfigDict, devices: int) -> None:
     for name in c.augment.views:
         _check_view(c, f"augment.views.{name}.")
     _check_placement(c)
-    _check_tap(c)
+    _check_tap(c, "eval.probe_tap", c.eval.probe_tap)
+    _check_tap(c, "finetune.tap", c.finetune.tap)
     if c.train.batch_size is not None:
         _check_batch(c.train.batch_size, devices)
+        if c.memory.size and c.memory.size < c.train.batch_size:
+            raise UserError(
+                f"memory.size is {c.memory.size}, less than one batch: set 0, or "
+                f"{c.train.batch_size} or more"
+            )
     for name in ("log.every_steps", "checkpoint.every_steps"):
         steps, call = _value(c, name), c.train.steps_per_call
         if steps % call:
@@ -183,14 +217,43 @@ def _check_placement(c: ConfigDict) -> None:
         _require(c, "data.threads", lambda value: value >= 1, "1 or more")
 
 
-def _check_tap(c: ConfigDict) -> None:
-    layers = head_layers(c)
-    if not -1 <= c.eval.probe_tap <= layers:
+def _check_stage(c: ConfigDict, known: dict) -> None:
+    for group, stages in READ_BY.items():
+        given = c[group].to_dict()
+        changed = [name for name in given if given[name] != known[group][name]]
+        if changed and c.stage not in stages:
+            name = changed[0]
+            raise UserError(
+                f"{group}.{name} is {given[name]}, but stage {c.stage} does not read it: "
+                f"leave it at {known[group][name]}"
+            )
+    views = len(c.augment.views)
+    if c.stage not in LABELLED:
+        if views != 2:
+            raise UserError(f"augment.views has {views} view(s), a contrast is between 2: set two")
+        return
+    if views != 1:
         raise UserError(
-            f"eval.probe_tap is {c.eval.probe_tap}, but the head has {layers} layer(s): "
+            f"augment.views has {views} views, stage {c.stage} looks at one: call "
+            "simclr_jax.config.crop_and_flip in the recipe, or leave one"
+        )
+    for name in ("probe", "knn"):
+        if c.eval[name]:
+            raise UserError(
+                f"eval.{name} belongs to stage pretrain: set --config.eval.{name}=False"
+            )
+    if c.stage == "distill" and not c.distill.teacher:
+        raise UserError("distill.teacher is empty: give --config.distill.teacher=RUN")
+
+
+def _check_tap(c: ConfigDict, name: str, tap: int) -> None:
+    layers = head_layers(c)
+    if not -1 <= tap <= layers:
+        raise UserError(
+            f"{name} is {tap}, but the head has {layers} layer(s): "
             f"set 0 for h, 1 to {layers} for a layer or -1 for the last"
             if layers
-            else f"eval.probe_tap is {c.eval.probe_tap}, but there is no head: set 0"
+            else f"{name} is {tap}, but there is no head: set 0"
         )
 
 
@@ -202,7 +265,7 @@ def _check_batch(batch: int, devices: int) -> None:
             f"set --config.train.batch_size={near}"
         )
     if batch < 2:
-        raise UserError(f"train.batch_size is {batch}: a contrast needs 2 images or more")
+        raise UserError(f"train.batch_size is {batch}: give 2 images or more")
 
 
 def _x64() -> bool:

@@ -15,7 +15,8 @@ from simclr_jax.data.sources import Images
 from simclr_jax.errors import UserError
 from simclr_jax.losses.nt_xent import nt_xent
 from simclr_jax.parallel import AXIS
-from simclr_jax.stages import build, views
+from simclr_jax.stages import build, run, views
+from simclr_jax.stages.inherit import inherit
 from simclr_jax.stages.inputs import Inputs
 from simclr_jax.train import plan as plans
 
@@ -30,6 +31,25 @@ def change(c, **fields):
     """Set fields given as `group__field=value`."""
     c.update_from_flattened_dict({k.replace("__", "."): v for k, v in fields.items()})
     return c
+
+
+def labelled(stage):
+    """Return a small recipe of a stage that learns from labels."""
+    c = small()
+    recipes.crop_and_flip(c)
+    c.stage, c.eval.probe, c.eval.knn = stage, False, False
+    if stage == "distill":
+        c.distill.teacher = "runs/teacher"
+    return c
+
+
+def small_with(name, choice):
+    """Return the small recipe in which a choice may stand."""
+    if name == "stage" and choice in validation.LABELLED:
+        return labelled(choice)
+    group = name.partition(".")[0]
+    stages = validation.READ_BY.get(group, ("pretrain",))
+    return small() if "pretrain" in stages else labelled(stages[0])
 
 
 def _encoder(c):
@@ -80,8 +100,16 @@ def _source(c):
     assert c.data.source in sources.OPENERS
 
 
+def _is_read(c):
+    """What a stage does with it is tested where the stage is."""
+    assert c.stage in validation.LABELLED
+
+
 BUILDERS = {
-    "stage": lambda c: importlib.import_module(f"simclr_jax.stages.{c.stage}").run,
+    "stage": lambda c: run.STAGES[c.stage],
+    "finetune.encoder_bn": _is_read,
+    "distill.images": _is_read,
+    "distill.teacher_dtype": _is_read,
     "data.source": _source,
     "augment.placement": _views,
     "augment.grid": _views,
@@ -104,8 +132,8 @@ WITH = {"split": {"augment.grid": "opencv"}, "opencv": {"augment.placement": "sp
 
 @pytest.mark.parametrize("name, choice", CHOICES)
 def test_every_choice_is_valid_and_builds(name, choice):
-    c = change(small(), **{name: choice}, **WITH.get(choice, {}))
-    if choice == "float64":
+    c = change(small_with(name, choice), **{name: choice}, **WITH.get(choice, {}))
+    if (name, choice) == ("train.dtype", "float64"):
         with pytest.raises(UserError, match="JAX_ENABLE_X64=1"):
             validation.validate(c, devices=8)
         return
@@ -124,9 +152,13 @@ REFUSED_BY = {
     "greater than 0": (0.0, -1.0, float("nan"), float("inf")),
     "1 or more": (0, -5),
     "0 or more": (-0.5, float("nan")),
+    "0, for none, or more": (-1,),
     "in [0, 1)": (-0.1, 1.0),
     "in [0, 1]": (-0.1, 1.1),
     "in [0, 2^63)": (-1,),
+    "in [0, 2^32)": (-1, 2**32),
+    "0 to 5": (-1, 6),
+    "greater than 0 and at most 1 (labels alone are stage finetune)": (0.0, 1.1, float("nan")),
     "between 0 and 1": (0.0, 1.0, 1.5),
 }
 RULES = [(name, words) for names, words, _ in validation.RULES for name in names]
@@ -199,7 +231,12 @@ SHIPPED = sorted(path.stem for path in (Path(__file__).parents[1] / "configs").g
 
 @pytest.mark.parametrize("name", SHIPPED)
 def test_recipes_we_ship_are_valid(name):
-    validation.validate(shipped(name), devices=8)
+    c = shipped(name)
+    if c.stage == "distill":
+        c.distill.teacher = "runs/teacher"
+    # What a recipe leaves to the run it starts from is as in this one.
+    c, _ = inherit(c, before=recipes.base().to_dict())
+    validation.validate(c, devices=8)
 
 
 # From the papers' tables and the official README: recipe, argument, images, and what comes of it.

@@ -35,7 +35,9 @@ def host_batches(
     Each holds what the placement makes (`image`, `crops` or `views`); `label` int32 `[n]`, if the
     source has labels; `position` uint32 `[n, 2]`, the absolute position of each example in the
     order of all examples ever consumed (high word, low word), which with the seed decides its
-    augmentation; and `start` uint32 `[n, 2]`, the position at which the global batch starts.
+    augmentation; `start` uint32 `[n, 2]`, the position at which the global batch starts; and
+    `example` int32 `[n]`, which image of the data set it is (that of an unreadable one, where
+    another stands in for it).
     """
     asked: deque[Request] = deque()
 
@@ -45,12 +47,16 @@ def host_batches(
             yield one
 
     for batch in placements.get(placement)(loading, noted()):
-        yield batch | _identity(asked.popleft())
+        yield batch | _identity(loading, asked.popleft())
 
 
-def _identity(of: Request) -> Batch:
+def _identity(loading: Loading, of: Request) -> Batch:
     start = np.full_like(of.positions, of.start)
-    return {"position": parallel.split64(of.positions), "start": parallel.split64(start)}
+    return {
+        "example": loading.reader.order(of.positions).astype(np.int32),
+        "position": parallel.split64(of.positions),
+        "start": parallel.split64(start),
+    }
 
 
 def chunks(first_step: int, total_steps: int, steps_per_call: int) -> Iterator[range]:
@@ -97,21 +103,21 @@ def device_batches(
 
 
 def _lookups(loading: Loading, requests: Iterator[Request]) -> Generator[Batch, None, None]:
-    """Yield batches with `example`, int32 `[n]`, in place of the images."""
+    """Yield batches with `row`, int32 `[n]`, in place of the images."""
     labels = loading.reader.source.labels
     for one in requests:
         examples = device.examples(loading, one.positions)
-        batch = {"example": examples.astype(np.int32)} | _identity(one)
+        batch = {"row": examples.astype(np.int32)} | _identity(loading, one)
         yield batch if labels is None else batch | {"label": labels[examples]}
 
 
 def _gather(loading: Loading, mesh: Mesh) -> Callable[[Batch], Batch]:
     pixels = parallel.replicate(mesh, device.images(loading).pixels)
     sharding = NamedSharding(mesh, P(None, parallel.AXIS))
-    take = jax.jit(lambda pixels, examples: pixels[examples], out_shardings=sharding)
+    take = jax.jit(lambda pixels, rows: pixels[rows], out_shardings=sharding)
 
     def gather(batch: Batch) -> Batch:
-        return {"image": take(pixels, batch.pop("example")), **batch}
+        return {"image": take(pixels, batch.pop("row")), **batch}
 
     return gather
 

@@ -26,6 +26,7 @@ def nt_xent(
     scale: str = "sum",
     normalize: bool = True,
     weights: jax.Array | None = None,
+    memory: tuple[jax.Array, jax.Array] | None = None,
     axis_name: str | None = None,
 ) -> tuple[jax.Array, dict[str, jax.Array]]:
     """Return this device's share of NT-Xent: each view must find its partner among 2N - 1 others.
@@ -45,6 +46,9 @@ def nt_xent(
       normalize: compare by cosine rather than by inner product.
       weights: `[n]` weight of each image's loss; the mean is over images of nonzero weight. None
         weighs all equally.
+      memory: more negatives, the same on every device: embeddings `[K, d]`, of length 1 if
+        `normalize`, and which of them are negatives of each image, bool `[n, K]`. They carry no
+        gradient.
       axis_name: mesh axis over which the global batch is spread; None if this is all of it.
 
     Returns:
@@ -74,14 +78,20 @@ def nt_xent(
             jnp.matmul(anchors, others.T, precision=lax.Precision.HIGHEST) / temperature
         )  # [n, N]
 
-    def cross_entropy(to_other_view, to_same_view):
+    def cross_entropy(anchors, to_other_view, to_same_view):
         to_same_view = jnp.where(itself, -jnp.inf, to_same_view)
-        logits = jnp.concatenate([to_other_view, to_same_view], axis=1)  # [n, 2N]
-        return optax.softmax_cross_entropy_with_integer_labels(logits, partner)
+        logits = [to_other_view, to_same_view]  # [n, N] each
+        if memory is not None:
+            kept, negative = memory
+            to_kept = similarity(anchors, lax.stop_gradient(kept).astype(wide))  # [n, K]
+            logits.append(jnp.where(negative, to_kept, -jnp.inf))
+        return optax.softmax_cross_entropy_with_integer_labels(
+            jnp.concatenate(logits, axis=1), partner
+        )
 
     between = similarity(z1, all2)
-    losses = cross_entropy(between, similarity(z1, all1))
-    losses += cross_entropy(similarity(z2, all1), similarity(z2, all2))
+    losses = cross_entropy(z1, between, similarity(z1, all1))
+    losses += cross_entropy(z2, similarity(z2, all1), similarity(z2, all2))
 
     count = jnp.asarray(all1.shape[0], wide)
     if weights is not None:

@@ -6,6 +6,7 @@ import functools
 from collections.abc import Callable
 
 import jax
+import jax.numpy as jnp
 import optax
 
 from simclr_jax.optim import masks
@@ -26,6 +27,10 @@ def _roles(*roles: str) -> Mask:
     return functools.partial(masks.mask, roles=roles)
 
 
+ADAPT = _roles(*LARS_ADAPTED)
+ADAPT_CLASSIFIER_TOO = _roles(*LARS_ADAPTED, "classifier")  # as `distillation_self_training.ipynb`
+
+
 def lars(
     learning_rate: optax.ScalarOrSchedule,
     *,
@@ -35,7 +40,7 @@ def lars(
     nesterov: bool = False,
     classic_momentum: bool = True,
     decayed: Mask = _roles(*LARS_DECAYED),
-    adapted: Mask = _roles(*LARS_ADAPTED),
+    adapted: Mask = ADAPT,
 ) -> optax.GradientTransformation:
     """Build LARS as the official code runs it (`lars_optimizer.py:LARSOptimizer`).
 
@@ -96,6 +101,31 @@ def sgd(
     return optax.chain(decay, *((rate, trace) if rate_in_momentum else (trace, rate)))
 
 
+def adam(
+    learning_rate: optax.ScalarOrSchedule,
+    *,
+    weight_decay: float = 0.0,
+    epsilon: float = 1e-8,
+    decayed: Mask = _roles(*SGD_DECAYED),
+) -> optax.GradientTransformation:
+    """Build Adam with L2 decay as the official code runs it (TensorFlow's `AdamOptimizer`).
+
+    TensorFlow adds `epsilon` before it corrects the bias of the second moment: what is added after
+    the correction, as here, is larger in the first steps.
+    """
+    b1, b2 = 0.9, 0.999
+
+    def corrected(count):  # of updates before this one
+        return epsilon / jnp.sqrt(1 - b2 ** (count + 1.0))
+
+    scale = optax.inject_hyperparams(optax.scale_by_adam, static_args=("b1", "b2"))
+    return optax.chain(
+        optax.add_decayed_weights(weight_decay, decayed),
+        scale(b1=b1, b2=b2, eps=corrected),
+        optax.scale_by_learning_rate(learning_rate),
+    )
+
+
 def adamw(
     learning_rate: optax.ScalarOrSchedule,
     *,
@@ -103,9 +133,5 @@ def adamw(
     epsilon: float = 1e-8,
     decayed: Mask = _roles(*ADAMW_DECAYED),
 ) -> optax.GradientTransformation:
-    """Build AdamW (Loshchilov and Hutter 2019), decaying kernels only.
-
-    Not the official "adam" to the last digit: TensorFlow adds `epsilon` before it corrects the bias
-    of the second moment, and decays in the loss.
-    """
+    """Build AdamW (Loshchilov and Hutter 2019), decaying kernels only."""
     return optax.adamw(learning_rate, eps=epsilon, weight_decay=weight_decay, mask=decayed)

@@ -61,8 +61,9 @@ def adapt(
     choose("model.stem", "cifar" if size <= SMALL else "imagenet", f"views of {size} pixels")
     choose("model.depth", 18 if count <= FEW_IMAGES else 50, f"{count} images")
     most = 512 if size <= LARGE else 256
-    batch = 2 ** int(np.log2(max(8, min(most, count / 8))))
-    choose("train.batch_size", batch, f"an eighth of {count} images, {most} at most at this size")
+    part, words = (2, "half") if c.stage == "finetune" else (8, "an eighth")
+    batch = 2 ** int(np.log2(max(8, min(most, count / part))))
+    choose("train.batch_size", batch, f"{words} of {count} images, {most} at most at this size")
     epochs = float(np.clip(round(SEEN / count), *EPOCHS))
     if c.train.steps is None:
         seen = f"{epochs * count / 1e6:.3g} million images seen in all"

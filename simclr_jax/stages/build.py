@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -20,7 +21,9 @@ from simclr_jax.models.normalization import BatchNorm
 from simclr_jax.models.resnet import Norm, ResNet
 from simclr_jax.optim import optimizers, schedules
 from simclr_jax.parallel import AXIS
+from simclr_jax.stages.memory import Memory
 from simclr_jax.train.plan import Plan
+from simclr_jax.train.stage import Params, Stats
 
 
 def encoder(config: ConfigDict) -> ResNet:
@@ -50,22 +53,35 @@ def projection_head(config: ConfigDict) -> ProjectionHead:
     )
 
 
-def first_variables(config: ConfigDict, channels: int) -> dict[str, dict[str, Any]]:
-    """Return the first values of encoder and head, as `{params, batch_stats}`, each by part."""
+def first_parts(
+    config: ConfigDict, channels: int, classifier: tuple[str, int, int] | None = None
+) -> dict[str, dict[str, Any]]:
+    """Return the first values of encoder, head and a classifier, as `{params, batch_stats}`.
+
+    Args:
+      config: a recipe.
+      channels: of the images.
+      classifier: its part (`probe` or `classifier`), the layer of the head it reads, and classes.
+
+    Returns:
+      For each of `params` and `batch_stats` the trees of the parts that have any.
+    """
     modules, keys = (encoder(config), projection_head(config)), first_keys(config.seed)
     side = config.data.image_size
-
-    @jax.jit
-    def first() -> dict[str, Any]:
-        images = jnp.zeros((1, side, side, channels), config.train.dtype)
-        made: dict[str, Any] = {"encoder": modules[0].init(keys[0], images, train=True)}
-        h: Any = modules[0].apply(made["encoder"], images, train=False)
-        made["head"] = modules[1].init(keys[1], h["h"], train=True)
-        return made
-
-    made = jax.device_get(first())
+    images = jnp.zeros((1, side, side, channels), config.train.dtype)
+    made: dict[str, Any] = {"encoder": modules[0].init(keys[0], images, train=True)}
+    h: Any = modules[0].apply(made["encoder"], images, train=False)
+    hiddens, made["head"] = modules[1].init_with_output(keys[1], h["h"], train=True)
+    if classifier:
+        part, tap, classes = classifier
+        made[part] = Classifier(classes, _param_dtype(config)).init(keys[2], hiddens[tap])
     kinds = ("params", "batch_stats")
     return {kind: {part: v[kind] for part, v in made.items() if kind in v} for kind in kinds}
+
+
+def first_variables(config: ConfigDict, channels: int) -> dict[str, dict[str, Any]]:
+    """Return the first values of encoder and head on the host, see `first_parts`."""
+    return jax.device_get(jax.jit(lambda: first_parts(config, channels))())
 
 
 def first_keys(seed: int) -> jax.Array:
@@ -76,6 +92,27 @@ def first_keys(seed: int) -> jax.Array:
 def classifier(config: ConfigDict, classes: int) -> Classifier:
     """Build a linear classifier on `h` or on a layer of the projection head."""
     return Classifier(classes, param_dtype=_param_dtype(config))
+
+
+def memory(config: ConfigDict) -> Memory | None:
+    """Build the memory of more negatives, if the recipe has one."""
+    if not config.memory.size:
+        return None
+    return Memory(
+        size=config.memory.size,
+        momentum=config.memory.momentum,
+        parts=("encoder", "head"),
+        normalize=config.loss.normalize,
+    )
+
+
+def in_training(
+    module: Any, name: str, params: Params, batch_stats: Stats, x: jax.Array
+) -> tuple[Any, Stats]:
+    """Apply a part in train mode; return its outputs and, under its name, moved statistics."""
+    variables = {"params": params.get(name, {}), "batch_stats": batch_stats.get(name, {})}
+    outputs, moved = module.apply(variables, x, train=True, mutable=["batch_stats"])
+    return outputs, {name: moved["batch_stats"]} if moved else {}
 
 
 def _norm(config: ConfigDict, **fields) -> Norm:
@@ -120,9 +157,15 @@ def policies(config: ConfigDict) -> tuple[Policy, ...]:
 
 
 def optimizer(
-    config: ConfigDict, plan: Plan
+    config: ConfigDict, plan: Plan, learns: Callable[[Params], Any] | None = None
 ) -> tuple[optax.GradientTransformation, optax.Schedule]:
-    """Return the optimiser and the learning-rate schedule in it."""
+    """Return the optimiser and the learning-rate schedule in it.
+
+    Args:
+      config: a recipe.
+      plan: the run in numbers.
+      learns: from parameters to a tree of booleans; the others stay as they are. None: all learn.
+    """
     o = config.optim
     schedule = schedules.warmup_cosine(plan.peak_rate, plan.warmup_steps, plan.total_steps)
     if o.name == "lars":
@@ -131,6 +174,7 @@ def optimizer(
             momentum=o.momentum,
             weight_decay=o.weight_decay,
             trust_coefficient=o.trust_coefficient,
+            adapted=optimizers.ADAPT_CLASSIFIER_TOO if o.adapt_classifier else optimizers.ADAPT,
         )
     elif o.name == "sgd":
         made = optimizers.sgd(
@@ -140,7 +184,10 @@ def optimizer(
             rate_in_momentum=o.rate_in_momentum,
         )
     else:
-        made = optimizers.adamw(schedule, weight_decay=o.weight_decay)
+        make = {"adam": optimizers.adam, "adamw": optimizers.adamw}[o.name]
+        made = make(schedule, weight_decay=o.weight_decay)
+    if learns:
+        made = optax.partition({True: made, False: optax.set_to_zero()}, learns)
     return made, schedule
 
 

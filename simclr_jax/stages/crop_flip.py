@@ -6,26 +6,14 @@ from collections.abc import Iterator
 
 import jax
 import numpy as np
-from ml_collections import ConfigDict
 
+from simclr_jax import config as recipes
 from simclr_jax.data.placements import Request
 from simclr_jax.data.sources import Images, Source
 from simclr_jax.stages.datasets import check_one_label
 from simclr_jax.stages.encoder import Encoder
 from simclr_jax.stages.inputs import Inputs
 from simclr_jax.stages.views import view_maker
-
-COLOUR = ("jitter", "grayscale", "blur")  # switched off
-
-
-def recipe(config: ConfigDict) -> ConfigDict:
-    """Return a recipe with one view, of crop and flip alone: official `preprocess_for_train`."""
-    c = config.copy_and_resolve_references()
-    with c.unlocked():
-        del c.augment.views["second"]
-    for name in COLOUR:
-        c.augment.views.first[name] = 0.0
-    return c
 
 
 class Views:
@@ -42,13 +30,14 @@ class Views:
 
     def __init__(self, encoder: Encoder, source: Source, seed: int):
         check_one_label(source, "a probe on crops and flips")
-        c = recipe(encoder.config)
+        c = encoder.config.copy_and_resolve_references()
+        recipes.crop_and_flip(c)
         c.seed = seed
         if c.augment.placement == "device" and not isinstance(source, Images):
             # Images of any sizes: the host has to crop them, on the grid that it has.
             c.augment.placement, c.augment.grid = "split", "opencv"
         self._encoder, self._inputs = encoder, Inputs(c, source, source)
-        view, a = c.augment.views.first, c.augment
+        (view,), a = c.augment.views.values(), c.augment
         self.protocol = {
             "views": "crop and flip, new in each epoch",
             "crop": f"area {view.area_min:g} to {view.area_max:g} of the image",

@@ -90,6 +90,7 @@ class Encoder:
       preprocessing: from an image to what the network sees.
       mesh: the devices it runs on.
       classifier: the linear classifier of the checkpoint and the tap it reads; None: it has none.
+      variables: `params` and `batch_stats`, each by part, on the devices.
     """
 
     def __init__(
@@ -106,7 +107,7 @@ class Encoder:
         self.taps = taps(config)
         self.mesh = mesh or parallel.make_mesh()
         self.preprocessing = Preprocessing.of(config, _channels(variables))
-        self._variables = parallel.replicate(self.mesh, variables)
+        self.variables = parallel.replicate(self.mesh, variables)
         self._encoders: dict[tuple, Callable] = {}
 
     @classmethod
@@ -138,7 +139,7 @@ class Encoder:
     def fingerprint(self) -> str:
         """Return a checksum of all weights and statistics."""
         check = 0
-        for path, leaf in jax.tree_util.tree_leaves_with_path(jax.device_get(self._variables)):
+        for path, leaf in jax.tree_util.tree_leaves_with_path(jax.device_get(self.variables)):
             name = jax.tree_util.keystr(path)
             check = zlib.crc32(np.ascontiguousarray(leaf).data, zlib.crc32(name.encode(), check))
         return f"crc32 {check:08x}"
@@ -188,7 +189,7 @@ class Encoder:
         key = (*wanted, prepared)
         if key not in self._encoders:  # `features.extract` compiles once per function object
             self._encoders[key] = self._encoder(wanted, prepared)
-        return features.extract(self._encoders[key], self._variables, images, self.mesh, batch_size)
+        return features.extract(self._encoders[key], self.variables, images, self.mesh, batch_size)
 
     def _encoder(self, wanted: Sequence[str], prepared: bool) -> Callable:
         embed = embedder(self.config, wanted)
@@ -196,14 +197,18 @@ class Encoder:
         return lambda variables, images: embed(variables, prepare(images))
 
 
+def classifier_tap(saved: Saved) -> int | None:
+    """Return the layer of the head that the classifier of a run reads, None if it is not known."""
+    if converted := saved.record.get("converted"):
+        return converted["classifier_tap"]
+    trained = "params/classifier/dense/kernel" in saved.leaves
+    return saved.config.finetune.tap if trained else saved.config.eval.probe_tap
+
+
 def _classifier(saved: Saved) -> tuple[str, Weights] | None:
-    """Return the classifier that was converted with a checkpoint, or else the online probe."""
-    converted = saved.record.get("converted") or {}
-    layers = {
-        "classifier": converted.get("classifier_tap"),
-        "probe": saved.config.eval.probe_tap,
-    }
-    for part, layer in layers.items():
+    """Return the classifier of a fine-tuned or converted run, or else the online probe."""
+    layer = classifier_tap(saved)
+    for part in ("classifier", "probe"):
         dense = saved.variables(part)["params"].get("dense")
         if dense and layer is not None:
             return tap_name(saved.config, layer), Weights(dense["kernel"], dense["bias"])

@@ -1,4 +1,4 @@
-"""Which of the training labels an evaluation may use."""
+"""Which labels may be used: of the training images of an evaluation, or of a stage that learns."""
 
 from __future__ import annotations
 
@@ -6,8 +6,10 @@ import zlib
 from pathlib import Path
 
 import numpy as np
+from ml_collections import ConfigDict
 
-from simclr_jax.data.sources import Source
+from simclr_jax.data import sources
+from simclr_jax.data.sources import NO_LABEL, Source
 from simclr_jax.errors import UserError
 from simclr_jax.evaluate import subsets
 from simclr_jax.stages.feature_bank import Features
@@ -28,21 +30,74 @@ def allowed(wanted: str, fit: Features, source: Source, seed: int) -> np.ndarray
     Raises:
       UserError: if `wanted` is none of these, or asks for more than there is.
     """
+    return _rows("--labels", wanted, fit.known, fit.examples, source, seed)
+
+
+def restrict(config: ConfigDict, train: Source) -> Source:
+    """Return the training images of a stage that learns from labels, and no label it may not use.
+
+    Raises:
+      UserError: if the labels it needs are missing.
+    """
+    d, labels = config.distill, train.labels
+    needed = config.stage != "distill" or d.alpha < 1 or d.images == "labelled"
+    if not needed:
+        return train
+    check(config, train, "training")
+    assert labels is not None  # `check` has seen to it
+    known = np.flatnonzero(labels != NO_LABEL)
+    c = config.labels
+    rows = known[_rows("labels.use", c.use, labels[known], known, train, c.seed)]
+    if config.stage == "distill" and d.images == "all":
+        return sources.hide_labels(train, np.setdiff1d(np.arange(len(train)), rows))
+    return train.take(rows)
+
+
+def check(config: ConfigDict, source: Source, which: str) -> None:
+    """Raise `UserError` unless each of the `which` images may have one label."""
+    if not source.classes or source.labels is None:
+        raise UserError(
+            f"the {which} images have no labels, which stage {config.stage} needs: give a data set "
+            "that has, and data.labels=True"
+        )
+    if source.multi_label:
+        raise UserError(
+            f"the {which} images may have several labels, stage {config.stage} is made for one each"
+        )
+
+
+def _rows(
+    field: str,
+    wanted: str,
+    labels: np.ndarray,
+    examples: np.ndarray,
+    source: Source,
+    seed: int,
+) -> np.ndarray:
+    """Choose among `labels` `[m]`, those of `examples` `[m]` in `source`; see `allowed`."""
     if wanted == ALL:
-        return np.arange(len(fit))
+        return np.arange(len(labels))
     if _is_file(wanted):
-        return _listed(Path(wanted).expanduser(), fit, source)
-    if fit.known.ndim == 2:
-        raise UserError(f"--labels={wanted} draws by class, but an image has several: use all")
+        return _listed(field, Path(wanted).expanduser(), examples, source)
+    if labels.ndim == 2:
+        raise UserError(f"{field}={wanted} draws by class, but an image has several: use all")
     try:
-        if wanted.endswith("%"):
-            return subsets.share_of_labels(fit.known, float(wanted[:-1]) / 100, seed)
-        return subsets.few_labels(fit.known, int(wanted), seed)
+        share = float(wanted[:-1]) / 100 if wanted.endswith("%") else None
+        number = 0 if share is not None else int(wanted)
     except ValueError:
         raise UserError(
-            f"--labels={wanted} is neither all, a share such as 10%, a number for each class, "
+            f"{field}={wanted} is neither all, a share such as 10%, a number for each class, "
             "nor a file of names"
         ) from None
+    if share is None:
+        return subsets.few_labels(labels, number, seed)
+    classes = len(np.unique(labels))
+    if 0 < share * len(labels) < classes:
+        raise UserError(
+            f"{field}={wanted} of {len(labels)} images is less than one for each of {classes} "
+            f"classes: ask for {100 * classes / len(labels):.2g}% or more, or for a number of each"
+        )
+    return subsets.share_of_labels(labels, share, seed)
 
 
 def describe(wanted: str) -> str:
@@ -65,21 +120,21 @@ def _is_file(wanted: str) -> bool:
     return Path(wanted).expanduser().is_file()
 
 
-def _listed(path: Path, fit: Features, source: Source) -> np.ndarray:
+def _listed(field: str, path: Path, examples: np.ndarray, source: Source) -> np.ndarray:
     """Find the images that a file names, by their whole name or else by its last part."""
     names = set(path.read_text().splitlines()) - {""}
-    own = [source.name(int(example)) for example in fit.examples]
+    own = [source.name(int(example)) for example in examples]
     rows = [i for i, name in enumerate(own) if name in names]
     if not rows:
         rows = [i for i, name in enumerate(own) if name.split("/")[-1] in names]
     if len(rows) < len(names):
         raise UserError(
-            f"--labels={path} names {len(names)} images, of which {len(rows)} are among those to "
+            f"{field}={path} names {len(names)} images, of which {len(rows)} are among those to "
             f"learn from, such as {own[0]}: leave the others out"
         )
     if len(rows) > len(names):
         raise UserError(
-            f"--labels={path} names {len(names)} images, but {len(rows)} have such a name: write "
+            f"{field}={path} names {len(names)} images, but {len(rows)} have such a name: write "
             f"names with their directories, such as {own[0]}"
         )
     return np.array(rows)

@@ -3,35 +3,33 @@
 from __future__ import annotations
 
 import functools
-import signal
-from typing import Any
 
 import jax
 import jax.numpy as jnp
-import optax
-from etils import epath
 from jax import lax
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from simclr_jax import files, parallel, validation
-from simclr_jax.data import sources
-from simclr_jax.data.sources import Source
+from simclr_jax import parallel
+from simclr_jax.losses.cross_entropy import cross_entropy
 from simclr_jax.losses.nt_xent import nt_xent
-from simclr_jax.stages import build, summary, views
-from simclr_jax.stages.adapt import adapt
+from simclr_jax.stages import build, views
+from simclr_jax.stages.encoder import embedder
 from simclr_jax.stages.inputs import Inputs
 from simclr_jax.stages.monitor import Monitor
 from simclr_jax.stages.warm_start import load_parts
-from simclr_jax.train import loop
-from simclr_jax.train import plan as plans
 from simclr_jax.train.plan import Plan
-from simclr_jax.train.profile import Profiler
-from simclr_jax.train.stage import Batch, Metrics, Outputs, Params, Stage, Stats, TrainState
-from simclr_jax.train.workdir import open_workdir, recipe_before
-
-# Launch scripts start a run again on EX_TEMPFAIL; a person who pressed Ctrl-C does not want that.
-EXIT_CODES: dict[int, int] = {signal.SIGTERM: 75, signal.SIGINT: 130}
+from simclr_jax.train.stage import (
+    Batch,
+    Extra,
+    Metrics,
+    Outputs,
+    Params,
+    Stage,
+    Stats,
+    TrainState,
+    nothing_more,
+)
 
 FORMATS = {
     "loss": "loss {:.4f}",
@@ -47,58 +45,6 @@ FORMATS = {
 }
 
 
-def run(config: ConfigDict, workdir: str, resume: str = "auto", profile_steps: str = "") -> int:
-    """Pretrain by a recipe, then say what was learned.
-
-    Args:
-      config: a recipe.
-      workdir: directory of the run.
-      resume: see `train.workdir.open_workdir`.
-      profile_steps: `a:b` writes a trace of these steps to `workdir/profile`.
-
-    Returns:
-      0 when the run is complete; 75 (ask me again) when SIGTERM stopped it, 130 when Ctrl-C did.
-
-    Raises:
-      UserError: for whatever a user can put right.
-    """
-    mesh = parallel.make_mesh()
-    workdir = files.expand_home(workdir)
-    validation.validate(config, mesh.size)
-    kept, before = epath.Path(workdir) / "index", recipe_before(workdir)
-    train, test = sources.open_splits(config.data, kept if before else None)
-    config, chosen = adapt(config, train, test, before)
-    validation.validate(config, mesh.size)
-    build.check_images(config, train, test)
-    plan = plans.make(config, len(train))
-
-    record = config.to_dict() | {"images": [train.fingerprint(), test.fingerprint()]}
-    keep, keep_period = config.checkpoint.keep, config.checkpoint.keep_period
-    profiler = Profiler(profile_steps, epath.Path(workdir) / "profile", plan.total_steps)
-    with open_workdir(workdir, record, resume, keep=keep, keep_period=keep_period) as opened:
-        if opened.fresh:
-            sources.remember(train, kept)
-        inputs = Inputs(config, train, test, opened)
-        stage = make_stage(config, plan, inputs, mesh)
-        start = [f"start     from {config.init.parts} of {config.init.run}"] * opened.fresh
-        about = [*_about(train, test), *chosen, *(start if config.init.run else [])]
-        summary.announce(opened, config, plan, stage, mesh, about)
-        views.draw(config, inputs, opened)
-        result = loop.train(stage, plan, mesh, opened, profiler)
-        if result.stopped_by:
-            return EXIT_CODES[result.stopped_by]
-        summary.conclude(opened, plan, stage, result.state)
-    return 0
-
-
-def _about(train: Source, test: Source) -> list[str]:
-    """Say what a user should know about the images before waiting for a run."""
-    labels = f"{train.classes} classes" if train.classes else "no labels"
-    counts = f"images    {len(train)} to learn from, {len(test)} held out, {labels}"
-    notes = dict.fromkeys((*sources.notes(train), *sources.notes(test)))
-    return [counts, *(f"note      {note}" for note in notes)]
-
-
 def make_stage(config: ConfigDict, plan: Plan, inputs: Inputs, mesh: Mesh) -> Stage:
     """Build the pretraining stage of a recipe.
 
@@ -112,36 +58,45 @@ def make_stage(config: ConfigDict, plan: Plan, inputs: Inputs, mesh: Mesh) -> St
     encoder, head = build.encoder(config), build.projection_head(config)
     probe = build.classifier(config, inputs.train.classes) if config.eval.probe else None
     optimizer, schedule = build.optimizer(config, plan)
+    memory = build.memory(config)
     make_views = views.view_maker(config)
 
     @jax.jit
     def first_state() -> TrainState:
-        keys = build.first_keys(config.seed)
-        side, channels = config.data.image_size, inputs.train.channels
-        images = jnp.zeros((1, side, side, channels), config.train.dtype)
-        variables: dict[str, Any] = {"encoder": encoder.init(keys[0], images, train=True)}
-        h: jax.Array = encoder.apply(variables["encoder"], images, train=False)["h"]  # type: ignore
-        hiddens, variables["head"] = head.init_with_output(keys[1], h, train=True)
-        if probe:
-            variables["probe"] = probe.init(keys[2], hiddens[config.eval.probe_tap])
-        params = {name: v["params"] for name, v in variables.items() if "params" in v}
-        stats = {name: v["batch_stats"] for name, v in variables.items() if "batch_stats" in v}
-        return TrainState(jnp.zeros((), jnp.int32), params, stats, optimizer.init(params))
+        on_top = ("probe", config.eval.probe_tap, inputs.train.classes) if probe else None
+        made = build.first_parts(config, inputs.train.channels, on_top)
+        params, stats = made["params"], made["batch_stats"]
+        state = TrainState(jnp.zeros((), jnp.int32), params, stats, optimizer.init(params))
+        if memory:
+            side = config.data.image_size
+            images = jnp.zeros((1, side, side, inputs.train.channels))
+            z = embedder(config, ("z",))(made, images)["z"]
+            state = state._replace(extra=memory.first(params, stats, z))
+        return state
 
-    def embed(params: Params, batch_stats: Stats, batch: Batch) -> tuple[Outputs, Stats]:
+    def project(params: Params, batch_stats: Stats, images: jax.Array):
+        """Return h and every layer of the head, `[rows, d]` each, and moved statistics."""
+        ends, encoder_stats = build.in_training(encoder, "encoder", params, batch_stats, images)
+        hiddens, head_stats = build.in_training(head, "head", params, batch_stats, ends["h"])
+        return hiddens, encoder_stats | head_stats
+
+    def embed(
+        params: Params, batch_stats: Stats, extra: Extra, batch: Batch
+    ) -> tuple[Outputs, Stats]:
         pair = make_views(batch)  # [2, n, h, w, c]
         images = pair.reshape(-1, *pair.shape[2:])  # [2n, h, w, c]: both views in one forward
-        ends, encoder_stats = _apply(encoder, "encoder", params, batch_stats, images)
-        hiddens, head_stats = _apply(head, "head", params, batch_stats, ends["h"])
-        outputs = {"z": hiddens[-1]}  # [2n, dim]
+        hiddens, batch_stats = project(params, batch_stats, images)
+        outputs: Outputs = {"z": hiddens[-1]}  # [2n, dim]
         if probe:
             # The probe watches, it does not teach.
             tapped = lax.stop_gradient(hiddens[config.eval.probe_tap])  # [2n, d]
             outputs["logits"] = probe.apply({"params": params["probe"]}, tapped)  # [2n, classes]
             outputs["label"] = jnp.concatenate([batch["label"], batch["label"]])  # [2n]
-        return outputs, encoder_stats | head_stats
+        if memory:
+            outputs |= memory.embed(project, extra, pair[1], batch["example"])
+        return outputs, batch_stats
 
-    def objective(outputs: Outputs, axis_name: str) -> tuple[jax.Array, Metrics]:
+    def objective(outputs: Outputs, extra: Extra, axis_name: str) -> tuple[jax.Array, Metrics]:
         z1, z2 = jnp.split(outputs["z"], 2)  # [n, dim] each
         loss, metrics = nt_xent(
             z1,
@@ -149,11 +104,13 @@ def make_stage(config: ConfigDict, plan: Plan, inputs: Inputs, mesh: Mesh) -> St
             temperature=config.loss.temperature,
             scale=config.loss.scale,
             normalize=config.loss.normalize,
+            memory=memory.negatives(extra, outputs) if memory else None,
             axis_name=axis_name,
         )
         metrics["loss"] = loss
         if probe:
-            probe_loss, accuracy = _cross_entropy(outputs["logits"], outputs["label"], axis_name)
+            logits, label = outputs["logits"], outputs["label"]
+            probe_loss, accuracy = cross_entropy(logits, label, axis_name=axis_name)
             metrics |= {"probe_loss": probe_loss, "train_probe_accuracy": accuracy}
             loss = loss + probe_loss
         return loss, metrics
@@ -161,10 +118,17 @@ def make_stage(config: ConfigDict, plan: Plan, inputs: Inputs, mesh: Mesh) -> St
     def init() -> TrainState:
         return parallel.replicate(mesh, first_state())
 
+    def warm_start(state: TrainState) -> TrainState:
+        state = load_parts(config.init, state, tap=config.eval.probe_tap)
+        if not memory:
+            return state
+        empty = state.extra["queue"]["z"]
+        return state._replace(extra=memory.first(state.params, state.batch_stats, empty))
+
     monitor = Monitor(config, probe, inputs, mesh)
     return Stage(
         init=init,
-        warm_start=functools.partial(load_parts, config.init, tap=config.eval.probe_tap),
+        warm_start=warm_start,
         embed=embed,
         objective=objective,
         optimizer=optimizer,
@@ -174,18 +138,5 @@ def make_stage(config: ConfigDict, plan: Plan, inputs: Inputs, mesh: Mesh) -> St
         compare=lambda state: monitor.compare(state, untrained=init()),
         protocol=monitor.protocol,
         formats=FORMATS,
+        after_update=memory.after_update if memory else nothing_more,
     )
-
-
-def _apply(module: Any, name: str, params: Params, batch_stats: Stats, x: jax.Array):
-    """Apply a module in train mode; return outputs and, under its name, moved statistics."""
-    variables = {"params": params.get(name, {}), "batch_stats": batch_stats.get(name, {})}
-    outputs, moved = module.apply(variables, x, train=True, mutable=["batch_stats"])
-    return outputs, {name: moved["batch_stats"]} if moved else {}
-
-
-def _cross_entropy(logits: jax.Array, labels: jax.Array, axis_name: str):
-    """Return this device's share of mean cross entropy and accuracy, rows `[2n]`."""
-    rows = len(labels) * lax.axis_size(axis_name)
-    losses = optax.softmax_cross_entropy_with_integer_labels(logits, labels)
-    return jnp.sum(losses) / rows, jnp.sum(jnp.argmax(logits, axis=-1) == labels) / rows

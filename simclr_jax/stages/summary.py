@@ -32,7 +32,7 @@ def announce(
         say(line)
     say(f"devices   {mesh.size} x {kind}, computing in {config.train.dtype}")
     say(
-        f"batch     {plan.batch_size} images ({2 * plan.batch_size} views), "
+        f"batch     {plan.batch_size} images ({_views(config) * plan.batch_size} views), "
         f"{plan.batch_size // mesh.size} images a device"
     )
     say(
@@ -61,3 +61,7 @@ def conclude(workdir: Workdir, plan: Plan, stage: Stage, state: TrainState) -> N
     found = [name for name in names if (workdir.path / name).exists()]
     say(f"checkpoint {os.fspath(workdir.path / 'checkpoints')}/{plan.total_steps}")
     say(f"also in {workdir.path}: {', '.join([*found, *(['results'] if results else [])])}")
+
+
+def _views(config: ConfigDict) -> int:
+    return len(config.augment.views)

@@ -7,11 +7,14 @@ from typing import Any
 import jax
 from ml_collections import ConfigDict
 
+from simclr_jax.config import head_layers
 from simclr_jax.errors import UserError, choose
+from simclr_jax.stages.encoder import classifier_tap
 from simclr_jax.train import manifest, saved
 from simclr_jax.train.stage import TrainState
 
-PARTS = ("encoder", "head", "probe")
+PARTS = ("encoder", "head", "probe", "classifier")
+LINEAR = ("probe", "classifier")  # the same thing, taught on the side or with the encoder
 
 
 def load_parts(init: ConfigDict, state: TrainState, tap: int = 0) -> TrainState:
@@ -21,7 +24,8 @@ def load_parts(init: ConfigDict, state: TrainState, tap: int = 0) -> TrainState:
       init: `run`, a workdir or `WORKDIR@STEP` (the newest whole checkpoint without a step), and
         `parts`, names with commas. An empty `run` changes nothing.
       state: the first state of this run; the rest of it stays (optimiser, step 0).
-      tap: layer of the head that this run's probe reads; that of the other run must be the same.
+      tap: layer of the head that this run's probe or classifier reads; if it is taken over, that
+        of the other run must be the same.
 
     Raises:
       UserError: if there is no such checkpoint, or a part has other leaves or shapes there, naming
@@ -34,12 +38,12 @@ def load_parts(init: ConfigDict, state: TrainState, tap: int = 0) -> TrainState:
         choose("init.parts", part, PARTS)
     run = saved.read(init.run, "init.run")
     there = dict(run.leaves)
-    if "probe" in parts:
-        _check_tap(run, tap)
-        if not any(name.startswith("params/probe/") for name in there):
-            # Classifiers of fine-tuned and converted runs are linear probes of another name.
-            there = {_renamed(name): value for name, value in there.items()}
     wanted = manifest.named_leaves(state)
+    for part in set(parts) & set(LINEAR):
+        _check_tap(run, tap)
+        if not any(name.startswith(f"params/{part}/") for name in there):
+            # Probes of pretraining and classifiers of fine-tuned runs may stand for each other.
+            there = {_renamed(name, part): value for name, value in there.items()}
     prefixes = tuple(f"{kind}/{part}/" for kind in ("params", "batch_stats") for part in parts)
     _compare(f"checkpoint {run}", prefixes, wanted, there)
     leaves = [
@@ -50,30 +54,31 @@ def load_parts(init: ConfigDict, state: TrainState, tap: int = 0) -> TrainState:
 
 
 def _check_tap(run: saved.Saved, tap: int) -> None:
-    converted = run.record.get("converted") or {}
-    layers = run.config.head.layers + 1
-    read = converted.get("classifier_tap", run.config.eval.probe_tap)
+    layers = head_layers(run.config) + 1
+    read = classifier_tap(run)
     if read is not None and read % layers != tap % layers:
         raise UserError(
-            f"the probe of {run} reads layer {read} of the head (0 is h), this one layer {tap}: "
-            f"set --config.eval.probe_tap={read}, or leave probe out of init.parts"
+            f"the classifier of {run} reads layer {read} of the head (0 is h), this one layer "
+            f"{tap}: set eval.probe_tap or finetune.tap to {read}, or leave it out of init.parts"
         )
 
 
-def _renamed(name: str) -> str:
-    rest = name.removeprefix("params/classifier/")
-    return name if rest == name else f"params/probe/{rest}"
+def _renamed(name: str, part: str) -> str:
+    kind, _, rest = name.partition("/")
+    stored, _, leaf = rest.partition("/")
+    return f"{kind}/{part}/{leaf}" if stored in LINEAR else name
 
 
 def _compare(where: str, prefixes: tuple[str, ...], wanted: Any, stored: Any) -> None:
     here = {name for name in wanted if name.startswith(prefixes)}
     there = {name for name in stored if name.startswith(prefixes)}
-    kernel = "params/probe/dense/kernel"
-    if kernel in here & there and stored[kernel].shape[-1] != wanted[kernel].shape[-1]:
-        raise UserError(
-            f"{where} tells {stored[kernel].shape[-1]} classes apart, this data set has "
-            f"{wanted[kernel].shape[-1]}: leave probe out of init.parts"
-        )
+    for part in LINEAR:
+        kernel = f"params/{part}/dense/kernel"
+        if kernel in here & there and stored[kernel].shape[-1] != wanted[kernel].shape[-1]:
+            raise UserError(
+                f"{where} tells {stored[kernel].shape[-1]} classes apart, this data set has "
+                f"{wanted[kernel].shape[-1]}: leave {part} out of init.parts"
+            )
     found = [f"{name} is missing there" for name in sorted(here - there)]
     found += [f"{name} is extra there" for name in sorted(there - here)]
     found += [

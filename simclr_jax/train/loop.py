@@ -69,7 +69,7 @@ def train(
             log.evaluation(0, stage.evaluate(state))
         for steps, batches in log.watch(stage.batches(first_step, plan.total_steps)):
             profiler.before(steps)
-            state, metrics = step(state, batches)
+            state, metrics = step(state, batches, stage.frozen)
             profiler.after(steps, metrics)
             log.add(steps, metrics)
             done = steps[-1] + 1

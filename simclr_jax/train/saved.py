@@ -41,6 +41,8 @@ class Saved:
         """Return the recipe; fields that it is too old to have are at their defaults."""
         config = recipes.base()
         with config.unlocked():
+            if (views := self.record.get("augment", {}).get("views")) is not None:
+                config.augment.views = {name: recipes.view() for name in views}
             config.update({name: v for name, v in self.record.items() if name in config})
         return config
 

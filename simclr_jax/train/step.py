@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 
 import jax
@@ -11,9 +12,9 @@ from jax.sharding import Mesh
 from jax.sharding import PartitionSpec as P
 
 from simclr_jax.parallel import AXIS
-from simclr_jax.train.stage import Batch, Metrics, Stage, TrainState
+from simclr_jax.train.stage import Batch, Extra, Metrics, Stage, TrainState
 
-Step = Callable[[TrainState, Batch], tuple[TrainState, Metrics]]
+Step = Callable[..., tuple[TrainState, Metrics]]
 
 
 def make_step(stage: Stage, mesh: Mesh) -> Step:
@@ -28,36 +29,43 @@ def make_step(stage: Stage, mesh: Mesh) -> Step:
       mesh: the 1-D mesh; the result does not depend on how many devices it has.
 
     Returns:
-      A function from a state, replicated and *donated* (its buffers are reused), and batches
-      `[steps, N, ...]` sharded on axis 1, to the state after `steps` updates and metrics `[steps]`.
+      A function from a state, replicated and *donated* (its buffers are reused), batches
+      `[steps, N, ...]` sharded on axis 1, and `stage.frozen` if there is any, replicated, to the
+      state after `steps` updates and metrics `[steps]`.
     """
 
-    def step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
+    def step(frozen: Extra, state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
         # Marked as differing between devices, parameters get gradients that are this device's own:
         # nothing is summed behind our back, and the one sum below is the only one.
         params = jax.tree.map(lambda p: lax.pcast(p, AXIS, to="varying"), state.params)
+        extra = state.extra | frozen
 
         def loss_fn(params):
-            outputs, batch_stats = stage.embed(params, state.batch_stats, batch)
-            loss, metrics = stage.objective(outputs, AXIS)
-            return loss, (batch_stats, metrics)
+            outputs, batch_stats = stage.embed(params, state.batch_stats, extra, batch)
+            loss, metrics = stage.objective(outputs, extra, AXIS)
+            return loss, (batch_stats, metrics, outputs)
 
-        gradients, (batch_stats, metrics) = jax.grad(loss_fn, has_aux=True)(params)
+        gradients, (batch_stats, metrics, outputs) = jax.grad(loss_fn, has_aux=True)(params)
         gradients, metrics = lax.psum((gradients, metrics), AXIS)
 
         updates, opt_state = stage.optimizer.update(gradients, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
         metrics["lr"] = stage.learning_rate(state.step)
-        return TrainState(state.step + 1, params, batch_stats, opt_state), metrics
+        kept = stage.after_update(state.extra, params, outputs)
+        return TrainState(state.step + 1, params, batch_stats, opt_state, kept), metrics
 
-    def chunk(state: TrainState, batches: Batch) -> tuple[TrainState, Metrics]:
+    def chunk(state: TrainState, batches: Batch, frozen: Extra) -> tuple[TrainState, Metrics]:
         # XLA keeps a loop of one step a loop, and on CPUs convolutions in loops are very slow.
         if jax.tree.leaves(batches)[0].shape[0] == 1:
-            state, metrics = step(state, jax.tree.map(lambda x: x[0], batches))
+            state, metrics = step(frozen, state, jax.tree.map(lambda x: x[0], batches))
             return state, jax.tree.map(lambda x: x[None], metrics)
-        return lax.scan(step, state, batches)
+        return lax.scan(functools.partial(step, frozen), state, batches)
 
     sharded = jax.shard_map(
-        chunk, mesh=mesh, in_specs=(P(), P(None, AXIS)), out_specs=(P(), P()), check_vma=True
+        chunk, mesh=mesh, in_specs=(P(), P(None, AXIS), P()), out_specs=(P(), P()), check_vma=True
     )
-    return jax.jit(sharded, donate_argnums=0)
+
+    def steps(state: TrainState, batches: Batch, frozen: Extra | None = None):
+        return sharded(state, batches, frozen or {})
+
+    return jax.jit(steps, donate_argnums=0)

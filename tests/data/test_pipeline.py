@@ -104,7 +104,7 @@ def test_hosts_share_a_global_batch(source):
 
 def test_labels_are_optional(source):
     batch = host_batch(Images(source.pixels, None, 0), 0)
-    assert set(batch) == {"image", "position", "start"}
+    assert set(batch) == {"image", "example", "position", "start"}
 
 
 @pytest.mark.parametrize("resident", [False, True])

@@ -151,8 +151,8 @@ def averaged32(objective, c: recipes.ConfigDict):
     """Round the factor 1/n of a mean to float32, as TensorFlow 1 does also in a float64 graph."""
     factor = round32(1 / c.train.batch_size) * c.train.batch_size  # 1 for powers of two
 
-    def averaged(outputs, axis_name):
-        loss, metrics = objective(outputs, axis_name)
+    def averaged(outputs, extra, axis_name):
+        loss, metrics = objective(outputs, extra, axis_name)
         return factor * loss, metrics
 
     return averaged

@@ -127,7 +127,7 @@ def test_untrained_is_where_training_starts(encoder):
         expected = getattr(first, kind)
         for part in ("encoder", "head"):
             jax.tree.map(
-                np.testing.assert_array_equal, untrained._variables[kind][part], expected[part]
+                np.testing.assert_array_equal, untrained.variables[kind][part], expected[part]
             )
     assert untrained.fingerprint != encoder.fingerprint
 

@@ -214,9 +214,9 @@ def arguments(stage):
 
 def assert_step_is_clean(stage, mesh):
     state, batch = arguments(stage)
-    # Loss, its mean, accuracy and entropy of the contrast; the loss and accuracy of the
+    # Loss, its mean, accuracy and entropy of the contrast; labelled rows, loss and accuracy of the
     # probe.
-    want = expected(state, tiny.BATCH, tiny.recipe().head.dim, scalars=6)
+    want = expected(state, tiny.BATCH, tiny.recipe().head.dim, scalars=7)
     assert_clean(inspect(make_step(stage, mesh), state, batch), want)
 
 
@@ -233,9 +233,9 @@ def test_inspection_sees_a_gather_without_gradient(monkeypatch):
 def test_inspection_sees_a_doubled_forward():
     stage, mesh = tiny.make_stage(tiny.recipe(), DEVICES)
 
-    def embed(params, stats, batch):
-        first, stats = stage.embed(params, stats, batch)
-        second, stats = stage.embed(params, stats, batch)
+    def embed(params, stats, extra, batch):
+        first, stats = stage.embed(params, stats, extra, batch)
+        second, stats = stage.embed(params, stats, extra, batch)
         return first | {"z": (first["z"] + second["z"]) / 2}, stats
 
     with pytest.raises(AssertionError, match="convolutions"):
@@ -295,8 +295,8 @@ def test_first_state_does_not_depend_on_the_devices():
 def test_probe_teaches_the_encoder_nothing():
     stage, mesh = recorded_stage(1)
 
-    def only_the_probe(outputs, axis_name):
-        metrics = stage.objective(outputs, axis_name)[1]
+    def only_the_probe(outputs, extra, axis_name):
+        metrics = stage.objective(outputs, extra, axis_name)[1]
         return metrics["probe_loss"], metrics
 
     step = make_step(dataclasses.replace(stage, objective=only_the_probe), mesh)

@@ -15,6 +15,7 @@ from ml_collections import ConfigDict
 from simclr_jax import files
 from simclr_jax.data import order
 from simclr_jax.data.sources import digits, folder, memory, tfds
+from simclr_jax.data.sources.hidden import hide_labels
 from simclr_jax.data.sources.memory import Images
 from simclr_jax.data.sources.source import NO_LABEL, Source
 from simclr_jax.data.sources.tfds_records import Records
@@ -26,6 +27,7 @@ __all__ = [
     "Images",
     "Source",
     "Splits",
+    "hide_labels",
     "notes",
     "open_splits",
     "remember",

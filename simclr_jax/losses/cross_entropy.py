@@ -1,0 +1,40 @@
+"""Cross entropy with labels, of batches in which some rows may have none."""
+
+from __future__ import annotations
+
+import chex
+import jax
+import jax.numpy as jnp
+import optax
+from jax import lax
+
+NO_LABEL = -1
+
+
+def cross_entropy(
+    logits: jax.Array, labels: jax.Array, *, axis_name: str | None = None
+) -> tuple[jax.Array, jax.Array]:
+    """Return this device's share of mean cross entropy and of accuracy over labelled rows.
+
+    The mean is over the rows of all devices that have a label, as in the official
+    `objective.py:add_supervised_loss` over rows of nonzero weight.
+
+    Args:
+      logits: `[n, classes]`; computed in float32, or float64 if they are.
+      labels: int32 `[n]`, -1 for none.
+      axis_name: mesh axis over which the batch is spread; None if this is all of it.
+
+    Returns:
+      loss in nats and share of rows whose largest logit is the label's: scalars whose sums over
+      the devices are those of the batch; 0 where no row has a label.
+    """
+    chex.assert_equal_shape_prefix((logits, labels), 1)
+    wide = jnp.promote_types(logits.dtype, jnp.float32)
+    logits, known = logits.astype(wide), labels != NO_LABEL
+    rows = jnp.sum(known, dtype=wide)
+    if axis_name is not None:
+        rows = lax.psum(rows, axis_name)
+    rows = jnp.maximum(rows, 1)
+    losses = optax.softmax_cross_entropy_with_integer_labels(logits, jnp.where(known, labels, 0))
+    right = known & (jnp.argmax(logits, axis=-1) == labels)
+    return jnp.sum(jnp.where(known, losses, 0)) / rows, jnp.sum(right, dtype=wide) / rows

@@ -1,0 +1,105 @@
+"""How well a classifier does on held-out images, during a run and at its end."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+import numpy as np
+from jax.sharding import Mesh
+from ml_collections import ConfigDict
+
+from simclr_jax.data.sources import NO_LABEL
+from simclr_jax.evaluate import features, scores
+from simclr_jax.stages.inputs import Inputs
+from simclr_jax.stages.network import Network
+from simclr_jax.train.stage import TrainState
+
+# From variables and images `[b, h, w, c]` to logits `[b, classes]`.
+Classify = Callable[[Any, jax.Array], jax.Array]
+
+
+class Accuracy:
+    """Measures the classifier in a `TrainState` on held-out images, in inference mode.
+
+    Nothing is chosen by looking at the result: what is reported in the end is the last state.
+
+    Args:
+      config: a recipe.
+      network: with the classifier.
+      inputs: whose held-out images have labels; without any, nothing is measured.
+      mesh: the devices.
+      beside: other classifiers and their variables, to be scored at the end by name.
+    """
+
+    def __init__(
+        self,
+        config: ConfigDict,
+        network: Network,
+        inputs: Inputs,
+        mesh: Mesh,
+        beside: Mapping[str, tuple[Classify, Any]] | None = None,
+    ):
+        self._config, self._inputs, self._mesh = config, inputs, mesh
+        self._tap = network.tap
+        # Kept as an attribute: `features.extract` compiles once per function object.
+        self._classify = self._prepared(network)
+        self._beside = {
+            name: (self._prepared(classify), variables)
+            for name, (classify, variables) in (beside or {}).items()
+        }
+
+    @property
+    def protocol(self) -> dict[str, Any]:
+        """Return what defines the scores of `compare`."""
+        test, c = self._inputs.test, self._config
+        return {
+            "classifier": f"linear on {self._tap}, inference mode",
+            "labelled": f"{c.labels.use} of {c.data.split}, draw {c.labels.seed}",
+            "images": f"{c.data.split}: {self._inputs.train.fingerprint()}",
+            "held_out": f"{c.data.eval_split}: {test.fingerprint()}",
+            "held_out_images": len(test),
+        }
+
+    def evaluate(self, state: TrainState) -> dict[str, float]:
+        """Return `accuracy` (top-1) and `held_out_loss` (nats) on held-out images."""
+        if not self._inputs.test.classes:
+            return {}
+        logits, labels = self._outputs(self._classify, _variables(state))
+        losses = jax.nn.logsumexp(logits, axis=1) - logits[np.arange(len(labels)), labels]
+        right = np.argmax(logits, axis=1) == labels
+        return {"accuracy": float(np.mean(right)), "held_out_loss": float(np.mean(losses))}
+
+    def compare(self, state: TrainState) -> dict[str, dict[str, dict[str, float]]]:
+        """Return top-1, mean per class and, of more than 5 classes, top-5 with 95 % intervals."""
+        if not (self._config.eval.compare and self._inputs.test.classes):
+            return {}
+        scored = {"classifier": (self._classify, _variables(state)), **self._beside}
+        found = {}
+        for name, (classify, variables) in scored.items():
+            logits, labels = self._outputs(classify, variables)
+            found[name] = {
+                score: {"accuracy": of["value"], "low": of["low"], "high": of["high"]}
+                for score, of in scores.summary(labels, logits).items()
+            }
+        return found
+
+    def _prepared(self, classify: Classify) -> Classify:
+        return lambda variables, images: classify(variables, self._inputs.prepare(images))
+
+    def _outputs(self, classify: Classify, variables: Any) -> tuple[np.ndarray, np.ndarray]:
+        """Return logits and labels of all held-out images that could be read and have a label."""
+        test = self._inputs.test
+        images = self._inputs.for_evaluation(test)
+        logits = features.extract(classify, variables, images, self._mesh)
+        labels, readable = test.labels, self._inputs.readable(test, images)
+        assert labels is not None  # there are classes
+        if readable is not None:
+            logits, labels = logits[readable], labels[readable]
+        known = labels != NO_LABEL
+        return logits[known], labels[known]
+
+
+def _variables(state: TrainState) -> dict[str, Any]:
+    return {"params": state.params, "batch_stats": state.batch_stats}

@@ -1,0 +1,102 @@
+"""Distillation: a student learns on unlabelled images what a teacher sees (SimCLRv2, section 3)."""
+
+from __future__ import annotations
+
+import functools
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import Mesh
+from ml_collections import ConfigDict
+
+from simclr_jax import parallel
+from simclr_jax.losses.cross_entropy import cross_entropy
+from simclr_jax.losses.distillation import distillation
+from simclr_jax.stages import build, views
+from simclr_jax.stages.accuracy import Accuracy
+from simclr_jax.stages.inputs import Inputs
+from simclr_jax.stages.network import Network
+from simclr_jax.stages.teacher import Teacher
+from simclr_jax.stages.warm_start import load_parts
+from simclr_jax.train.plan import Plan
+from simclr_jax.train.stage import Batch, Extra, Metrics, Outputs, Params, Stage, Stats, TrainState
+
+FORMATS = {
+    "loss": "loss {:.4f}",
+    "agreement": "as the teacher {:.1%}",
+    "train_accuracy": "train {:.1%}",
+    "lr": "lr {:.3g}",
+    "accuracy": "accuracy {:.1%}",
+}
+
+
+def make_stage(config: ConfigDict, plan: Plan, inputs: Inputs, mesh: Mesh) -> Stage:
+    """Build the distillation stage of a recipe.
+
+    Args:
+      config: a validated recipe.
+      plan: the run in numbers.
+      inputs: images to learn from, of whose labels `distill.alpha` may leave a part in the loss,
+        and held-out ones.
+      mesh: the devices.
+
+    Raises:
+      UserError: if there is no teacher for these images.
+    """
+    d = config.distill
+    teacher = Teacher.of(config, inputs.train, mesh)
+    network = Network(config, teacher.classes)
+    optimizer, schedule = build.optimizer(config, plan, network.learns)
+    make_views = views.view_maker(config)
+
+    @jax.jit
+    def first_state() -> TrainState:
+        made = network.first(inputs.train.channels)
+        params = made["params"]
+        step = jnp.zeros((), jnp.int32)
+        return TrainState(step, params, made["batch_stats"], optimizer.init(params))
+
+    def embed(
+        params: Params, batch_stats: Stats, extra: Extra, batch: Batch
+    ) -> tuple[Outputs, Stats]:
+        (images,) = make_views(batch)  # [n, h, w, c], the same for both
+        logits, batch_stats = network.in_training(params, batch_stats, images)
+        outputs = {"logits": logits, "teacher": teacher(extra["teacher"], images)}
+        if d.alpha < 1:
+            outputs["label"] = batch["label"]
+        return outputs, batch_stats
+
+    def objective(outputs: Outputs, extra: Extra, axis_name: str) -> tuple[jax.Array, Metrics]:
+        loss, agreement = distillation(
+            outputs["logits"],
+            outputs["teacher"],
+            temperature=d.temperature,
+            times_squared_temperature=d.times_squared_temperature,
+            axis_name=axis_name,
+        )
+        metrics = {"distillation_loss": loss, "agreement": agreement}
+        if d.alpha < 1:
+            # Both terms are means, over all rows and over labelled ones: alpha weighs them the same
+            # whatever share of the images has a label. (The paper, eq. 3, writes sums.)
+            label_loss, accuracy = cross_entropy(
+                outputs["logits"], outputs["label"], axis_name=axis_name
+            )
+            metrics |= {"label_loss": label_loss, "train_accuracy": accuracy}
+            loss = d.alpha * loss + (1 - d.alpha) * label_loss
+        return loss, metrics | {"loss": loss}
+
+    accuracy = Accuracy(config, network, inputs, mesh, {"teacher": (teacher, teacher.variables)})
+    return Stage(
+        init=lambda: parallel.replicate(mesh, first_state()),
+        warm_start=functools.partial(load_parts, config.init, tap=config.finetune.tap),
+        embed=embed,
+        objective=objective,
+        optimizer=optimizer,
+        learning_rate=schedule,
+        batches=functools.partial(inputs.batches, mesh, plan),
+        evaluate=accuracy.evaluate,
+        compare=accuracy.compare,
+        protocol=accuracy.protocol | {"teacher": d.teacher},
+        formats=FORMATS,
+        frozen={"teacher": teacher.variables},
+    )

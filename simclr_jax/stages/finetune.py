@@ -1,0 +1,79 @@
+"""Fine-tuning on labels, from the weights of a run or from scratch (SimCLRv2, section 3).
+
+Also linear evaluation with a frozen encoder (`finetune.train_from_block=5`) and, without
+`init.run`, the supervised baseline.
+"""
+
+from __future__ import annotations
+
+import functools
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import Mesh
+from ml_collections import ConfigDict
+
+from simclr_jax import parallel
+from simclr_jax.losses.cross_entropy import cross_entropy
+from simclr_jax.stages import build, views
+from simclr_jax.stages.accuracy import Accuracy
+from simclr_jax.stages.inputs import Inputs
+from simclr_jax.stages.network import Network
+from simclr_jax.stages.warm_start import load_parts
+from simclr_jax.train.plan import Plan
+from simclr_jax.train.stage import Batch, Extra, Metrics, Outputs, Params, Stage, Stats, TrainState
+
+FORMATS = {
+    "loss": "loss {:.4f}",
+    "train_accuracy": "train {:.1%}",
+    "lr": "lr {:.3g}",
+    "accuracy": "accuracy {:.1%}",
+}
+
+
+def make_stage(config: ConfigDict, plan: Plan, inputs: Inputs, mesh: Mesh) -> Stage:
+    """Build the fine-tuning stage of a recipe.
+
+    Args:
+      config: a validated recipe.
+      plan: the run in numbers.
+      inputs: labelled images to learn from, and held-out ones.
+      mesh: the devices.
+    """
+    network = Network(config, inputs.train.classes)
+    optimizer, schedule = build.optimizer(config, plan, network.learns)
+    make_views = views.view_maker(config)
+
+    @jax.jit
+    def first_state() -> TrainState:
+        made = network.first(inputs.train.channels)
+        params = made["params"]
+        step = jnp.zeros((), jnp.int32)
+        return TrainState(step, params, made["batch_stats"], optimizer.init(params))
+
+    def embed(
+        params: Params, batch_stats: Stats, extra: Extra, batch: Batch
+    ) -> tuple[Outputs, Stats]:
+        (images,) = make_views(batch)  # [n, h, w, c]
+        logits, batch_stats = network.in_training(params, batch_stats, images)
+        return {"logits": logits, "label": batch["label"]}, batch_stats
+
+    def objective(outputs: Outputs, extra: Extra, axis_name: str) -> tuple[jax.Array, Metrics]:
+        logits, label = outputs["logits"], outputs["label"]
+        loss, accuracy = cross_entropy(logits, label, axis_name=axis_name)
+        return loss, {"loss": loss, "train_accuracy": accuracy}
+
+    accuracy = Accuracy(config, network, inputs, mesh)
+    return Stage(
+        init=lambda: parallel.replicate(mesh, first_state()),
+        warm_start=functools.partial(load_parts, config.init, tap=config.finetune.tap),
+        embed=embed,
+        objective=objective,
+        optimizer=optimizer,
+        learning_rate=schedule,
+        batches=functools.partial(inputs.batches, mesh, plan),
+        evaluate=accuracy.evaluate,
+        compare=accuracy.compare,
+        protocol=accuracy.protocol,
+        formats=FORMATS,
+    )

@@ -1,0 +1,73 @@
+"""Fields that a recipe leaves to the run it starts from, or else to its teacher."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from ml_collections import ConfigDict
+
+from simclr_jax.config import INHERITED, INHERITED_CROP, OPEN
+from simclr_jax.errors import UserError
+from simclr_jax.train import saved
+
+
+def inherit(
+    config: ConfigDict, before: Mapping[str, Any] | None = None
+) -> tuple[ConfigDict, list[str]]:
+    """Fill what a recipe leaves open of `config.INHERITED` from `init.run`, or from its teacher.
+
+    Args:
+      config: a recipe.
+      before: the recipe of the run that is resumed, whose fields stand.
+
+    Returns:
+      The recipe with these fields set, and a line to print about them.
+
+    Raises:
+      UserError: if there is nothing to take them from.
+    """
+    c = config.copy_and_resolve_references()
+    given = "init.run" if c.init.run or c.stage != "distill" else "distill.teacher"
+    from_run = c[given.split(".")[0]][given.split(".")[1]]
+    wanted = [name for name in _open(c) if from_run or name not in OPEN]
+    if not wanted:  # what the images decide is left to `stages.adapt`
+        return c, []
+    if before is not None:
+        _fill(c, before, wanted)
+        return c, []
+    if not from_run:
+        raise UserError(
+            f"{wanted[0]} is open: give --config.{given}=RUN to take it from, or set "
+            f"--config.{wanted[0]}"
+        )
+    run = saved.read(from_run, given)
+    if "data.source" in wanted and run.record.get("converted"):
+        raise UserError(
+            f"{given}={from_run} is a converted checkpoint, which has no images: set "
+            "--config.data.source"
+        )
+    _fill(c, run.config.to_dict(), wanted)
+    groups = dict.fromkeys(name.split(".")[0] for name in wanted)
+    return c, [f"inherited {', '.join(groups)}: as in {run}"]
+
+
+def _open(c: ConfigDict) -> list[str]:
+    """Name the fields that are to be inherited; those of a crop as `augment.VIEW.FIELD`."""
+    found = [name for name in INHERITED if c[name.split(".")[0]][name.split(".")[1]] is None]
+    for name, view in c.augment.views.items():
+        found += [f"augment.{name}.{field}" for field in INHERITED_CROP if view[field] is None]
+    return found
+
+
+def _fill(c: ConfigDict, there: Mapping[str, Any], wanted: list[str]) -> None:
+    first = there["augment"]["views"][min(there["augment"]["views"])]
+    with c.unlocked():
+        if "data.source" in wanted:
+            c.data.update({**there["data"], "labels": True})
+        for name in wanted:
+            group, *view, field = name.split(".")
+            if view:
+                c.augment.views[view[0]][field] = first[field]
+            else:
+                c[group][field] = there[group][field]

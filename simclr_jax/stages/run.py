@@ -1,0 +1,94 @@
+"""One run of any stage, from a recipe to a result."""
+
+from __future__ import annotations
+
+import signal
+from collections.abc import Callable
+
+from etils import epath
+from jax.sharding import Mesh
+from ml_collections import ConfigDict
+
+from simclr_jax import files, parallel, validation
+from simclr_jax.data import sources
+from simclr_jax.data.sources import Source
+from simclr_jax.stages import build, distill, finetune, pretrain, summary, views
+from simclr_jax.stages import labels as label_choice
+from simclr_jax.stages.adapt import adapt
+from simclr_jax.stages.inherit import inherit
+from simclr_jax.stages.inputs import Inputs
+from simclr_jax.train import loop
+from simclr_jax.train import plan as plans
+from simclr_jax.train.plan import Plan
+from simclr_jax.train.profile import Profiler
+from simclr_jax.train.stage import Stage
+from simclr_jax.train.workdir import open_workdir, recipe_before
+
+# Launch scripts start a run again on EX_TEMPFAIL; a person who pressed Ctrl-C does not want that.
+EXIT_CODES: dict[int, int] = {signal.SIGTERM: 75, signal.SIGINT: 130}
+
+# What `config.stage` may name (besides a pipeline of such runs: `stages.pipeline`).
+STAGES: dict[str, Callable[[ConfigDict, Plan, Inputs, Mesh], Stage]] = {
+    "pretrain": pretrain.make_stage,
+    "finetune": finetune.make_stage,
+    "distill": distill.make_stage,
+}
+
+
+def run(config: ConfigDict, workdir: str, resume: str = "auto", profile_steps: str = "") -> int:
+    """Train by a recipe, then say what was learned.
+
+    Args:
+      config: a recipe.
+      workdir: directory of the run.
+      resume: see `train.workdir.open_workdir`.
+      profile_steps: `a:b` writes a trace of these steps to `workdir/profile`.
+
+    Returns:
+      0 when the run is complete; 75 (ask me again) when SIGTERM stopped it, 130 when Ctrl-C did.
+
+    Raises:
+      UserError: for whatever a user can put right.
+    """
+    mesh = parallel.make_mesh()
+    workdir = files.expand_home(workdir)
+    kept, before = epath.Path(workdir) / "index", recipe_before(workdir)
+    config, inherited = inherit(config, before)
+    validation.validate(config, mesh.size)
+    train, test = sources.open_splits(config.data, kept if before else None)
+    images = train
+    if config.stage in validation.LABELLED:
+        if config.stage == "finetune" or test.classes:
+            label_choice.check(config, test, "held-out")
+        train = label_choice.restrict(config, train)
+    config, chosen = adapt(config, train, test, before)
+    validation.validate(config, mesh.size)
+    build.check_images(config, train, test)
+    plan = plans.make(config, len(train))
+
+    record = config.to_dict() | {"images": [train.fingerprint(), test.fingerprint()]}
+    keep, keep_period = config.checkpoint.keep, config.checkpoint.keep_period
+    profiler = Profiler(profile_steps, epath.Path(workdir) / "profile", plan.total_steps)
+    with open_workdir(workdir, record, resume, keep=keep, keep_period=keep_period) as opened:
+        if opened.fresh:
+            sources.remember(images, kept)
+        inputs = Inputs(config, train, test, opened)
+        stage = STAGES[config.stage](config, plan, inputs, mesh)
+        start = [f"start     from {config.init.parts} of {config.init.run}"] * opened.fresh
+        start = start if config.init.run else []
+        about = [*_about(train, test), *inherited, *chosen, *start]
+        summary.announce(opened, config, plan, stage, mesh, about)
+        views.draw(config, inputs, opened)
+        result = loop.train(stage, plan, mesh, opened, profiler)
+        if result.stopped_by:
+            return EXIT_CODES[result.stopped_by]
+        summary.conclude(opened, plan, stage, result.state)
+    return 0
+
+
+def _about(train: Source, test: Source) -> list[str]:
+    """Say what a user should know about the images before waiting for a run."""
+    labels = f"{train.classes} classes" if train.classes else "no labels"
+    counts = f"images    {len(train)} to learn from, {len(test)} held out, {labels}"
+    notes = dict.fromkeys((*sources.notes(train), *sources.notes(test)))
+    return [counts, *(f"note      {note}" for note in notes)]
