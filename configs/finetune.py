@@ -6,8 +6,9 @@
 Model, head and images are those of the run; for other images set `--config.data.source` and what
 belongs to it. `labels.use` is a share of each class, a number of each (25), or a file of names.
 `--config=configs/finetune.py:tap=1` starts from the first layer of the projection head, v2's way at
-1 % and 10 % of ImageNet's labels; `frozen` trains the classifier alone; `sgd` is the optimiser of
-SimCLR (v1, appendix B.5): Nesterov, rate 0.05 for 256 images.
+1 % and 10 % of ImageNet's labels; `frozen` trains the classifier alone; `scratch` takes the model
+of the run without its weights, the supervised baseline; `sgd` is the optimiser of SimCLR (v1,
+appendix B.5): Nesterov, rate 0.05 for 256 images.
 
 The rates are those for 1024 images of ImageNet. No published number belongs to this recipe.
 """
@@ -18,12 +19,15 @@ from simclr_jax import config
 
 
 def get_config(arg=""):
-    a = config.arguments(arg, tap=0, frozen=False, sgd=False, epochs=60, official="")
+    a = config.arguments(arg, tap=0, frozen=False, scratch=False, sgd=False, epochs=60, official="")
     c = config.base()
     c.stage = "finetune"
     config.inherit_all(c)
     config.crop_and_flip(c)
     c.finetune.tap = a.tap
+
+    if a.scratch:
+        c.init.parts = "none"
 
     c.optim.base_lr, c.optim.lr_scaling = 0.005, "sqrt"  # 0.16 at batch 1024
     if a.sgd:

@@ -7,6 +7,9 @@ values a field may take is in `validation.py`.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
 from ml_collections import ConfigDict
 from ml_collections.config_dict import placeholder
 
@@ -161,7 +164,7 @@ def base() -> ConfigDict:
     config.init = ConfigDict(
         {
             "run": "",  # start from the weights of this run: a workdir, or WORKDIR@STEP
-            "parts": "encoder,head",  # which of them; also probe, or classifier
+            "parts": "encoder,head",  # which of them; also probe, or classifier | none
         }
     )
     config.eval = ConfigDict(
@@ -272,6 +275,16 @@ def arguments(text: str, **defaults):
             want = f"{name}, alone" if kind is bool else f"{name}=NUMBER"
             raise UserError(f'argument "{item}" of the recipe: write {want}') from None
     return found
+
+
+def of_record(record: Mapping[str, Any]) -> ConfigDict:
+    """Return the recipe in a run's `config.json`; fields it is too old to have are at defaults."""
+    config = base()
+    with config.unlocked():
+        if (views := record.get("augment", {}).get("views")) is not None:
+            config.augment.views = {name: view() for name in views}
+        config.update({name: value for name, value in record.items() if name in config})
+    return config
 
 
 # What a resumed run may change: it touches what is written and where things are, never what is

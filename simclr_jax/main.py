@@ -32,11 +32,13 @@ def main() -> int:
         raise errors.UserError("no recipe: give --config=configs/digits.py, say")
     # Imported late: --help and mistakes in flags answer without waiting for JAX.
     from simclr_jax import parallel
-    from simclr_jax.stages import run
+    from simclr_jax.pipelines import STAGE
+    from simclr_jax.stages import pipeline, run
 
     parallel.use_compilation_cache()
     workdir = FLAGS.workdir or f"runs/{Path(errors.recipe_path()).stem}"
-    return run.run(FLAGS.config, workdir, FLAGS.resume, FLAGS.profile_steps)
+    start = pipeline.run if FLAGS.config.get("stage") == STAGE else run.run
+    return start(FLAGS.config, workdir, FLAGS.resume, FLAGS.profile_steps)
 
 
 if __name__ == "__main__":

@@ -146,8 +146,9 @@ def validate(config: ConfigDict, devices: int) -> None:
                 f"{name} is {steps}, no multiple of train.steps_per_call={call}: "
                 f"set --config.{name}={near}"
             )
-    if c.train.dtype == "float64" and not _x64():
-        raise UserError("train.dtype is float64: set the environment variable JAX_ENABLE_X64=1")
+    for name in ("train.dtype", "distill.teacher_dtype"):
+        if _value(c, name) == "float64" and not _x64():
+            raise UserError(f"{name} is float64: set the environment variable JAX_ENABLE_X64=1")
 
 
 def _check_fields(fields: dict, known: dict, prefix: str = "") -> None:
@@ -242,8 +243,15 @@ def _check_stage(c: ConfigDict, known: dict) -> None:
             raise UserError(
                 f"eval.{name} belongs to stage pretrain: set --config.eval.{name}=False"
             )
-    if c.stage == "distill" and not c.distill.teacher:
+    if c.stage != "distill":
+        return
+    if not c.distill.teacher:
         raise UserError("distill.teacher is empty: give --config.distill.teacher=RUN")
+    if c.labels.use != "all" and c.distill.alpha == 1 and c.distill.images == "all":
+        raise UserError(
+            f"labels.use is {c.labels.use}, but distillation of all images with distill.alpha=1 "
+            "reads no label: set --config.distill.alpha=0.5, say, or leave it at all"
+        )
 
 
 def _check_tap(c: ConfigDict, name: str, tap: int) -> None:

@@ -35,6 +35,7 @@ pytest_plugins = ["parity_table"]
 # The longest first; what can be dealt out test by test last, so that workers end together.
 ORDER = (
     "parity/test_trajectory.py",
+    "parity/test_trajectory_finetune.py",
     "parity/test_model.py",
     "e2e",
     "stages",

@@ -9,13 +9,13 @@ import numpy as np
 import pytest
 
 from simclr_jax import config as recipes
-from simclr_jax import validation
+from simclr_jax import pipelines, validation
 from simclr_jax.data import sources
 from simclr_jax.data.sources import Images
 from simclr_jax.errors import UserError
 from simclr_jax.losses.nt_xent import nt_xent
 from simclr_jax.parallel import AXIS
-from simclr_jax.stages import build, run, views
+from simclr_jax.stages import build, pipeline, run, views
 from simclr_jax.stages.inherit import inherit
 from simclr_jax.stages.inputs import Inputs
 from simclr_jax.train import plan as plans
@@ -232,6 +232,9 @@ SHIPPED = sorted(path.stem for path in (Path(__file__).parents[1] / "configs").g
 @pytest.mark.parametrize("name", SHIPPED)
 def test_recipes_we_ship_are_valid(name):
     c = shipped(name)
+    if c.stage == pipelines.STAGE:
+        pipeline.validate(c, devices=8)
+        return
     if c.stage == "distill":
         c.distill.teacher = "runs/teacher"
     # What a recipe leaves to the run it starts from is as in this one.

@@ -105,6 +105,8 @@ def adam(
     learning_rate: optax.ScalarOrSchedule,
     *,
     weight_decay: float = 0.0,
+    b1: float = 0.9,
+    b2: float = 0.999,
     epsilon: float = 1e-8,
     decayed: Mask = _roles(*SGD_DECAYED),
 ) -> optax.GradientTransformation:
@@ -113,7 +115,6 @@ def adam(
     TensorFlow adds `epsilon` before it corrects the bias of the second moment: what is added after
     the correction, as here, is larger in the first steps.
     """
-    b1, b2 = 0.9, 0.999
 
     def corrected(count):  # of updates before this one
         return epsilon / jnp.sqrt(1 - b2 ** (count + 1.0))

@@ -12,6 +12,7 @@ from ml_collections import ConfigDict
 
 from simclr_jax.data.sources import NO_LABEL
 from simclr_jax.evaluate import features, scores
+from simclr_jax.stages import labels as label_choice
 from simclr_jax.stages.inputs import Inputs
 from simclr_jax.stages.network import Network
 from simclr_jax.train.stage import TrainState
@@ -56,7 +57,7 @@ class Accuracy:
         test, c = self._inputs.test, self._config
         return {
             "classifier": f"linear on {self._tap}, inference mode",
-            "labelled": f"{c.labels.use} of {c.data.split}, draw {c.labels.seed}",
+            "labelled": label_choice.in_words(c),
             "images": f"{c.data.split}: {self._inputs.train.fingerprint()}",
             "held_out": f"{c.data.eval_split}: {test.fingerprint()}",
             "held_out_images": len(test),

@@ -112,7 +112,8 @@ def in_training(
     """Apply a part in train mode; return its outputs and, under its name, moved statistics."""
     variables = {"params": params.get(name, {}), "batch_stats": batch_stats.get(name, {})}
     outputs, moved = module.apply(variables, x, train=True, mutable=["batch_stats"])
-    return outputs, {name: moved["batch_stats"]} if moved else {}
+    statistics = moved.get("batch_stats")  # empty, not missing, where the part has none
+    return outputs, {name: statistics} if statistics else {}
 
 
 def _norm(config: ConfigDict, **fields) -> Norm:
@@ -214,7 +215,8 @@ def check_images(config: ConfigDict, train: Source, test: Source) -> None:
         )
     if len(test) < 2:
         raise UserError(f"there is {len(test)} image to evaluate on: raise data.holdout_fraction")
-    if config.eval.compare and train.classes and test.classes and not train.multi_label:
+    compared = config.stage == "pretrain" and config.eval.compare
+    if compared and train.classes and test.classes and not train.multi_label:
         _check_few_labels(config.eval.few_labels, train)
     if isinstance(train, Images) and isinstance(test, Images):
         _check_sizes(config, train, test)

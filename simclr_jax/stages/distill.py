@@ -18,6 +18,7 @@ from simclr_jax.stages.inputs import Inputs
 from simclr_jax.stages.network import Network
 from simclr_jax.stages.teacher import Teacher
 from simclr_jax.stages.warm_start import load_parts
+from simclr_jax.train import saved
 from simclr_jax.train.plan import Plan
 from simclr_jax.train.stage import Batch, Extra, Metrics, Outputs, Params, Stage, Stats, TrainState
 
@@ -39,12 +40,9 @@ def make_stage(config: ConfigDict, plan: Plan, inputs: Inputs, mesh: Mesh) -> St
       inputs: images to learn from, of whose labels `distill.alpha` may leave a part in the loss,
         and held-out ones.
       mesh: the devices.
-
-    Raises:
-      UserError: if there is no teacher for these images.
     """
     d = config.distill
-    teacher = Teacher.of(config, inputs.train, mesh)
+    teacher = Teacher(saved.read(d.teacher, "distill.teacher"), d.teacher_dtype, mesh)
     network = Network(config, teacher.classes)
     optimizer, schedule = build.optimizer(config, plan, network.learns)
     make_views = views.view_maker(config)
@@ -96,7 +94,7 @@ def make_stage(config: ConfigDict, plan: Plan, inputs: Inputs, mesh: Mesh) -> St
         batches=functools.partial(inputs.batches, mesh, plan),
         evaluate=accuracy.evaluate,
         compare=accuracy.compare,
-        protocol=accuracy.protocol | {"teacher": d.teacher},
+        protocol=accuracy.protocol | {"teacher": teacher.name},
         formats=FORMATS,
         frozen={"teacher": teacher.variables},
     )

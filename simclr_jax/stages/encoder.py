@@ -106,7 +106,7 @@ class Encoder:
         self.classifier = classifier
         self.taps = taps(config)
         self.mesh = mesh or parallel.make_mesh()
-        self.preprocessing = Preprocessing.of(config, _channels(variables))
+        self.preprocessing = Preprocessing.of(config, channels_of(variables["params"]["encoder"]))
         self.variables = parallel.replicate(self.mesh, variables)
         self._encoders: dict[tuple, Callable] = {}
 
@@ -118,7 +118,7 @@ class Encoder:
         variables = {
             kind: {part: v[kind] for part, v in parts.items() if v[kind]} for kind in kinds
         }
-        return cls(saved.config, variables, str(saved), saved.step, mesh, _classifier(saved))
+        return cls(saved.config, variables, str(saved), saved.step, mesh, classifier_of(saved))
 
     def untrained(self) -> Encoder:
         """Return the same network with the first values of its recipe's seed."""
@@ -205,7 +205,7 @@ def classifier_tap(saved: Saved) -> int | None:
     return saved.config.finetune.tap if trained else saved.config.eval.probe_tap
 
 
-def _classifier(saved: Saved) -> tuple[str, Weights] | None:
+def classifier_of(saved: Saved) -> tuple[str, Weights] | None:
     """Return the classifier of a fine-tuned or converted run, or else the online probe."""
     layer = classifier_tap(saved)
     for part in ("classifier", "probe"):
@@ -227,7 +227,7 @@ def _shrunk(images: jax.Array) -> jax.Array:
     return jax.image.resize(images, (b, PIXELS, PIXELS, c), "linear")
 
 
-def _channels(variables: Variables) -> int:
-    stem = variables["params"]["encoder"]
-    first = stem["stem1_conv"] if "stem1_conv" in stem else stem["stem_conv"]
+def channels_of(encoder: Mapping[str, Any]) -> int:
+    """Return the channels of the images that an encoder of these parameters takes."""
+    first = encoder["stem1_conv"] if "stem1_conv" in encoder else encoder["stem_conv"]
     return jax.tree.leaves(first)[0].shape[2]

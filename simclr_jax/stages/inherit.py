@@ -7,7 +7,7 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from simclr_jax.config import INHERITED, INHERITED_CROP, OPEN
+from simclr_jax.config import INHERITED, INHERITED_CROP, OPEN, base
 from simclr_jax.errors import UserError
 from simclr_jax.train import saved
 
@@ -41,7 +41,7 @@ def inherit(
             f"{wanted[0]} is open: give --config.{given}=RUN to take it from, or set "
             f"--config.{wanted[0]}"
         )
-    run = saved.read(from_run, given)
+    run = saved.describe(from_run, given)
     if "data.source" in wanted and run.record.get("converted"):
         raise UserError(
             f"{given}={from_run} is a converted checkpoint, which has no images: set "
@@ -64,10 +64,24 @@ def _fill(c: ConfigDict, there: Mapping[str, Any], wanted: list[str]) -> None:
     first = there["augment"]["views"][min(there["augment"]["views"])]
     with c.unlocked():
         if "data.source" in wanted:
-            c.data.update({**there["data"], "labels": True})
+            c.data.update({n: v for n, v in _data(there).items() if not _is_set(c, n)})
         for name in wanted:
             group, *view, field = name.split(".")
             if view:
                 c.augment.views[view[0]][field] = first[field]
             else:
                 c[group][field] = there[group][field]
+
+
+def _data(there: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the images of a recipe, with the labels that pretraining may have been told to ignore.
+
+    Fields that are inherited one by one are left out.
+    """
+    one_by_one = {name.partition(".")[2] for name in INHERITED if name.startswith("data.")}
+    return {n: v for n, v in (there["data"] | {"labels": True}).items() if n not in one_by_one}
+
+
+def _is_set(c: ConfigDict, field: str) -> bool:
+    """Tell whether a field of `data` was changed by the recipe or on the command line."""
+    return c.data[field] != base().data[field]

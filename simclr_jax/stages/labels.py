@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import zlib
 from pathlib import Path
 
@@ -39,30 +40,37 @@ def restrict(config: ConfigDict, train: Source) -> Source:
     Raises:
       UserError: if the labels it needs are missing.
     """
-    d, labels = config.distill, train.labels
-    needed = config.stage != "distill" or d.alpha < 1 or d.images == "labelled"
-    if not needed:
+    if not needed(config):
         return train
     check(config, train, "training")
+    labels = train.labels
     assert labels is not None  # `check` has seen to it
     known = np.flatnonzero(labels != NO_LABEL)
     c = config.labels
     rows = known[_rows("labels.use", c.use, labels[known], known, train, c.seed)]
-    if config.stage == "distill" and d.images == "all":
+    if config.stage == "distill" and config.distill.images == "all":
         return sources.hide_labels(train, np.setdiff1d(np.arange(len(train)), rows))
     return train.take(rows)
 
 
+def needed(config: ConfigDict) -> bool:
+    """Tell whether a stage cannot do without labels."""
+    d = config.distill
+    return config.stage != "distill" or d.alpha < 1 or d.images == "labelled"
+
+
 def check(config: ConfigDict, source: Source, which: str) -> None:
     """Raise `UserError` unless each of the `which` images may have one label."""
-    if not source.classes or source.labels is None:
+    if not source.classes or source.labels is None or (source.labels == NO_LABEL).all():
         raise UserError(
             f"the {which} images have no labels, which stage {config.stage} needs: give a data set "
             "that has, and data.labels=True"
         )
     if source.multi_label:
+        remedy = " or, to distil, --config.data.labels=False" if config.stage == "distill" else ""
         raise UserError(
-            f"the {which} images may have several labels, stage {config.stage} is made for one each"
+            f"the {which} images may have several labels, stage {config.stage} is made for one "
+            f"each: give a data set of such labels{remedy}"
         )
 
 
@@ -95,9 +103,15 @@ def _rows(
     if 0 < share * len(labels) < classes:
         raise UserError(
             f"{field}={wanted} of {len(labels)} images is less than one for each of {classes} "
-            f"classes: ask for {100 * classes / len(labels):.2g}% or more, or for a number of each"
+            f"classes: ask for {_enough(classes / len(labels))} or more, or for a number of each"
         )
     return subsets.share_of_labels(labels, share, seed)
+
+
+def _enough(share: float) -> str:
+    """Write a share in per cent, rounded up to two digits."""
+    digits = 10.0 ** (math.floor(math.log10(100 * share)) - 1)
+    return f"{math.ceil(100 * share / digits) * digits:.2g}%"
 
 
 def describe(wanted: str) -> str:
@@ -105,6 +119,14 @@ def describe(wanted: str) -> str:
     if wanted != ALL and _is_file(wanted):
         return f"{wanted}, crc32 {zlib.crc32(Path(wanted).expanduser().read_bytes()):08x}"
     return wanted
+
+
+def in_words(config: ConfigDict) -> str:
+    """Say which labels a stage learns from."""
+    c = config.labels
+    if not needed(config):
+        return "none"
+    return f"{describe(c.use)} of {config.data.split}, draw {c.seed}"
 
 
 def tag(wanted: str, seed: int) -> str:
@@ -122,7 +144,9 @@ def _is_file(wanted: str) -> bool:
 
 def _listed(field: str, path: Path, examples: np.ndarray, source: Source) -> np.ndarray:
     """Find the images that a file names, by their whole name or else by its last part."""
-    names = set(path.read_text().splitlines()) - {""}
+    names = set(path.read_text(errors="backslashreplace").splitlines()) - {""}
+    if not names:
+        raise UserError(f"{field}={path} names no image: write one name a line")
     own = [source.name(int(example)) for example in examples]
     rows = [i for i, name in enumerate(own) if name in names]
     if not rows:

@@ -1,4 +1,4 @@
-"""The momentum memory of SimCLRv2: negatives from earlier batches (arXiv 2006.10029, section 3).
+"""The momentum memory of SimCLRv2: negatives from earlier batches (arXiv 2006.10029, section 2).
 
 A second network, a moving average of the trained one, embeds one view of every image; its
 embeddings of the last `memory.size` images are negatives beside those of the batch (as in MoCo, He
@@ -49,20 +49,22 @@ class Memory:
 
     def first(self, params: Params, batch_stats: Stats, z: jax.Array) -> Extra:
         """Start with the network as it is and an empty queue of rows like those of `z`."""
-        start = {"params": self._embedding(params), "batch_stats": self._embedding(batch_stats)}
-        return {
-            "average": jax.tree.map(jnp.copy, start),  # a buffer cannot be donated twice
-            "queue": {
-                "z": jnp.zeros((self.size, z.shape[-1]), z.dtype),
-                "example": jnp.full(self.size, EMPTY, jnp.int32),
-            },
+        queue = {
+            "z": jnp.zeros((self.size, z.shape[-1]), z.dtype),
+            "example": jnp.full(self.size, EMPTY, jnp.int32),
         }
+        return self.averaging({"queue": queue}, params, batch_stats)
+
+    def averaging(self, extra: Extra, params: Params, batch_stats: Stats) -> Extra:
+        """Start the average anew, with the network as it is; the queue stays."""
+        start = {"params": self._embedding(params), "batch_stats": self._embedding(batch_stats)}
+        return extra | {"average": jax.tree.map(jnp.copy, start)}  # no buffer is donated twice
 
     def embed(
         self, project: Project, extra: Extra, images: jax.Array, example: jax.Array
     ) -> Outputs:
         """Return what one batch, `[n, h, w, c]` on this device, adds to the memory."""
-        average = lax.stop_gradient(extra["average"])
+        average = extra["average"]
         hiddens, batch_stats = project(average["params"], average["batch_stats"], images)
         z = hiddens[-1]
         z = l2_normalize(z) if self.normalize else z

@@ -122,8 +122,8 @@ def make_stage(config: ConfigDict, plan: Plan, inputs: Inputs, mesh: Mesh) -> St
         state = load_parts(config.init, state, tap=config.eval.probe_tap)
         if not memory:
             return state
-        empty = state.extra["queue"]["z"]
-        return state._replace(extra=memory.first(state.params, state.batch_stats, empty))
+        extra = memory.averaging(state.extra, state.params, state.batch_stats)
+        return state._replace(extra=extra)
 
     monitor = Monitor(config, probe, inputs, mesh)
     return Stage(

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import dataclasses
 import signal
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from typing import Any
 
 from etils import epath
 from jax.sharding import Mesh
@@ -12,7 +14,16 @@ from ml_collections import ConfigDict
 from simclr_jax import files, parallel, validation
 from simclr_jax.data import sources
 from simclr_jax.data.sources import Source
-from simclr_jax.stages import build, distill, finetune, pretrain, summary, views
+from simclr_jax.stages import (
+    build,
+    distill,
+    finetune,
+    pretrain,
+    summary,
+    teacher,
+    views,
+    warm_start,
+)
 from simclr_jax.stages import labels as label_choice
 from simclr_jax.stages.adapt import adapt
 from simclr_jax.stages.inherit import inherit
@@ -53,30 +64,23 @@ def run(config: ConfigDict, workdir: str, resume: str = "auto", profile_steps: s
     mesh = parallel.make_mesh()
     workdir = files.expand_home(workdir)
     kept, before = epath.Path(workdir) / "index", recipe_before(workdir)
-    config, inherited = inherit(config, before)
-    validation.validate(config, mesh.size)
-    train, test = sources.open_splits(config.data, kept if before else None)
-    images = train
-    if config.stage in validation.LABELLED:
-        if config.stage == "finetune" or test.classes:
-            label_choice.check(config, test, "held-out")
-        train = label_choice.restrict(config, train)
-    config, chosen = adapt(config, train, test, before)
-    validation.validate(config, mesh.size)
-    build.check_images(config, train, test)
-    plan = plans.make(config, len(train))
+    ready = prepare(config, mesh.size, kept if before else None, before)
+    config, plan, train, test = ready.config, ready.plan, ready.train, ready.test
+    warm_start.check(config.init)
+    if config.stage == "distill":
+        teacher.check(config, train, test)
 
     record = config.to_dict() | {"images": [train.fingerprint(), test.fingerprint()]}
     keep, keep_period = config.checkpoint.keep, config.checkpoint.keep_period
     profiler = Profiler(profile_steps, epath.Path(workdir) / "profile", plan.total_steps)
     with open_workdir(workdir, record, resume, keep=keep, keep_period=keep_period) as opened:
         if opened.fresh:
-            sources.remember(images, kept)
+            sources.remember(ready.images, kept)
         inputs = Inputs(config, train, test, opened)
         stage = STAGES[config.stage](config, plan, inputs, mesh)
         start = [f"start     from {config.init.parts} of {config.init.run}"] * opened.fresh
         start = start if config.init.run else []
-        about = [*_about(train, test), *inherited, *chosen, *start]
+        about = [*_about(train, test), *ready.chosen, *start]
         summary.announce(opened, config, plan, stage, mesh, about)
         views.draw(config, inputs, opened)
         result = loop.train(stage, plan, mesh, opened, profiler)
@@ -84,6 +88,63 @@ def run(config: ConfigDict, workdir: str, resume: str = "auto", profile_steps: s
             return EXIT_CODES[result.stopped_by]
         summary.conclude(opened, plan, stage, result.state)
     return 0
+
+
+@dataclasses.dataclass(frozen=True)
+class Prepared:
+    """A recipe with every field set, and its images.
+
+    Attributes:
+      config: the recipe.
+      images: all of the training split.
+      train: those of them to learn from, without labels that may not be used.
+      test: held-out images.
+      plan: the run in numbers.
+      chosen: lines about fields that the recipe left open.
+    """
+
+    config: ConfigDict
+    images: Source
+    train: Source
+    test: Source
+    plan: Plan
+    chosen: list[str]
+
+
+def prepare(
+    config: ConfigDict,
+    devices: int,
+    kept: epath.Path | None = None,
+    before: Mapping[str, Any] | None = None,
+    open_splits: Callable[..., tuple[Source, Source]] = sources.open_splits,
+) -> Prepared:
+    """Check everything that can be known before a model is built.
+
+    That a run to start from, or a teacher, fits is checked later: a pipeline has yet to train them.
+
+    Args:
+      config: a recipe.
+      devices: over which a batch is spread.
+      kept: where a run that is resumed keeps its index of images.
+      before: the recipe of that run.
+      open_splits: see `data.sources.open_splits`.
+
+    Raises:
+      UserError: for whatever a user can put right.
+    """
+    config, inherited = inherit(config, before)
+    validation.validate(config, devices)
+    images, test = open_splits(config.data, kept)
+    train = images
+    if config.stage in validation.LABELLED:
+        if config.stage == "finetune" or test.classes:
+            label_choice.check(config, test, "held-out")
+        train = label_choice.restrict(config, images)
+    config, chosen = adapt(config, train, test, before)
+    validation.validate(config, devices)
+    build.check_images(config, train, test)
+    plan = plans.make(config, len(train))
+    return Prepared(config, images, train, test, plan, [*inherited, *chosen])
 
 
 def _about(train: Source, test: Source) -> list[str]:

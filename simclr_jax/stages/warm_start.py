@@ -13,6 +13,7 @@ from simclr_jax.stages.encoder import classifier_tap
 from simclr_jax.train import manifest, saved
 from simclr_jax.train.stage import TrainState
 
+NOTHING = "none"  # of a run whose model is wanted, not its weights
 PARTS = ("encoder", "head", "probe", "classifier")
 LINEAR = ("probe", "classifier")  # the same thing, taught on the side or with the encoder
 
@@ -22,7 +23,7 @@ def load_parts(init: ConfigDict, state: TrainState, tap: int = 0) -> TrainState:
 
     Args:
       init: `run`, a workdir or `WORKDIR@STEP` (the newest whole checkpoint without a step), and
-        `parts`, names with commas. An empty `run` changes nothing.
+        `parts`, names with commas. An empty `run` or "none" for `parts` changes nothing.
       state: the first state of this run; the rest of it stays (optimiser, step 0).
       tap: layer of the head that this run's probe or classifier reads; if it is taken over, that
         of the other run must be the same.
@@ -31,11 +32,9 @@ def load_parts(init: ConfigDict, state: TrainState, tap: int = 0) -> TrainState:
       UserError: if there is no such checkpoint, or a part has other leaves or shapes there, naming
         what is missing, extra or different.
     """
-    if not init.run:
+    parts = check(init)
+    if not parts:
         return state
-    parts = [part.strip() for part in init.parts.split(",")]
-    for part in parts:
-        choose("init.parts", part, PARTS)
     run = saved.read(init.run, "init.run")
     there = dict(run.leaves)
     wanted = manifest.named_leaves(state)
@@ -51,6 +50,17 @@ def load_parts(init: ConfigDict, state: TrainState, tap: int = 0) -> TrainState:
         for name, leaf in wanted.items()
     ]
     return jax.tree.unflatten(jax.tree.structure(state), leaves)
+
+
+def check(init: ConfigDict) -> list[str]:
+    """Return the parts to be taken over; raise `UserError` if one is unknown or there is no run."""
+    if not init.run or init.parts == NOTHING:
+        return []
+    parts = [part.strip() for part in init.parts.split(",")]
+    for part in parts:
+        choose("init.parts", part, (*PARTS, NOTHING))
+    saved.describe(init.run, "init.run")
+    return parts
 
 
 def _check_tap(run: saved.Saved, tap: int) -> None:

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
-import numpy as np
 from etils import epath
 from flax import traverse_util
 from ml_collections import ConfigDict
@@ -14,6 +14,7 @@ from ml_collections import ConfigDict
 from simclr_jax import config as recipes
 from simclr_jax import files
 from simclr_jax.errors import UserError
+from simclr_jax.train import manifest
 from simclr_jax.train.checkpoints import Checkpoints
 
 
@@ -25,13 +26,14 @@ class Saved:
       workdir: of the run.
       step: finished updates.
       record: `config.json`: the recipe and what else a resumed run must agree on.
-      leaves: all arrays by path, such as `params/encoder/stem_conv/conv/kernel`.
+      leaves: all arrays by path, such as `params/encoder/stem_conv/conv/kernel`; their shapes and
+        dtypes alone if it was read by `describe`.
     """
 
     workdir: epath.Path
     step: int
     record: Mapping[str, Any]
-    leaves: Mapping[str, np.ndarray]
+    leaves: Mapping[str, Any]  # arrays, or `manifest.Leaf`
 
     def __str__(self) -> str:
         return f"{self.workdir}@{self.step}"
@@ -39,12 +41,7 @@ class Saved:
     @property
     def config(self) -> ConfigDict:
         """Return the recipe; fields that it is too old to have are at their defaults."""
-        config = recipes.base()
-        with config.unlocked():
-            if (views := self.record.get("augment", {}).get("views")) is not None:
-                config.augment.views = {name: recipes.view() for name in views}
-            config.update({name: v for name, v in self.record.items() if name in config})
-        return config
+        return recipes.of_record(self.record)
 
     def variables(self, part: str) -> dict[str, Any]:
         """Return `{params: ..., batch_stats: ...}` of a part such as `encoder`, as trees."""
@@ -68,6 +65,32 @@ def read(run: str, flag: str = "--checkpoint") -> Saved:
     Raises:
       UserError: if there is no run, no such step, or the checkpoint is damaged.
     """
+    path, at = _find(run, flag)
+    checkpoints = Checkpoints(path / "checkpoints", read_only=True)
+    try:
+        step, leaves = checkpoints.leaves(at)
+    finally:
+        checkpoints.close()
+    return Saved(path, step, files.read_json(path / "config.json"), leaves)
+
+
+def describe(run: str, flag: str = "--checkpoint") -> Saved:
+    """Say what `read` would give, as far as it can be known without reading gigabytes."""
+    path, at = _find(run, flag)
+    checkpoints = Checkpoints(path / "checkpoints", read_only=True)
+    try:
+        steps = checkpoints.steps()
+    finally:
+        checkpoints.close()
+    for step in reversed(steps) if at is None else [at] if at in steps else []:
+        with contextlib.suppress(manifest.Damaged):
+            leaves = manifest.read(path / "checkpoints" / str(step), step)
+            return Saved(path, step, files.read_json(path / "config.json"), leaves)
+    return read(run, flag)  # which says what is wrong
+
+
+def _find(run: str, flag: str) -> tuple[epath.Path, int | None]:
+    """Return the workdir that a user names, and the step, None for the newest."""
     workdir, _, at = run.rpartition("@")
     if not at.isdecimal():  # the directory itself may have an @ in its name
         workdir, at = run, ""
@@ -76,9 +99,4 @@ def read(run: str, flag: str = "--checkpoint") -> Saved:
         raise UserError(f"{flag}={run} holds no checkpoints: give the workdir of a run")
     if not (path / "config.json").exists():
         raise UserError(f"{flag}={run} has no config.json: give the whole workdir of a run")
-    checkpoints = Checkpoints(path / "checkpoints", read_only=True)
-    try:
-        step, leaves = checkpoints.leaves(int(at) if at else None)
-    finally:
-        checkpoints.close()
-    return Saved(path, step, files.read_json(path / "config.json"), leaves)
+    return path, int(at) if at else None

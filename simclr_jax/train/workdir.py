@@ -83,7 +83,7 @@ def open_workdir(
         stack.callback(console.close)
         lock = stack.enter_context(WorkdirLock(workdir, say=console.say))
         fresh = not started(workdir)
-        _check_recipe(workdir, recipe, resume, fresh)
+        check_recipe(workdir, recipe, resume, fresh)
         checkpoints = Checkpoints(
             workdir / "checkpoints", keep=keep, keep_period=keep_period, say=console.say
         )
@@ -98,7 +98,8 @@ def open_workdir(
         yield Workdir(workdir, fresh, console, checkpoints, lock)
 
 
-def _check_recipe(workdir: epath.Path, recipe: dict[str, Any], resume: str, fresh: bool) -> None:
+def check_recipe(workdir: epath.Path, recipe: dict[str, Any], resume: str, fresh: bool) -> None:
+    """Raise `UserError` if a directory holds the run of another recipe; see `open_workdir`."""
     path = workdir / "config.json"
     if not path.exists():
         return
@@ -112,6 +113,8 @@ def _check_recipe(workdir: epath.Path, recipe: dict[str, Any], resume: str, fres
             f"{workdir} holds a converted checkpoint, which cannot be continued: start from it "
             f"by --config.init.run={workdir} in another --workdir"
         )
+    # Fields that came after the run have defaults which leave it as it was.
+    before = before | recipes.of_record(before).to_dict()
     differing = recipes.differences(before, recipe)
     if differing:
         shown = "; ".join(differing[:MOST_SHOWN])

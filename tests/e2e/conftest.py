@@ -28,7 +28,10 @@ class Finished:
 
 @pytest.fixture(scope="session")
 def finished(tmp_path_factory, images):
-    """Train 20 steps, 5.9 epochs, in a fresh interpreter that cannot import TensorFlow."""
+    """Train 20 steps, 5.9 epochs, in a fresh interpreter that cannot import TensorFlow.
+
+    With a memory of negatives, so that all there can be in a state is there.
+    """
     directory = tmp_path_factory.mktemp("finished")
     arguments = (
         *doors.TINY,
@@ -36,6 +39,7 @@ def finished(tmp_path_factory, images):
         "--config.train.steps=20",
         "--config.eval.every_epochs=1.0",
         "--config.checkpoint.every_steps=7",
+        "--config.memory.size=40",
     )
     blocked = doors.block(directory, "tensorflow", "tensorflow_datasets", "tensorboard")
     workdir = directory / "run"

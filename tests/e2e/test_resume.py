@@ -32,7 +32,7 @@ def test_killed_and_resumed_is_the_same_run_to_the_bit(finished, killed, tmp_pat
     assert doors.metrics(workdir) == doors.metrics(finished.workdir)
     expected, found = doors.leaves(finished.workdir, 20), doors.leaves(workdir, 20)
     assert found.keys() == expected.keys()
-    for part in ("params", "batch_stats", "opt_state"):
+    for part in ("params", "batch_stats", "opt_state", "average", "queue"):
         assert any(part in name for name in found), part
     for name, leaf in expected.items():
         assert leaf.dtype == found[name].dtype and leaf.tobytes() == found[name].tobytes(), name

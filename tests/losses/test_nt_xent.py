@@ -17,10 +17,11 @@ from simclr_jax.losses.nt_xent import l2_normalize, nt_xent
 DEVICES = 8
 
 
-def brute_force(z, temperature):
+def brute_force(z, temperature, kept=(), negative=None):
     """Return the mean over 2N views of eq. 1, and its gradient with respect to `z` `[2N, d]`.
 
     Views i and i + N are partners. Written row by row from the paper, without matrix identities.
+    Rows of `kept` are more negatives of those images for which `negative` `[N, K]` says so.
     """
     total, d_unit = 0.0, np.zeros_like(z)
     length = np.linalg.norm(z, axis=1, keepdims=True)
@@ -30,11 +31,16 @@ def brute_force(z, temperature):
         partner = (i + rows // 2) % rows
         others = [k for k in range(rows) if k != i]
         weights = {k: math.exp(unit[i] @ unit[k] / temperature) for k in others}
-        total -= math.log(weights[partner] / sum(weights.values())) / rows
+        more = [row for k, row in enumerate(kept) if negative[i % (rows // 2), k]]
+        more_weights = [math.exp(unit[i] @ row / temperature) for row in more]
+        everything = sum(weights.values()) + sum(more_weights)
+        total -= math.log(weights[partner] / everything) / rows
         for k in others:
-            slope = (weights[k] / sum(weights.values()) - (k == partner)) / (rows * temperature)
+            slope = (weights[k] / everything - (k == partner)) / (rows * temperature)
             d_unit[i] += slope * unit[k]
             d_unit[k] += slope * unit[i]
+        for weight, row in zip(more_weights, more, strict=True):
+            d_unit[i] += weight / everything / (rows * temperature) * row
     along = np.sum(d_unit * unit, axis=1, keepdims=True)
     return total, (d_unit - along * unit) / length
 
@@ -99,6 +105,56 @@ def test_eight_devices_give_the_value_and_gradient_of_one():
         lambda z1, z2: nt_xent(z1, z2, temperature=0.2, axis_name=parallel.AXIS)[0], z
     )
     want, want_gradient = value_and_gradient(z, temperature=0.2)
+    np.testing.assert_allclose(total, want, rtol=1e-14)
+    np.testing.assert_allclose(gradient, want_gradient, rtol=1e-11, atol=1e-15)
+
+
+def kept_of(size, images):
+    """Return embeddings `[size, 7]` of the images in turn; those of others are negatives."""
+    kept = l2_normalize(jnp.asarray(np.random.default_rng(7).normal(size=(size, 7))))
+    return kept, np.arange(size) % images != np.arange(images)[:, None]
+
+
+def gradients_with_memory(z, kept, negative):
+    """Return the loss and its gradient with respect to `z` and to `kept`."""
+    options = {"temperature": 0.5, "scale": "sum"}
+    return jax.value_and_grad(
+        lambda z, kept: value(z, memory=(kept, negative), **options), argnums=(0, 1)
+    )(z, kept)
+
+
+@pytest.mark.x64
+def test_a_memory_adds_negatives_that_do_not_move():
+    z, (kept, negative) = draw(5, 7, jnp.float64), kept_of(11, images=5)
+    got, (gradient, of_kept) = gradients_with_memory(z, kept, negative)
+    want, want_gradient = brute_force(np.asarray(z), 0.5, np.asarray(kept), negative)
+    np.testing.assert_allclose(got, 2 * want, rtol=1e-13)
+    np.testing.assert_allclose(gradient, 2 * want_gradient, rtol=1e-11, atol=1e-14)
+    np.testing.assert_array_equal(of_kept, 0)
+    assert want > brute_force(np.asarray(z), 0.5)[0] + 0.1
+
+
+@pytest.mark.x64
+def test_a_memory_without_negatives_is_none():
+    """As one that has just started: all zeros, whose cosine of 0 must not count."""
+    z, empty = draw(5, 7, jnp.float64), jnp.zeros((11, 7))
+    got, (gradient, _) = gradients_with_memory(z, empty, np.zeros((5, 11), bool))
+    want, want_gradient = value_and_gradient(z, temperature=0.5, scale="sum")
+    np.testing.assert_allclose(got, want, rtol=1e-14)
+    np.testing.assert_allclose(gradient, want_gradient, rtol=1e-12, atol=1e-15)
+
+
+@pytest.mark.x64
+def test_eight_devices_with_a_memory_are_one():
+    z, (kept, negative) = draw(2 * DEVICES, 7, jnp.float64), kept_of(9, images=2 * DEVICES)
+
+    def share(z1, z2):
+        own = lax.dynamic_slice_in_dim(jnp.asarray(negative), 2 * lax.axis_index(parallel.AXIS), 2)
+        options = {"temperature": 0.2, "memory": (kept, own), "axis_name": parallel.AXIS}
+        return nt_xent(z1, z2, **options)[0]
+
+    total, gradient = sharded_gradient(share, z)
+    want, want_gradient = value_and_gradient(z, temperature=0.2, memory=(kept, negative))
     np.testing.assert_allclose(total, want, rtol=1e-14)
     np.testing.assert_allclose(gradient, want_gradient, rtol=1e-11, atol=1e-15)
 

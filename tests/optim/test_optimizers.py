@@ -120,3 +120,30 @@ def test_adamw_decays_kernels_only():
 
     # 1 - 0.999 has a relative error of 6e-6 in float32.
     check(first_update(optimizers.adamw(RATE, weight_decay=DECAY)), rule, tolerance=2e-5)
+
+
+@pytest.mark.parametrize("scale", [1.0, 1e-8])  # with the smaller one epsilon is what counts
+def test_adam_is_the_loop_of_tensorflow_written_by_hand(scale):
+    params, gradient = PARAMS, jax.tree.map(lambda g: scale * g, GRADIENT)
+    decay = scale * DECAY
+    optimizer = optimizers.adam(RATE, weight_decay=decay)
+
+    @jax.jit
+    def step(params, state):
+        updates, state = optimizer.update(gradient, state, params)
+        return optax.apply_updates(params, updates), state
+
+    state = optimizer.init(params)
+    for _ in range(3):
+        params, state = step(params, state)
+
+    def follow(path, got, w, g):
+        w, g, m, v = np.float64(w), np.float64(g), 0.0, 0.0
+        for k in range(1, 4):
+            slope = g if path[-2].key.startswith("bn") else g + decay * w
+            m, v = 0.9 * m + 0.1 * slope, 0.999 * v + 0.001 * slope**2
+            rate = RATE * np.sqrt(1 - 0.999**k) / (1 - 0.9**k)
+            w = w - rate * m / (np.sqrt(v) + 1e-8)
+        np.testing.assert_allclose(got, w, rtol=2e-4, atol=2e-4, err_msg=str(path))
+
+    jax.tree_util.tree_map_with_path(follow, params, PARAMS, gradient)

@@ -106,20 +106,10 @@ def only(parameters: list, names: Container[str]) -> list:
     """Return the parameters, all but these recordings skipped unless `SIMCLR_PARITY=all`."""
     return [
         p
-        if EVERYTHING or p.values[0].name in names
+        if EVERYTHING or p.values[0] is None or p.values[0].name in names
         else pytest.param(*p.values, marks=SLOW, id=p.id)
         for p in parameters
     ]
-
-
-def waits_for(recording: Recording) -> str | None:
-    """Name the stage that a recording needs and this project does not have."""
-    if recording.spec["kind"] == "distill":
-        return "distillation"
-    if recording.spec["kind"] == "trajectory" and recording.flags.get("train_mode") == "finetune":
-        frozen = recording.flags.get("fine_tune_after_block", -1) >= 4  # all of the encoder
-        return "linear evaluation" if frozen else "fine-tuning"
-    return None
 
 
 def fill(name: str, shape: tuple[int, ...], seed: int, law: str) -> np.ndarray:

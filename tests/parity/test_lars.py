@@ -94,7 +94,7 @@ def build(recording: golden.Recording, paths: dict) -> optax.GradientTransformat
             rate_in_momentum=not recording.tf1,
         )
     if name == "adam":
-        return optimizers.adamw(
+        return optimizers.adam(
             lambda step: rates[step], epsilon=settings["keras_config"]["epsilon"]
         )
     return optimizers.lars(

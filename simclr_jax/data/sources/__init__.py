@@ -91,7 +91,7 @@ def remember(source: Source, kept: epath.Path) -> None:
 
 def notes(source: Source) -> tuple[str, ...]:
     """Return what a user should know about a source, such as why it has no labels."""
-    return source.notes if isinstance(source, folder.Folder) else ()
+    return getattr(source, "notes", ())
 
 
 def stamp(source: Source) -> str:

@@ -1,0 +1,93 @@
+"""Cross entropy with labels against its definition, on one device and on eight."""
+
+from __future__ import annotations
+
+import math
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax import lax
+
+from simclr_jax import parallel
+from simclr_jax.losses.cross_entropy import NO_LABEL, cross_entropy
+
+DEVICES = 8
+ROWS, CLASSES = 2 * DEVICES, 5
+
+
+def definition(logits, labels):
+    """Return loss, accuracy and the gradient `[n, classes]`, row by row."""
+    known = [i for i, label in enumerate(labels) if label != NO_LABEL]
+    total, right, gradient = 0.0, 0, np.zeros_like(logits)
+    for i in known:
+        probabilities = np.exp(logits[i]) / sum(np.exp(logits[i]))
+        total -= math.log(probabilities[labels[i]])
+        right += max(range(len(logits[i])), key=lambda c, i=i: logits[i][c]) == labels[i]
+        gradient[i] = probabilities
+        gradient[i][labels[i]] -= 1
+    return total / len(known), right / len(known), gradient / len(known)
+
+
+def draw(unlabelled=()):
+    random = np.random.default_rng(0)
+    logits, labels = 3 * random.normal(size=(ROWS, CLASSES)), random.integers(CLASSES, size=ROWS)
+    labels[list(unlabelled)] = NO_LABEL
+    labels[3] = np.argmax(logits[3])  # right at least once, and wrong at least once
+    labels[4] = np.argmin(logits[4])
+    return logits, labels.astype(np.int32)
+
+
+def sharded(logits, labels):
+    """Return the sums of loss and accuracy over eight devices, and the gradient."""
+
+    def local(logits, labels):
+        shares, gradient = jax.value_and_grad(
+            lambda x: cross_entropy(x, labels, axis_name=parallel.AXIS), has_aux=True
+        )(logits)
+        return lax.psum(shares, parallel.AXIS), gradient
+
+    P, mesh = jax.P, parallel.make_mesh(DEVICES)
+    specs = {"in_specs": P(parallel.AXIS), "out_specs": (P(), P(parallel.AXIS))}
+    (loss, right), gradient = jax.jit(jax.shard_map(local, mesh=mesh, **specs))(logits, labels)
+    return loss, right, gradient
+
+
+@pytest.mark.x64
+@pytest.mark.parametrize("unlabelled", [(), (0, 1, 5, 14)], ids=["all", "some"])
+def test_definition_on_one_device_and_on_eight(unlabelled):
+    """Both rows of the first device have no label: a mean of the devices' means would differ."""
+    logits, labels = draw(unlabelled)
+    want = definition(logits, labels)
+    (loss, right), gradient = jax.value_and_grad(cross_entropy, has_aux=True)(logits, labels)
+    assert 0 < right < 1
+    for found in ((loss, right, gradient), sharded(logits, labels)):
+        for a, b in zip(found, want, strict=True):
+            np.testing.assert_allclose(a, b, rtol=1e-13, atol=1e-15)
+        assert not np.any(np.asarray(found[2])[list(unlabelled)])
+
+
+def test_without_any_label_there_is_nothing_to_learn():
+    logits = jnp.asarray(draw()[0], jnp.float32)
+    labels = np.full(ROWS, NO_LABEL, np.int32)
+    for loss, right, gradient in (
+        (*cross_entropy(logits, labels), jax.grad(lambda x: cross_entropy(x, labels)[0])(logits)),
+        sharded(logits, labels),
+    ):
+        assert float(loss) == 0 and float(right) == 0 and not np.any(gradient)
+
+
+def test_equal_logits_cost_the_logarithm_of_the_classes():
+    for height in (0.0, 80.0, -80.0):
+        loss, _ = cross_entropy(jnp.full((ROWS, CLASSES), height), draw()[1])
+        assert float(loss) == pytest.approx(math.log(CLASSES), rel=1e-5)
+
+
+def test_bfloat16_is_reduced_in_float32():
+    logits, labels = draw()
+    logits = jnp.asarray(logits, jnp.bfloat16)
+    loss, _ = cross_entropy(logits, labels)
+    assert loss.dtype == jnp.float32
+    want, _, _ = definition(np.asarray(logits, np.float64), labels)
+    np.testing.assert_allclose(loss, want, rtol=1e-6)

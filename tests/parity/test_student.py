@@ -1,0 +1,126 @@
+"""Whole steps of distillation against the official notebook's loss and optimiser: what users run.
+
+The teacher is its recorded logits. The notebook never runs the updates of moving statistics, which
+would all count as errors, so here they are left as they are as well.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from typing import Any
+
+import agreement
+import golden
+import numpy as np
+import pytest
+import steps
+
+from simclr_jax import config as recipes
+from simclr_jax.stages import distill
+from simclr_jax.train.stage import Batch, Metrics, Stage
+
+EXAMPLES = 64  # any number: the notebook counts steps
+
+
+def cases() -> list:
+    """All of them under SIMCLR_PARITY=all; otherwise none, since a step compiles long."""
+    return golden.only(golden.cases("distill", lambda r: "student" in r.settings), ())
+
+
+def described(recording: golden.Recording) -> golden.Recording:
+    """Return the recording with what its settings say in words as flags."""
+    settings = recording.settings
+    (depth,) = re.findall(r"ResNet-(\d+)", settings["student"])
+    (width,) = re.findall(r"width_multiplier ([\d.]+)", settings["student"])
+    assert "cifar stem, global_bn True" in settings["student"]
+    rate, length = re.findall(r"cosine_decay\(([\d.]+), step, (\d+)\)", settings["learning_rate"])[
+        0
+    ]
+    (shape,) = re.findall(r"fill\('images/step<k>', \((.*?)\)", settings["images"])
+    flags = {
+        "train_mode": "finetune",
+        "resnet_depth": int(depth),
+        "width_multiplier": float(width),
+        "image_size": int(shape.split(",")[1]),
+        "proj_head_mode": "none",
+        "optimizer": settings["optimizer"]["name"],
+        "weight_decay": settings["optimizer"]["weight_decay"],
+        "learning_rate": float(rate),
+        "learning_rate_scaling": "none",
+        "warmup_epochs": 0,
+        "train_batch_size": settings["batch"],
+        "train_steps": int(length),
+    }
+    settings = settings | {"flags": flags, "num_train_examples": EXAMPLES}
+    return dataclasses.replace(recording, spec=recording.spec | {"settings": settings})
+
+
+def recipe(recording: golden.Recording) -> recipes.ConfigDict:
+    settings, c = recording.settings, steps.recipe(recording, "distill")
+    c.distill.teacher, c.distill.temperature = Recorded.name, settings["temperature"]
+    c.distill.times_squared_temperature = True
+    c.finetune.encoder_bn = "batch" if settings["bn_is_training"] else "moving"
+    c.optim.adapt_classifier = "head_supervised" not in settings["optimizer"]["exclude"]
+    return c
+
+
+def batch(recording: golden.Recording, step: int) -> Batch:
+    """Return views `[1, n, 1, h, w, c]` and the teacher's logits `[1, n, classes]`."""
+    n, side = recording.settings["batch"], recording.flags["image_size"]
+    images = recording.fill(f"images/step{step}", (n, side, side, 3), "uniform")
+    shape = (n, steps.classes(recording))
+    scale = np.float32(recording.settings["teacher_logits"].split(" * ")[0])
+    teacher = scale * recording.fill(f"teacher_logits/step{step}", shape, "normal")
+    made = steps.chunk(images[:, None].astype(np.float64), np.zeros(n))
+    return made | {"teacher": teacher[None].astype(np.float64)}
+
+
+def losses(
+    recording: golden.Recording, c: recipes.ConfigDict, metrics: Metrics, decay: float
+) -> dict[str, Any]:
+    return {"losses": metrics["loss"]}
+
+
+class Recorded:
+    """Stands in for a teacher, whose logits come in with the batch."""
+
+    name = "recorded"
+
+    def __init__(self, classes: int):
+        self.classes, self.variables = classes, {}
+
+    def __call__(self, variables: Any, images: Any) -> None:
+        return None
+
+
+def taught_by_recording(stage: Stage) -> Stage:
+    """Put recorded logits in place of the teacher's, and leave moving statistics as they are."""
+
+    def embed(params, batch_stats, extra, batch):
+        outputs, _ = stage.embed(params, batch_stats, extra, batch)
+        return outputs | {"teacher": batch["teacher"]}, batch_stats
+
+    return dataclasses.replace(stage, embed=embed)
+
+
+@pytest.mark.x64
+@pytest.mark.parametrize("recording", cases())
+def test_steps_are_the_official_ones(recording, record_parity, monkeypatch):
+    recording = described(recording)
+    c = recipe(recording)
+    teacher = Recorded(steps.classes(recording))
+    monkeypatch.setattr(distill.saved, "read", lambda *_: None)
+    monkeypatch.setattr(distill, "Teacher", lambda *_: teacher)
+    # The notebook's optimiser counted the step before it read the rate.
+    steps.feed_recorded_rates(recording, c, record_parity, monkeypatch, first=1)
+    program = steps.Program(
+        recording,
+        c,
+        distill.make_stage,
+        batch=batch,
+        losses=losses,
+        classifier="classifier",
+        adapt=taught_by_recording,
+    )
+    agreement.compare(recording, program.run, record_parity)
