@@ -23,13 +23,11 @@ from absl import flags
 from etils import epath
 from ml_collections import config_flags
 
-from simclr_jax import errors, parallel, validation
-from simclr_jax.data import pipeline, sources
+from simclr_jax import errors, parallel
+from simclr_jax.data import pipeline
 from simclr_jax.reporting.tables import table
-from simclr_jax.stages import build, pretrain
-from simclr_jax.stages.adapt import adapt
+from simclr_jax.stages import run
 from simclr_jax.stages.inputs import Inputs
-from simclr_jax.train import plan as plans
 from simclr_jax.train.metrics import MetricsWriter
 from simclr_jax.train.step import make_step
 
@@ -45,14 +43,11 @@ def main() -> None:
     """Time the parts of a step and the whole, and print them beside each other."""
     config = FLAGS.config
     mesh = parallel.make_mesh()
-    validation.validate(config, mesh.size)
     parallel.use_compilation_cache()
-    train, test = sources.open_splits(config.data)
-    config, _ = adapt(config, train, test)
-    build.check_images(config, train, test)
-    plan = plans.make(config, len(train))
-    inputs = Inputs(config, train, test)
-    stage = pretrain.make_stage(config, plan, inputs, mesh)
+    ready = run.prepare(config, mesh.size)
+    config, plan = ready.config, ready.plan
+    inputs = Inputs(config, ready.train, ready.test)
+    stage = run.STAGES[config.stage](config, plan, inputs, mesh)
     step, state = make_step(stage, mesh), stage.init()
 
     times: dict[str, list[float]] = {"input": [], "transfer": [], "step": [], "logging": []}
@@ -70,7 +65,7 @@ def main() -> None:
         for number in range(FLAGS.steps + WARM_UP):
             host = timed("input", _next, stream)
             batch = timed("transfer", parallel.shard, mesh, host, 1)
-            state, metrics = timed("step", step, state, batch)
+            state, metrics = timed("step", step, state, batch, stage.frozen)
             timed("logging", _log, writer, number, metrics)
         writer.close()
     loop = list(_loop(stage, step, state, FLAGS.steps + WARM_UP))
@@ -99,7 +94,7 @@ def _loop(stage, step, state, steps: int) -> Iterator[tuple[float, float]]:
     while (chunk := next(batches, None)) is not None:
         steps_of_call, batch = chunk
         waited = time.perf_counter() - last
-        state, metrics = step(state, batch)
+        state, metrics = step(state, batch, stage.frozen)
         jax.block_until_ready(previous)
         now = time.perf_counter()
         yield (now - last) / len(steps_of_call), waited / len(steps_of_call)

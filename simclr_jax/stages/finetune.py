@@ -9,11 +9,9 @@ from __future__ import annotations
 import functools
 
 import jax
-import jax.numpy as jnp
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from simclr_jax import parallel
 from simclr_jax.losses.cross_entropy import cross_entropy
 from simclr_jax.stages import build, views
 from simclr_jax.stages.accuracy import Accuracy
@@ -21,7 +19,7 @@ from simclr_jax.stages.inputs import Inputs
 from simclr_jax.stages.network import Network
 from simclr_jax.stages.warm_start import load_parts
 from simclr_jax.train.plan import Plan
-from simclr_jax.train.stage import Batch, Extra, Metrics, Outputs, Params, Stage, Stats, TrainState
+from simclr_jax.train.stage import Batch, Extra, Metrics, Outputs, Params, Stage, Stats
 
 FORMATS = {
     "loss": "loss {:.4f}",
@@ -44,13 +42,6 @@ def make_stage(config: ConfigDict, plan: Plan, inputs: Inputs, mesh: Mesh) -> St
     optimizer, schedule = build.optimizer(config, plan, network.learns)
     make_views = views.view_maker(config)
 
-    @jax.jit
-    def first_state() -> TrainState:
-        made = network.first(inputs.train.channels)
-        params = made["params"]
-        step = jnp.zeros((), jnp.int32)
-        return TrainState(step, params, made["batch_stats"], optimizer.init(params))
-
     def embed(
         params: Params, batch_stats: Stats, extra: Extra, batch: Batch
     ) -> tuple[Outputs, Stats]:
@@ -65,7 +56,7 @@ def make_stage(config: ConfigDict, plan: Plan, inputs: Inputs, mesh: Mesh) -> St
 
     accuracy = Accuracy(config, network, inputs, mesh)
     return Stage(
-        init=lambda: parallel.replicate(mesh, first_state()),
+        init=functools.partial(network.first_state, inputs.train.channels, optimizer, mesh),
         warm_start=functools.partial(load_parts, config.init, tap=config.finetune.tap),
         embed=embed,
         objective=objective,

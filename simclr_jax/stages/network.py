@@ -11,13 +11,17 @@ import re
 from typing import Any
 
 import jax
+import jax.numpy as jnp
+import optax
 from jax import lax
+from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
+from simclr_jax import parallel
 from simclr_jax.config import head_layers
 from simclr_jax.stages import build
 from simclr_jax.stages.encoder import embedder, tap_name
-from simclr_jax.train.stage import Params, Stats
+from simclr_jax.train.stage import Params, Stats, TrainState
 
 PART = "classifier"
 
@@ -45,6 +49,19 @@ class Network:
         if self._config.finetune.zero_classifier:
             made["params"][PART] = jax.tree.map(lambda x: 0 * x, made["params"][PART])
         return made
+
+    def first_state(
+        self, channels: int, optimizer: optax.GradientTransformation, mesh: Mesh
+    ) -> TrainState:
+        """Return the state that training starts from, on every device."""
+
+        @jax.jit
+        def first() -> TrainState:
+            made = self.first(channels)
+            params, step = made["params"], jnp.zeros((), jnp.int32)
+            return TrainState(step, params, made["batch_stats"], optimizer.init(params))
+
+        return parallel.replicate(mesh, first())
 
     def learns(self, params: Params) -> Any:
         """Return a tree like `params` of booleans: is this parameter trained?"""

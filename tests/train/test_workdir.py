@@ -1,0 +1,45 @@
+"""A run belongs to its recipe, also when recipes have gained fields since."""
+
+import json
+
+import pytest
+
+from simclr_jax import config as recipes
+from simclr_jax.errors import UserError
+from simclr_jax.train.workdir import check_recipe
+
+
+@pytest.fixture
+def older(tmp_path):
+    """Return a run's directory written before the group `memory` and a field of `optim` were."""
+    record = recipes.base().to_dict() | {"images": ["some", "others"]}
+    del record["memory"], record["optim"]["adapt_classifier"]
+    (tmp_path / "config.json").write_text(json.dumps(record))
+    return tmp_path
+
+
+def now(**changed):
+    c = recipes.base()
+    c.update_from_flattened_dict({name.replace("__", "."): v for name, v in changed.items()})
+    return c.to_dict() | {"images": ["some", "others"]}
+
+
+def test_an_older_run_continues_with_the_defaults_of_new_fields(older):
+    check_recipe(older, now(), "auto", fresh=False)
+
+
+@pytest.mark.parametrize(
+    "field, words",
+    [
+        ("memory__size", r"memory.size: 0 -> 8"),
+        ("seed", r"seed: 0 -> 8"),
+    ],
+)
+def test_but_not_with_other_values(older, field, words):
+    with pytest.raises(UserError, match=words):
+        check_recipe(older, now(**{field: 8}), "auto", fresh=False)
+
+
+def test_nor_with_other_images(older):
+    with pytest.raises(UserError, match="images: "):
+        check_recipe(older, now() | {"images": ["others"]}, "auto", fresh=False)
