@@ -42,8 +42,8 @@ def make(config: ConfigDict, examples: int) -> Plan:
     c, batch = config, config.train.batch_size
     if batch > examples:
         raise UserError(
-            f"train.batch_size is {batch}, more than the {examples} images: an image would be its "
-            f"own negative; set --config.train.batch_size={_fitting(examples)}"
+            f"train.batch_size is {batch}, more than the {examples} images: an image would stand "
+            f"in a batch twice; set --config.train.batch_size={_fitting(examples)}"
         )
     total = c.train.steps or schedules.total_steps(c.train.epochs, examples, batch)
     warmup = schedules.warmup_steps(c.optim.warmup_epochs, examples, batch)
