@@ -12,7 +12,11 @@ NO_LABEL = -1
 
 
 def cross_entropy(
-    logits: jax.Array, labels: jax.Array, *, axis_name: str | None = None
+    logits: jax.Array,
+    labels: jax.Array,
+    *,
+    over_all_rows: bool = False,
+    axis_name: str | None = None,
 ) -> tuple[jax.Array, jax.Array]:
     """Return this device's share of mean cross entropy and of accuracy over labelled rows.
 
@@ -22,6 +26,8 @@ def cross_entropy(
     Args:
       logits: `[n, classes]`; computed in float32, or float64 if they are.
       labels: int32 `[n]`, -1 for none.
+      over_all_rows: divide the sum of the losses by the number of all rows: a row weighs the same
+        whatever share of the batch has a label.
       axis_name: mesh axis over which the batch is spread; None if this is all of it.
 
     Returns:
@@ -37,4 +43,9 @@ def cross_entropy(
     rows = jnp.maximum(rows, 1)
     losses = optax.softmax_cross_entropy_with_integer_labels(logits, jnp.where(known, labels, 0))
     right = known & (jnp.argmax(logits, axis=-1) == labels)
-    return jnp.sum(jnp.where(known, losses, 0)) / rows, jnp.sum(right, dtype=wide) / rows
+    divisor = len(labels) * _devices(axis_name) if over_all_rows else rows
+    return jnp.sum(jnp.where(known, losses, 0)) / divisor, jnp.sum(right, dtype=wide) / rows
+
+
+def _devices(axis_name: str | None) -> int:
+    return 1 if axis_name is None else lax.axis_size(axis_name)

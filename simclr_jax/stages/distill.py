@@ -65,10 +65,10 @@ def make_stage(config: ConfigDict, plan: Plan, inputs: Inputs, mesh: Mesh) -> St
         )
         metrics = {"distillation_loss": loss, "agreement": agreement}
         if d.alpha < 1:
-            # Both terms are means, over all rows and over labelled ones: alpha weighs them the same
-            # whatever share of the images has a label. (The paper, eq. 3, writes sums.)
+            # Sums over labelled and over all images as in eq. 3, divided by all images: as
+            # a mean over the few labelled rows of a batch the label term would drown the other.
             label_loss, accuracy = cross_entropy(
-                outputs["logits"], outputs["label"], axis_name=axis_name
+                outputs["logits"], outputs["label"], over_all_rows=True, axis_name=axis_name
             )
             metrics |= {"label_loss": label_loss, "train_accuracy": accuracy}
             loss = d.alpha * loss + (1 - d.alpha) * label_loss

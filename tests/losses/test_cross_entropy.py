@@ -39,12 +39,12 @@ def draw(unlabelled=()):
     return logits, labels.astype(np.int32)
 
 
-def sharded(logits, labels):
+def sharded(logits, labels, **options):
     """Return the sums of loss and accuracy over eight devices, and the gradient."""
 
     def local(logits, labels):
         shares, gradient = jax.value_and_grad(
-            lambda x: cross_entropy(x, labels, axis_name=parallel.AXIS), has_aux=True
+            lambda x: cross_entropy(x, labels, axis_name=parallel.AXIS, **options), has_aux=True
         )(logits)
         return lax.psum(shares, parallel.AXIS), gradient
 
@@ -66,6 +66,19 @@ def test_definition_on_one_device_and_on_eight(unlabelled):
         for a, b in zip(found, want, strict=True):
             np.testing.assert_allclose(a, b, rtol=1e-13, atol=1e-15)
         assert not np.any(np.asarray(found[2])[list(unlabelled)])
+
+
+@pytest.mark.x64
+def test_over_all_rows_a_row_weighs_the_same_whatever_the_others_have():
+    logits, labels = draw()
+    parts = []
+    for unlabelled in (range(0, 10), range(10, ROWS)):
+        some = labels.copy()
+        some[list(unlabelled)] = NO_LABEL
+        parts.append(cross_entropy(logits, some, over_all_rows=True)[0])
+        on_eight = sharded(logits, some, over_all_rows=True)[0]
+        np.testing.assert_allclose(on_eight, parts[-1], rtol=1e-13)
+    np.testing.assert_allclose(sum(parts), definition(logits, labels)[0], rtol=1e-13)
 
 
 def test_without_any_label_there_is_nothing_to_learn():

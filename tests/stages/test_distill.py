@@ -161,6 +161,24 @@ def test_alpha_is_the_weight_of_the_teacher(learn):
         assert abs(metrics["distillation_loss"] - metrics["label_loss"]) > 1e-3
 
 
+def test_the_two_terms_are_sums_over_their_images(teacher, names):
+    """The paper's eq. 3, divided by all images; a mean over labelled ones would weigh them more."""
+    stage, _ = taught.make_stage(recipe(teacher, labels__use=names, distill__alpha=0.25))
+    random = np.random.default_rng(0)
+    student, of_teacher = random.normal(size=(2, 8, tiny.CLASSES)).astype(np.float32)
+    labels = np.array([1, -1, -1, 0, -1, -1, -1, -1], np.int32)
+    outputs = {"logits": student, "teacher": of_teacher, "label": labels}
+    outputs = jax.tree.map(lambda x: x[None], outputs)  # of one device
+    loss, _ = jax.vmap(lambda o: stage.objective(o, {}, parallel.AXIS), axis_name=parallel.AXIS)(
+        outputs
+    )
+    log_student = np.log(np.exp(student) / np.exp(student).sum(1, keepdims=True))
+    probabilities = np.exp(of_teacher) / np.exp(of_teacher).sum(1, keepdims=True)
+    taught_by = -np.sum(probabilities * log_student)
+    labelled = -(log_student[0, 1] + log_student[3, 0])
+    np.testing.assert_allclose(loss[0], (0.25 * taught_by + 0.75 * labelled) / 8, rtol=1e-5)
+
+
 def test_on_labelled_images_alone_no_other_occurs(teacher, names):
     config = recipe(teacher, distill__images="labelled", labels__use=names)
     stage, _ = taught.make_stage(config)
