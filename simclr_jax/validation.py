@@ -101,9 +101,7 @@ def validate(config: ConfigDict, devices: int) -> None:
     Raises:
       UserError: naming the first field found wrong, its value and what would be right.
     """
-    c, known = config, base().to_dict()
-    known["augment"]["views"] = {name: view().to_dict() for name in c.augment.views}
-    _check_fields(c.to_dict(), known)
+    c, known = config, check_fields(config)
     for name, choices in CHOICES.items():
         if not _is_open(c, name):
             choose(name, _value(c, name), choices)
@@ -149,6 +147,15 @@ def validate(config: ConfigDict, devices: int) -> None:
     for name in ("train.dtype", "distill.teacher_dtype"):
         if _value(c, name) == "float64" and not _x64():
             raise UserError(f"{name} is float64: set the environment variable JAX_ENABLE_X64=1")
+
+
+def check_fields(config: ConfigDict) -> dict:
+    """Return the defaults of the fields of a recipe; raise `UserError` if it has others."""
+    fields, known = config.to_dict(), base().to_dict()
+    views = fields.get("augment", {}).get("views", known["augment"]["views"])
+    known["augment"]["views"] = {name: view().to_dict() for name in views}
+    _check_fields(fields, known)
+    return known
 
 
 def _check_fields(fields: dict, known: dict, prefix: str = "") -> None:

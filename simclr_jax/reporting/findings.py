@@ -178,7 +178,8 @@ def _still_falling(record: Record) -> Iterator[Finding]:
 
 
 def _accuracy(record: Record) -> Iterator[Finding]:
-    for name, called in (("knn_accuracy", "kNN"), ("probe_accuracy", "probe")):
+    names = {"knn_accuracy": "kNN", "probe_accuracy": "probe", "accuracy": "classifier's"}
+    for name, called in names.items():
         curve = record.curves.get(name)
         if curve is None or len(curve.values) < 4:
             continue

@@ -44,7 +44,7 @@ CHARTS = (
     Chart("Loss", {"loss": "loss"}),
     Chart(
         "Accuracy on held-out images",
-        {"knn_accuracy": "kNN", "probe_accuracy": "linear probe"},
+        {"knn_accuracy": "kNN", "probe_accuracy": "linear probe", "accuracy": "classifier"},
         True,
     ),
     Chart(
@@ -52,6 +52,13 @@ CHARTS = (
         {"contrast_accuracy": "partner found"},
         True,
         "How often the other view of an image is nearer than all other images of the batch.",
+    ),
+    Chart("Accuracy on training images", {"train_accuracy": "classifier"}, True),
+    Chart(
+        "As the teacher",
+        {"agreement": "same class"},
+        True,
+        "How often student and teacher choose the same class of a training image.",
     ),
     Chart("Learning rate", {"lr": "rate"}),
     Chart(
@@ -99,7 +106,12 @@ def _sentence(record: Record, named: bool) -> Html:
     data = f"{data}:{r['data.name']}" if r.get("data.name") else data
     count = f", {record.examples:,} images" if record.examples else ""
     start = element("b", record.name, ": ") if named else ""
-    stage = {"pretrain": "SimCLR pretraining", "convert": "Converted weights"}
+    stage = {
+        "pretrain": "SimCLR pretraining",
+        "finetune": "Fine-tuning on labels",
+        "distill": "Distillation into a student",
+        "convert": "Converted weights",
+    }
     what = stage.get(r.get("stage", ""), "A run")
     return join([start, f"{what} of a {network} on {data}{count}. {state(record)}"], "")
 
@@ -127,6 +139,7 @@ def _tiles(record: Record) -> Html:
     add("contrast_accuracy", "partner found", "{:.1%}")
     add("knn_accuracy", "kNN, held out", "{:.1%}")
     add("probe_accuracy", "linear probe, held out", "{:.1%}")
+    add("accuracy", "classifier, held out", "{:.1%}")
     add("epoch", "epochs", "{:.1f}")
     if speed := record.curves.get("images_per_second"):
         found.append((f"{np.nanmedian(speed.values):,.0f}", "images/s, median"))
@@ -270,7 +283,8 @@ def _equal_embeddings(records: Sequence[Record]) -> tuple[float, str] | None:
     found = set()
     for record in records:
         batch, scale = (record.recipe.get(name) for name in ("train.batch_size", "loss.scale"))
-        if batch and scale in ("sum", "mean"):
+        contrast = record.recipe.get("stage") not in ("finetune", "distill")
+        if contrast and batch and scale in ("sum", "mean"):
             found.add((2 if scale == "sum" else 1) * float(np.log(2 * batch - 1)))
         else:
             found.add(float("nan"))
@@ -293,5 +307,5 @@ def views(records: Sequence[Record]) -> Section:
         )
         for content, names in pictures.items()
     ]
-    said = "The first images of the run, and below each the two views that training compared."
+    said = "The first images of the run, and below each what training saw of it."
     return section("Views", paragraph(said), *figures)

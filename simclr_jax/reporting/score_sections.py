@@ -113,7 +113,7 @@ def _summary(summary: Mapping[str, Any]) -> Html:
     settings = [[element("code", name), _shown(value)] for name, value in protocol.items()]
     step = f" (step {protocol['step']})" if "step" in protocol else ""
     parts = [
-        element("h4", f"Beside what needs no learning{step}"),
+        element("h4", f"At the end of the run{step}"),
         table(["accuracy on held-out images, %", *names], rows),
         details("Protocol", table((), settings, text=2)),
     ]

@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from etils import epath
+from ml_collections import ConfigDict
 
 from simclr_jax import files
 from simclr_jax.data import order
@@ -147,12 +148,24 @@ def _pairs(encoder: Encoder, source: Source) -> dict[str, Pairs]:
     few = _some(source, PAIRS)
     if len(few) < 2:
         return {}
-    batch = Inputs(encoder.config, few, few).held_out(PAIRS)
-    views = np.asarray(jax.jit(view_maker(encoder.config))(batch), np.float32)
+    config = _two_views(encoder.config)
+    batch = Inputs(config, few, few).held_out(PAIRS)
+    views = np.asarray(jax.jit(view_maker(config))(batch), np.float32)
     taps = [tap for tap in ("h", "z") if tap in encoder.taps]
     # Views are what the network sees in training: no evaluation crop is taken of them.
     first, second = (encoder.extract(view, taps, prepared=True) for view in views)
     return {tap: pairs(first[tap], second[tap]) for tap in taps}
+
+
+def _two_views(config: ConfigDict) -> ConfigDict:
+    """Return a recipe of two views: stages that learn from labels have one, drawn twice here."""
+    if len(config.augment.views) > 1:
+        return config
+    c = config.copy_and_resolve_references()
+    (name,) = c.augment.views
+    with c.unlocked():
+        c.augment.views[f"{name}_again"] = c.augment.views[name].copy_and_resolve_references()
+    return c
 
 
 def pairs(first: np.ndarray, second: np.ndarray) -> Pairs:

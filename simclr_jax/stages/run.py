@@ -132,6 +132,7 @@ def prepare(
     Raises:
       UserError: for whatever a user can put right.
     """
+    validation.check_fields(config)
     config, inherited = inherit(config, before)
     validation.validate(config, devices)
     images, test = open_splits(config.data, kept)

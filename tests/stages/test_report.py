@@ -298,7 +298,7 @@ def test_views_are_of_images_drawn_from_the_whole_split(monkeypatch):
     source = Images(np.zeros((1600, 1, 1, 3), np.uint8), labels, 8)
     for _ in range(2):
         with pytest.raises(StopIteration):
-            report._pairs(SimpleNamespace(config=None), source)
+            report._pairs(SimpleNamespace(config=recipes.base()), source)
     assert len(seen[0]) == 256 and np.bincount(seen[0], minlength=8).min() > 15
     np.testing.assert_array_equal(*seen)
 
