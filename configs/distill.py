@@ -4,9 +4,9 @@
 
 The student starts from scratch, or from `--config.init.run`; it has the teacher's model unless told
 otherwise (`--config.model.depth=18`), and its images. Into the same model the paper has temperature
-0.1, `--config=configs/distill.py:self`; into a smaller one 1. Labels take part with
-`--config.distill.alpha=0.5 --config.labels.use=10%`, on labelled images alone with
-`--config.distill.images=labelled`.
+0.1, `--config=configs/distill.py:self` (and the teacher's `--config.finetune.tap`); into a smaller
+one 1. Labels take part with `--config.distill.alpha=0.5 --config.labels.use=10%`, on labelled
+images alone with `--config.distill.images=labelled`.
 
 The rates are those of pretraining, as the paper's: 0.1 sqrt(batch), 400 epochs of ImageNet at batch
 4096. No published number belongs to this recipe.

@@ -5,18 +5,24 @@
 
 Published top-1 with labels of 1 % and 10 % (table 3, abstract): ResNet-50 73.9 and 77.5, taught by
 ResNet-152 3x with selective kernels, itself self-distilled. `self` distils into the teacher's own
-architecture at temperature 0.1; start it from the teacher's pretraining by `--config.init.run`.
+architecture at temperature 0.1; start it from the teacher's pretraining by `--config.init.run`, at
+its layer of the head by `--config.finetune.tap=1`.
 Labels take part with `--config.distill.alpha` and `--config.labels.use` (table 2). We have run none
 of these on ImageNet: it was not at hand.
 """
 
 from simclr_jax import config
+from simclr_jax.errors import UserError
 
 
 def get_config(arg=""):
     a = config.arguments(arg, depth=50, width=1, sk=False, self=False, epochs=400)
     c = config.base()
     c.stage = "distill"
+    if a.self and (a.depth != 50 or a.width != 1 or a.sk):
+        raise UserError(
+            'argument "self" of the recipe: the model is the teacher\'s, leave out others'
+        )
     if a.self:
         config.inherit_all(c)  # the model of the run it starts from, or of the teacher
     else:

@@ -6,9 +6,9 @@
 Model, head and images are those of the run; for other images set `--config.data.source` and what
 belongs to it. `labels.use` is a share of each class, a number of each (25), or a file of names.
 `--config=configs/finetune.py:tap=1` starts from the first layer of the projection head, v2's way at
-1 % and 10 % of ImageNet's labels; `frozen` trains the classifier alone; `scratch` takes the model
-of the run without its weights, the supervised baseline; `sgd` is the optimiser of SimCLR (v1,
-appendix B.5): Nesterov, rate 0.05 for 256 images.
+1 % and 10 % of ImageNet's labels; `frozen` trains the classifier alone, the encoder in inference
+mode; `scratch` takes the model of the run without its weights, the supervised baseline; `sgd` is
+the optimiser of SimCLR (v1, appendix B.5): Nesterov, rate 0.05 for 256 images.
 
 The rates are those for 1024 images of ImageNet. No published number belongs to this recipe.
 """
@@ -34,6 +34,7 @@ def get_config(arg=""):
         c.optim.name, c.optim.base_lr, c.optim.lr_scaling = "sgd", 0.05, "linear"
     if a.frozen:
         c.finetune.train_from_block, c.finetune.encoder_bn = 5, "moving"
+        c.finetune.train_head = False
         c.optim.name, c.optim.base_lr, c.optim.lr_scaling = "sgd", 0.1, "linear"
     c.optim.weight_decay, c.optim.warmup_epochs = 0.0, 0.0
     c.train.batch_size, c.train.epochs = placeholder(int), float(a.epochs)

@@ -17,19 +17,29 @@ table 1):
 Arguments: `large`, the rate of wide encoders and those with selective kernels; `v1`, SimCLR's way
 (appendix B.5: Nesterov, batch 4096, on h; ResNet-50: 48.3 and 65.6 %); `linear`, linear evaluation
 (section 2.3, crops and flips, frozen encoder; ResNet-50 after 1000 epochs: 69.3 %); `official=tf1`
-or `official=tf2` sets what the two official programs do otherwise (docs/fidelity.md). We have run
-none of these on ImageNet: it was not at hand.
+or `official=tf2` sets what the two official programs do otherwise (docs/fidelity.md). Of a run of
+`configs/imagenet.py:one_gpu` add `--config.augment.placement=split`. We have run none of these on
+ImageNet: it was not at hand.
 """
 
 from ml_collections.config_dict import placeholder
 
 from simclr_jax import config
+from simclr_jax.errors import UserError
+
+UNSET = -2  # no layer of a head
 
 
 def get_config(arg=""):
     a = config.arguments(
-        arg, labels="1%", tap=-2, epochs=0, large=False, v1=False, linear=False, official=""
+        arg, labels="", tap=UNSET, epochs=0, large=False, v1=False, linear=False, official=""
     )
+    if a.large and (a.v1 or a.linear):
+        raise UserError('argument "large" of the recipe: it is a rate of v2, leave out v1, linear')
+    if a.linear and (a.labels or a.tap != UNSET):
+        raise UserError(
+            'argument "linear" of the recipe: it has all labels on h, leave out the others'
+        )
     c = config.base()
     c.stage = "finetune"
     config.inherit_all(c)
@@ -38,10 +48,10 @@ def get_config(arg=""):
     c.augment.placement, c.augment.grid = "host", placeholder(str)
     c.train.dtype = "bfloat16"
 
-    share = {"1%": 0.01, "10%": 0.1, "100%": 1.0}.get(a.labels, 0.1 if "10" in a.labels else 0.01)
-    c.labels.use = "all" if a.labels == "100%" else a.labels
-    c.train.epochs = float(a.epochs or (60 if share < 0.1 else 30))
-    c.finetune.tap = a.tap if a.tap != -2 else int(share <= 0.1 and not a.v1)
+    share = percent(a.labels or "1%")
+    c.labels.use = "all" if share == 100 else a.labels or "1%"
+    c.train.epochs = float(a.epochs or (60 if share < 10 else 30))
+    c.finetune.tap = a.tap if a.tap != UNSET else int(share <= 10 and not a.v1)
     c.optim.warmup_epochs, c.optim.weight_decay = 0.0, 0.0
 
     c.train.batch_size = 1024
@@ -59,3 +69,16 @@ def get_config(arg=""):
     if a.official:
         config.official(c, a.official)
     return c.lock()
+
+
+def percent(labels):
+    """Return the share of the labels, which decides length and tap."""
+    lists = {"1percent.txt": 1.0, "10percent.txt": 10.0, "all": 100.0}
+    known = lists.get(labels.rpartition("/")[2])
+    try:
+        return known or float(labels.removesuffix("%"))
+    except ValueError:
+        raise UserError(
+            f'argument "labels={labels}" of the recipe: write a share such as 1%, or set '
+            "--config.labels.use, --config.train.epochs and --config.finetune.tap"
+        ) from None

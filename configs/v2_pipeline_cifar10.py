@@ -6,7 +6,7 @@
 A ResNet-18 and a twice as wide teacher, pretrained as configs/cifar10.py for 400 epochs; for
 `small`, which two CPU cores can do, both far smaller and pretrained for 20. `no_teacher` leaves out
 the wide one and distillation. The rates on labels were not tuned for these images. Data: TFDS
-`cifar10`, or with `path` a directory train/CLASS/*.png, test/CLASS/*.png. 50 runs, 20 with
+`cifar10`, or with `path` a directory train/CLASS/*.png, test/CLASS/*.png. 50 runs, 18 with
 `draws=1`, each in WORKDIR/NAME; the same command continues. No published number belongs to this
 recipe.
 """

@@ -3,7 +3,7 @@
     python -m simclr_jax.main --config=configs/v2_pipeline_digits.py
     python -m simclr_jax.main --config=configs/v2_pipeline_digits.py:draws=1
 
-50 runs, 20 with one draw of labels, each in WORKDIR/NAME; the same command continues. Any field of
+50 runs, 18 with one draw of labels, each in WORKDIR/NAME; the same command continues. Any field of
 any run may be set: `--config.runs.pretrain.train.epochs=20`. No published number belongs to this
 recipe.
 """

@@ -79,7 +79,7 @@ def run(config: ConfigDict, workdir: str, resume: str = "auto", profile_steps: s
         inputs = Inputs(config, train, test, opened)
         stage = STAGES[config.stage](config, plan, inputs, mesh)
         start = [f"start     from {config.init.parts} of {config.init.run}"] * opened.fresh
-        start = start if config.init.run else []
+        start = start if config.init.run and config.init.parts != warm_start.NOTHING else []
         about = [*_about(train, test), *ready.chosen, *start]
         summary.announce(opened, config, plan, stage, mesh, about)
         views.draw(config, inputs, opened)
