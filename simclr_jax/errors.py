@@ -144,6 +144,11 @@ def _explain_field(text: str, path: str) -> str:
     return f'recipe "{path}" has no field "{said}"{hint}: simclr_jax/config.py lists them'
 
 
+def say(message: str) -> None:
+    """Print what a user has to put right."""
+    print(f"error: {message}", file=sys.stderr, flush=True)
+
+
 def _exit(message: str) -> NoReturn:
-    print(f"error: {message}", file=sys.stderr)
+    say(message)
     sys.exit(1)

@@ -4,7 +4,8 @@
     python -m simclr_jax.main --config=configs/digits.py --workdir=runs/try \\
         --config.train.epochs=20 --config.loss.temperature=0.2
 
-The same command continues a run that was interrupted.
+The same command continues a run that was interrupted. On several hosts each runs it with
+--distributed; launch/ has scripts for that.
 """
 
 from __future__ import annotations
@@ -23,6 +24,11 @@ flags.DEFINE_string(
     "resume", "auto", "auto: continue what is in the workdir; never: refuse; must: insist."
 )
 flags.DEFINE_string("profile_steps", "", "a:b writes a trace of these steps to WORKDIR/profile.")
+flags.DEFINE_boolean("distributed", False, "Be one of several processes of the same run.")
+flags.DEFINE_string("coordinator", None, "HOST:PORT of process 0, where no cluster tells.")
+flags.DEFINE_integer("processes", None, "How many processes there are, where no cluster tells.")
+flags.DEFINE_integer("process", None, "Which of them this is, from 0, where no cluster tells.")
+flags.DEFINE_integer("heartbeat_secs", 60, "Silence after which a process counts as dead.")
 flags.DEFINE_boolean("debug", False, "Show the traceback of an error.")
 
 
@@ -31,14 +37,17 @@ def main() -> int:
     if FLAGS.config is None:
         raise errors.UserError("no recipe: give --config=configs/digits.py, say")
     # Imported late: --help and mistakes in flags answer without waiting for JAX.
-    from simclr_jax import parallel
+    from simclr_jax import parallel, processes
     from simclr_jax.pipelines import STAGE
     from simclr_jax.stages import pipeline, run
 
     parallel.use_compilation_cache()
     workdir = FLAGS.workdir or f"runs/{Path(errors.recipe_path()).stem}"
     start = pipeline.run if FLAGS.config.get("stage") == STAGE else run.run
-    return start(FLAGS.config, workdir, FLAGS.resume, FLAGS.profile_steps)
+    with processes.joined(
+        FLAGS.distributed, FLAGS.coordinator, FLAGS.processes, FLAGS.process, FLAGS.heartbeat_secs
+    ):
+        return start(FLAGS.config, workdir, FLAGS.resume, FLAGS.profile_steps)
 
 
 if __name__ == "__main__":

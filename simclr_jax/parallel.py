@@ -8,21 +8,33 @@ from typing import Any
 
 import jax
 import numpy as np
-from jax.sharding import AxisType, Mesh, NamedSharding
+from jax.sharding import AxisType, Mesh, NamedSharding, Sharding
 from jax.sharding import PartitionSpec as P
 
 AXIS = "data"
 
 
 def make_mesh(devices: int | None = None) -> Mesh:
-    """Return the 1-D mesh over the first `devices` devices, or over all of them."""
-    chosen = jax.devices()[:devices]
-    return jax.make_mesh((len(chosen),), (AXIS,), axis_types=(AxisType.Auto,), devices=chosen)
+    """Return the 1-D mesh over the first `devices` devices, or over all of them.
+
+    The devices of a process are neighbours, so its part of a batch is one run of rows.
+    """
+    chosen = sorted(jax.devices(), key=lambda device: device.process_index)[:devices]
+    return Mesh(np.array(chosen), (AXIS,), axis_types=(AxisType.Auto,))
 
 
 def replicate(mesh: Mesh, tree: Any) -> Any:
-    """Put a whole tree of host arrays on every device."""
-    return jax.device_put(tree, NamedSharding(mesh, P()))
+    """Put a whole tree of host arrays, the same in all processes, on every device."""
+    return jax.tree.map(lambda x: place(x, NamedSharding(mesh, P())), tree)
+
+
+def place(values: Any, sharding: Sharding) -> jax.Array:
+    """Put an array that every process has whole on the devices of a sharding."""
+    traced = isinstance(values, jax.core.Tracer)
+    if sharding.is_fully_addressable or traced or getattr(values, "sharding", None) == sharding:
+        return jax.device_put(values, sharding)
+    values = np.asarray(values)
+    return jax.make_array_from_callback(values.shape, sharding, lambda index: values[index])
 
 
 def describe(mesh: Mesh, shapes: Any) -> Any:

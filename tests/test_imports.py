@@ -20,7 +20,7 @@ LAYERS = (
     ("stages",),
     ("train", "evaluate", "reporting", "interop", "planning", "inference"),
     ("data", "augment", "models", "losses", "optim"),
-    ("pipelines", "validation", "config", "errors", "parallel", "files"),
+    ("pipelines", "validation", "config", "errors", "processes", "parallel", "files"),
 )
 DEPTH = {name: depth for depth, names in enumerate(LAYERS) for name in names}
 

@@ -12,7 +12,7 @@ from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from simclr_jax.errors import UserError
-from simclr_jax.parallel import AXIS
+from simclr_jax.parallel import AXIS, replicate
 
 
 class Images(Protocol):
@@ -55,7 +55,7 @@ def extract(
     if batch_size < 1:
         raise UserError(f"batch_size is {batch_size}: give at least 1")
     batch_size = -(-batch_size // devices) * devices
-    variables = jax.device_put(variables, NamedSharding(mesh, P()))
+    variables = replicate(mesh, variables)
     features: Any = None
     for start, outputs in _outputs(encode, variables, images, mesh, batch_size):
         if features is None:

@@ -12,12 +12,14 @@ import numpy as np
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
+from simclr_jax import processes
 from simclr_jax.augment.resize import to_float
 from simclr_jax.data import order, pipeline, reader
 from simclr_jax.data.held_out import HeldOut
 from simclr_jax.data.placements import Loading, Request
 from simclr_jax.data.reader import Reader, Unreadable
 from simclr_jax.data.sources import Images, Source
+from simclr_jax.data.stream import Stream
 from simclr_jax.stages import build
 from simclr_jax.stages.preprocessing import Preprocessing
 from simclr_jax.train.plan import Plan
@@ -97,8 +99,9 @@ class Inputs:
 
     def readable(self, source: Source, images: Any) -> np.ndarray | None:
         """Return the rows of an evaluated split that could be read; None: all of them."""
-        if isinstance(images, HeldOut):
-            return images.readable()
+        if isinstance(images, HeldOut):  # of which each process has read its own rows
+            readable = processes.everyone(images.readable().tolist())
+            return np.array(sorted(set.intersection(*map(set, readable))), np.int64)
         bad = source.bad if isinstance(source, Images) else None
         return None if bad is None else np.flatnonzero(~bad)
 
@@ -114,7 +117,15 @@ class Inputs:
         c = self._config
         source = self.train if role == "train" else self.test
         follow: Callable[[np.ndarray], np.ndarray]
-        if role == "train":
+        if role == "train" and c.data.order == "stream":
+            follow = Stream(
+                *(c.seed, len(source)),
+                batch_size=c.train.batch_size,
+                block=c.data.stream_block,
+                window=c.data.stream_window,
+                lanes=c.data.stream_lanes,
+            )
+        elif role == "train":
             follow = functools.partial(order.examples, c.seed, size=len(source))
         else:
             follow = functools.partial(_one_after_another, len(source))
@@ -135,7 +146,8 @@ def _unreadable(config: ConfigDict, role: str, size: int, workdir: Workdir | Non
     limit = config.data.max_bad_fraction
     if workdir is None:
         return Unreadable(role, size, limit)
-    path = workdir.path / f"unreadable_{role}.jsonl"
+    rank = f".{processes.rank()}" if processes.count() > 1 else ""
+    path = workdir.path / f"unreadable_{role}{rank}.jsonl"
     if workdir.fresh:
         path.unlink(missing_ok=True)
     return Unreadable(role, size, limit, path, workdir.console.say)

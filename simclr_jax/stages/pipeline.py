@@ -16,7 +16,7 @@ from etils import epath
 from ml_collections import ConfigDict
 
 from simclr_jax import config as recipes
-from simclr_jax import files, pipelines, validation
+from simclr_jax import files, pipelines, processes, validation
 from simclr_jax.errors import UserError, choose, nearest
 from simclr_jax.reporting import pipeline_table, results
 from simclr_jax.reporting.pipeline_table import Cost, Entry
@@ -47,6 +47,11 @@ def run(config: ConfigDict, workdir: str, resume: str = "auto", profile_steps: s
     Raises:
       UserError: for whatever a user can put right; most of it before anything starts.
     """
+    if processes.count() > 1:
+        raise UserError(
+            "a pipeline runs in one process so far: leave --distributed away, or run its recipes "
+            "one after the other"
+        )
     place = Place(config, workdir)
     place.check_resume(resume)
     settle(config, jax.device_count(), place.settler(profile_steps))

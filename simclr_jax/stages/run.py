@@ -11,7 +11,7 @@ from etils import epath
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from simclr_jax import files, parallel, validation
+from simclr_jax import files, parallel, processes, validation
 from simclr_jax.data import sources
 from simclr_jax.data.sources import Source
 from simclr_jax.stages import (
@@ -71,10 +71,11 @@ def run(config: ConfigDict, workdir: str, resume: str = "auto", profile_steps: s
         teacher.check(config, train, test)
 
     record = config.to_dict() | {"images": [train.fingerprint(), test.fingerprint()]}
+    processes.check_same("recipe or images", record)
     keep, keep_period = config.checkpoint.keep, config.checkpoint.keep_period
     profiler = Profiler(profile_steps, epath.Path(workdir) / "profile", plan.total_steps)
     with open_workdir(workdir, record, resume, keep=keep, keep_period=keep_period) as opened:
-        if opened.fresh:
+        if opened.fresh and processes.rank() == 0:
             sources.remember(ready.images, kept)
         inputs = Inputs(config, train, test, opened)
         stage = STAGES[config.stage](config, plan, inputs, mesh)
@@ -82,7 +83,8 @@ def run(config: ConfigDict, workdir: str, resume: str = "auto", profile_steps: s
         start = start if config.init.run and config.init.parts != warm_start.NOTHING else []
         about = [*_about(train, test), *ready.chosen, *start]
         summary.announce(opened, config, plan, stage, mesh, about)
-        views.draw(config, inputs, opened)
+        if processes.rank() == 0:
+            views.draw(config, inputs, opened)
         result = loop.train(stage, plan, mesh, opened, profiler)
         if result.stopped_by:
             return EXIT_CODES[result.stopped_by]

@@ -8,7 +8,7 @@ import jax
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from simclr_jax import files
+from simclr_jax import files, processes
 from simclr_jax.reporting import tables
 from simclr_jax.train.plan import Plan
 from simclr_jax.train.stage import Stage, TrainState
@@ -48,6 +48,8 @@ def conclude(workdir: Workdir, plan: Plan, stage: Stage, state: TrainState) -> N
     """Say what was learned, beside what needs no learning, and where everything is."""
     say = workdir.console.say
     results = stage.compare(state)
+    if processes.rank() > 0:
+        return
     path = workdir.path / "results" / "summary.json"
     if results:
         path.parent.mkdir(exist_ok=True)

@@ -7,6 +7,7 @@ from typing import Any
 import jax
 from ml_collections import ConfigDict
 
+from simclr_jax import parallel
 from simclr_jax.config import head_layers
 from simclr_jax.errors import UserError, choose
 from simclr_jax.stages.encoder import classifier_tap
@@ -46,7 +47,7 @@ def load_parts(init: ConfigDict, state: TrainState, tap: int = 0) -> TrainState:
     prefixes = tuple(f"{kind}/{part}/" for kind in ("params", "batch_stats") for part in parts)
     _compare(f"checkpoint {run}", prefixes, wanted, there)
     leaves = [
-        jax.device_put(there[name], leaf.sharding) if name.startswith(prefixes) else leaf
+        parallel.place(there[name], leaf.sharding) if name.startswith(prefixes) else leaf
         for name, leaf in wanted.items()
     ]
     return jax.tree.unflatten(jax.tree.structure(state), leaves)

@@ -11,12 +11,16 @@ manifest of `manifest.py` is what makes a directory a checkpoint here. A step's 
     STEP.damaged                set aside, never read again, for the user to look at or delete
 
 Each passage is one atomic rename, so a kill at any instant leaves the newest checkpoint whole.
+
+A state is whole on every process of a run. The first one writes, and all of them read, verify and
+agree on what they read: `save`, `wait` and `restore` are called by all at the same point.
 """
 
 from __future__ import annotations
 
 import contextlib
 import errno
+import functools
 import itertools
 import os
 import re
@@ -31,7 +35,7 @@ from absl import logging
 from etils import epath
 from flax import traverse_util
 
-from simclr_jax import files
+from simclr_jax import files, parallel, processes
 from simclr_jax.errors import UserError
 from simclr_jax.train import manifest
 from simclr_jax.train.manifest import Damaged, Leaf
@@ -65,11 +69,6 @@ class Checkpoints:
                 f"checkpoint.keep is {keep} and checkpoint.keep_period {keep_period}: "
                 "both must be at least 1"
             )
-        if jax.process_count() > 1:
-            raise UserError(
-                f"this run has {jax.process_count()} processes: checkpoints are written by one "
-                "process so far, run on one host"
-            )
         path = epath.Path(directory)
         self._directory = path.absolute() if files.is_local(path) else path  # Orbax insists
         self._keep = keep
@@ -78,12 +77,20 @@ class Checkpoints:
         self._say = say
         # Directories are made in the caller's thread: when Orbax fails to make one in the
         # background, its writers wait ten minutes for it.
-        self._writer = ocp.StandardCheckpointer(
-            async_options=ocp.AsyncOptions(create_directories_asynchronously=False)
+        alone = ocp.options.MultiprocessingOptions(
+            primary_host=processes.rank(), active_processes={processes.rank()}
         )
-        self._reader = ocp.Checkpointer(ocp.StandardCheckpointHandler())
+        self._writer = ocp.StandardCheckpointer(
+            async_options=ocp.AsyncOptions(create_directories_asynchronously=False),
+            multiprocessing_options=alone,
+        )
+        self._reader = ocp.Checkpointer(
+            ocp.StandardCheckpointHandler(multiprocessing_options=alone),
+            multiprocessing_options=alone,
+        )
         self._background = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
-        self._pending: Future[None] | None = None
+        self._saving = False
+        self._pending: Future[None] | None = None  # of the process that writes
 
     def steps(self) -> list[int]:
         """Return the steps that have a manifest, oldest first."""
@@ -101,6 +108,10 @@ class Checkpoints:
         self.wait()
         if self._read_only:
             raise ValueError("these checkpoints were opened read-only")
+        self._saving = True
+        processes.on_first(functools.partial(self._begin, step, state))
+
+    def _begin(self, step: int, state: Any) -> None:
         path = self._path(step)
         leaves = manifest.named_leaves(state)
         with self._explaining(step):
@@ -110,15 +121,16 @@ class Checkpoints:
             if path.exists():
                 self._set_aside(step, "its save did not finish")
             host = manifest.to_host(leaves)
-            plain = {
-                name: leaf if isinstance(leaf, jax.Array) else host[name].blocks[0][1]
-                for name, leaf in leaves.items()
-            }
-            self._writer.save(path, _nest(plain))
+            self._writer.save(path, _nest(_for_orbax(leaves, host)))
         self._pending = self._background.submit(self._finish, step, host)
 
     def wait(self) -> None:
         """Wait until the last save is sealed; raise what went wrong with it."""
+        saving, self._saving = self._saving, False
+        if saving:
+            processes.on_first(self._wait_here)
+
+    def _wait_here(self) -> None:
         pending, self._pending = self._pending, None
         if pending is not None:
             pending.result()
@@ -126,7 +138,7 @@ class Checkpoints:
     def close(self) -> None:
         """Wait as `wait` does, then free the threads."""
         try:
-            self.wait()
+            self._wait_here()
         finally:
             self._background.shutdown()
             self._writer.close()
@@ -146,15 +158,30 @@ class Checkpoints:
             is set aside then.
         """
         self.wait()
-        for step in reversed(self._directories()):
+        for step in reversed(processes.on_first(self._directories)):
+            state, damage = None, None
             try:
-                return step, self._read(step, target)
-            except Damaged as damage:
-                if self._read_only:
-                    self._say(f"checkpoint {self._path(step)} is skipped: {damage}")
-                else:
-                    self._set_aside(step, damage)
+                state = self._read(step, target)
+            except Damaged as found:
+                damage = str(found)
+            damages = processes.everyone(damage)
+            if not any(damages):
+                return step, state
+            self._dismiss(step, damages)
         return None
+
+    def _dismiss(self, step: int, damages: list[str | None]) -> None:
+        """Set a step aside that no process could read; `damages` is what each of them found."""
+        if not all(damages):
+            rank = next(rank for rank, found in enumerate(damages) if found)
+            raise UserError(
+                f"process {rank} cannot read checkpoint {self._path(step)} ({damages[rank]}), "
+                "others can: give a --workdir that all hosts share"
+            )
+        if self._read_only:
+            self._say(f"checkpoint {self._path(step)} is skipped: {damages[0]}")
+        else:
+            processes.on_first(functools.partial(self._set_aside, step, damages[0]))
 
     def restore_step(self, step: int, target: Any) -> Any:
         """Return the state of one step; `target` as in `restore`.
@@ -231,14 +258,9 @@ class Checkpoints:
                 f"checkpoint {self._path(step)} is of another model ({'; '.join(found[:3])}{more})"
                 ": use the recipe it was trained with, or another workdir"
             )
-        places = {name: _place(leaf) for name, leaf in wanted.items()}
-        try:
-            state = self._load(step, places)
-            manifest.check_values(manifest.describe(manifest.to_host(state)), saved)
-        except Exception:
-            self._check_files(step, saved)  # raises Damaged if the files are at fault,
-            raise  # and otherwise it was something else: memory, a device, a bug
-        return jax.tree.unflatten(jax.tree.structure(target), [state[name] for name in wanted])
+        values = self._host_values(step, saved)
+        state = [_place(values[name], leaf) for name, leaf in wanted.items()]
+        return jax.tree.unflatten(jax.tree.structure(target), state)
 
     def _check_files(self, step: int, saved: Mapping[str, Leaf]) -> None:
         """Raise `Damaged` if a step does not read back, away from the devices, as it was saved."""
@@ -320,9 +342,26 @@ def _dtype(leaf: Any) -> np.dtype:
     return np.dtype(leaf.dtype) if hasattr(leaf, "dtype") else np.asarray(leaf).dtype
 
 
-def _place(leaf: Any) -> Any:
-    """Return what tells Orbax to restore a leaf as it is in the target."""
+def _place(values: np.ndarray, leaf: Any) -> Any:
+    """Return a restored array as its target wants it."""
     if not isinstance(leaf, jax.Array | jax.ShapeDtypeStruct):
-        return np.empty(np.shape(leaf), _dtype(leaf))
-    sharding = leaf.sharding or jax.sharding.SingleDeviceSharding(jax.devices()[0])
-    return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)
+        return values
+    here = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
+    return parallel.place(values, leaf.sharding or here)
+
+
+def _for_orbax(leaves: Mapping[str, Any], host: Mapping[str, manifest.HostLeaf]) -> dict[str, Any]:
+    """Return leaves that one process can write without the others.
+
+    Raises:
+      ValueError: if it does not hold the whole of an array.
+    """
+    found: dict[str, Any] = {}
+    for name, leaf in leaves.items():
+        if isinstance(leaf, jax.Array) and leaf.is_fully_addressable:
+            found[name] = leaf
+            continue
+        if isinstance(leaf, jax.Array) and not leaf.is_fully_replicated:
+            raise ValueError(f"{name} is spread over processes: only whole arrays are saved")
+        ((_, found[name]),) = host[name].blocks
+    return found

@@ -2,21 +2,40 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import threading
 
+from jax.experimental import multihost_utils
+
+from simclr_jax import processes
+
 
 class StopRequest:
-    """While entered, SIGTERM and SIGINT set `signal`; a second one interrupts at once."""
+    """While entered, SIGTERM and SIGINT ask to stop; a second one interrupts at once.
+
+    Of several processes any may be asked: JAX's preemption service takes their SIGTERM and makes
+    all of them stop after the same chunk, a few chunks later.
+    """
 
     def __init__(self) -> None:
-        self.signal = 0
+        self._signal = 0
+        self._chunks = 0
         self._previous: dict[int, object] = {}
+
+    def after_chunk(self) -> int:
+        """Return the signal after which to stop now, or 0. Called once for every chunk."""
+        if processes.count() == 1:
+            return self._signal
+        self._chunks += 1
+        now = multihost_utils.reached_preemption_sync_point(self._chunks)
+        return (self._signal or signal.SIGTERM) if now else 0
 
     def __enter__(self) -> StopRequest:
         # Python delivers signals to the main thread alone, and only there may handlers be set.
         if threading.current_thread() is threading.main_thread():
-            for number in (signal.SIGTERM, signal.SIGINT):
+            several = processes.count() > 1
+            for number in (signal.SIGINT,) if several else (signal.SIGTERM, signal.SIGINT):
                 self._previous[number] = signal.signal(number, self._handle)
         return self
 
@@ -25,6 +44,8 @@ class StopRequest:
             signal.signal(number, handler)  # type: ignore[arg-type]
 
     def _handle(self, number: int, frame: object) -> None:
-        if self.signal:
+        if self._signal:
             raise KeyboardInterrupt
-        self.signal = number
+        self._signal = number
+        if processes.count() > 1:
+            os.kill(os.getpid(), signal.SIGTERM)

@@ -9,8 +9,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from simclr_jax import processes
 from simclr_jax.errors import UserError
-from simclr_jax.train.metrics import MetricsWriter
+from simclr_jax.train.metrics import MetricsWriter, NoMetrics
 from simclr_jax.train.plan import Plan, due
 from simclr_jax.train.progress import Speed, progress_line, shown
 from simclr_jax.train.stage import Params, TrainState
@@ -36,7 +37,8 @@ class Log:
     ):
         self._plan, self._formats = plan, formats
         self._checkpoints, self._console = workdir.checkpoints, workdir.console
-        self._writer = MetricsWriter(workdir.path, first_step)
+        first = processes.rank() == 0
+        self._writer = MetricsWriter(workdir.path, first_step) if first else NoMetrics()
         self._speed = Speed(plan.batch_size)
         self._pending: tuple[range, dict[str, jax.Array]] | None = None
 

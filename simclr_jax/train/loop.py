@@ -7,7 +7,7 @@ import dataclasses
 import jax
 from jax.sharding import Mesh
 
-from simclr_jax import parallel
+from simclr_jax import parallel, processes
 from simclr_jax.errors import UserError
 from simclr_jax.train.interrupt import StopRequest
 from simclr_jax.train.log import Log
@@ -75,13 +75,13 @@ def train(
             done = steps[-1] + 1
 
             at_end = done == plan.total_steps
-            stopped_by = 0 if at_end else stop.signal  # once: it may come at any moment
+            stopped_by = 0 if at_end else stop.after_chunk()
             if at_end or due(done, plan.evaluate_every):
                 log.catch_up()
                 log.evaluation(done, stage.evaluate(state))
             if at_end or stopped_by or due(done, plan.save_every):
                 log.catch_up(state)
-                workdir.lock.check()
+                processes.on_first(workdir.lock.check)
                 checkpoints.save(done, state)
             if stopped_by:
                 checkpoints.wait()

@@ -18,6 +18,19 @@ from etils import epath
 from simclr_jax import files
 
 
+class NoMetrics:
+    """Stands in for `MetricsWriter` in processes that do not write."""
+
+    def write(self, step: int, values: Mapping[str, Any]) -> None:
+        """Drop a line."""
+
+    def flush(self) -> None:
+        """Do nothing."""
+
+    def close(self) -> None:
+        """Do nothing."""
+
+
 class MetricsWriter:
     """Appends metrics to `workdir/metrics.jsonl` and to event files in `workdir/tensorboard`."""
 
@@ -41,10 +54,16 @@ class MetricsWriter:
             self._board.add_scalar(name, value, step)
 
     def flush(self) -> None:
-        """Put on disk what was written."""
-        self._file.flush()
-        os.fsync(self._file.fileno())
-        self._board.flush()
+        """Put on disk what was written.
+
+        Raises:
+          UserError: if the disk is full or failing, or the file is not there any more.
+        """
+        with files.explaining(self._path):
+            self._file.flush()
+            os.fsync(self._file.fileno())
+            self._board.flush()
+            self._path.stat()  # one that was removed still takes what is written
 
     def close(self) -> None:
         """Flush and close both."""

@@ -1,4 +1,4 @@
-"""A trace of some training steps, for TensorBoard's profiler or Perfetto."""
+"""A trace of some training steps of the first process, for TensorBoard's profiler or Perfetto."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import os
 import jax
 from etils import epath
 
+from simclr_jax import processes
 from simclr_jax.errors import UserError
 
 
@@ -34,7 +35,7 @@ class Profiler:
 
     def before(self, steps: range) -> None:
         """Start the trace if the first step asked for is in this chunk."""
-        if steps[0] <= self._first <= steps[-1]:
+        if processes.rank() == 0 and steps[0] <= self._first <= steps[-1]:
             jax.profiler.start_trace(os.fspath(self._directory))
             self._running = True
 

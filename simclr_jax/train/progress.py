@@ -9,6 +9,7 @@ from typing import TextIO, TypeVar
 
 from etils import epath
 
+from simclr_jax import files
 from simclr_jax.train.plan import Plan
 
 Batch = TypeVar("Batch")
@@ -25,7 +26,8 @@ class Console:
 
     def __init__(self, workdir: epath.Path, stream: TextIO | None = None):
         self._stream = stream or sys.stdout
-        self._log = (workdir / "log.txt").open("a")
+        self._path = workdir / "log.txt"
+        self._log = self._path.open("a")
         self._terminal = self._stream.isatty()
         self._width = 0
         self._last_status = 0.0
@@ -63,8 +65,25 @@ class Console:
 
     def _keep(self, text: str) -> None:
         stamp = time.strftime("%Y-%m-%d %H:%M:%S")
-        self._log.write("".join(f"{stamp}  {line}\n" for line in text.splitlines() or [""]))
-        self._log.flush()
+        with files.explaining(self._path):
+            self._log.write("".join(f"{stamp}  {line}\n" for line in text.splitlines() or [""]))
+            self._log.flush()
+
+
+class Silence(Console):
+    """The console of processes that do not write."""
+
+    def __init__(self) -> None:
+        pass
+
+    def say(self, text: str) -> None:
+        """Drop a line."""
+
+    def status(self, text: str) -> None:
+        """Drop it."""
+
+    def close(self) -> None:
+        """Do nothing."""
 
 
 class Speed:

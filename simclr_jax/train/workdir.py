@@ -4,20 +4,24 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import json
+import os
+import time
 from collections.abc import Iterator
 from typing import Any
 
 from etils import epath
 
 from simclr_jax import config as recipes
-from simclr_jax import files
+from simclr_jax import files, processes
 from simclr_jax.errors import UserError, choose
 from simclr_jax.train.checkpoints import Checkpoints
 from simclr_jax.train.lock import WorkdirLock
-from simclr_jax.train.progress import Console
+from simclr_jax.train.progress import Console, Silence
 
 RESUME = ("auto", "never", "must")
 MOST_SHOWN = 8  # differing fields in an error
+VISIBLE_SECS = 60.0  # network file systems remember for a while that a file was not there
 CONVERTED = "convert"  # the stage of runs that were not trained here
 
 
@@ -77,25 +81,50 @@ def open_workdir(
     choose("--resume", resume, RESUME)
     if resume == "must" and not (epath.Path(path) / "checkpoints").exists():
         raise UserError(f"--resume=must, but {path} holds no checkpoint to resume from")
-    workdir = files.make_workdir(path)
+    processes.on_first(lambda: os.fspath(files.make_workdir(path)))
+    workdir = epath.Path(path)
     with contextlib.ExitStack() as stack:
-        console = Console(workdir)
+        console = Console(workdir) if processes.rank() == 0 else Silence()
         stack.callback(console.close)
-        lock = stack.enter_context(WorkdirLock(workdir, say=console.say))
-        fresh = not started(workdir)
-        check_recipe(workdir, recipe, resume, fresh)
+        lock = WorkdirLock(workdir, say=console.say)
         checkpoints = Checkpoints(
             workdir / "checkpoints", keep=keep, keep_period=keep_period, say=console.say
         )
-        stack.callback(checkpoints.close)
-        if checkpoints.steps() and not (workdir / "config.json").exists():
-            raise UserError(
-                f"{workdir} holds checkpoints but no config.json: give another --workdir"
-            )
-        if resume == "must" and not checkpoints.steps():
-            raise UserError(f"--resume=must, but {workdir} holds no checkpoint to resume from")
-        files.write_json(workdir / "config.json", recipe)
+
+        def claim() -> bool:
+            stack.enter_context(lock)
+            stack.callback(checkpoints.close)
+            fresh = not started(workdir)
+            check_recipe(workdir, recipe, resume, fresh)
+            if checkpoints.steps() and not (workdir / "config.json").exists():
+                raise UserError(
+                    f"{workdir} holds checkpoints but no config.json: give another --workdir"
+                )
+            if resume == "must" and not checkpoints.steps():
+                raise UserError(f"--resume=must, but {workdir} holds no checkpoint to resume from")
+            files.write_json(workdir / "config.json", recipe)
+            return fresh
+
+        fresh = processes.on_first(claim)
+        _check_shared(workdir / "config.json", recipe)
         yield Workdir(workdir, fresh, console, checkpoints, lock)
+
+
+def _check_shared(path: epath.Path, recipe: dict[str, Any]) -> None:
+    """Raise `UserError` unless every process finds what the first has just written."""
+    deadline = time.monotonic() + VISIBLE_SECS
+    while not (seen := _holds(path, recipe)) and time.monotonic() < deadline:
+        time.sleep(0.5)
+    for rank, found in enumerate(processes.everyone(seen)):
+        if not found:
+            raise UserError(
+                f"process {rank} does not find {path} as process 0 wrote it: give a --workdir "
+                "that all hosts share"
+            )
+
+
+def _holds(path: epath.Path, recipe: dict[str, Any]) -> bool:
+    return path.exists() and files.read_json(path) == json.loads(json.dumps(recipe))
 
 
 def check_recipe(workdir: epath.Path, recipe: dict[str, Any], resume: str, fresh: bool) -> None:

@@ -1,0 +1,173 @@
+"""Several processes, one run: they start together, agree, and end together.
+
+Every process runs the same program on its own devices. The first one alone writes: it keeps the
+workdir, and tells the others what came of it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import sys
+import traceback
+from collections.abc import Callable, Iterator
+from typing import Any, TypeVar
+
+import jax
+import numpy as np
+from jax.experimental import multihost_utils
+
+from simclr_jax import errors
+from simclr_jax.errors import UserError
+
+HEARTBEAT_SECS = 60
+START_SECS = 300  # that processes wait for one another at the start
+
+Value = TypeVar("Value")
+
+
+class Told(UserError):
+    """What another process found wrong, and has printed."""
+
+
+@contextlib.contextmanager
+def joined(
+    distributed: bool,
+    coordinator: str | None = None,
+    processes: int | None = None,
+    process: int | None = None,
+    heartbeat_secs: int = HEARTBEAT_SECS,
+) -> Iterator[None]:
+    """Run the `with` block as one process of a run.
+
+    A process that fails ends at once. The others notice by its missing heartbeat and are aborted
+    (SIGABRT) by JAX, whatever they are doing; nothing they would have to clean up matters.
+
+    Args:
+      distributed: False runs alone.
+      coordinator: `HOST:PORT` of process 0. Without it and the next two, JAX asks the cluster
+        (Cloud TPU, SLURM, Kubernetes, Open MPI) for all three.
+      processes: how many there are.
+      process: which of them this is.
+      heartbeat_secs: silence after which a process counts as dead.
+
+    Raises:
+      UserError: if the arguments contradict each other, or there is no cluster.
+    """
+    explicit = (coordinator, processes, process)
+    if not distributed:
+        if any(given is not None for given in explicit):
+            raise UserError("--coordinator, --processes and --process need --distributed")
+        yield
+        return
+    _start(*explicit, heartbeat_secs)
+    try:
+        yield
+    except BaseException as error:
+        _leave(error)  # a normal exit would wait for the others, who wait for this process
+    jax.distributed.shutdown()
+
+
+def _start(
+    coordinator: str | None, processes: int | None, process: int | None, heartbeat_secs: int
+) -> None:
+    given = [value is not None for value in (coordinator, processes, process)]
+    if any(given) and not all(given):
+        raise UserError("give all of --coordinator, --processes and --process, or none of them")
+    if processes is not None and process is not None and not 0 <= process < processes:
+        raise UserError(
+            f"--process is {process}: with --processes={processes} it is 0 or more and below"
+        )
+    if coordinator is not None and not coordinator.rpartition(":")[2].isdecimal():
+        raise UserError(f'--coordinator is "{coordinator}": it must be HOST:PORT of process 0')
+    if heartbeat_secs < 5:
+        raise UserError(f"--heartbeat_secs is {heartbeat_secs}: it must be at least 5")
+    try:
+        jax.distributed.initialize(
+            coordinator,
+            processes,
+            process,
+            heartbeat_timeout_seconds=heartbeat_secs,
+            initialization_timeout=START_SECS,
+        )
+    except ValueError as error:
+        raise UserError(
+            f"--distributed finds no cluster ({error}): on other machines than Cloud TPU, SLURM, "
+            "Kubernetes and Open MPI give --coordinator, --processes and --process"
+        ) from error
+
+
+def _leave(error: BaseException) -> None:
+    """Say what was wrong, and end this process without waiting for anything."""
+    code = 1
+    if isinstance(error, SystemExit):
+        code = error.code if isinstance(error.code, int) else 1
+    elif isinstance(error, KeyboardInterrupt):
+        code = 130
+    elif isinstance(error, UserError) and "--debug" not in sys.argv:
+        if not isinstance(error, Told):
+            errors.say(f"process {jax.process_index()}: {error}" if rank() else str(error))
+    else:
+        traceback.print_exception(error)
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)
+
+
+def count() -> int:
+    """Return how many processes this run has."""
+    return jax.process_count()
+
+
+def rank() -> int:
+    """Return which of them this is, counted from 0."""
+    return jax.process_index()
+
+
+def everyone(value: Value) -> list[Value]:
+    """Return what each process has here, a value that JSON knows, in the order of their ranks.
+
+    All processes must call this, and the functions below, at the same point of their main thread.
+    """
+    if count() == 1:
+        return [value]
+    data = np.frombuffer(json.dumps(value).encode(), np.uint8)
+    sizes = multihost_utils.process_allgather(np.int32(data.size))
+    room = 1 << max(8, int(np.max(sizes) - 1).bit_length())  # few sizes, few programs
+    rows = multihost_utils.process_allgather(np.pad(data, (0, room - data.size)))
+    return [json.loads(bytes(row[:size])) for row, size in zip(rows, sizes, strict=True)]
+
+
+def on_first(action: Callable[[], Value]) -> Value:
+    """Run `action` in the first process alone; return what it returned there, which JSON knows.
+
+    Raises:
+      UserError: in all processes, if the action raises it.
+    """
+    if count() == 1:
+        return action()
+    here: tuple[Any, str | None] = (None, None)
+    mistake = None
+    if rank() == 0:
+        try:
+            here = action(), None
+        except UserError as error:
+            mistake, here = error, (None, str(error))
+    result, said = everyone(here)[0]
+    if mistake:
+        raise mistake
+    if said is not None:
+        raise Told(said)
+    return result
+
+
+def check_same(what: str, value: Any) -> None:
+    """Raise `UserError` if a process has another value, which JSON knows, than the first."""
+    values = everyone(value)
+    for other, found in enumerate(values):
+        if found != values[0]:
+            raise UserError(
+                f"process {other} has other {what} than process 0: give all the same command, code "
+                "and data"
+            )
