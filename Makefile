@@ -12,6 +12,7 @@ MADE := $(VENV)/.python-$(VERSION)
 CORE := $(VENV)/.core
 ALL := $(VENV)/.all
 WORKERS ?= 2
+SHELL_SCRIPTS := launch/common.sh $(shell grep -l '^\#!.*bash' launch/*)
 # tests/conftest.py groups and orders the tests.
 PYTEST := $(BIN)/python -m pytest -n $(WORKERS) --dist loadgroup --no-loadscope-reorder
 
@@ -34,6 +35,7 @@ parity: $(ALL)
 lint: $(ALL)
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
+	$(BIN)/shellcheck -x -P SCRIPTDIR -P . .ci/run $(SHELL_SCRIPTS)
 
 types: $(ALL)
 	$(BIN)/mypy

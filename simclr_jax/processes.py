@@ -10,6 +10,7 @@ import contextlib
 import json
 import os
 import sys
+import time
 import traceback
 from collections.abc import Callable, Iterator
 from typing import Any, TypeVar
@@ -65,6 +66,8 @@ def joined(
     try:
         yield
     except BaseException as error:
+        if isinstance(error, jax.errors.JaxRuntimeError):
+            _await_verdict(error, heartbeat_secs)
         _leave(error)  # a normal exit would wait for the others, who wait for this process
     jax.distributed.shutdown()
 
@@ -96,6 +99,20 @@ def _start(
             f"--distributed finds no cluster ({error}): on other machines than Cloud TPU, SLURM, "
             "Kubernetes and Open MPI give --coordinator, --processes and --process"
         ) from error
+
+
+def _await_verdict(error: jax.errors.JaxRuntimeError, heartbeat_secs: int) -> None:
+    """Give JAX the time to find out that a process is gone, and to abort this one as all others.
+
+    Where connections break before that, a collective fails first. The exit code should not depend
+    on who is faster: an abort says that the same command may be run again.
+    """
+    reason = str(error).splitlines()[0][:200]
+    errors.say(
+        f"process {rank()}: {reason}; if another process is gone, this one is aborted within "
+        f"{2 * heartbeat_secs} s, and the same command continues from the last checkpoint"
+    )
+    time.sleep(2 * heartbeat_secs)
 
 
 def _leave(error: BaseException) -> None:

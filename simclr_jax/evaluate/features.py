@@ -15,6 +15,9 @@ from simclr_jax.errors import UserError
 from simclr_jax.parallel import AXIS, replicate
 
 
+SMALLEST = 64  # images in a call
+
+
 class Images(Protocol):
     """Random access by slice: an array `[M, H, W, C]` or anything that behaves like one."""
 
@@ -41,7 +44,8 @@ def extract(
         variables: pytree of arrays, copied to every device and left as it is.
         images: `[M, H, W, C]`, any dtype; only the slices a process needs are read.
         mesh: 1-D mesh with the axis "data".
-        batch_size: images per call over all devices, rounded up to a multiple of them.
+        batch_size: images per call over all devices, rounded up to a multiple of them; less where
+            there are few images.
 
     Returns:
         The pytree of `encode` with NumPy leaves `[M, ...]`, whole on every process.
@@ -54,6 +58,8 @@ def extract(
         raise UserError("there are no images to encode: give at least one")
     if batch_size < 1:
         raise UserError(f"batch_size is {batch_size}: give at least 1")
+    # Padding costs as much as images do; few sizes, few programs.
+    batch_size = min(batch_size, max(SMALLEST, 1 << (count - 1).bit_length()))
     batch_size = -(-batch_size // devices) * devices
     variables = replicate(mesh, variables)
     features: Any = None

@@ -6,7 +6,6 @@ from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
-from scipy.stats import rankdata
 
 from simclr_jax.errors import UserError, choose
 from simclr_jax.evaluate import scores
@@ -118,6 +117,8 @@ def _swaps(
 ) -> tuple[float, np.ndarray]:
     """Return the observed difference of a score of rankings, and those after random swaps."""
     # The answers of both, sorted once; a model has those to which it gives weight 1.
+    from scipy.stats import rankdata  # takes seconds to import
+
     answers = np.concatenate([rankdata(ours, axis=0), rankdata(theirs, axis=0)])
     statistic = scores.statistics(np.concatenate([labels, labels]), answers)[metric]
 

@@ -1,5 +1,6 @@
 """The script starts a preempted run again, and nothing else."""
 
+import shlex
 import subprocess
 from pathlib import Path
 
@@ -24,7 +25,7 @@ def run(tmp_path, codes, *arguments):
 
 @pytest.mark.parametrize(
     "codes, ends, attempts",
-    [((0,), 0, 1), ((75, 137, 134, 0), 0, 4), ((75, 1, 0), 1, 2), ((130, 0), 130, 1)],
+    [((0,), 0, 1), ((75, 137, 134, 139, 143, 0), 0, 6), ((75, 1, 0), 1, 2), ((130, 0), 130, 1)],
 )
 def test_only_preemption_starts_again(tmp_path, codes, ends, attempts):
     code, said = run(tmp_path, codes, "--workdir=a b", "c")
@@ -36,6 +37,12 @@ def test_attempts_are_bounded(tmp_path, monkeypatch):
     monkeypatch.setenv("TRIES", "2")
     code, said = run(tmp_path, (75, 75, 75), "x")
     assert code == 75 and len(said) == 2
+
+
+def test_a_dry_run_prints_the_command(tmp_path):
+    command = [SCRIPT, "--dry-run", "touch", str(tmp_path / "a b")]
+    ended = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert shlex.split(ended.stdout) == command[2:] and not list(tmp_path.iterdir())
 
 
 def test_help():
