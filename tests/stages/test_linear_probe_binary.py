@@ -22,6 +22,7 @@ from simclr_jax.train import saved
 SETTINGS = Settings(knn=((10, 0.1), (3, None)), rates=(0.1, 1.0), epochs=3, batch_size=16)
 LEARNED = tuple(solver for solver in SOLVERS if solver != "classifier")
 EVERY = Options(solvers=LEARNED, taps=("h", "z"), settings=SETTINGS)
+WIDTH = 32  # of h, and here of z as well: so the programs that judge are compiled once for both
 
 
 @pytest.fixture(scope="module")
@@ -37,7 +38,7 @@ def archive(root):
 
 @pytest.fixture(scope="module")
 def run(root, archive):
-    fields = {"data__source": "memory", "data__path": archive}
+    fields = {"data__source": "memory", "data__path": archive, "head__dim": WIDTH}
     return write_run(root / "run", **fields)
 
 
@@ -143,7 +144,8 @@ def test_fewer_labels_and_the_network_before_training(run, judged):
 
 
 def test_two_runs_are_compared_on_the_same_images(run, archive, root):
-    other = write_run(root / "other", data__source="memory", data__path=archive, seed=1)
+    fields = {"data__source": "memory", "data__path": archive, "head__dim": WIDTH}
+    other = write_run(root / "other", **fields, seed=1)
     said = []
     options = Options(("knn",), settings=SETTINGS)
     linear_probe.run([str(run), str(other)], Wanted(), options, said.append)
