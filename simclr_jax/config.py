@@ -66,9 +66,9 @@ def base() -> ConfigDict:
     config.stage = "pretrain"
     config.data = ConfigDict(
         {
-            "source": "digits",  # digits | memory | folder | tfds
+            "source": "digits",  # digits | memory | folder | tfds | tfrecord
             "name": "",  # digits: which; tfds: the data set, such as cifar10 or imagenet2012
-            "path": "",  # memory: the .npz; folder: the directory; tfds: data_dir, or a builder's
+            "path": "",  # memory: the .npz; tfds: data_dir, or a builder's; others: the directory
             "split": "train",
             "eval_split": "test",
             "labels": True,  # use labels, where there are any; folder: the first subdirectory
@@ -77,6 +77,11 @@ def base() -> ConfigDict:
             "max_bad_fraction": 0.01,  # of unreadable images in a split; more stop the run
             "threads": placeholder(int),  # that decode; None: one for each core
             "resident": False,  # placement device: keep all images in each device's memory
+            "order": "random",  # random | stream: by large parts, for records in a bucket
+            "stream_block": 32,  # records that are read together
+            "stream_window": 512,  # records among which each lane is shuffled
+            "stream_lanes": 32,  # parts of a batch; hosts whose number divides it share little
+            "index": "",  # where offsets in TFRecord files are kept; "": the user's cache
         }
     )
     config.augment = ConfigDict(
@@ -157,6 +162,7 @@ def base() -> ConfigDict:
             "epochs": 100.0,
             "steps": placeholder(int),  # overrides epochs
             "dtype": "float32",  # what the encoder computes in
+            "remat": "none",  # block: less memory for a little more work, see docs/planning.md
             "steps_per_call": 1,  # steps scanned on the device between returns to Python; a last,
             # shorter chunk is compiled apart
         }
@@ -291,7 +297,7 @@ def of_record(record: Mapping[str, Any]) -> ConfigDict:
 # computed. (That the images are the same ones, wherever they lie now, is recorded apart.)
 FREE = (
     *("log", "checkpoint", "data.path", "data.threads", "data.resident"),
-    "data.max_bad_fraction",
+    *("data.max_bad_fraction", "data.index"),
 )
 
 

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import functools
-import importlib.util
 import json
+import math
 import os
+import time
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
@@ -15,12 +15,23 @@ from typing import Any
 
 from etils import epath
 
+from simclr_jax import buckets
+from simclr_jax.buckets import is_local
 from simclr_jax.errors import UserError
 
-
-def is_local(path: epath.PathLike) -> bool:
-    """Tell whether `path` is on a mounted file system and not behind a scheme such as `gs://`."""
-    return "://" not in os.fspath(path)
+__all__ = [
+    "Growing",
+    "cache_directory",
+    "create",
+    "expand_home",
+    "explaining",
+    "is_local",
+    "make_workdir",
+    "read_json",
+    "size_and_time",
+    "write_atomically",
+    "write_json",
+]
 
 
 def expand_home(path: str) -> str:
@@ -33,10 +44,14 @@ def write_atomically(path: epath.PathLike, content: str | bytes) -> None:
 
     Locally: write aside, fsync, rename, fsync the directory. An object store publishes an object
     only when it is complete, so a remote path is written plainly.
+
+    Raises:
+      UserError: if a bucket cannot be reached.
     """
     data = content.encode() if isinstance(content, str) else content
     if not is_local(path):
-        epath.Path(path).write_bytes(data)
+        with buckets.reaching(path):
+            epath.Path(path).write_bytes(data)
         return
     final = Path(path)
     aside = final.with_name(f".{final.name}.{uuid.uuid4().hex}.tmp")
@@ -57,67 +72,70 @@ def write_atomically(path: epath.PathLike, content: str | bytes) -> None:
         os.close(directory)
 
 
-# By scheme, the package through which fsspec reaches a bucket.
-PACKAGES = {"gs": "gcsfs", "s3": "s3fs", "az": "adlfs", "hf": "huggingface_hub"}
-
-# Otherwise epath imports TensorFlow for any bucket, where that is installed: ten seconds.
-if importlib.util.find_spec(PACKAGES["gs"]):
-    os.environ.setdefault("EPATH_USE_TF", "false")
-
-
-@contextlib.contextmanager
-def reaching(path: epath.PathLike) -> Iterator[None]:
-    """Turn what keeps a file from being read, or a bucket from being reached, into `UserError`."""
+def create(path: epath.Path, content: str) -> bool:
+    """Create a file unless it exists, and tell; of several processes one succeeds."""
+    if not is_local(path):
+        return buckets.create(path, content)
     try:
-        yield
-    except UserError:
-        raise
-    except ImportError as error:
-        package = PACKAGES.get(os.fspath(path).partition("://")[0], "")
-        if not package or is_local(path):
-            raise
-        gcs = package == PACKAGES["gs"]
-        install = "'simclr-jax[gcs]'" if gcs else package
-        raise UserError(
-            f"{os.fspath(path)} needs the package {package}: pip install {install}"
-        ) from error
-    except Exception as error:  # each bucket's library has errors of its own
-        reason = " ".join(str(error).split())[:200] or type(error).__name__
-        if not is_local(path):
-            raise UserError(
-                f"{os.fspath(path)} cannot be reached ({reason}): check its name, the network and "
-                "your credentials (gcloud auth application-default login)"
-            ) from error
-        if not isinstance(error, OSError):
-            raise
-        raise UserError(
-            f"{os.fspath(path)} cannot be read ({error.strerror or reason}): check the disk or "
-            "mount; the same command continues from the last save"
-        ) from error
+        descriptor = os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o644)
+    except FileExistsError:
+        return False
+    with os.fdopen(descriptor, "w") as file:
+        file.write(content)
+    return True
 
 
-@functools.cache
-def _bucket(scheme: str) -> Any:
-    """Return fsspec's view of a kind of bucket, as `epath` opens it, or None without its package."""
-    import fsspec
+class Growing:
+    """A text file that lines are added to.
 
-    try:
-        if scheme == "gs":
-            return fsspec.filesystem("gcs", finalize_on_close=True)
-        return fsspec.filesystem(scheme)
-    except ImportError:
-        return None
+    Nothing can be added to an object in a bucket: there `flush` writes all of it again, but not
+    sooner than `every_secs` after the last time.
+    """
 
+    def __init__(self, path: epath.Path, every_secs: float = 0.0):
+        self._path, self._every, self._last = path, every_secs, -math.inf
+        self._file = path.open("a") if is_local(path) else None
+        self._text = ""
+        if self._file is None:
+            with buckets.reaching(path):
+                self._text = path.read_text() if path.exists() else ""
+            self._flushed = self._text
 
-def read_range(path: epath.Path, start: int, count: int) -> bytes:
-    """Return `count` bytes of a file from `start` on, fewer at its end, by one request."""
-    with reaching(path):
-        bucket = None if is_local(path) else _bucket(os.fspath(path).partition("://")[0])
-        if bucket is not None:  # an open file would read megabytes ahead
-            return bucket.cat_file(os.fspath(path), start=start, end=start + count)
-        with path.open("rb") as file:
-            file.seek(start)
-            return file.read(count)
+    def write(self, text: str) -> None:
+        """Add text; it is only sure to be there after a `flush`."""
+        if self._file is not None:
+            self._file.write(text)
+        else:
+            self._text += text
+
+    def flush(self, sync: bool = False) -> None:
+        """Hand over what was added; with `sync` it outlives a power cut.
+
+        Raises:
+          UserError: if the disk is full or failing, or the file is not there any more.
+        """
+        if self._file is None:
+            if time.monotonic() - self._last >= self._every:
+                self._publish()
+            return
+        with explaining(self._path):
+            self._file.flush()
+            if sync:
+                os.fsync(self._file.fileno())
+                self._path.stat()  # one that was removed still takes what is written
+
+    def close(self) -> None:
+        """Hand over all that was added, and close."""
+        self.flush()
+        if self._file is not None:
+            self._file.close()
+        else:
+            self._publish()
+
+    def _publish(self) -> None:
+        if self._text != self._flushed:
+            write_atomically(self._path, self._text)
+        self._flushed, self._last = self._text, time.monotonic()
 
 
 def size_and_time(path: epath.PathLike) -> str:
@@ -127,7 +145,7 @@ def size_and_time(path: epath.PathLike) -> str:
             local = Path(path).stat()  # whose times are finer than those of `epath`
             return f"{local.st_size} {local.st_mtime_ns}"
         return "no file"
-    with reaching(path):
+    with buckets.reaching(path):
         try:
             remote = epath.Path(path).stat()
         except FileNotFoundError:
@@ -142,7 +160,7 @@ def cache_directory() -> Path:
 
 @contextlib.contextmanager
 def explaining(path: epath.PathLike) -> Iterator[None]:
-    """Turn what a full, failing or vanished disk raises while `path` is written into `UserError`."""
+    """Turn what a full, failing or vanished disk raises while writing `path` into `UserError`."""
     try:
         yield
     except OSError as error:
@@ -156,7 +174,13 @@ def explaining(path: epath.PathLike) -> Iterator[None]:
 def read_json(path: epath.PathLike) -> Any:
     """Return the content of a JSON file; raise `UserError` if it is not JSON."""
     try:
-        return json.loads(epath.Path(path).read_bytes())
+        with (
+            contextlib.nullcontext()
+            if is_local(path)
+            else buckets.reaching(path, (FileNotFoundError,))
+        ):
+            content = epath.Path(path).read_bytes()
+        return json.loads(content)
     except ValueError as error:
         raise UserError(f"{os.fspath(path)} is not JSON ({error}): restore or remove it") from error
 
@@ -172,12 +196,13 @@ def make_workdir(path: epath.PathLike) -> epath.Path:
     Raises:
       UserError: it cannot be created, or no file can be written in it.
     """
-    if not is_local(path):
-        raise UserError(
-            f"workdir {os.fspath(path)} is no local directory: buckets are not supported"
-        )
     workdir = epath.Path(path)
     probe = workdir / f".writable.{uuid.uuid4().hex}"
+    if not is_local(path):
+        write_atomically(probe, "")
+        with buckets.reaching(path):
+            probe.unlink()
+        return workdir
     try:
         workdir.mkdir(parents=True, exist_ok=True)
         probe.write_text("")

@@ -17,6 +17,8 @@ from simclr_jax.errors import UserError, choose, nearest
 
 LABELLED = ("finetune", "distill")  # stages that train a classifier
 
+RECORDS = ("tfds", "tfrecord")  # sources of data.order=stream
+
 # Groups that other stages do not read. To set what is not read is a mistake.
 READ_BY: dict[str, tuple[str, ...]] = {
     "loss": ("pretrain",),
@@ -30,7 +32,8 @@ READ_BY: dict[str, tuple[str, ...]] = {
 # (tests/test_config.py builds every one of them).
 CHOICES: dict[str, tuple] = {
     "stage": ("pretrain", *LABELLED),
-    "data.source": ("digits", "memory", "folder", "tfds"),
+    "data.source": ("digits", "memory", "folder", "tfds", "tfrecord"),
+    "data.order": ("random", "stream"),
     "augment.placement": ("device", "split", "host"),
     "augment.grid": ("corner", "half_pixel", "antialias", "opencv"),
     "augment.brightness_mode": ("multiply", "add"),
@@ -45,6 +48,7 @@ CHOICES: dict[str, tuple] = {
     "optim.name": ("lars", "sgd", "adam", "adamw"),
     "optim.lr_scaling": ("linear", "sqrt", "none"),
     "train.dtype": ("float32", "bfloat16", "float64"),
+    "train.remat": ("none", "block"),
 }
 
 # What numbers must hold: the fields, the rule in words, the rule.
@@ -62,6 +66,7 @@ RULES: tuple[tuple[tuple[str, ...], str, Callable[[float], bool]], ...] = (
             *("train.batch_size", "train.steps_per_call", "head.layers", "head.dim"),
             *("data.image_size", "log.every_steps", "checkpoint.every_steps"),
             *("checkpoint.keep", "eval.knn_k", "eval.few_labels"),
+            *("data.stream_block", "data.stream_window", "data.stream_lanes"),
         ),
         "1 or more",
         lambda value: value >= 1,
@@ -220,6 +225,12 @@ def _check_placement(c: ConfigDict) -> None:
         raise UserError(
             f"data.resident keeps images for augment.placement=device, not {placement}: "
             "set --config.data.resident=False"
+        )
+    if c.data.order == "stream" and (c.data.source not in RECORDS or placement == "device"):
+        raise UserError(
+            f"data.order=stream reads records of the sources {' and '.join(RECORDS)} part by part, "
+            f"for placement split and host, not data.source={c.data.source} for {placement}: "
+            "set --config.data.order=random"
         )
     if c.data.threads is not None:
         _require(c, "data.threads", lambda value: value >= 1, "1 or more")

@@ -12,6 +12,7 @@ from simclr_jax import config as recipes
 from simclr_jax import pipelines, validation
 from simclr_jax.data import sources
 from simclr_jax.data.sources import Images
+from simclr_jax.data.stream import Stream
 from simclr_jax.errors import UserError
 from simclr_jax.losses.nt_xent import nt_xent
 from simclr_jax.parallel import AXIS
@@ -100,6 +101,13 @@ def _source(c):
     assert c.data.source in sources.OPENERS
 
 
+def _order(c):
+    source = Images(np.zeros((8, 32, 32, 3), np.uint8), None, 0)
+    reader = Inputs(c, source, source)._loading("train").reader
+    assert sorted(reader.order(np.arange(8))) == list(range(8))
+    assert isinstance(reader.order, Stream) == (c.data.order == "stream")
+
+
 def _is_read(c):
     """What a stage does with it is tested where the stage is."""
     assert c.stage in validation.LABELLED
@@ -111,6 +119,7 @@ BUILDERS = {
     "distill.images": _is_read,
     "distill.teacher_dtype": _is_read,
     "data.source": _source,
+    "data.order": _order,
     "augment.placement": _views,
     "augment.grid": _views,
     "augment.brightness_mode": _views,
@@ -127,7 +136,11 @@ CHOICES = [(name, choice) for name, choices in validation.CHOICES.items() for ch
 
 
 # A choice that is valid only beside another one.
-WITH = {"split": {"augment.grid": "opencv"}, "opencv": {"augment.placement": "split"}}
+WITH = {
+    "split": {"augment.grid": "opencv"},
+    "opencv": {"augment.placement": "split"},
+    "stream": {"data.source": "tfrecord", "augment.placement": "host"},
+}
 
 
 @pytest.mark.parametrize("name, choice", CHOICES)

@@ -42,12 +42,24 @@ def host_batches(
     asked: deque[Request] = deque()
 
     def noted() -> Iterator[Request]:
-        for one in requests:
+        for one in _announced(loading, requests):
             asked.append(one)
             yield one
 
     for batch in placements.get(placement)(loading, noted()):
         yield batch | _identity(loading, asked.popleft())
+
+
+def _announced(loading: Loading, requests: Iterator[Request]) -> Iterator[Request]:
+    """Yield `requests`, each when what the one after it will read is on its way."""
+    before: Request | None = None
+    for one in requests:
+        loading.reader.announce(one.positions)
+        if before is not None:
+            yield before
+        before = one
+    if before is not None:
+        yield before
 
 
 def _identity(loading: Loading, of: Request) -> Batch:

@@ -8,7 +8,7 @@ import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from typing import NamedTuple, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 from etils import epath
@@ -17,6 +17,7 @@ from simclr_jax import files
 from simclr_jax.data.decode import BadImage
 from simclr_jax.data.sources.memory import Images
 from simclr_jax.data.sources.source import Source
+from simclr_jax.data.stream import Stream
 from simclr_jax.errors import UserError
 
 SHOWN = 3  # unreadable images named on the console; the file lists all
@@ -134,6 +135,12 @@ class Reader:
             images.append(shrink(image))
             labels.append(label)
         return Rows(images, np.array(labels, np.int32))
+
+    def announce(self, positions: np.ndarray) -> None:
+        """Start to fetch what will stand at `positions`, where the order has blocks to fetch."""
+        if isinstance(self.order, Stream):
+            fetching: Any = self.source
+            fetching.announce(self.order.blocks(positions))
 
     def _row(self, position: int, example: int) -> tuple[np.ndarray, int]:
         # Ends, because `unreadable` refuses a source that has nothing else to offer.

@@ -26,6 +26,7 @@ import os
 import re
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
+from logging import ERROR, LogRecord
 from typing import Any
 
 import jax
@@ -69,6 +70,7 @@ class Checkpoints:
                 f"checkpoint.keep is {keep} and checkpoint.keep_period {keep_period}: "
                 "both must be at least 1"
             )
+        logging.get_absl_logger().addFilter(_no_error_of_orbax)
         path = epath.Path(directory)
         self._directory = path.absolute() if files.is_local(path) else path  # Orbax insists
         self._keep = keep
@@ -92,9 +94,18 @@ class Checkpoints:
         self._saving = False
         self._pending: Future[None] | None = None  # of the process that writes
 
+    @property
+    def place(self) -> epath.Path:
+        """Return the directory that a user knows."""
+        return self._directory
+
     def steps(self) -> list[int]:
         """Return the steps that have a manifest, oldest first."""
-        return [step for step in self._directories() if (self._path(step) / manifest.NAME).exists()]
+        return [
+            step
+            for step in self._directories()
+            if (self.place / str(step) / manifest.NAME).exists()
+        ]
 
     def save(self, step: int, state: Any) -> None:
         """Save a pytree of arrays; return as soon as it is on the host and may be donated.
@@ -116,7 +127,9 @@ class Checkpoints:
         leaves = manifest.named_leaves(state)
         with self._explaining(step):
             if step in self.steps():
-                raise UserError(f"checkpoint {path} exists: resume from it or use another workdir")
+                raise UserError(
+                    f"checkpoint {self._name(step)} exists: resume from it or use another workdir"
+                )
             self._sweep()
             if path.exists():
                 self._set_aside(step, "its save did not finish")
@@ -175,11 +188,11 @@ class Checkpoints:
         if not all(damages):
             rank = next(rank for rank, found in enumerate(damages) if found)
             raise UserError(
-                f"process {rank} cannot read checkpoint {self._path(step)} ({damages[rank]}), "
+                f"process {rank} cannot read checkpoint {self._name(step)} ({damages[rank]}), "
                 "others can: give a --workdir that all hosts share"
             )
         if self._read_only:
-            self._say(f"checkpoint {self._path(step)} is skipped: {damages[0]}")
+            self._say(f"checkpoint {self._name(step)} is skipped: {damages[0]}")
         else:
             processes.on_first(functools.partial(self._set_aside, step, damages[0]))
 
@@ -193,12 +206,12 @@ class Checkpoints:
         steps = self.steps()
         there = f"steps there: {', '.join(map(str, steps)) or 'none'}"
         if step not in steps:
-            raise UserError(f"there is no checkpoint {step} in {self._directory}: {there}")
+            raise UserError(f"there is no checkpoint {step} in {self.place}: {there}")
         try:
             return self._read(step, target)
         except Damaged as damage:
             raise UserError(
-                f"checkpoint {self._path(step)} is damaged ({damage}): choose another, {there}"
+                f"checkpoint {self._name(step)} is damaged ({damage}): choose another, {there}"
             ) from damage
 
     def leaves(self, step: int | None = None) -> tuple[int, dict[str, np.ndarray]]:
@@ -214,14 +227,17 @@ class Checkpoints:
         steps = self.steps()
         for tried in reversed(steps) if step is None else [step] if step in steps else []:
             try:
-                return tried, self._host_values(tried, manifest.read(self._path(tried), tried))
+                return tried, self._values(tried)
             except Damaged as damage:
-                self._say(f"checkpoint {self._path(tried)} is skipped: {damage}")
+                self._say(f"checkpoint {self._name(tried)} is skipped: {damage}")
         wanted = "whole checkpoint" if step is None else f"whole checkpoint {step}"
         raise UserError(
-            f"there is no {wanted} in {self._directory}: "
+            f"there is no {wanted} in {self.place}: "
             f"steps there: {', '.join(map(str, steps)) or 'none'}"
         )
+
+    def _name(self, step: int) -> str:
+        return os.fspath(self.place / str(step))
 
     def _path(self, step: int) -> epath.Path:
         return self._directory / str(step)
@@ -245,7 +261,11 @@ class Checkpoints:
             except Damaged as damage:
                 self._set_aside(step, damage)
                 raise
+            self._publish(step)
             self._prune()
+
+    def _publish(self, step: int) -> None:
+        """Do nothing: a sealed directory is a checkpoint. Where it is none, it becomes one here."""
 
     def _read(self, step: int, target: Any) -> Any:
         """Restore one step onto the target's devices; raise `Damaged` or `UserError`."""
@@ -255,12 +275,16 @@ class Checkpoints:
         if found := manifest.differences(described, saved):
             more = f" and {len(found) - 3} more" if len(found) > 3 else ""
             raise UserError(
-                f"checkpoint {self._path(step)} is of another model ({'; '.join(found[:3])}{more})"
+                f"checkpoint {self._name(step)} is of another model ({'; '.join(found[:3])}{more})"
                 ": use the recipe it was trained with, or another workdir"
             )
         values = self._host_values(step, saved)
         state = [_place(values[name], leaf) for name, leaf in wanted.items()]
         return jax.tree.unflatten(jax.tree.structure(target), state)
+
+    def _values(self, step: int) -> dict[str, np.ndarray]:
+        """Read all arrays of a step into host memory; raise `Damaged` if it is not whole."""
+        return self._host_values(step, manifest.read(self._path(step), step))
 
     def _check_files(self, step: int, saved: Mapping[str, Leaf]) -> None:
         """Raise `Damaged` if a step does not read back, away from the devices, as it was saved."""
@@ -290,8 +314,12 @@ class Checkpoints:
         for step in self.steps()[: -self._keep]:
             periodic = self._keep_period is not None and step % self._keep_period == 0
             if not periodic:
-                self._path(step).rename(self._directory / f"{step}.pruned")
+                self._retire(step)
         self._sweep()
+
+    def _retire(self, step: int) -> None:
+        """Make a checkpoint one no more; `_sweep` deletes the rest of it."""
+        self._path(step).rename(self._directory / f"{step}.pruned")
 
     def _sweep(self) -> None:
         """Delete what a killed process left half written or half deleted."""
@@ -313,7 +341,7 @@ class Checkpoints:
         )
         free = next(path for name in names if not (path := self._directory / name).exists())
         self._path(step).rename(free)
-        self._say(f"checkpoint {self._path(step)} is set aside as {free.name}: {reason}")
+        self._say(f"checkpoint {self._name(step)} is set aside as {free.name}: {reason}")
 
     @contextlib.contextmanager
     def _explaining(self, step: int) -> Iterator[None]:
@@ -328,10 +356,15 @@ class Checkpoints:
             reason = os.strerror(number) if number else f"it reads back differently: {error}"
             full = number in (errno.ENOSPC, errno.EDQUOT)
             raise UserError(
-                f"checkpoint {step} cannot be written to {self._directory} ({reason}; the last "
+                f"checkpoint {step} cannot be written to {self.place} ({reason}; the last "
                 f"good one is {max(self.steps(), default='none')}): "
                 f"{'free space there' if full else 'check that disk'} and start again"
             ) from error
+
+
+def _no_error_of_orbax(record: LogRecord) -> bool:
+    """Drop the tracebacks of its threads from the log: their errors are raised here as well."""
+    return record.levelno < ERROR or "orbax" not in record.pathname
 
 
 def _nest(leaves: Mapping[str, Any]) -> dict[str, Any]:

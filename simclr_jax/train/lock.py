@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import itertools
 import json
 import os
 import socket
@@ -15,8 +17,10 @@ from typing import Any
 from absl import logging
 from etils import epath
 
-from simclr_jax import files
+from simclr_jax import buckets, files
 from simclr_jax.errors import UserError
+
+MARKER = "lock.takeover"
 
 
 class WorkdirLock:
@@ -25,6 +29,7 @@ class WorkdirLock:
     A lock left by a process that has died on this host is taken over at once. One left on another
     host is taken over when its heartbeat is old and does not advance; it is watched for at least
     two heartbeats of ours, so that a clock that runs behind is not mistaken for a dead process.
+    That holds for a process that died while it took a lock over, too.
 
     Args:
       workdir: an existing directory.
@@ -50,7 +55,7 @@ class WorkdirLock:
         self._stale_secs = stale_secs
         self._say = say
         self._stop = threading.Event()
-        self._lost = False
+        self._lost: str | None = None
         self._identity: dict[str, Any] = {}
         self._thread: threading.Thread | None = None
 
@@ -62,8 +67,8 @@ class WorkdirLock:
             "token": uuid.uuid4().hex,
         }
         while not self._create(self._path):
-            owner = self._read()
-            if owner is not None and self._take_over(owner, self._why_free(owner)):
+            owner = self._read(self._path)
+            if owner is not None and self._take_over(owner, self._why_free(self._path, owner)):
                 break
         self._stop.clear()
         self._thread = threading.Thread(target=self._beat, name="workdir-lock", daemon=True)
@@ -74,16 +79,13 @@ class WorkdirLock:
         self._stop.set()
         if self._thread is not None:
             self._thread.join()
-        if self._is_ours(self._read()):
+        if self._is_ours(self._read(self._path)):
             self._path.unlink(missing_ok=True)
 
     def check(self) -> None:
-        """Raise `UserError` if another process has taken the workdir over meanwhile."""
+        """Raise `UserError` if another process has taken the workdir over, or it is gone."""
         if self._lost:
-            raise UserError(
-                f'workdir "{self._workdir}" was taken over by another process while this one '
-                "gave no heartbeat: stop one of the two"
-            )
+            raise UserError(self._lost)
 
     def _record(self) -> str:
         return json.dumps({**self._identity, "heartbeat": time.time()})
@@ -91,26 +93,15 @@ class WorkdirLock:
     def _create(self, path: epath.Path) -> bool:
         """Create a file with our record unless it exists; of several processes one succeeds.
 
-        A bucket has no exclusive creation here: of two that start there in the same moment the
+        In a bucket reached through TensorFlow it may be two that start in the same moment: the
         later one holds the lock, and the other learns of it by `check`.
         """
-        if not files.is_local(path):
-            if path.exists():
-                return False
-            path.write_text(self._record())
-            return True
-        try:
-            descriptor = os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o644)
-        except FileExistsError:
-            return False
-        with os.fdopen(descriptor, "w") as file:
-            file.write(self._record())
-        return True
+        return files.create(path, self._record())
 
-    def _read(self) -> dict[str, Any] | None:
-        """Return the content of the lock, None without a lock, `{}` for one still being written."""
+    def _read(self, path: epath.Path) -> dict[str, Any] | None:
+        """Return who a lock names, None without a lock, `{}` if it cannot be read (yet)."""
         try:
-            owner = files.read_json(self._path)
+            owner = files.read_json(path)
         except FileNotFoundError:
             return None
         except UserError:
@@ -120,7 +111,7 @@ class WorkdirLock:
     def _is_ours(self, owner: dict[str, Any] | None) -> bool:
         return owner is not None and owner.get("token") == self._identity["token"]
 
-    def _why_free(self, owner: dict[str, Any]) -> str:
+    def _why_free(self, path: epath.Path, owner: dict[str, Any]) -> str:
         """Say why a lock may be taken over, after watching it if need be; raise if it may not."""
         if owner.get("host") == self._identity["host"]:
             if _is_alive(owner["pid"], owner["started"]):
@@ -135,8 +126,9 @@ class WorkdirLock:
         )
         deadline = time.monotonic() + wait
         while time.monotonic() < deadline:
-            time.sleep(min(1.0, self._heartbeat_secs / 2))
-            now = self._read()
+            # One that cannot be read was probably created just now.
+            time.sleep(min(1.0 if owner else 0.05, self._heartbeat_secs / 2))
+            now = self._read(path)
             if now is None:
                 return "it was released"
             if now != owner:
@@ -150,36 +142,73 @@ class WorkdirLock:
         )
 
     def _take_over(self, owner: dict[str, Any], reason: str) -> bool:
-        """Replace a dead lock by ours; False if it changed hands since it was judged.
-
-        Between judging and replacing, another process may have done the same. The exclusive
-        marker file lets one in at a time, and whoever is in looks again before it writes.
-        """
-        marker = self._workdir / "lock.takeover"
-        if not self._create(marker):
-            raise UserError(
-                f'workdir "{self._workdir}" is being taken over by another process: '
-                f"if there is none, delete {marker}"
-            )
+        """Replace a dead lock by ours; False if it changed hands since it was judged."""
+        marker = self._wait_for_turn(owner)
         try:
-            if self._read() != owner:
+            if self._read(self._path) != owner:
                 return False
             files.write_atomically(self._path, self._record())
         finally:
             marker.unlink(missing_ok=True)
+        for path in buckets.listing(self._workdir):
+            if path.name.startswith(MARKER):
+                path.unlink(missing_ok=True)  # of processes that died in here
         self._say(f'workdir "{self._workdir}" is taken over from {_name(owner)}: {reason}')
         return True
+
+    def _wait_for_turn(self, owner: dict[str, Any]) -> epath.Path:
+        """Create the marker that lets one process at a time replace a dead lock.
+
+        The next marker is for when the holder of the one before is dead as well. None of them is
+        removed to make way: two processes that judge at the same time would both get in.
+        """
+        for turn in itertools.count(1):
+            marker = self._workdir / f"{MARKER}.{owner.get('token', 'unknown')}.{turn}"
+            while not self._create(marker):
+                holder = self._read(marker)
+                if holder is None:
+                    continue
+                self._why_free(marker, holder)
+                if self._read(marker) == holder:
+                    break
+            else:
+                return marker
+        raise AssertionError
 
     def _beat(self) -> None:
         while not self._stop.wait(self._heartbeat_secs):
             try:
-                if not self._is_ours(self._read()):
-                    self._lost = True
-                    self._say(f'workdir "{self._workdir}" was taken over by another process')
+                owner = self._read(self._path)
+                if self._is_ours(owner):
+                    self._lost = None
+                    files.write_atomically(self._path, self._record())
+                elif owner is None:
+                    self._lose(self._gone())  # and look again: a mount may come back
+                elif owner:
+                    self._lose(
+                        f'workdir "{self._workdir}" was taken over by {_name(owner)} while this '
+                        "process gave no heartbeat: stop one of the two"
+                    )
                     return
-                files.write_atomically(self._path, self._record())
-            except OSError as error:  # a full disk or a network that comes back: try again
-                self._say(f"the heartbeat in {self._path} could not be written: {error}")
+            except (OSError, UserError) as error:  # a full disk, a network: it may come back
+                self._warn(f"the heartbeat in {self._path} could not be written: {error}")
+
+    def _gone(self) -> str:
+        if not self._workdir.exists():
+            return f'workdir "{self._workdir}" is gone: bring it back and start again'
+        return (
+            f'workdir "{self._workdir}" has no lock.json any more: make sure that no other process '
+            "uses it, and start again"
+        )
+
+    def _lose(self, reason: str) -> None:
+        if reason != self._lost:
+            self._lost = reason
+            self._warn(reason)
+
+    def _warn(self, line: str) -> None:
+        with contextlib.suppress(OSError, UserError):  # the log may be on the same disk
+            self._say(line)
 
 
 def _name(owner: dict[str, Any]) -> str:

@@ -20,7 +20,7 @@ import jax
 import numpy as np
 from etils import epath
 
-from simclr_jax import files
+from simclr_jax import buckets, files
 from simclr_jax.errors import UserError
 
 NAME = "manifest.json"
@@ -180,12 +180,10 @@ def list_files(directory: epath.Path) -> dict[str, list[Any]]:
     Large files have no digest: they hold values, and those have the checksums of the leaves.
     """
     found: dict[str, list[Any]] = {}
-    for folder, _, names in directory.walk():
-        for name in names:
-            path = folder / name
-            size = path.stat().length
-            digest = hashlib.sha256(path.read_bytes()).hexdigest() if size <= _SMALL else ""
-            found[os.path.relpath(path, directory)] = [size, digest]
+    for path in buckets.below(directory):
+        size = path.stat().length
+        digest = hashlib.sha256(path.read_bytes()).hexdigest() if size <= _SMALL else ""
+        found[os.path.relpath(path, directory)] = [size, digest]
     found.pop(NAME, None)
     return found
 

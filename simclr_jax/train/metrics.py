@@ -15,7 +15,7 @@ from typing import Any
 
 from etils import epath
 
-from simclr_jax import files
+from simclr_jax import buckets, files
 
 
 class NoMetrics:
@@ -39,9 +39,10 @@ class MetricsWriter:
 
         self._path = workdir / "metrics.jsonl"
         self._cut(resume_step)
-        self._file = self._path.open("a")
+        self._file = files.Growing(self._path)
+        self._events = buckets.Mirror(workdir / "tensorboard")
         self._board = SummaryWriter(
-            os.fspath(workdir / "tensorboard"),
+            os.fspath(self._events.local),
             purge_step=resume_step + 1 if resume_step else 0,
             write_to_disk=True,
         )
@@ -59,17 +60,17 @@ class MetricsWriter:
         Raises:
           UserError: if the disk is full or failing, or the file is not there any more.
         """
+        self._file.flush(sync=True)
         with files.explaining(self._path):
-            self._file.flush()
-            os.fsync(self._file.fileno())
             self._board.flush()
-            self._path.stat()  # one that was removed still takes what is written
+        self._events.publish()
 
     def close(self) -> None:
         """Flush and close both."""
         self.flush()
         self._file.close()
         self._board.close()
+        self._events.close()
 
     def _cut(self, step: int) -> None:
         if not self._path.exists():

@@ -7,7 +7,7 @@ import os
 import jax
 from etils import epath
 
-from simclr_jax import processes
+from simclr_jax import buckets, processes
 from simclr_jax.errors import UserError
 
 
@@ -22,7 +22,7 @@ class Profiler:
         self._first, self._last = _parse(steps) if steps else (-1, -1)
         if self._last >= total_steps:
             raise UserError(f"--profile_steps is {steps}: the last step is {total_steps - 1}")
-        self._directory = directory
+        self._directory = buckets.Mirror(directory)
         self._running = False
 
     def __enter__(self) -> Profiler:
@@ -31,12 +31,13 @@ class Profiler:
     def __exit__(self, *_) -> None:
         if self._running:
             jax.profiler.stop_trace()
+            self._directory.publish()
             self._running = False
 
     def before(self, steps: range) -> None:
         """Start the trace if the first step asked for is in this chunk."""
         if processes.rank() == 0 and steps[0] <= self._first <= steps[-1]:
-            jax.profiler.start_trace(os.fspath(self._directory))
+            jax.profiler.start_trace(os.fspath(self._directory.local))
             self._running = True
 
     def after(self, steps: range, result: object) -> None:

@@ -15,6 +15,7 @@ from simclr_jax.train.plan import Plan
 Batch = TypeVar("Batch")
 
 STATUS_SECS = 5.0  # in a file, progress is written no more often than this
+BUCKET_SECS = 60.0  # and to a bucket, the log
 
 
 class Console:
@@ -26,8 +27,7 @@ class Console:
 
     def __init__(self, workdir: epath.Path, stream: TextIO | None = None):
         self._stream = stream or sys.stdout
-        self._path = workdir / "log.txt"
-        self._log = self._path.open("a")
+        self._log = files.Growing(workdir / "log.txt", every_secs=BUCKET_SECS)
         self._terminal = self._stream.isatty()
         self._width = 0
         self._last_status = 0.0
@@ -65,9 +65,8 @@ class Console:
 
     def _keep(self, text: str) -> None:
         stamp = time.strftime("%Y-%m-%d %H:%M:%S")
-        with files.explaining(self._path):
-            self._log.write("".join(f"{stamp}  {line}\n" for line in text.splitlines() or [""]))
-            self._log.flush()
+        self._log.write("".join(f"{stamp}  {line}\n" for line in text.splitlines() or [""]))
+        self._log.flush()
 
 
 class Silence(Console):

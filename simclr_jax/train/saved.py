@@ -11,11 +11,11 @@ from etils import epath
 from flax import traverse_util
 from ml_collections import ConfigDict
 
+from simclr_jax import buckets, files
 from simclr_jax import config as recipes
-from simclr_jax import files
 from simclr_jax.errors import UserError
 from simclr_jax.train import manifest
-from simclr_jax.train.checkpoints import Checkpoints
+from simclr_jax.train.bucket_checkpoints import open_checkpoints
 
 
 @dataclasses.dataclass(frozen=True)
@@ -66,7 +66,7 @@ def read(run: str, flag: str = "--checkpoint") -> Saved:
       UserError: if there is no run, no such step, or the checkpoint is damaged.
     """
     path, at = _find(run, flag)
-    checkpoints = Checkpoints(path / "checkpoints", read_only=True)
+    checkpoints = open_checkpoints(path / "checkpoints", read_only=True)
     try:
         step, leaves = checkpoints.leaves(at)
     finally:
@@ -77,7 +77,7 @@ def read(run: str, flag: str = "--checkpoint") -> Saved:
 def describe(run: str, flag: str = "--checkpoint") -> Saved:
     """Say what `read` would give, as far as it can be known without reading gigabytes."""
     path, at = _find(run, flag)
-    checkpoints = Checkpoints(path / "checkpoints", read_only=True)
+    checkpoints = open_checkpoints(path / "checkpoints", read_only=True)
     try:
         steps = checkpoints.steps()
     finally:
@@ -94,8 +94,8 @@ def _find(run: str, flag: str) -> tuple[epath.Path, int | None]:
     workdir, _, at = run.rpartition("@")
     if not at.isdecimal():  # the directory itself may have an @ in its name
         workdir, at = run, ""
-    path = epath.Path(workdir).expanduser()
-    if not (path / "checkpoints").is_dir():
+    path = epath.Path(files.expand_home(workdir))
+    if not buckets.listing(path / "checkpoints"):
         raise UserError(f"{flag}={run} holds no checkpoints: give the workdir of a run")
     if not (path / "config.json").exists():
         raise UserError(f"{flag}={run} has no config.json: give the whole workdir of a run")

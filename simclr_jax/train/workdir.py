@@ -12,9 +12,10 @@ from typing import Any
 
 from etils import epath
 
+from simclr_jax import buckets, files, processes
 from simclr_jax import config as recipes
-from simclr_jax import files, processes
 from simclr_jax.errors import UserError, choose
+from simclr_jax.train.bucket_checkpoints import open_checkpoints
 from simclr_jax.train.checkpoints import Checkpoints
 from simclr_jax.train.lock import WorkdirLock
 from simclr_jax.train.progress import Console, Silence
@@ -41,8 +42,8 @@ class Workdir:
 
 def started(path: epath.PathLike) -> bool:
     """Tell whether a run in the directory `path` has saved anything, damaged since or not."""
-    checkpoints = epath.Path(path) / "checkpoints"
-    return checkpoints.is_dir() and any(entry.name[0].isdigit() for entry in checkpoints.iterdir())
+    entries = buckets.listing(epath.Path(path) / "checkpoints")
+    return any(entry.name[0].isdigit() for entry in entries)
 
 
 def recipe_before(path: epath.PathLike) -> dict[str, Any] | None:
@@ -87,7 +88,7 @@ def open_workdir(
         console = Console(workdir) if processes.rank() == 0 else Silence()
         stack.callback(console.close)
         lock = WorkdirLock(workdir, say=console.say)
-        checkpoints = Checkpoints(
+        checkpoints = open_checkpoints(
             workdir / "checkpoints", keep=keep, keep_period=keep_period, say=console.say
         )
 

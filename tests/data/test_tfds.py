@@ -28,6 +28,11 @@ TRAIN, TEST = 48, 9
 NAMES = ["ant", "bee", "cat"]
 
 
+@pytest.fixture(autouse=True)
+def cache(tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+
+
 def encode(pixels, kind):
     file = io.BytesIO()
     Image.fromarray(pixels).save(file, kind)
@@ -148,7 +153,7 @@ def root(tmp_path_factory):
 
 def options(name="", path="", **fields):
     data = {"name": name, "path": str(path), "split": "train", "eval_split": "test"}
-    rest = {"source": "tfds", "labels": True, "holdout_fraction": 0.25}
+    rest = {"source": "tfds", "labels": True, "holdout_fraction": 0.25, "index": ""}
     return ConfigDict(data | rest | fields)
 
 
@@ -388,7 +393,6 @@ def test_tensorflow_is_not_loaded(root):
         ("imagenet2012_subset/1percent", "", 'did you mean "10?pct"'),
         ("photos:7.0.0", "", "TFDS has no data set of this name, nor is one in"),
         ("words", "", r"no image.*features: text"),
-        ("old", "", "as tfrecord, .*convert_format --dataset_version_dir=.*old/1.2.0 "),
     ],
 )
 def test_a_data_set_that_cannot_be_opened(root, name, path, said):
@@ -396,6 +400,43 @@ def test_a_data_set_that_cannot_be_opened(root, name, path, said):
         tfds.splits(options(name, root / path if path or name else ""))
     # Doors that evaluate have no flags such as --config.data.name.
     assert "\n" not in str(error.value) and "--config" not in str(error.value)
+
+
+def test_tfrecord_is_read_as_array_record_is(root, tmp_path):
+    new = opened(root)
+    image = library.features.Image()
+    kinds = {"image": image, "label": library.features.ClassLabel(names=NAMES)}
+    kinds["file_name"] = library.features.Text()
+    splits = {"train": photos(TRAIN), "test": photos(TEST, 48)}
+    prepare(tmp_path, "photos", kinds, splits, file_format="tfrecord", shards=3)
+    old = opened(tmp_path)
+    assert (len(old), old.classes, old.class_names) == (TRAIN, 3, tuple(NAMES))
+    assert old.fingerprint() == new.fingerprint() and all("tfrecord" in f.name for f in old.files)
+    np.testing.assert_array_equal(old.labels, new.labels)
+    for source in (old, new):
+        source.announce([np.arange(10, 20)])
+        assert all(coming.exception() is None for coming, _ in source.raw._where.values())
+    for i in (0, 15, 16, 17, 33, 47):
+        np.testing.assert_array_equal(old.example(i)[0], new.example(i)[0])
+    # A slice starts and ends within files.
+    part, like = (opened(where, split="train[10:40]") for where in (tmp_path, root))
+    assert [part.name(i) for i in range(30)] == [like.name(i) for i in range(30)]
+    assert part.fingerprint() == like.fingerprint()
+    file = sorted(tmp_path.rglob("photos-train*"))[1]
+    file.write_bytes(file.read_bytes() * 2)
+    with pytest.raises(UserError, match=r"has 32 records, but photos/1\.2\.0 was prepared with 16"):
+        opened(tmp_path)
+
+
+def test_a_format_that_is_not_read(root, tmp_path):
+    shutil.copytree(root / "old", tmp_path / "old")
+    description = tmp_path / "old/1.2.0/dataset_info.json"
+    content = json.loads(description.read_text()) | {"fileFormat": "riegeli"}
+    description.write_text(json.dumps(content))
+    with pytest.raises(
+        UserError, match=r"as riegeli, .*convert_format --dataset_version_dir=.*old"
+    ):
+        tfds.splits(options("old", tmp_path))
 
 
 def test_one_that_was_converted_is_read_as_array_record(root, tmp_path):

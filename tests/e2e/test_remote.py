@@ -48,20 +48,19 @@ def framed(record):
 
 
 def write_images(directory):
-    """Write two splits of TFRecord files, of PNGs whose brightness tells their class."""
+    """Write TFRecord files of 60 PNGs whose brightness tells their class."""
     directory.mkdir()
     random = np.random.RandomState(0)
-    for split, files, count in (("train", 3, 18), ("test", 1, 12)):
-        for shard in range(files):
-            content = b""
-            for i in range(count):
-                pixels = random.randint(0, 100, (12, 12, 3)) + 40 * (i % 4)
-                Image.fromarray(pixels.astype(np.uint8)).save(file := io.BytesIO(), "PNG")
-                example = tfrecord._example_class()()
-                example.features.feature["image"].bytes_list.value.append(file.getvalue())
-                example.features.feature["label"].int64_list.value.append(i % 4)
-                content += framed(example.SerializeToString())
-            (directory / f"{split}-{shard:05}-of-{files:05}").write_bytes(content)
+    for shard in range(3):
+        content = b""
+        for i in range(20):
+            pixels = random.randint(0, 100, (12, 12, 3)) + 40 * (i % 4)
+            Image.fromarray(pixels.astype(np.uint8)).save(file := io.BytesIO(), "PNG")
+            example = tfrecord._example_class()()
+            example.features.feature["image"].bytes_list.value.append(file.getvalue())
+            example.features.feature["label"].int64_list.value.append(i % 4)
+            content += framed(example.SerializeToString())
+        (directory / f"train-{shard:05}-of-00003").write_bytes(content)
 
 
 @pytest.fixture(scope="module")
@@ -75,17 +74,19 @@ def place(tmp_path_factory):
     return place
 
 
+# But for the images, which JAX does not see, as in test_photographs.py: compiled once for both.
 ARGUMENTS = (
     *doors.TINY,
+    *doors.UNLABELLED,
     "--config.data.source=tfrecord",
+    "--config.data.labels=False",
     "--config.data.order=stream",
     "--config.data.stream_block=4",
     "--config.data.stream_window=12",
     "--config.data.stream_lanes=2",
     "--config.augment.placement=split",
     "--config.augment.grid=opencv",
-    "--config.train.steps=9",
-    "--config.eval.compare=False",
+    "--config.train.steps=10",
 )
 
 
@@ -109,7 +110,7 @@ def test_a_run_in_a_bucket_is_the_run_on_a_disk(place, tmp_path):
     assert doors.run(tmp_path, *there, blow=kill).code == -signal.SIGKILL
     resumed = doors.run(tmp_path, *there, blow=InBucket(place / "bucket"))
     assert resumed.code == 0, resumed
-    assert "resumed at step 3 of 9" in resumed.out and f"run       {RUN}" in resumed.out
+    assert "resumed at step 3 of 10" in resumed.out and f"run       {RUN}" in resumed.out
 
     probe = (f"--checkpoint={RUN}", "--solver=knn")
     judged = doors.run(tmp_path, *probe, door="linear_probe", blow=InBucket(place / "bucket"))
@@ -118,14 +119,14 @@ def test_a_run_in_a_bucket_is_the_run_on_a_disk(place, tmp_path):
     with bucket.at(place / "bucket"):
         here = download(epath.Path(RUN), tmp_path / "copy")
     assert doors.metrics(here) == doors.metrics(tmp_path / "run")
-    expected, found = doors.leaves(tmp_path / "run", 9), doors.leaves(here, 9)
+    expected, found = doors.leaves(tmp_path / "run", 10), doors.leaves(here, 10)
     assert {name: leaf.tobytes() for name, leaf in found.items()} == {
         name: leaf.tobytes() for name, leaf in expected.items()
     }
     assert {"log.txt", "views.png", "tensorboard", "features"} <= {p.name for p in here.iterdir()}
     assert not (here / "lock.json").exists()
     results = [json.loads(path.read_text()) for path in here.glob("results/*knn*.json")]
-    assert results and all(0 <= one["scores"]["top1"]["value"] <= 1 for one in results)
+    assert results and all(one["scores"] for one in results)
 
 
 def download(path, to):

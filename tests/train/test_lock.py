@@ -146,17 +146,58 @@ def test_half_written_lock_is_taken_over_when_nobody_finishes_it(tmp_path):
         lock.check()
 
 
-@pytest.mark.parametrize("before", ["nothing", "dead lock"])
+DEAD = {"host": socket.gethostname(), "pid": os.getpid(), "started": 1}
+ALIVE = {"host": socket.gethostname(), "pid": os.getppid(), "started": None}
+
+
+@pytest.mark.parametrize("before", ["nothing", "dead lock", "dead takeovers"])
 def test_of_many_that_race_one_wins(before, tmp_path):
-    if before == "dead lock":
-        write_lock(tmp_path, host=socket.gethostname(), pid=os.getpid(), started=1)
+    if before != "nothing":
+        write_lock(tmp_path, **DEAD)
+    if before == "dead takeovers":
+        for turn in (1, 2):
+            files.write_json(tmp_path / f"lock.takeover.x.{turn}", DEAD)
     racers = child(RACE, tmp_path)
     assert racers.communicate()[0] == "1\n"
     assert list(tmp_path.iterdir()) == []
 
 
+def test_takeover_of_a_process_killed_in_the_middle_is_waited_for_and_taken_over(tmp_path):
+    write_lock(tmp_path, **DEAD)
+    (tmp_path / "lock.takeover.x.1").write_text("")  # killed before it could say who it was
+    (tmp_path / "lock.takeover.before.1").write_text("")  # killed after it had the lock
+    said: list[str] = []
+    with WorkdirLock(tmp_path, **FAST, say=said.append):
+        assert json.loads((tmp_path / "lock.json").read_text())["pid"] == os.getpid()
+    assert "waiting" in said[0] and "taken over" in said[1]
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_takeover_by_a_process_that_lives_refuses(tmp_path):
+    write_lock(tmp_path, **DEAD)
+    files.write_json(tmp_path / "lock.takeover.x.1", ALIVE)
+    with pytest.raises(UserError, match=f"process {os.getppid()} "), WorkdirLock(tmp_path):
+        pass
+    assert json.loads((tmp_path / "lock.json").read_text())["started"] == 1
+
+
+def test_of_two_that_find_a_dead_takeover_one_gets_in(tmp_path, monkeypatch):
+    write_lock(tmp_path, **DEAD)
+    files.write_json(tmp_path / "lock.takeover.x.1", {**DEAD, "started": 2})
+    really_alive = lock_module._is_alive
+
+    def judge_slowly(pid, started):
+        if started == 2:  # meanwhile another process has judged, and is in
+            files.write_json(tmp_path / "lock.takeover.x.2", ALIVE)
+        return really_alive(pid, started)
+
+    monkeypatch.setattr(lock_module, "_is_alive", judge_slowly)
+    with pytest.raises(UserError, match=f"process {os.getppid()} "), WorkdirLock(tmp_path):
+        pass
+
+
 def test_lock_that_changed_hands_after_it_was_judged_is_not_taken(tmp_path, monkeypatch):
-    write_lock(tmp_path, host=socket.gethostname(), pid=os.getpid(), started=1)
+    write_lock(tmp_path, **DEAD)
     really_alive = lock_module._is_alive
 
     def judge_slowly(pid, started):
@@ -178,6 +219,33 @@ def test_holder_learns_that_it_was_taken_over_and_leaves_the_new_lock(tmp_path):
         with pytest.raises(UserError, match="taken over"):
             lock.check()
     assert json.loads((tmp_path / "lock.json").read_text())["host"] == "elsewhere"
+
+
+def test_vanished_workdir_is_named_and_may_come_back(tmp_path):
+    workdir, away, said = tmp_path / "run", tmp_path / "away", threading.Event()
+    workdir.mkdir()
+
+    def say(_):
+        said.set()
+        raise UserError("the log is on the same disk")  # and must not end the heartbeat
+
+    with WorkdirLock(workdir, **FAST, say=say) as lock:
+        workdir.rename(away)
+        assert said.wait(5)
+        with pytest.raises(UserError, match="is gone: bring it back"):
+            lock.check()
+        away.rename(workdir)
+        before = (workdir / "lock.json").read_text()
+        deadline = time.monotonic() + 5
+        while (workdir / "lock.json").read_text() == before:
+            assert time.monotonic() < deadline, "no heartbeat"
+            time.sleep(0.02)
+        lock.check()
+        said.clear()
+        (workdir / "lock.json").unlink()
+        assert said.wait(5)
+        with pytest.raises(UserError, match=r"no lock\.json any more"):
+            lock.check()
 
 
 # The workdir itself

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import contextlib
 import zlib
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 
 import numpy as np
 from etils import epath
@@ -14,11 +12,12 @@ from ml_collections import ConfigDict
 
 from simclr_jax import files
 from simclr_jax.data import order
-from simclr_jax.data.sources import digits, folder, memory, tfds
+from simclr_jax.data.sources import digits, folder, memory, tfds, tfrecord
 from simclr_jax.data.sources.hidden import hide_labels
 from simclr_jax.data.sources.memory import Images
 from simclr_jax.data.sources.source import NO_LABEL, Source
 from simclr_jax.data.sources.tfds_records import Records
+from simclr_jax.data.sources.tfrecord import Examples
 from simclr_jax.errors import UserError, choose
 
 __all__ = [
@@ -46,6 +45,7 @@ OPENERS: dict[str, Callable[[ConfigDict, epath.Path | None], Splits]] = {
     "folder": folder.splits,
     "memory": memory.splits,
     "tfds": tfds.splits,
+    "tfrecord": tfrecord.splits,
 }
 
 
@@ -97,29 +97,18 @@ def notes(source: Source) -> tuple[str, ...]:
 def stamp(source: Source) -> str:
     """Return what changes when files are replaced under the same names; "" where none can be.
 
-    It is made of the sizes and times of images, or of the record files of a prepared data set,
-    which may be prepared again under the same version. Fingerprints of images in memory cover the
-    pixels.
+    It is made of the sizes and times of images, or of the files that hold their records, which may
+    be prepared again under the same names. Fingerprints of images in memory cover the pixels.
     """
     if isinstance(source, folder.Folder):
-        found = {path: _size_and_time(source.root / path) for path in source.paths}
-    elif isinstance(source, Records):
+        found = {path: files.size_and_time(source.root / path) for path in source.paths}
+    elif isinstance(source, Records | Examples):
         with ThreadPoolExecutor(STAMP_THREADS) as pool:
             names = [path.name for path in source.files]
-            found = dict(zip(names, pool.map(_size_and_time, source.files), strict=True))
+            found = dict(zip(names, pool.map(files.size_and_time, source.files), strict=True))
     else:
         return ""
     check = 0
     for name, said in found.items():
         check = zlib.crc32(f"{name}\0{said}\0".encode(errors="surrogateescape"), check)
     return f"{check:08x}"
-
-
-def _size_and_time(path: epath.PathLike) -> str:
-    with contextlib.suppress(OSError):
-        if files.is_local(path):
-            local = Path(path).stat()  # whose times are finer than those of `epath`
-            return f"{local.st_size} {local.st_mtime_ns}"
-        remote = epath.Path(path).stat()
-        return f"{remote.length} {remote.mtime}"
-    return "no file"

@@ -1,4 +1,4 @@
-"""Any image data set of TensorFlow Datasets that was prepared as ArrayRecord, by random access.
+"""Any image data set of TensorFlow Datasets, as ArrayRecord or TFRecord, by random access.
 
     data.name=cifar10                       in TFDS's default directory, or in data.path
     data.name=imagenet2012_subset/1pct      one of several configurations
@@ -15,6 +15,7 @@ import contextlib
 import dataclasses
 import functools
 import shlex
+import sys
 from collections.abc import Callable
 from typing import Any
 
@@ -23,11 +24,14 @@ from etils import epath
 from ml_collections import ConfigDict
 
 from simclr_jax.data.decode import BadImage
+from simclr_jax.data.read_ahead import ReadAhead
 from simclr_jax.data.sources.source import NO_LABEL
 from simclr_jax.data.sources.tfds_records import Fields, Records, class_label, find_fields
+from simclr_jax.data.sources.tfrecord_files import TFRecordFiles, index_directory
 from simclr_jax.errors import UserError, nearest
 
-FORMAT = "array_record"
+FORMAT = "array_record"  # which knows where its records lie; TFRecord is indexed once
+OLDER = "tfrecord"
 
 
 def splits(data: ConfigDict, kept: epath.Path | None = None) -> dict[str, Callable[[], Records]]:
@@ -41,35 +45,60 @@ def splits(data: ConfigDict, kept: epath.Path | None = None) -> dict[str, Callab
       kept: not used; a prepared data set has a version and does not change.
 
     Raises:
-      UserError: if TFDS is not installed, the data set is unknown, not prepared or not prepared as
-        ArrayRecord, has no image, or a slice cannot be understood. When called, a split raises it
-        if it is empty.
+      UserError: if TFDS is not installed, the data set is unknown, not prepared or prepared as
+        something else, has no image, or a slice cannot be understood. When called, a split raises
+        it if it is empty, or its files are not those that its description tells of.
     """
     builder = _open(data)
     fields = find_fields(builder.info, data.labels)
     asked = [name for name in (data.split, data.eval_split) if _is_slice(builder.info, name)]
     _check_disjoint(builder.info, data.split, data.eval_split)
     return {
-        name: functools.partial(_split, builder, name, fields)
+        name: functools.partial(_split, builder, name, fields, index_directory(data))
         for name in (*builder.info.splits, *asked)
     }
 
 
-def _split(builder: Any, name: str, fields: Fields) -> Records:
-    import tensorflow_datasets as tfds
-
+def _split(builder: Any, name: str, fields: Fields, index: epath.Path) -> Records:
     info = builder.info
     count = info.splits[name].num_examples
     if not count:
         raise UserError(f'{info.full_name} has no examples in "{name}": choose another split')
-    as_stored = tfds.decode.DeserializeMethod.RAW_BYTES
-    raw = builder.as_data_source(name, deserialize_method=as_stored, file_format=FORMAT)
+    raw = (
+        _array_records(builder, name) if FORMAT in _formats(info) else _tfrecords(info, name, index)
+    )
     records = Records(info, name, fields, raw, np.arange(count))
     if fields.label is not None and not fields.several:
         with contextlib.suppress(BadImage):  # then the others tell
             if records.stored_label(0) == NO_LABEL:
                 return dataclasses.replace(records, fields=fields._replace(label=None))
     return records
+
+
+def _array_records(builder: Any, split: str) -> ReadAhead:
+    import tensorflow_datasets as tfds
+
+    as_stored = tfds.decode.DeserializeMethod.RAW_BYTES
+    raw = builder.as_data_source(split, deserialize_method=as_stored, file_format=FORMAT)
+    return ReadAhead(raw, lambda rows: raw.__getitems__(rows.tolist()))
+
+
+def _tfrecords(info: Any, split: str, index: epath.Path) -> ReadAhead:
+    parts = info.splits[split].file_instructions
+    told = functools.partial(print, file=sys.stderr, flush=True)
+    records = TFRecordFiles([epath.Path(part.filename) for part in parts], index, told)
+    for part, count in zip(parts, records.counts, strict=True):
+        if part.examples_in_shard != count:
+            raise UserError(
+                f"{part.filename} has {count} records, but {info.full_name} was prepared with "
+                f"{part.examples_in_shard}: copy or prepare it again"
+            )
+    starts = np.cumsum(records.counts) - records.counts
+    rows = [
+        start + part.skip + np.arange(part.take) for start, part in zip(starts, parts, strict=True)
+    ]
+    chosen = records.take(np.concatenate(rows))
+    return ReadAhead(chosen, chosen.fetch)
 
 
 def _is_slice(info: Any, split: str) -> bool:
@@ -188,9 +217,13 @@ def _why_not_found(name: str, path: epath.Path | None) -> str:
     return f"data.name={name} is not prepared{where}: {_prepare(name, path)}"
 
 
+def _formats(info: Any) -> list[str]:
+    return sorted(one.value for one in info.available_file_formats())
+
+
 def _check_format(info: Any) -> None:
-    formats = sorted(one.value for one in info.available_file_formats())
-    if FORMAT not in formats:
+    formats = _formats(info)
+    if not {FORMAT, OLDER} & {*formats}:
         raise UserError(
             f"{info.full_name} is prepared as {', '.join(formats)}, which has no random access: "
             "pip install apache-beam && python -m tensorflow_datasets.scripts.convert_format "

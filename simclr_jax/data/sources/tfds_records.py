@@ -7,7 +7,7 @@ import dataclasses
 import functools
 import os
 import zlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, NamedTuple
 
@@ -15,6 +15,7 @@ import numpy as np
 from etils import epath
 
 from simclr_jax.data.decode import BadImage, decode
+from simclr_jax.data.read_ahead import RawRecords, ReadAhead
 from simclr_jax.data.sources.source import NO_LABEL
 from simclr_jax.errors import UserError
 
@@ -51,7 +52,7 @@ class Records:
     info: Any
     split: str
     fields: Fields
-    raw: Sequence[bytes]
+    raw: RawRecords
     rows: np.ndarray
     channels: int = 3
 
@@ -83,10 +84,7 @@ class Records:
         """
         if self.fields.label is None:
             return None
-        blocks = np.array_split(self.rows, max(1, len(self) // LABEL_BLOCK))
-        with ThreadPoolExecutor(LABEL_THREADS) as pool:
-            found = list(pool.map(self._labels_at, blocks))
-        return np.concatenate(found)
+        return read_labels(self.rows, self._labels_at)
 
     def fingerprint(self) -> str:
         """Return name, configuration, version, split and size, and a checksum of a choice."""
@@ -118,6 +116,11 @@ class Records:
         parts = self._parsed(row, self._parse)
         image = decode(parts[self.fields.image])
         return image, NO_LABEL if self.multi_label else self._label(parts, row)
+
+    def announce(self, blocks: list[np.ndarray]) -> None:
+        """Start to read blocks of examples, which will be asked for soon."""
+        if isinstance(self.raw, ReadAhead):
+            self.raw.announce([self.rows[examples] for examples in blocks])
 
     def take(self, rows: np.ndarray) -> Records:
         """Return the split that holds only the examples `rows`, in that order."""
@@ -187,6 +190,15 @@ class Records:
         except BadImage:
             return np.full(self.classes, NO_LABEL) if self.multi_label else NO_LABEL
         return self._labels(parts) if self.multi_label else self._label(parts, row)
+
+
+def read_labels(
+    rows: np.ndarray, labels_at: Callable[[np.ndarray], np.ndarray], block: int = LABEL_BLOCK
+) -> np.ndarray:
+    """Return the labels of the records at `rows`, which `labels_at` reads, by many threads."""
+    blocks = np.array_split(rows, max(1, len(rows) // block))
+    with ThreadPoolExecutor(LABEL_THREADS) as pool:
+        return np.concatenate(list(pool.map(labels_at, blocks)))
 
 
 def _parser(info: Any, *wanted: str | None) -> Parser:

@@ -1,0 +1,276 @@
+"""TFRecord files of `tf.Example`s that hold encoded images, by random access.
+
+    PATH/train-00000-of-01024            the splits train and validation, as the field's
+    PATH/validation-00000-of-00128       scripts for ImageNet write them
+    PATH/flowers-test.tfrecord-00000-of-00002    the split test
+    PATH/train/7.tfrecord                the split train
+
+The image is the feature `image/encoded` or `image`, the label `image/class/label` or `label`, an
+integer kept as it is. Where files were prepared by TFDS, `data.source=tfds` reads them and knows
+the names of the classes. TensorFlow is not needed.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import functools
+import os
+import re
+import sys
+import zlib
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+from etils import epath
+from ml_collections import ConfigDict
+
+from simclr_jax import buckets, files
+from simclr_jax.data.decode import BadImage, decode
+from simclr_jax.data.read_ahead import ReadAhead
+from simclr_jax.data.sources.source import NO_LABEL
+from simclr_jax.data.sources.tfds_records import read_labels
+from simclr_jax.data.sources.tfrecord_files import TFRecordFiles, index_directory
+from simclr_jax.errors import UserError
+
+IMAGES = ("image/encoded", "image")
+LABELS = ("image/class/label", "label")
+FILE_NAMES = ("image/filename", "file_name", "filename")
+LABEL_BLOCK = 32  # records that are read together for their labels
+
+SUFFIX, SHARD = re.compile(r"\.tfrecords?(?=$|-)"), re.compile(r"(^|[-_.])\d+(-of-\d+)?$")
+
+
+@dataclasses.dataclass(frozen=True)
+class Examples:
+    """One split.
+
+    Attributes:
+      split: its name.
+      paths: the files it lies in.
+      raw: the serialized examples of them all; threads may read them at the same time.
+      rows: int64 `[m]`, the records that are examples here.
+      labels: int32 `[m]`, or None.
+      classes: number of classes, 0 without labels.
+      notes: sentences a user should read.
+    """
+
+    split: str
+    paths: list[epath.Path]
+    raw: ReadAhead
+    rows: np.ndarray
+    labels: np.ndarray | None
+    classes: int
+    notes: tuple[str, ...] = ()
+    channels: int = 3
+    multi_label: bool = False
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    @property
+    def class_names(self) -> tuple[str, ...]:
+        """Return the numbers of the classes, which is all the names they have."""
+        return tuple(map(str, range(self.classes)))
+
+    @property
+    def files(self) -> list[epath.Path]:
+        """Return the files that the split lies in."""
+        return self.paths
+
+    def fingerprint(self) -> str:
+        """Return the names of files, the number of examples and a checksum of which and labels."""
+        check = zlib.crc32("\0".join(path.name for path in self.paths).encode())
+        check = zlib.crc32(np.ascontiguousarray(self.rows).data, check)
+        if self.labels is not None:
+            check = zlib.crc32(np.ascontiguousarray(self.labels).data, check)
+        return f"{self.split} of {len(self.raw)} records, {len(self)} examples, crc32 {check:08x}"
+
+    def name(self, example: int) -> str:
+        """Return the file name that an example has, or else its number: `train[17]`."""
+        row = int(self.rows[example])
+        with contextlib.suppress(BadImage):  # the number has to do
+            found = _first(_features(self.raw[row]), FILE_NAMES)
+            if found is not None and found.bytes_list.value:
+                return found.bytes_list.value[0].decode(errors="backslashreplace")
+        return f"{self.split}[{row}]"
+
+    def example(self, example: int) -> tuple[np.ndarray, int]:
+        """Read and decode an image: uint8 `[h, w, 3]` and its label, or `NO_LABEL`.
+
+        Raises:
+          BadImage: if the record cannot be read or its image not be decoded.
+        """
+        found = _first(_features(self.raw[int(self.rows[example])]), IMAGES)
+        if found is None or not found.bytes_list.value:
+            raise BadImage(f"the record has no {' or '.join(IMAGES)}")
+        label = NO_LABEL if self.labels is None else int(self.labels[example])
+        return decode(found.bytes_list.value[0]), label
+
+    def take(self, rows: np.ndarray) -> Examples:
+        """Return the split that holds only the examples `rows`, in that order."""
+        labels = None if self.labels is None else self.labels[rows]
+        return dataclasses.replace(self, rows=self.rows[rows], labels=labels)
+
+    def announce(self, blocks: list[np.ndarray]) -> None:
+        """Start to read blocks of examples, which will be asked for soon."""
+        self.raw.announce([self.rows[examples] for examples in blocks])
+
+
+def splits(data: ConfigDict, kept: epath.Path | None = None) -> dict[str, Callable[[], Examples]]:
+    """Return the splits of the directory `data.path`, by the names of its files.
+
+    Args:
+      data: `config.data`.
+      kept: not used; a run that is resumed notices files that were added or taken away.
+
+    Raises:
+      UserError: if there is no such directory, or no TFRecord file in it. When called, a split
+        raises it if its files are damaged, it is empty, or it has labels that make no classes.
+    """
+    if data.name:
+        raise UserError(f"data.name is {data.name}, but files have no variants: leave it out")
+    if not data.path:
+        raise UserError("data.path is empty: set data.path=DIRECTORY")
+    path = epath.Path(files.expand_home(data.path))
+    found = _find(path)
+    opened = functools.cache(functools.partial(_open, data, found))
+    return {split: functools.partial(opened, split) for split in found}
+
+
+def _find(path: epath.Path) -> dict[str, list[epath.Path]]:
+    """Return the files of each split, sorted."""
+    entries = buckets.listing(path)
+    if not entries and not path.is_dir():
+        raise UserError(f"data.path={path} is no directory that exists")
+    found: dict[str, list[epath.Path]] = {}
+    for entry in entries:
+        split = _split_of(entry.name)
+        if split:
+            found.setdefault(split, []).append(entry)
+        elif split is None and entry.is_dir():
+            for file in buckets.listing(entry):
+                if _split_of(file.name) is not None:
+                    found.setdefault(entry.name, []).append(file)
+    if not found:
+        names = ", ".join(entry.name for entry in entries[:3]) or "nothing"
+        raise UserError(
+            f"data.path={path} has no file such as train-00000-of-01024 or train.tfrecord "
+            f"(it has {names})"
+        )
+    return found
+
+
+def _split_of(name: str) -> str | None:
+    """Return the last word of a file's name ahead of suffix and number; None: no TFRecord file."""
+    stem = SUFFIX.sub("", name)
+    plain = SHARD.sub("", stem)
+    if plain == name:
+        return None
+    words = re.search(r"[A-Za-z]*$", plain)
+    return words[0] if words else ""
+
+
+def _open(data: ConfigDict, found: dict[str, list[epath.Path]], split: str) -> Examples:
+    say = functools.partial(print, file=sys.stderr, flush=True)
+    records = TFRecordFiles(found[split], index_directory(data), say)
+    if not len(records):
+        raise UserError(f"{os.fspath(found[split][0])} has no records: choose another split")
+    labels = _labels(records, say) if data.labels else None
+    raw, rows = ReadAhead(records, records.fetch), np.arange(len(records))
+    source = Examples(split, found[split], raw, rows, labels, 0)
+    if labels is None or (labels == NO_LABEL).all():
+        return dataclasses.replace(source, labels=None)
+    if (labels < NO_LABEL).any():
+        raise UserError(f"{split} of {data.path} has the label {labels.min()}: number from 0")
+    highest = int(labels.max()) + 1
+    if split != data.split and data.split in found:
+        classes = _open(data, found, data.split).classes
+        if highest > classes:
+            raise UserError(
+                f"{split} of {data.path} has the label {highest - 1}, {data.split} only {classes} "
+                "classes: pretraining can also ignore all labels (data.labels=False)"
+            )
+        return dataclasses.replace(source, classes=classes)
+    absent = np.setdiff1d(np.arange(highest), labels)
+    note = f"{split} has no image of {len(absent)} class(es), such as {absent[:1].tolist()}"
+    return dataclasses.replace(source, classes=highest, notes=(note,) * bool(absent.size))
+
+
+def _labels(records: TFRecordFiles, say: Callable[[str], object]) -> np.ndarray:
+    """Return the labels of all records, int32 `[m]`, from beside the index if they are there."""
+    place = records.place.with_suffix(".labels")
+    with buckets.reaching(place):
+        if place.exists() and len(content := place.read_bytes()) == 4 * len(records):
+            return np.frombuffer(content, np.int32)
+    say(f"indexing  the labels of {len(records)} records, once: into {place}")
+
+    def at(rows: np.ndarray) -> np.ndarray:
+        try:
+            return np.array([_label(record) for record in records.fetch(rows)], np.int32)
+        except BadImage:  # one of them
+            return np.array([alone(int(row)) for row in rows], np.int32)
+
+    def alone(row: int) -> int:
+        with contextlib.suppress(BadImage):
+            return _label(records[row])
+        return NO_LABEL
+
+    labels = read_labels(np.arange(len(records)), at, LABEL_BLOCK)
+    with buckets.reaching(place):
+        files.write_atomically(place, labels.tobytes())
+    return labels
+
+
+# Parsing ------------------------------------------------------------------------------------------
+
+
+@functools.cache
+def _example_class() -> Any:
+    """Return the message `tf.Example`, described here so that TensorFlow is not needed."""
+    from google.protobuf import descriptor_pb2, descriptor_pool, message_factory
+
+    kinds = descriptor_pb2.FieldDescriptorProto
+    file = descriptor_pb2.FileDescriptorProto(name="example", package="records", syntax="proto3")
+
+    def message(name: str, *fields: tuple[str, int, int, str, bool], to: Any = file) -> Any:
+        made = (to.message_type if to is file else to.nested_type).add(name=name)
+        for title, number, kind, of, repeated in fields:
+            label = kinds.LABEL_REPEATED if repeated else kinds.LABEL_OPTIONAL
+            made.field.add(name=title, number=number, type=kind, type_name=of or None, label=label)
+        return made
+
+    nested = kinds.TYPE_MESSAGE
+    message("BytesList", ("value", 1, kinds.TYPE_BYTES, "", True))
+    message("Int64List", ("value", 1, kinds.TYPE_INT64, "", True))
+    bytes_list = ("bytes_list", 1, nested, ".records.BytesList", False)
+    message("Feature", bytes_list, ("int64_list", 3, nested, ".records.Int64List", False))
+    entries = ("feature", 1, nested, ".records.Features.FeatureEntry", True)
+    features = message("Features", entries)
+    key = ("key", 1, kinds.TYPE_STRING, "", False)
+    value = ("value", 2, nested, ".records.Feature", False)
+    message("FeatureEntry", key, value, to=features).options.map_entry = True
+    message("Example", ("features", 1, nested, ".records.Features", False))
+    pool = descriptor_pool.DescriptorPool()
+    pool.Add(file)
+    return message_factory.GetMessageClass(pool.FindMessageTypeByName("records.Example"))
+
+
+def _features(record: bytes) -> Any:
+    """Return the features of a serialized `tf.Example`, by name."""
+    from google.protobuf.message import DecodeError
+
+    try:
+        return _example_class().FromString(record).features.feature
+    except DecodeError as error:
+        raise BadImage(f"damaged record: {error}") from error
+
+
+def _first(features: Any, names: Sequence[str]) -> Any:
+    return next((features[name] for name in names if name in features), None)
+
+
+def _label(record: bytes) -> int:
+    found = _first(_features(record), LABELS)
+    return found.int64_list.value[0] if found is not None and found.int64_list.value else NO_LABEL

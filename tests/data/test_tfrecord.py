@@ -1,0 +1,322 @@
+"""TFRecord files, here as TensorFlow writes them, on a disk and in a stand-in for a bucket."""
+
+from __future__ import annotations
+
+import gzip
+import io
+import itertools
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from types import SimpleNamespace
+
+import bucket
+import numpy as np
+import pytest
+from etils import epath
+from PIL import Image
+
+from simclr_jax import config as recipes
+from simclr_jax.data import pipeline, sources
+from simclr_jax.data.decode import BadImage
+from simclr_jax.data.placements import Request
+from simclr_jax.data.sources import tfrecord, tfrecord_files
+from simclr_jax.errors import UserError
+from simclr_jax.stages.inputs import Inputs
+
+tf = pytest.importorskip("tensorflow")
+
+TRAIN, TEST, CLASSES = 50, 9, 5
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+
+
+def photo(i):
+    """Return a PNG of 8x9 pixels that tells its number."""
+    file = io.BytesIO()
+    pixels = np.random.RandomState(i).randint(0, 256, (8, 9, 3), dtype=np.uint8)
+    Image.fromarray(pixels).save(file, "PNG")
+    return file.getvalue()
+
+
+def example(i, image="image/encoded", label="image/class/label", **more):
+    features = {
+        image: tf.train.Feature(bytes_list=tf.train.BytesList(value=[photo(i)])),
+        label: tf.train.Feature(int64_list=tf.train.Int64List(value=[i % CLASSES])),
+        "image/filename": tf.train.Feature(bytes_list=tf.train.BytesList(value=[b"%d.png" % i])),
+        "image/object/bbox/xmin": tf.train.Feature(float_list=tf.train.FloatList(value=[0.5])),
+    }
+    return tf.train.Example(features=tf.train.Features(feature=features | more)).SerializeToString()
+
+
+def write(path, records):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with tf.io.TFRecordWriter(str(path)) as writer:
+        for record in records:
+            writer.write(record)
+
+
+@pytest.fixture
+def root(tmp_path):
+    """Return a directory of three training files, one of them empty, and one to validate on."""
+    cuts = (0, 20, 20, TRAIN)
+    for shard, (a, b) in enumerate(itertools.pairwise(cuts)):
+        name = f"train-{shard:05}-of-00003"
+        write(tmp_path / "images" / name, map(example, range(a, b)))
+    write(tmp_path / "images/validation-00000-of-00001", map(example, range(100, 100 + TEST)))
+    return tmp_path / "images"
+
+
+def options(path, **fields):
+    data = recipes.base().data
+    data.source, data.path, data.eval_split = "tfrecord", str(path), "validation"
+    data.update(fields)
+    return data
+
+
+def opened(path, split="train", **fields):
+    return tfrecord.splits(options(path, **fields))[split]()
+
+
+# What it reads ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("split, offset, count", [("train", 0, TRAIN), ("validation", 100, TEST)])
+def test_every_record_is_the_image_that_was_written(root, split, offset, count):
+    source = opened(root, split)
+    assert len(source) == count and source.classes == CLASSES
+    np.testing.assert_array_equal(source.labels, (offset + np.arange(count)) % CLASSES)
+    with ThreadPoolExecutor(8) as pool:
+        found = list(pool.map(source.example, range(count)))
+    for i, (pixels, label) in enumerate(found):
+        expected = np.array(Image.open(io.BytesIO(photo(offset + i))))
+        np.testing.assert_array_equal(pixels, expected)
+        assert label == (offset + i) % CLASSES and source.name(i) == f"{offset + i}.png"
+
+
+def test_records_of_any_length_in_any_order(tmp_path):
+    random = np.random.RandomState(0)
+    records = [random.bytes(n) for n in (0, 1, 300_000, 7, 0, 65536, 12, 300_000, 5)]
+    write(tmp_path / "a", records[:6])
+    write(tmp_path / "b", records[6:])
+    found = tfrecord_files.TFRecordFiles(
+        [epath.Path(tmp_path / name) for name in "ab"], tmp_path / "kept"
+    )
+    assert [found[i] for i in range(9)] == records and found.counts.tolist() == [6, 3]
+    for _ in range(20):
+        rows = random.randint(0, 9, random.randint(1, 12))
+        assert found.fetch(rows) == [records[row] for row in rows]
+    part = found.take(np.array([8, 2, 2]))
+    assert part.fetch(np.arange(3)) == [records[8], records[2], records[2]]
+
+
+def test_the_splits_that_files_tell(tmp_path):
+    names = {
+        "train-00000-of-01024": "train",
+        "imagenet2012-train.tfrecord-00001-of-01024": "train",
+        "test.tfrecords": "test",
+        "flowers_val_3.tfrecord": "val",
+        "extra/0.tfrecord": "extra",
+        "extra/part-00001-of-2": "extra",
+    }
+    for name in [*names, "dataset_info.json", "labels.txt", "README"]:
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).touch()
+    found = tfrecord._find(epath.Path(tmp_path))
+    assert {split: len(paths) for split, paths in found.items()} == {
+        split: list(names.values()).count(split) for split in names.values()
+    }
+
+
+def test_labels_are_optional_and_their_numbers_are_kept(root, tmp_path):
+    source = opened(root, labels=False)
+    assert source.labels is None and source.classes == 0 and source.example(3)[1] == -1
+    write(tmp_path / "one/train.tfrecord", [example(i, "image", "label") for i in (1, 3)])
+    from_one = opened(tmp_path / "one")
+    assert from_one.classes == 4 and from_one.labels.tolist() == [1, 3]
+    assert sources.notes(from_one) == ("train has no image of 2 class(es), such as [0]",)
+    write(tmp_path / "one/validation.tfrecord", [example(4, "image", "label")])
+    with pytest.raises(UserError, match=r"validation of .* has the label 4, train only 4 classes"):
+        opened(tmp_path / "one", "validation")
+
+
+def test_the_index_is_made_once_and_again_for_other_files(root, capsys):
+    first = opened(root)
+    assert capsys.readouterr().err.count("indexing") == 2  # the records, the labels
+    second = opened(root)
+    assert not capsys.readouterr().err
+    assert first.fingerprint() == second.fingerprint()
+    first.raw._raw.place.write_bytes(b"damaged")
+    assert len(opened(root)) == TRAIN
+    before = sources.stamp(first)
+    write(root / "train-00001-of-00003", [example(7)])
+    third = opened(root)
+    assert len(third) == TRAIN + 1 and third.labels[20] == 7 % CLASSES
+    assert third.fingerprint() != first.fingerprint() and sources.stamp(third) != before
+
+
+def test_tensorflow_is_not_loaded(root):
+    program = (
+        "import sys; from simclr_jax.data.sources import tfrecord\n"
+        "from simclr_jax import config\n"
+        f"data = config.base().data; data.path = {str(root)!r}\n"
+        "tfrecord.splits(data)['train']().example(1)\n"
+        "print('tensorflow' in sys.modules)"
+    )
+    ended = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    assert ended.stdout.split() == ["False"], ended.stderr
+
+
+# What is wrong with files -------------------------------------------------------------------------
+
+
+def test_a_damaged_record_is_a_bad_image(root, monkeypatch):
+    """Python's own table stands in for the package that computes checksums."""
+    path = root / "train-00000-of-00003"
+    stored = path.read_bytes()
+    at = stored.index(photo(3)[-30:])
+    path.write_bytes(stored[:at] + bytes([stored[at] ^ 1]) + stored[at + 1 :])
+
+    def crc32c(record):
+        return int(tfrecord_files._crc32c(np.frombuffer(record, np.uint8)[None])[0])
+
+    assert crc32c(b"123456789") == 0xE3069283
+    monkeypatch.setitem(sys.modules, "google_crc32c", SimpleNamespace(value=crc32c))
+    tfrecord_files._fast_crc32c.cache_clear()
+    source = opened(root)
+    monkeypatch.delitem(sys.modules, "google_crc32c")
+    try:
+        for announced in (False, True):
+            with pytest.raises(BadImage, match="checksum"):
+                source.example(3)
+            assert source.name(3) == "train[3]" and source.labels[3] == -1
+            assert [source.example(i)[1] for i in (2, 4, 21)] == [2, 4, 1]
+            if not announced:
+                source.announce([np.arange(2, 6), np.arange(6, 30)])
+    finally:
+        tfrecord_files._fast_crc32c.cache_clear()
+
+
+@pytest.mark.parametrize(
+    "change, said",
+    [
+        (lambda stored: stored[:-3], "breaks off at byte"),
+        (lambda stored: stored[:300] + b"\0" * 12 + stored[312:], None),
+        (lambda stored: b"\x01" + stored[1:], "damaged, at byte 0: copy"),
+        (gzip.compress, "damaged, at byte 0: it is compressed: unpack it"),
+        (lambda stored: b"short", "breaks off at byte 5"),
+    ],
+)
+def test_files_that_cannot_be_indexed(root, change, said):
+    path = root / "train-00000-of-00003"
+    path.write_bytes(change(path.read_bytes()))
+    if said is None:  # within a record, which only its checksum can tell
+        assert len(opened(root)) == TRAIN
+        return
+    with pytest.raises(UserError, match=said):
+        opened(root)
+
+
+def test_directories_without_records(tmp_path):
+    for path, said in (
+        ("", "data.path is empty"),
+        (tmp_path / "none", "is no directory that exists"),
+        (tmp_path, r"no file such as train-00000-of-01024 .* \(it has a.txt\)"),
+    ):
+        (tmp_path / "a.txt").touch()
+        with pytest.raises(UserError, match=said):
+            tfrecord.splits(options(path))
+    write(tmp_path / "train.tfrecord", [])
+    with pytest.raises(UserError, match="has no records"):
+        opened(tmp_path)
+
+
+# In a bucket, by the order `stream` ---------------------------------------------------------------
+
+
+@pytest.fixture
+def in_bucket(root, tmp_path):
+    """Put the same files where `gs://fake/images` leads, and return the bucket."""
+    with bucket.at(tmp_path / "bucket") as stand_in:
+        for file in root.iterdir():
+            (epath.Path("gs://fake/images") / file.name).write_bytes(file.read_bytes())
+        yield stand_in
+
+
+def inputs(source, **fields):
+    recipe = recipes.base()
+    recipe.data = options("", **fields)
+    recipe.data.image_size, recipe.train.batch_size, recipe.data.threads = 8, 20, 2
+    recipe.data.stream_block, recipe.data.stream_window, recipe.data.stream_lanes = 4, 8, 2
+    recipe.augment.placement, recipe.augment.grid = "split", "opencv"
+    recipe.data.max_bad_fraction = 0.1
+    return Inputs(recipe, source, source)
+
+
+def batches(source, steps, rows=slice(None), **fields):
+    requests = (pipeline.request(step, 20, rows) for step in steps)
+    return list(inputs(source, order="stream", **fields).stream(requests))
+
+
+def test_a_bucket_holds_what_a_disk_holds(root, in_bucket):
+    there, here = opened("gs://fake/images"), opened(root)
+    assert there.fingerprint() == here.fingerprint()
+    in_bucket.reads.clear()
+    np.testing.assert_array_equal(there.example(30)[0], here.example(30)[0])
+    ((name, start, end),) = in_bucket.reads
+    assert name == "fake/images/train-00002-of-00003" and end - start < 2 * len(photo(30))
+    shared = options("gs://fake/images", index="gs://fake/index")
+    assert len(tfrecord.splits(shared)["train"]()) == TRAIN
+    assert {path.suffix for path in epath.Path("gs://fake/index").iterdir()} == {".npz", ".labels"}
+    assert sources.stamp(there) != ""
+
+
+def test_streams_are_read_by_blocks_and_give_the_images_of_their_examples(in_bucket):
+    source = opened("gs://fake/images")
+    in_bucket.reads.clear()
+    found = batches(source, range(5))
+    examples = np.concatenate([batch["example"] for batch in found])
+    assert (np.bincount(examples) == 2).all()  # two epochs of 50 in five batches of 20
+    labels = np.concatenate([batch["label"] for batch in found])
+    np.testing.assert_array_equal(labels, examples % CLASSES)
+    blocks = 13  # the file's cut falls between two
+    assert blocks <= len(in_bucket.reads) <= 2 * (blocks + 4)  # and the seams of lanes and windows
+
+
+def test_hosts_and_resumed_runs_see_the_same_stream(in_bucket):
+    whole = batches(opened("gs://fake/images"), range(6))
+    half = batches(opened("gs://fake/images"), range(4, 6), slice(10, 20))
+    for batch, part in zip(whole[4:], half, strict=True):
+        for name in ("crops", "label", "position", "example"):
+            np.testing.assert_array_equal(batch[name][10:], part[name])
+
+
+def test_an_unreadable_image_of_a_stream_is_replaced(root, tmp_path):
+    stored = (root / "train-00000-of-00003").read_bytes()
+    (root / "train-00000-of-00003").write_bytes(stored.replace(photo(3), bytes(len(photo(3)))))
+    source = opened(root)
+    made = inputs(source, order="stream")
+    positions = np.arange(TRAIN)
+    batch = next(made.stream(iter([Request(positions, 0)])))
+    at = int(np.flatnonzero(batch["example"] == 3)[0])
+    follows = made._loading("train").reader.order(np.array([at + 1]))[0]
+    assert batch["label"][at] == follows % CLASSES
+    good = np.delete(positions, at)
+    np.testing.assert_array_equal(batch["label"][good], batch["example"][good] % CLASSES)
+
+
+def test_a_bucket_that_cannot_be_reached_is_one_line(in_bucket, monkeypatch):
+    def refuse(*_, **__):
+        raise OSError("Anonymous caller\ndoes not have storage.objects.get access")
+
+    source = opened("gs://fake/images")
+    monkeypatch.setattr(in_bucket, "cat_file", refuse)
+    with pytest.raises(UserError, match=r"gs://.* cannot be reached \(Anonymous .*credentials"):
+        source.example(0)
+    monkeypatch.setattr(in_bucket, "info", refuse)
+    monkeypatch.setattr(in_bucket, "ls", refuse)
+    with pytest.raises(UserError, match=r"gs://.* cannot be reached"):
+        opened("gs://fake/images")
