@@ -131,6 +131,7 @@ BUILDERS = {
     "optim.name": _optimizer,
     "optim.lr_scaling": _optimizer,
     "train.dtype": _views,
+    "train.remat": lambda c: build.encoder(c),
 }
 CHOICES = [(name, choice) for name, choices in validation.CHOICES.items() for choice in choices]
 

@@ -15,18 +15,18 @@ PACKAGE = Path(simclr_jax.__file__).parent
 
 # From the doors down. A module may import modules of its own line and of the lines below.
 LAYERS = (
-    ("main", "convert", "linear_probe", "transfer", "embed", "search", "report"),
+    ("main", "convert", "linear_probe", "transfer", "embed", "search", "report", "plan"),
     ("run",),
     ("stages",),
     ("train", "evaluate", "reporting", "interop", "planning", "inference"),
     ("data", "augment", "models", "losses", "optim"),
-    ("pipelines", "validation", "config", "errors", "processes", "parallel", "files"),
+    ("pipelines", "validation", "config", "errors", "processes", "parallel", "files", "buckets"),
 )
 DEPTH = {name: depth for depth, names in enumerate(LAYERS) for name in names}
 
 # These take plain arguments and work alone as a library: no recipes, no files.
 LIBRARIES = ("models", "losses", "optim", "augment", "evaluate")
-NOT_FOR_LIBRARIES = {"config", "validation", "files", "data"}
+NOT_FOR_LIBRARIES = {"config", "validation", "files", "buckets", "data"}
 TENSORFLOW = ("tensorflow", "tensorflow_datasets")
 
 

@@ -33,6 +33,15 @@ ARCHITECTURES: dict[int, tuple[bool, tuple[int, int, int, int]]] = {
 
 Norm = Callable[..., nn.Module]
 
+# What a block that is computed again in the backward pass keeps: what is dear to compute, and what
+# other devices would have to be asked for again.
+KEPT = ("conv_general_dilated", "dot_general", "psum", "psum_invariant")
+
+
+def keep(primitive, *_, **__) -> bool:
+    """Tell `jax.checkpoint` whether to keep what a primitive returns."""
+    return primitive.name in KEPT
+
 
 class Conv(nn.Module):
     """Convolve with the official padding and initial values."""
@@ -135,6 +144,8 @@ class ResNet(nn.Module):
       se_ratio: of squeeze-excitation; 0 is without.
       dtype: what convolutions compute in; None computes in the dtype of image and parameters.
       param_dtype: dtype of the parameters.
+      remat: compute what is elementwise in a block again in the backward pass rather than keep it
+        (Chen et al. 2016, arXiv 1604.06174); results are the same, parameters have the same names.
 
     Returns:
       The official end points by name: `initial_conv`, `initial_max_pool`, `block_group1` to
@@ -150,6 +161,7 @@ class ResNet(nn.Module):
     se_ratio: float = 0.0
     dtype: jnp.dtype | None = None
     param_dtype: jnp.dtype = jnp.float32
+    remat: bool = False
 
     @nn.compact
     def __call__(self, images: jax.Array, train: bool) -> dict[str, jax.Array]:
@@ -170,9 +182,12 @@ class ResNet(nn.Module):
             x = nn.max_pool(x, (3, 3), (2, 2), padding="SAME")
         ends["initial_max_pool"] = x
 
+        make_block = ResidualBlock
+        if self.remat and train and not self.is_initializing():
+            make_block = nn.remat(ResidualBlock, policy=keep, static_argnums=(2,))
         for group, count in enumerate(blocks, start=1):
             for block in range(1, count + 1):
-                x = ResidualBlock(
+                x = make_block(
                     features=int(64 * self.width) * 2 ** (group - 1),
                     stride=2 if group > 1 and block == 1 else 1,
                     bottleneck=bottleneck,

@@ -38,6 +38,7 @@ def encoder(config: ConfigDict) -> ResNet:
         norm=_norm(config, unbiased_moving=config.bn.unbiased_moving and not config.bn.sync),
         dtype=dtype,
         param_dtype=_param_dtype(config),
+        remat=config.train.remat == "block",
     )
 
 

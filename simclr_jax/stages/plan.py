@@ -1,0 +1,217 @@
+"""What a recipe needs on devices that are not there: memory, work, traffic, and what would fit."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+import jax
+from ml_collections import ConfigDict
+
+from simclr_jax import files
+from simclr_jax.errors import UserError
+from simclr_jax.planning import ahead, devices
+from simclr_jax.planning.ahead import Compiled
+from simclr_jax.planning.batches import AnyBatch
+from simclr_jax.planning.devices import GIB
+from simclr_jax.planning.memory import GPU, TPU, Memory, Rules
+from simclr_jax.planning.program import nbytes
+from simclr_jax.reporting.tables import table
+from simclr_jax.stages.described import Case
+from simclr_jax.train.stage import TrainState
+
+# Fields that make a step need less memory, and what they may be set to.
+CHANGES: tuple[dict[str, str], ...] = (
+    {"dtype": "bfloat16"},
+    {"remat": "block"},
+    {"dtype": "bfloat16", "remat": "block"},
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class Asked:
+    """What is to be planned for.
+
+    Attributes:
+      device: a name of `planning.devices.DEVICES`.
+      count: devices.
+      memory: bytes of each; None: as the device has.
+      images: of the data set, where it is not here; 0: those of the recipe.
+      classes: of such a data set.
+      compile: ask the TPU's compiler; None: where it is installed.
+    """
+
+    device: str
+    count: int
+    memory: int | None = None
+    images: int = 0
+    classes: int = 0
+    compile: bool | None = None
+
+    @property
+    def rules(self) -> Rules:
+        """Return what the device does with arrays."""
+        return TPU if devices.find(self.device).family else GPU
+
+    @property
+    def room(self) -> float:
+        """Return the bytes of a device that a program may use."""
+        return devices.usable(self.device, self.memory or devices.find(self.device).memory)
+
+
+@dataclasses.dataclass(frozen=True)
+class Choice:
+    """A recipe, changed or not.
+
+    Attributes:
+      name: what is changed.
+      peak: bytes on one device at the recipe's batch.
+      largest: largest global batch that fits; 0: none.
+    """
+
+    name: str
+    peak: int
+    largest: int
+
+
+def run(config: ConfigDict, asked: Asked, json_file: str = "") -> dict[str, Any]:
+    """Plan a recipe, print it and return it.
+
+    Raises:
+      UserError: for whatever a user can put right.
+    """
+    device = devices.find(asked.device)
+    if asked.compile and not device.family:
+        raise UserError(f"--compile asks a TPU's compiler, --device is {asked.device}")
+    if asked.compile or (device.family and asked.compile is None and ahead.available()):
+        ahead.mesh(asked.device, asked.count)  # its complaints need not wait for the estimate
+    case = Case.of(config, asked.count, asked.images, asked.classes)
+    steps = case.at_any_batch()
+    plan = estimate(case, steps, asked)
+    compile_too = ahead.available() if asked.compile is None else asked.compile
+    compiled = case.compile(asked.device) if device.family and compile_too else None
+    if compiled:
+        plan["compiled"] = dataclasses.asdict(compiled)
+    print(report(case, asked, plan, compiled))
+    if json_file:
+        files.write_json(Path(json_file), plan)
+    return plan
+
+
+def estimate(case: Case, steps: AnyBatch, asked: Asked) -> dict[str, Any]:
+    """Return all that is known without a compiler, bytes and operations of one device."""
+    memory, flops = steps.memory(case.images, asked.rules), steps.flops(case.images)
+    views = case.images * len(case.config.augment.views)
+    return {
+        "device": asked.device,
+        "devices": asked.count,
+        "room": asked.room,
+        "batch_size": case.config.train.batch_size,
+        "state": parts_of(case.state()),
+        "estimated": dataclasses.asdict(memory) | {"peak": memory.peak},
+        "flops": flops,
+        "flops_per_view": flops / views,
+        "collectives": steps.collectives(case.images),
+        "choices": [dataclasses.asdict(choice) for choice in choices(case, steps, asked)],
+    }
+
+
+def parts_of(state: TrainState) -> dict[str, int]:
+    """Return the bytes of each part of a state."""
+    named = {
+        "parameters": state.params,
+        "statistics": state.batch_stats,
+        "optimiser": state.opt_state,
+        "memory of negatives": state.extra,
+    }
+    sizes = {name: sum(map(nbytes, jax.tree.leaves(tree))) for name, tree in named.items()}
+    return {name: size for name, size in sizes.items() if size}
+
+
+def choices(case: Case, steps: AnyBatch, asked: Asked) -> list[Choice]:
+    """Return the recipe as it is, and with all that makes it need less."""
+    found = [_choice("as it is", case, steps, asked)]
+    for change in CHANGES:
+        if any(case.config.train[name] == value for name, value in change.items()):
+            continue
+        name = " ".join(f"--config.train.{name}={value}" for name, value in change.items())
+        changed = case.changed(**change)
+        found.append(_choice(name, changed, changed.at_any_batch(), asked))
+    return found
+
+
+def _choice(name: str, case: Case, steps: AnyBatch, asked: Asked) -> Choice:
+    largest = steps.most_images(asked.room, asked.rules) * case.devices
+    return Choice(name, steps.memory(case.images, asked.rules).peak, largest)
+
+
+def report(case: Case, asked: Asked, plan: dict[str, Any], compiled: Compiled | None) -> str:
+    """Return a plan as a person reads it."""
+    c, device = case.config, devices.find(asked.device)
+    views = case.images * len(c.augment.views)
+    held = (asked.memory or device.memory) / GIB
+    lines = [
+        f"network   ResNet-{c.model.depth} x {c.model.width:g}, views of {c.data.image_size} "
+        f"pixels, {c.train.dtype}, remat {c.train.remat}",
+        f"devices   {asked.count} x {asked.device}, {held:g} GiB each, {asked.room / GIB:.1f} of "
+        "them for a program",
+        f"batch     {c.train.batch_size} images, {case.images} ({views} views) on a device",
+        "",
+        _memory_table(plan, compiled),
+        "",
+        f"work      {plan['flops'] / 1e12:.2f} TFLOP on a device in a step, "
+        f"{plan['flops_per_view'] / 1e9:.2f} GFLOP for a view (convolutions and matrix products)",
+        f"          {1e3 * plan['flops'] / device.flops:.1f} ms at the {device.flops / 1e12:.0f} "
+        "TFLOP/s of bfloat16 that the maker names; expect a half of that speed or less",
+        "",
+        _traffic_table(plan, compiled),
+        "",
+        _choices_table(asked, plan),
+    ]
+    return "\n".join(lines)
+
+
+def _gib(size: float) -> str:
+    return f"{size / GIB:.3f}"
+
+
+def _memory_table(plan: dict[str, Any], compiled: Compiled | None) -> str:
+    memory = Memory(*(plan["estimated"][name] for name in ("state", "batch", "temporary")))
+    rows = [[name, _gib(size)] for name, size in plan["state"].items()]
+    rows += [["batch", _gib(memory.batch)]]
+    rows += [["activations, gradients, work", _gib(memory.temporary)]]
+    rows += [["peak", _gib(memory.peak)]]
+    header = ["GiB on one device", "estimated"]
+    if compiled:
+        header.append("compiled")
+        found = compiled.memory
+        known = [_gib(found.batch), _gib(found.temporary)] if found else ["", ""]
+        known.append(_gib(compiled.needed) if found else f"{_gib(compiled.needed)}, does not fit")
+        known = [""] * (len(rows) - 3) + known
+        rows = [[*row, cell] for row, cell in zip(rows, known, strict=True)]
+    return table(header, rows)
+
+
+def _traffic_table(plan: dict[str, Any], compiled: Compiled | None) -> str:
+    found = compiled.collectives if compiled else {}
+    kinds = sorted(plan["collectives"].keys() | found.keys())
+    header = ["MB that a device receives in a step", "estimated"]
+    rows = [[kind, f"{plan['collectives'].get(kind, 0) / 1e6:.3f}"] for kind in kinds]
+    if found:
+        header.append("compiled")
+        rows = [[*row, f"{found.get(row[0], 0) / 1e6:.3f}"] for row in rows]
+    return table(header, rows)
+
+
+def _choices_table(asked: Asked, plan: dict[str, Any]) -> str:
+    rows, batch = [], plan["batch_size"]
+    for choice in plan["choices"]:
+        fits = "fits" if choice["peak"] <= plan["room"] else "does not fit"
+        largest = str(choice["largest"] or "none fits")
+        rows.append((choice["name"], _gib(choice["peak"]), fits, largest))
+    most = plan["choices"][0]["largest"] // asked.count
+    lines = [table(("estimated", "GiB", f"batch {batch}", "largest batch"), rows)]
+    if 0 < most * asked.count < batch:
+        lines.append(f"as it is, batch {batch} needs {-(-batch // most)} such devices")
+    return "\n".join(lines)
