@@ -81,7 +81,8 @@ def estimated(batch: int) -> None:
     from simclr_jax.planning.memory import TPU
 
     jax.config.update("jax_platforms", "cpu")
-    device, room = devices.find(FLAGS.device), devices.usable(FLAGS.device, 32 * devices.GIB)
+    device = devices.find(FLAGS.device)
+    room = devices.usable(FLAGS.device, device.memory)
     print(f"\nglobal batch {batch}\n")
     print(
         "| devices | images each | GiB each | compute | statistics | embeddings | gradients | step "

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import functools
 import importlib.util
 import os
@@ -13,7 +14,7 @@ from typing import Any
 
 from etils import epath
 
-from simclr_jax.errors import UserError
+from simclr_jax.errors import Unreachable, UserError
 
 # By scheme, the package through which fsspec reaches a bucket.
 PACKAGES = {"gs": "gcsfs", "s3": "s3fs", "az": "adlfs", "hf": "huggingface_hub"}
@@ -31,7 +32,7 @@ def is_local(path: epath.PathLike) -> bool:
 
 @contextlib.contextmanager
 def reaching(path: epath.PathLike, others: tuple[type[Exception], ...] = ()) -> Iterator[None]:
-    """Turn what keeps a file from being read, or a bucket from being reached, into `UserError`.
+    """Turn what keeps a file from being read, or a bucket from being reached, into `Unreachable`.
 
     Errors of the types `others` pass.
     """
@@ -53,14 +54,17 @@ def reaching(path: epath.PathLike, others: tuple[type[Exception], ...] = ()) -> 
         ) from error
     except Exception as error:  # each bucket's library has errors of its own
         reason = " ".join(str(error).split())[:200] or type(error).__name__
+        if isinstance(error, OSError) and error.errno == errno.ENOSPC:
+            where = error.filename or tempfile.gettempdir()
+            raise UserError(f"{where} is full: free space there and start again") from error
         if not is_local(path):
-            raise UserError(
+            raise Unreachable(
                 f"{os.fspath(path)} cannot be reached ({reason}): check its name, the network and "
                 "your credentials (gcloud auth application-default login)"
             ) from error
         if not isinstance(error, OSError):
             raise
-        raise UserError(
+        raise Unreachable(
             f"{os.fspath(path)} cannot be read ({error.strerror or reason}): check the disk or "
             "mount; the same command continues from the last save"
         ) from error
@@ -149,7 +153,7 @@ def copy(source: epath.Path, target: epath.Path, last: str | None = None) -> Non
 
     sealing = [path for path in paths if last is not None and paths[path] == target / last]
     remote = target if is_local(source) else source
-    with reaching(remote), ThreadPoolExecutor(COPIES) as pool:
+    with reaching(remote, (FileNotFoundError,)), ThreadPoolExecutor(COPIES) as pool:
         list(pool.map(one, paths.keys() - {*sealing}))
         list(map(one, sealing))
 

@@ -17,7 +17,16 @@ from absl import app, flags, logging
 
 
 class UserError(Exception):
-    """Something the user can put right: the message names the thing, the value and the remedy."""
+    """Something the user can put right: the message names the thing, the value and the remedy.
+
+    `code` is the exit code of the program.
+    """
+
+    code = 1
+
+
+class Unreachable(UserError):
+    """A disk or a bucket does not answer; later it may."""
 
 
 def nearest(name: str, choices: Iterable[str]) -> str:
@@ -71,7 +80,7 @@ def run(main: Callable[[], int | None]) -> None:
         except UserError as error:
             if debug:
                 raise
-            _exit(str(error))
+            _exit(str(error), error.code)
         except KeyboardInterrupt:
             return 130
 
@@ -149,6 +158,6 @@ def say(message: str) -> None:
     print(f"error: {message}", file=sys.stderr, flush=True)
 
 
-def _exit(message: str) -> NoReturn:
+def _exit(message: str, code: int = 1) -> NoReturn:
     say(message)
-    sys.exit(1)
+    sys.exit(code)

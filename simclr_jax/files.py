@@ -80,8 +80,12 @@ def create(path: epath.Path, content: str) -> bool:
         descriptor = os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o644)
     except FileExistsError:
         return False
-    with os.fdopen(descriptor, "w") as file:
-        file.write(content)
+    try:
+        with os.fdopen(descriptor, "w") as file:
+            file.write(content)
+    except OSError:
+        path.unlink(missing_ok=True)
+        raise
     return True
 
 
@@ -102,9 +106,10 @@ class Growing:
             self._flushed = self._text
 
     def write(self, text: str) -> None:
-        """Add text; it is only sure to be there after a `flush`."""
+        """Add text; it is only sure to be there after a `flush`. Raises as `flush` does."""
         if self._file is not None:
-            self._file.write(text)
+            with explaining(self._path):
+                self._file.write(text)
         else:
             self._text += text
 
@@ -126,11 +131,11 @@ class Growing:
 
     def close(self) -> None:
         """Hand over all that was added, and close."""
-        self.flush()
-        if self._file is not None:
-            self._file.close()
-        else:
+        if self._file is None:
             self._publish()
+            return
+        with explaining(self._path):
+            self._file.close()
 
     def _publish(self) -> None:
         if self._text != self._flushed:

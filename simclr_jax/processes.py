@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import socket
 import sys
 import time
 import traceback
@@ -30,6 +31,10 @@ Value = TypeVar("Value")
 
 class Told(UserError):
     """What another process found wrong, and has printed."""
+
+    def __init__(self, message: str, code: int):
+        super().__init__(message)
+        self.code = code
 
 
 @contextlib.contextmanager
@@ -66,7 +71,7 @@ def joined(
     try:
         yield
     except BaseException as error:
-        if isinstance(error, jax.errors.JaxRuntimeError):
+        if _may_be_another(error):
             _await_verdict(error, heartbeat_secs)
         _leave(error)  # a normal exit would wait for the others, who wait for this process
     jax.distributed.shutdown()
@@ -86,6 +91,8 @@ def _start(
         raise UserError(f'--coordinator is "{coordinator}": it must be HOST:PORT of process 0')
     if heartbeat_secs < 5:
         raise UserError(f"--heartbeat_secs is {heartbeat_secs}: it must be at least 5")
+    if coordinator is not None and process:
+        _await_coordinator(coordinator)
     try:
         jax.distributed.initialize(
             coordinator,
@@ -101,13 +108,36 @@ def _start(
         ) from error
 
 
-def _await_verdict(error: jax.errors.JaxRuntimeError, heartbeat_secs: int) -> None:
+def _await_coordinator(coordinator: str) -> None:
+    """Wait until process 0 can be reached; JAX would abort without a word about what is wrong."""
+    host, _, port = coordinator.rpartition(":")
+    deadline = time.monotonic() + START_SECS
+    while True:
+        try:
+            socket.create_connection((host, int(port)), timeout=5).close()
+            return
+        except OSError as error:
+            if time.monotonic() > deadline:
+                raise UserError(
+                    f"--coordinator is {coordinator}, but nobody answers there ({error}): give the "
+                    f"address of process 0, and start it within {START_SECS} s"
+                ) from error
+        time.sleep(0.5)
+
+
+def _may_be_another(error: BaseException) -> bool:
+    """Tell whether an error may come of another process that is gone."""
+    own = (UserError, SystemExit, KeyboardInterrupt, MemoryError)
+    return not isinstance(error, own) and "RESOURCE_EXHAUSTED" not in str(error)
+
+
+def _await_verdict(error: BaseException, heartbeat_secs: int) -> None:
     """Give JAX the time to find out that a process is gone, and to abort this one as all others.
 
     Where connections break before that, a collective fails first. The exit code should not depend
     on who is faster: an abort says that the same command may be run again.
     """
-    reason = str(error).splitlines()[0][:200]
+    reason = (str(error).splitlines() or [type(error).__name__])[0][:200]
     errors.say(
         f"process {rank()}: {reason}; if another process is gone, this one is aborted within "
         f"{2 * heartbeat_secs} s, and the same command continues from the last checkpoint"
@@ -123,6 +153,7 @@ def _leave(error: BaseException) -> None:
     elif isinstance(error, KeyboardInterrupt):
         code = 130
     elif isinstance(error, UserError) and "--debug" not in sys.argv:
+        code = error.code
         if not isinstance(error, Told):
             errors.say(f"process {jax.process_index()}: {error}" if rank() else str(error))
     else:
@@ -164,18 +195,18 @@ def on_first(action: Callable[[], Value]) -> Value:
     """
     if count() == 1:
         return action()
-    here: tuple[Any, str | None] = (None, None)
+    here: tuple[Any, tuple[str, int] | None] = (None, None)
     mistake = None
     if rank() == 0:
         try:
             here = action(), None
         except UserError as error:
-            mistake, here = error, (None, str(error))
+            mistake, here = error, (None, (str(error), error.code))
     result, said = everyone(here)[0]
     if mistake:
         raise mistake
     if said is not None:
-        raise Told(said)
+        raise Told(*said)
     return result
 
 

@@ -45,7 +45,7 @@ class ReadAhead:
     def announce(self, blocks: list[np.ndarray]) -> None:
         """Start to fetch the blocks, each int64 rows, that are not here yet.
 
-        Twice as many as are announced are kept: those before them may still be in use.
+        Half as many more than are announced are kept: those before them may still be in use.
         """
         with self._lock:
             self._pool = self._pool or ThreadPoolExecutor(THREADS)
@@ -55,7 +55,7 @@ class ReadAhead:
                     self._where |= {int(row): (coming, i) for i, row in enumerate(rows)}
                     self._blocks[key] = rows
                 self._blocks.move_to_end(key)
-            while len(self._blocks) > 2 * len(blocks):
+            while 2 * len(self._blocks) > 3 * len(blocks):
                 for row in self._blocks.popitem(last=False)[1]:
                     self._where.pop(int(row), None)
 

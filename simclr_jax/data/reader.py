@@ -137,10 +137,14 @@ class Reader:
         return Rows(images, np.array(labels, np.int32))
 
     def announce(self, positions: np.ndarray) -> None:
-        """Start to fetch what will stand at `positions`, where the order has blocks to fetch."""
+        """Start to fetch what will stand at `positions`, where the order has blocks to fetch.
+
+        All windows end at about the same batch: what follows them is fetched while they last.
+        """
         if isinstance(self.order, Stream):
             fetching: Any = self.source
-            fetching.announce(self.order.blocks(positions))
+            later = self.order.a_window_later(positions)
+            fetching.announce(self.order.blocks(np.concatenate([positions, later])))
 
     def _row(self, position: int, example: int) -> tuple[np.ndarray, int]:
         # Ends, because `unreadable` refuses a source that has nothing else to offer.

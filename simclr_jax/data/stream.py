@@ -76,6 +76,11 @@ class Stream:
             found |= dict.fromkeys(blocks[ends[0] - 1 : ends[1]].tolist())
         return [self._members(block) for block in found]
 
+    def a_window_later(self, positions: np.ndarray) -> np.ndarray:
+        """Return the positions that have the same rows, as many batches later as a window has."""
+        rows = max(self._batch_size // self._lanes, 1)
+        return np.asarray(positions, np.int64) + -(-self._window // rows) * self._batch_size
+
     def _members(self, block: int) -> np.ndarray:
         return np.arange(block * self._block, min(self._size, (block + 1) * self._block))
 

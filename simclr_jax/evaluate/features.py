@@ -14,7 +14,6 @@ from jax.sharding import PartitionSpec as P
 from simclr_jax.errors import UserError
 from simclr_jax.parallel import AXIS, replicate
 
-
 SMALLEST = 64  # images in a call
 
 

@@ -100,8 +100,9 @@ class Inputs:
     def readable(self, source: Source, images: Any) -> np.ndarray | None:
         """Return the rows of an evaluated split that could be read; None: all of them."""
         if isinstance(images, HeldOut):  # of which each process has read its own rows
-            readable = processes.everyone(images.readable().tolist())
-            return np.array(sorted(set.intersection(*map(set, readable))), np.int64)
+            every = np.arange(len(source))
+            bad = processes.everyone(np.setdiff1d(every, images.readable()).tolist())
+            return np.setdiff1d(every, [row for rows in bad for row in rows])
         bad = source.bad if isinstance(source, Images) else None
         return None if bad is None else np.flatnonzero(~bad)
 

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
-from pathlib import Path
 from typing import Any
 
 import jax
+from etils import epath
 from ml_collections import ConfigDict
 
 from simclr_jax import files
@@ -20,6 +20,8 @@ from simclr_jax.planning.program import nbytes
 from simclr_jax.reporting.tables import table
 from simclr_jax.stages.described import Case
 from simclr_jax.train.stage import TrainState
+
+ROUND = 8  # images on a device, in batches that are proposed
 
 # Fields that make a step need less memory, and what they may be set to.
 CHANGES: tuple[dict[str, str], ...] = (
@@ -81,6 +83,8 @@ def run(config: ConfigDict, asked: Asked, json_file: str = "") -> dict[str, Any]
     Raises:
       UserError: for whatever a user can put right.
     """
+    if json_file and not epath.Path(json_file).parent.is_dir():
+        raise UserError(f"--json is {json_file}: there is no such directory, make it first")
     device = devices.find(asked.device)
     if asked.compile and not device.family:
         raise UserError(f"--compile asks a TPU's compiler, --device is {asked.device}")
@@ -95,7 +99,8 @@ def run(config: ConfigDict, asked: Asked, json_file: str = "") -> dict[str, Any]
         plan["compiled"] = dataclasses.asdict(compiled)
     print(report(case, asked, plan, compiled))
     if json_file:
-        files.write_json(Path(json_file), plan)
+        with files.explaining(json_file):
+            files.write_json(json_file, plan)
     return plan
 
 
@@ -142,7 +147,9 @@ def choices(case: Case, steps: AnyBatch, asked: Asked) -> list[Choice]:
 
 
 def _choice(name: str, case: Case, steps: AnyBatch, asked: Asked) -> Choice:
-    largest = steps.most_images(asked.room, asked.rules) * case.devices
+    most = steps.most_images(asked.room, asked.rules)
+    most -= most % ROUND if most > ROUND else 0
+    largest = most * case.devices
     return Choice(name, steps.memory(case.images, asked.rules).peak, largest)
 
 

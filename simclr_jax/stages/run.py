@@ -14,6 +14,7 @@ from ml_collections import ConfigDict
 from simclr_jax import files, parallel, processes, validation
 from simclr_jax.data import sources
 from simclr_jax.data.sources import Source
+from simclr_jax.errors import Unreachable
 from simclr_jax.stages import (
     build,
     distill,
@@ -85,7 +86,11 @@ def run(config: ConfigDict, workdir: str, resume: str = "auto", profile_steps: s
         summary.announce(opened, config, plan, stage, mesh, about)
         if processes.rank() == 0:
             views.draw(config, inputs, opened)
-        result = loop.train(stage, plan, mesh, opened, profiler)
+        try:
+            result = loop.train(stage, plan, mesh, opened, profiler)
+        except Unreachable as error:
+            error.code = EXIT_CODES[signal.SIGTERM]  # it answered when the run began
+            raise
         if result.stopped_by:
             return EXIT_CODES[result.stopped_by]
         summary.conclude(opened, plan, stage, result.state)

@@ -79,7 +79,10 @@ class BucketCheckpoints(Checkpoints):
     def _here(self, step: int) -> Iterator[None]:
         """Copy a step to the local directory for as long as it is read there."""
         try:
-            buckets.copy(self._bucket / str(step), self._path(step))
+            try:
+                buckets.copy(self._bucket / str(step), self._path(step))
+            except FileNotFoundError as error:
+                raise Damaged("it was removed while it was read") from error
             yield
         finally:
             self._path(step).rmtree(missing_ok=True)

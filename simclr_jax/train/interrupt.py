@@ -14,8 +14,9 @@ from simclr_jax import processes
 class StopRequest:
     """While entered, SIGTERM and SIGINT ask to stop; a second one interrupts at once.
 
-    Of several processes any may be asked: JAX's preemption service takes their SIGTERM and makes
-    all of them stop after the same chunk, a few chunks later.
+    Of several processes any may be asked: JAX's preemption service takes their SIGTERM, from their
+    start on, and makes all of them stop after the same chunk, a few chunks later. A second SIGTERM
+    does nothing then.
     """
 
     def __init__(self) -> None:

@@ -27,9 +27,10 @@ class WorkdirLock:
     """Hold a workdir for as long as the `with` block lasts.
 
     A lock left by a process that has died on this host is taken over at once. One left on another
-    host is taken over when its heartbeat is old and does not advance; it is watched for at least
-    two heartbeats of ours, so that a clock that runs behind is not mistaken for a dead process.
-    That holds for a process that died while it took a lock over, too.
+    host, in another container or before a reboot is taken over when its heartbeat is old and does
+    not advance; it is watched for at least two heartbeats of ours, so that a clock that runs behind
+    is not mistaken for a dead process. That holds for a process that died while it took a lock
+    over, too.
 
     Args:
       workdir: an existing directory.
@@ -62,6 +63,7 @@ class WorkdirLock:
     def __enter__(self) -> WorkdirLock:
         self._identity = {
             "host": socket.gethostname(),
+            "system": _system(),
             "pid": os.getpid(),
             "started": _start_time(os.getpid()),
             "token": uuid.uuid4().hex,
@@ -113,7 +115,7 @@ class WorkdirLock:
 
     def _why_free(self, path: epath.Path, owner: dict[str, Any]) -> str:
         """Say why a lock may be taken over, after watching it if need be; raise if it may not."""
-        if owner.get("host") == self._identity["host"]:
+        if owner.get("system") == self._identity["system"]:
             if _is_alive(owner["pid"], owner["started"]):
                 raise self._refusal(owner)
             return "that process has ended"
@@ -213,6 +215,18 @@ class WorkdirLock:
 
 def _name(owner: dict[str, Any]) -> str:
     return f"process {owner.get('pid', 'unknown')} on {owner.get('host', 'an unknown host')}"
+
+
+def _system() -> str:
+    """Return a name for all that numbers processes together with this one.
+
+    Two containers may have the same host name, and a host has other processes after it booted.
+    """
+    named = [socket.gethostname()]
+    with contextlib.suppress(OSError):  # there is no /proc
+        named.append(Path("/proc/sys/kernel/random/boot_id").read_text().strip())
+        named.append(os.fspath(Path("/proc/self/ns/pid").readlink()))
+    return " ".join(named)
 
 
 def _start_time(pid: int) -> int | None:

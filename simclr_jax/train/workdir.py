@@ -92,6 +92,7 @@ def open_workdir(
             workdir / "checkpoints", keep=keep, keep_period=keep_period, say=console.say
         )
 
+        @files.explaining(workdir)
         def claim() -> bool:
             stack.enter_context(lock)
             stack.callback(checkpoints.close)
@@ -107,6 +108,8 @@ def open_workdir(
             return fresh
 
         fresh = processes.on_first(claim)
+        if processes.rank() > 0:
+            stack.callback(checkpoints.close)
         _check_shared(workdir / "config.json", recipe)
         yield Workdir(workdir, fresh, console, checkpoints, lock)
 

@@ -66,7 +66,7 @@ def test_create_asks_waits_and_installs(tmp_path, worker):
     install = ssh[7].removeprefix("--command=")
     subprocess.run(["bash", "-c", install], cwd=worker, env=home_of(worker), check=True)
     installed = (worker / "uv").read_text().splitlines()[-1]
-    assert installed.endswith("--python=venv/bin/python -e simclr_jax[tpu,images,tf]")
+    assert installed.endswith("--python=venv/bin/python -e simclr_jax[tpu,images,tf,gcs]")
     files = {str(file.relative_to(worker)) for file in (worker / "simclr_jax").rglob("*")}
     assert "simclr_jax/.installed" in files and "simclr_jax/configs/a.py" in files
     assert not [name for name in files if "__pycache__" in name]

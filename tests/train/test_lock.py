@@ -17,6 +17,7 @@ from simclr_jax.errors import UserError
 from simclr_jax.train import lock as lock_module
 from simclr_jax.train.lock import WorkdirLock
 
+HERE = {"host": socket.gethostname(), "system": lock_module._system()}
 FAST = {"heartbeat_secs": 0.05, "stale_secs": 0.6}
 
 HOLD = """
@@ -104,7 +105,7 @@ def test_lock_of_a_killed_process_is_taken_over_at_once(reaped, tmp_path):
 
 
 def test_pid_used_again_by_another_process_is_no_holder(tmp_path):
-    write_lock(tmp_path, host=socket.gethostname(), pid=os.getpid(), started=1)
+    write_lock(tmp_path, **HERE, pid=os.getpid(), started=1)
     with WorkdirLock(tmp_path, stale_secs=1000, say=lambda _: None) as lock:
         lock.check()
 
@@ -146,8 +147,8 @@ def test_half_written_lock_is_taken_over_when_nobody_finishes_it(tmp_path):
         lock.check()
 
 
-DEAD = {"host": socket.gethostname(), "pid": os.getpid(), "started": 1}
-ALIVE = {"host": socket.gethostname(), "pid": os.getppid(), "started": None}
+DEAD = {**HERE, "pid": os.getpid(), "started": 1}
+ALIVE = {**HERE, "pid": os.getppid(), "started": None}
 
 
 @pytest.mark.parametrize("before", ["nothing", "dead lock", "dead takeovers"])
@@ -203,7 +204,7 @@ def test_lock_that_changed_hands_after_it_was_judged_is_not_taken(tmp_path, monk
     def judge_slowly(pid, started):
         alive = really_alive(pid, started)
         if not alive:  # meanwhile another process, which lives, takes the dead lock over
-            write_lock(tmp_path, host=socket.gethostname(), pid=os.getppid(), started=None)
+            write_lock(tmp_path, **HERE, pid=os.getppid(), started=None)
         return alive
 
     monkeypatch.setattr(lock_module, "_is_alive", judge_slowly)

@@ -1,10 +1,12 @@
 """The metrics file across interruptions."""
 
 import json
+import resource
 
 import pytest
 from etils import epath
 
+from simclr_jax.errors import UserError
 from simclr_jax.train.metrics import MetricsWriter
 
 
@@ -57,3 +59,21 @@ def test_flush_puts_lines_where_another_process_reads_them(workdir):
     writer.close()
     events = list((workdir / "tensorboard").iterdir())
     assert len(events) == 1 and b"loss" in events[0].read_bytes()
+
+
+@pytest.mark.parametrize("lines_written", [1, 300], ids=["at the end", "in the middle"])
+def test_a_full_disk_is_one_line_however_much_is_buffered(workdir, lines_written):
+    writer = MetricsWriter(workdir, 0)
+    writer.flush()
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (0, limits[1]))
+    try:
+        # 300 lines do not fit into buffers, and would fill the queue of a thread that has died.
+        with pytest.raises(UserError, match="cannot be written"):
+            for step in range(lines_written):
+                writer.write(step, {"loss": 1.0, "accuracy": 0.5})
+            writer.flush()
+        with pytest.raises(UserError, match="cannot be written"):
+            writer.close()
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)

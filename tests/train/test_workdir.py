@@ -1,12 +1,13 @@
 """A run belongs to its recipe, also when recipes have gained fields since."""
 
 import json
+import resource
 
 import pytest
 
 from simclr_jax import config as recipes
 from simclr_jax.errors import UserError
-from simclr_jax.train.workdir import check_recipe
+from simclr_jax.train.workdir import check_recipe, open_workdir
 
 
 @pytest.fixture
@@ -43,3 +44,17 @@ def test_but_not_with_other_values(older, field, words):
 def test_nor_with_other_images(older):
     with pytest.raises(UserError, match="images: "):
         check_recipe(older, now() | {"images": ["others"]}, "auto", fresh=False)
+
+
+def test_a_start_on_a_full_disk_is_one_line_and_leaves_no_lock(tmp_path):
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (0, limits[1]))
+    try:
+        with (
+            pytest.raises(UserError, match=f"{tmp_path} cannot be written"),
+            open_workdir(str(tmp_path), now(), "auto", keep=1, keep_period=None),
+        ):
+            pass
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert [path.name for path in tmp_path.iterdir()] == ["log.txt"]
