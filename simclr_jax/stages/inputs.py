@@ -101,8 +101,8 @@ class Inputs:
         """Return the rows of an evaluated split that could be read; None: all of them."""
         if isinstance(images, HeldOut):  # of which each process has read its own rows
             every = np.arange(len(source))
-            bad = processes.everyone(np.setdiff1d(every, images.readable()).tolist())
-            return np.setdiff1d(every, [row for rows in bad for row in rows])
+            unread = processes.everyone(np.setdiff1d(every, images.readable()).tolist())
+            return np.setdiff1d(every, [row for rows in unread for row in rows])
         bad = source.bad if isinstance(source, Images) else None
         return None if bad is None else np.flatnonzero(~bad)
 
