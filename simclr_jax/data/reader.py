@@ -144,7 +144,7 @@ class Reader:
         if isinstance(self.order, Stream):
             fetching: Any = self.source
             later = self.order.a_window_later(positions)
-            fetching.announce(self.order.blocks(np.concatenate([positions, later])))
+            fetching.announce(self.order.blocks(positions) + self.order.blocks(later))
 
     def _row(self, position: int, example: int) -> tuple[np.ndarray, int]:
         # Ends, because `unreadable` refuses a source that has nothing else to offer.
