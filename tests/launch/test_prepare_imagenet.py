@@ -107,7 +107,7 @@ def test_archives_become_a_data_set_and_a_copy_in_a_bucket(tars, tmp_path):
         "--config.data.path=gs://bucket",
     ]
 
-    options = {"name": "imagenet2012", "path": str(data), "labels": True}
+    options = {"name": "imagenet2012", "path": str(data), "labels": True, "index": ""}
     splits = tfds.splits(ConfigDict(options | {"split": "train", "eval_split": "validation"}))
     found = {}
     for split in ("train", "validation"):

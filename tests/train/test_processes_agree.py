@@ -6,6 +6,7 @@ import sys
 import time
 from pathlib import Path
 
+import jax
 import pytest
 
 from simclr_jax import processes
@@ -74,9 +75,25 @@ def test_when_one_fails_the_other_ends_too(ended):
         ((True, "a:1", 2, 2), "--process is 2"),
         ((True, "somewhere", 2, 1), "must be HOST:PORT"),
         ((True, "a:1", 2, 1, 1), "--heartbeat_secs is 1"),
-        ((True,), "finds no cluster"),
     ],
 )
 def test_mistakes_are_one_line(arguments, message):
     with pytest.raises(UserError, match=message), processes.joined(*arguments):
+        pytest.fail("nothing to join")
+
+
+def test_without_a_cluster_the_flags_are_named(monkeypatch):
+    def initialize(*_, **__):  # what it says where no cluster is found
+        raise ValueError("coordinator_address should be defined.")
+
+    monkeypatch.setattr(jax.distributed, "initialize", initialize)
+    message = r"finds no cluster.*give --coordinator"
+    with pytest.raises(UserError, match=message), processes.joined(True):
+        pytest.fail("nothing to join")
+
+
+def test_a_coordinator_that_does_not_answer_is_named(monkeypatch):
+    monkeypatch.setattr(processes, "START_SECS", 0)
+    alone = processes.joined(True, "localhost:1", 2, 1)
+    with pytest.raises(UserError, match="--coordinator is localhost:1, but nobody"), alone:
         pytest.fail("nothing to join")
