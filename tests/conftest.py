@@ -56,6 +56,7 @@ def pytest_report_header():
     return f"simclr_jax: this process runs the {here} tests; `make test` also runs the {there}"
 
 
+@pytest.hookimpl(tryfirst=True)  # before pytest-xdist reads the groups
 def pytest_collection_modifyitems(config, items):
     keep = [item for item in items if bool(item.get_closest_marker("x64")) == X64]
     config.hook.pytest_deselected(items=[item for item in items if item not in keep])

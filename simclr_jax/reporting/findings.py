@@ -221,8 +221,8 @@ def _speed(record: Record) -> Iterator[Finding]:
 def _unreadable(record: Record) -> Iterator[Finding]:
     if record.unreadable:
         yield Finding(
-            f"{record.unreadable} training images could not be read; unreadable_train.jsonl in the "
-            "workdir lists them.",
+            f"{record.unreadable} training images could not be read; unreadable_train*.jsonl in "
+            "the workdir lists them.",
             problem=False,
         )
 

@@ -132,7 +132,7 @@ def read(run: str, flag: str = "--checkpoint") -> Record:
         saved=saved,
         devices=_devices(path / "log.txt"),
         alive=_alive(path / "lock.json"),
-        unreadable=_lines(path / "unreadable_train.jsonl"),
+        unreadable=_unreadable(path),
     )
 
 
@@ -235,5 +235,9 @@ def _alive(lock: epath.Path) -> bool:
     return time.time() - float(heartbeat) < BEATING
 
 
-def _lines(path: epath.Path) -> int:
-    return path.read_text().count("\n") if path.exists() else 0
+def _unreadable(workdir: epath.Path) -> int:
+    """Count the images in the lists of all processes, of which several may have met the same."""
+    lists = [path.read_text() for path in workdir.glob("unreadable_train*.jsonl")]
+    # What follows the last line's end is half a line of a run at work, or killed.
+    lines = [line for text in lists for line in text.rpartition("\n")[0].splitlines()]
+    return len({json.loads(line)["image"] for line in lines})

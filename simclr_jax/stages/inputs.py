@@ -149,6 +149,8 @@ def _unreadable(config: ConfigDict, role: str, size: int, workdir: Workdir | Non
         return Unreadable(role, size, limit)
     rank = f".{processes.rank()}" if processes.count() > 1 else ""
     path = workdir.path / f"unreadable_{role}{rank}.jsonl"
-    if workdir.fresh:
-        path.unlink(missing_ok=True)
+    if workdir.fresh:  # a run that saved nothing may have had more processes
+        processes.on_first(
+            lambda: [old.unlink() for old in path.parent.glob(f"unreadable_{role}*")]
+        )
     return Unreadable(role, size, limit, path, workdir.console.say)

@@ -187,9 +187,11 @@ def test_a_run_that_saved_nothing_starts_anew_on_repaired_images(tmp_path):
     assert ended.code == 1 and "unreadable" in ended.err
     for path in directory.iterdir():
         path.unlink()
+    (tmp_path / "run" / "unreadable_train.1.jsonl").write_text("of a second process\n")
     ended = doors.run(tmp_path, *arguments, f"--config.data.path={write(directory)}")
     assert ended.code == 0, ended
     assert all("broken" not in reason for reason in unreadable(tmp_path / "run").values())
+    assert not (tmp_path / "run" / "unreadable_train.1.jsonl").exists()
     assert (tmp_path / "run" / "views.png").exists()
 
 

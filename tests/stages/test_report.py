@@ -112,6 +112,16 @@ def test_an_encoder_no_better_than_pixels_is_named(tmp_path):
     assert "not clearly above raw pixels: kNN 58.0 % against 50.0 %" in said
 
 
+def test_images_that_several_processes_could_not_read_count_once(tmp_path):
+    run = write_record(tmp_path / "run", healthy())
+    for process, images in enumerate([("a.png", "b.png"), ("b.png", "c.png")]):
+        lines = [f'{{"image": "{image}", "reason": "?"}}\n' for image in images]
+        path = run / f"unreadable_train.{process}.jsonl"
+        path.write_text("".join(lines) + '{"image": "d')  # half a line: a run at work
+    (said,) = found(run)
+    assert said.startswith("3 training images could not be read")
+
+
 def test_a_run_under_way_is_read_as_far_as_it_is(tmp_path):
     run = write_record(tmp_path / "run", healthy(60))
     with (run / "metrics.jsonl").open("a") as file:
