@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import fcntl
 import functools
 import importlib.util
 import os
+import shutil
 import tempfile
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import Any
 
 from etils import epath
@@ -22,6 +25,7 @@ PACKAGES = {"gs": "gcsfs", "s3": "s3fs", "az": "adlfs", "hf": "huggingface_hub"}
 if importlib.util.find_spec(PACKAGES["gs"]):
     os.environ.setdefault("EPATH_USE_TF", "false")
 
+SCRATCH = "simclr_jax-"  # what names of local directories begin with
 COPIES = 16  # files that are copied to or from a bucket at the same time
 
 
@@ -158,14 +162,42 @@ def copy(source: epath.Path, target: epath.Path, last: str | None = None) -> Non
         list(map(one, sealing))
 
 
+class Scratch:
+    """An empty local directory, until it is closed; one of a process that was killed goes first.
+
+    Its owner holds a lock on a file in it, which the system releases however the owner ends.
+
+    Attributes:
+      path: the directory.
+    """
+
+    def __init__(self) -> None:
+        for left in Path(tempfile.gettempdir()).glob(f"{SCRATCH}*/lock"):
+            with contextlib.suppress(OSError), left.open() as lock:  # another's, or in use
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                shutil.rmtree(left.parent)
+        self._whole = Path(tempfile.mkdtemp(prefix=SCRATCH))
+        # Under a name that nobody looks for until it is locked.
+        self._lock = (self._whole / "unlocked").open("x")
+        with contextlib.suppress(OSError):  # a file system without locks: nobody deletes there
+            fcntl.flock(self._lock, fcntl.LOCK_EX)
+        (self._whole / "unlocked").rename(self._whole / "lock")
+        self.path = epath.Path(self._whole / "files")
+        self.path.mkdir()
+
+    def close(self) -> None:
+        """Delete it."""
+        shutil.rmtree(self._whole, ignore_errors=True)
+        self._lock.close()
+
+
 class Mirror:
     """A directory for libraries that only know disks: in place, or apart and copied to a bucket."""
 
     def __init__(self, path: epath.Path):
-        self._path, self._apart = path, None
-        if not is_local(path):
-            self._apart = tempfile.TemporaryDirectory(prefix="simclr_jax-")
-        self.local = epath.Path(self._apart.name) if self._apart else path
+        self._path = path
+        self._apart = None if is_local(path) else Scratch()
+        self.local = self._apart.path if self._apart else path
 
     def publish(self) -> None:
         """Copy what is there."""
@@ -176,4 +208,4 @@ class Mirror:
         """Copy what is there, and keep no copy here."""
         self.publish()
         if self._apart:
-            self._apart.cleanup()
+            self._apart.close()

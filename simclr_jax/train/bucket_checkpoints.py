@@ -16,7 +16,6 @@ import contextlib
 import itertools
 import os
 import re
-import tempfile
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -43,8 +42,8 @@ class BucketCheckpoints(Checkpoints):
 
     def __init__(self, directory: epath.PathLike, **options: Any):
         self._bucket = epath.Path(directory)
-        self._local = tempfile.TemporaryDirectory(prefix="simclr_jax-")
-        super().__init__(self._local.name, **options)
+        self._local = buckets.Scratch()
+        super().__init__(self._local.path, **options)
 
     @property
     def place(self) -> epath.Path:
@@ -56,7 +55,7 @@ class BucketCheckpoints(Checkpoints):
         try:
             super().close()
         finally:
-            self._local.cleanup()
+            self._local.close()
 
     def _directories(self) -> list[int]:
         """Return all steps that are sealed: others are no one's business but `_sweep`'s."""

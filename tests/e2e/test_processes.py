@@ -45,7 +45,7 @@ def arguments(tmp_path_factory):
         path.parent.mkdir(exist_ok=True)
         pixels = random.randint(0, 100, (*random.randint(8, 30, 2), 3)) + 40 * (i % 4)
         Image.fromarray(pixels.astype(np.uint8)).save(path)
-        if i % 12 == 5:
+        if i % 11 == 5:
             path.write_bytes(path.read_bytes()[:-60])
     return (*RECIPE, f"--config.data.path={directory}")
 
@@ -109,6 +109,7 @@ def test_both_stop_after_the_same_step_when_one_is_asked_to(stopped):
     assert list(doors.losses(stopped.workdir)) == list(range(1, stopped.step + 1))
     assert stopped.ended.out.count("the same command continues from there") == 1
     assert "[1] step" not in stopped.ended.out, "the second process says nothing"
+    assert len(list((stopped.workdir / "tensorboard").iterdir())) == 1, "nor does it write"
 
 
 def test_each_process_lists_what_it_could_not_read(stopped, alone):

@@ -4,7 +4,12 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
+import subprocess
+import sys
+import tempfile
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import bucket
 import numpy as np
@@ -239,3 +244,21 @@ def test_without_the_package_it_is_named(monkeypatch):
         files.make_workdir("gs://fake/new")
     with pytest.raises(UserError, match=r"needs the package s3fs: pip install s3fs"):
         buckets.listing(epath.Path("s3://fake/run"))
+
+
+def test_local_copies_of_a_killed_process_are_deleted_and_those_in_use_are_not(
+    tmp_path, monkeypatch
+):
+    local = tmp_path / "local"
+    local.mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(local))
+    killed = "import os; from simclr_jax.buckets import Scratch; Scratch(); os._exit(9)"
+    environment = os.environ | {"TMPDIR": str(local)}
+    assert subprocess.run([sys.executable, "-c", killed], env=environment).returncode == 9
+    (left,) = local.glob("*/files")
+    here, there = buckets.Scratch(), buckets.Scratch()
+    assert not left.exists() and here.path.exists() and there.path.exists()
+    here.close()
+    assert [*local.glob("*/files")] == [Path(there.path)]
+    there.close()
+    assert not [*local.iterdir()]
