@@ -8,6 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 
+from simclr_jax import processes
 from simclr_jax.data.decode import BadImage
 from simclr_jax.data.reader import Unreadable
 from simclr_jax.data.sources.source import Source
@@ -51,8 +52,12 @@ class HeldOut:
         return np.stack([self._blank if image is None else image for image in found])
 
     def readable(self) -> np.ndarray:
-        """Return which images could be read so far, int64 rows."""
-        return np.setdiff1d(np.arange(len(self)), sorted(self._bad))
+        """Return which images could be read so far, int64 rows.
+
+        Of several processes each has read rows of its own; all must call this.
+        """
+        bad = processes.everyone(sorted(self._bad))
+        return np.setdiff1d(np.arange(len(self)), [row for rows in bad for row in rows])
 
     def _image(self, row: int) -> np.ndarray | None:
         try:

@@ -99,10 +99,8 @@ class Inputs:
 
     def readable(self, source: Source, images: Any) -> np.ndarray | None:
         """Return the rows of an evaluated split that could be read; None: all of them."""
-        if isinstance(images, HeldOut):  # of which each process has read its own rows
-            every = np.arange(len(source))
-            unread = processes.everyone(np.setdiff1d(every, images.readable()).tolist())
-            return np.setdiff1d(every, [row for rows in unread for row in rows])
+        if isinstance(images, HeldOut):
+            return images.readable()
         bad = source.bad if isinstance(source, Images) else None
         return None if bad is None else np.flatnonzero(~bad)
 

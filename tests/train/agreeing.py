@@ -12,6 +12,9 @@ import numpy as np
 from absl import flags
 
 from simclr_jax import errors, parallel, processes
+from simclr_jax.data.decode import BadImage
+from simclr_jax.data.held_out import HeldOut
+from simclr_jax.data.reader import Unreadable
 from simclr_jax.errors import UserError
 from simclr_jax.train import workdir as workdirs
 from simclr_jax.train.checkpoints import Checkpoints
@@ -71,6 +74,28 @@ def open_workdirs_of_their_own():
         pass
 
 
+class Broken:
+    """Four images, of which the second and the third cannot be read."""
+
+    channels = 1
+    name = staticmethod(str)
+
+    def __len__(self):
+        return 4
+
+    def example(self, row):
+        if row in (1, 2):
+            raise BadImage("broken")
+        return np.zeros((8, 8, 1), np.uint8), None
+
+
+def evaluate_own_rows():
+    unreadable = Unreadable("held_out", 4, max_fraction=1.0)
+    with HeldOut(Broken(), lambda image: image, unreadable, threads=1) as images:
+        images[slice(2 * processes.rank(), 2 * processes.rank() + 2)]
+        return images.readable().tolist()
+
+
 def main():
     f = flags.FLAGS
     with processes.joined(True, f.coordinator, f.processes, f.process, heartbeat_secs=10):
@@ -82,6 +107,7 @@ def main():
         attempt("refused", lambda: processes.on_first(refuse))
         attempt("same", lambda: processes.check_same("recipe", {"seed": 1}))
         attempt("other", lambda: processes.check_same("recipe", {"seed": rank}))
+        attempt("readable", evaluate_own_rows)
         attempt("restored", save_and_restore)
         attempt("not shared", read_what_another_cannot)
         workdirs.VISIBLE_SECS = 0.1

@@ -47,6 +47,11 @@ def test_processes_of_different_runs_are_noticed_by_all(ended):
         assert "process 1 has other recipe than process 0" in found["other"]
 
 
+def test_images_that_any_of_them_cannot_read_are_left_out_by_all(ended):
+    for found in ended[0]:
+        assert found["readable"] == [0, 3]
+
+
 def test_a_damaged_step_is_set_aside_once_and_all_restore_the_one_before(ended):
     for found in ended[0]:
         assert found["restored"] == [1, [0.0, 1.0, 2.0, 3.0, 4.0, 5.0], ["1", "2.damaged"]]
