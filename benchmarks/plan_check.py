@@ -3,8 +3,8 @@
     python benchmarks/plan_check.py --depths=18,50 --images=64 --devices=4
 
 Needs libtpu (`pip install -e '.[plan]'`), no TPU. Each row is one compilation of the real step of
-configs/imagenet.py: minutes. The compiler is asked for a TPU v5p, whose 95 GB hold what v4's 32 do
-not; the estimate knows of the device only how it stores arrays.
+the recipe: minutes. The compiler is asked for a TPU v5p, whose 95 GB hold what v4's 32 do not; the
+estimate knows of the device only how it stores arrays.
 """
 
 from __future__ import annotations
@@ -14,13 +14,14 @@ import time
 
 import jax
 from absl import flags
+from ml_collections import config_flags
 
-from configs import imagenet
 from simclr_jax import errors
 from simclr_jax.planning.memory import TPU
 from simclr_jax.stages.described import Case
 
 FLAGS = flags.FLAGS
+config_flags.DEFINE_config_file("config", "configs/imagenet.py", "Recipe.")
 flags.DEFINE_list("depths", ["18", "50", "152"], "Of the ResNets.")
 flags.DEFINE_list("dtypes", ["bfloat16", "float32"], "What convolutions compute in.")
 flags.DEFINE_list("remat", ["none", "block"], "What is computed again.")
@@ -38,7 +39,7 @@ def main() -> None:
     print("|---|---|---|---|---|---|---|")
     for depth, dtype, remat in itertools.product(FLAGS.depths, FLAGS.dtypes, FLAGS.remat):
         start = time.perf_counter()
-        config = imagenet.get_config()
+        config = FLAGS.config.copy_and_resolve_references()
         config.model.depth = int(depth)
         config.train.dtype, config.train.remat = dtype, remat
         config.train.batch_size = FLAGS.images * FLAGS.devices

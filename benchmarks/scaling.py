@@ -15,10 +15,12 @@ import os
 from typing import Any
 
 from absl import flags
+from ml_collections import config_flags
 
 from simclr_jax import errors
 
 FLAGS = flags.FLAGS
+config_flags.DEFINE_config_file("config", "configs/imagenet.py", "Recipe.")
 flags.DEFINE_list("batches", ["4096", "32768"], "Global batches, images.")
 flags.DEFINE_list("counts", [str(8 * 2**i) for i in range(7)], "Devices.")
 flags.DEFINE_string("device", "tpu_v4", "One of simclr_jax/planning/devices.py.")
@@ -64,10 +66,9 @@ def compiled(counts: list[int]) -> None:
 
 
 def _case(count: int, batch: int, image_size: int = 224):
-    from configs import imagenet
     from simclr_jax.stages.described import Case
 
-    config = imagenet.get_config()
+    config = FLAGS.config.copy_and_resolve_references()
     config.train.batch_size, config.data.image_size = batch, image_size
     return Case.of(config, count)
 

@@ -60,6 +60,7 @@ def wrong(part: str, source: str) -> set[str]:
     return found | {name for name in early if name.split(".")[0] in TENSORFLOW}
 
 
+BENCHMARKS = sorted((PACKAGE.parent / "benchmarks").glob("*.py"))
 MODULES = sorted(path.relative_to(PACKAGE) for path in PACKAGE.rglob("*.py"))
 
 
@@ -95,3 +96,10 @@ def test_the_main_job_never_loads_tensorflow():
     program = "import sys, simclr_jax.stages.pretrain; print('tensorflow' in sys.modules)"
     output = subprocess.run([sys.executable, "-c", program], stdout=subprocess.PIPE, check=True)
     assert output.stdout.strip() == b"False"
+
+
+@pytest.mark.parametrize("path", BENCHMARKS, ids=lambda path: path.name)
+def test_benchmarks_run_from_anywhere(path):
+    """`python benchmarks/NAME.py` finds the package, which is installed, and nothing beside it."""
+    tops = {name.split(".")[0] for name in imported(path.read_text())}
+    assert not tops & {"configs", "tests", "benchmarks"}

@@ -31,14 +31,15 @@ class Device:
     options: tuple[tuple[str, str], ...] = ()
 
 
-# Cloud TPU documentation ("TPU v4", "v5e", ...: HBM, peak compute, interconnect bandwidth, which is
-# of both directions) and NVIDIA's data sheets (SXM where there is a choice, NVLink likewise).
+# Cloud TPU documentation ("TPU v5e", "v5p", "v6e": HBM, peak compute, half the bidirectional
+# interconnect bandwidth; "TPU v4": its 2400 Gbps, which are of one direction as v5p's 4800 Gbps
+# there once were) and NVIDIA's data sheets (SXM where there is a choice, half of NVLink).
 MEGACORE = (("chip_config_name", "megacore"),)  # two cores that act as one device
 DEVICES: dict[str, Device] = {
-    "tpu_v4": Device(32 * GIB, 275e12, 150e9, "v4", 3, MEGACORE),
-    "tpu_v5e": Device(16 * GIB, 197e12, 100e9, "v5e", 2),
-    "tpu_v5p": Device(95 * GIB, 459e12, 300e9, "v5p", 3),
-    "tpu_v6e": Device(32 * GIB, 918e12, 200e9, "v6e", 2),
+    "tpu_v4": Device(32 * GIB, 275e12, 300e9, "v4", 3, MEGACORE),
+    "tpu_v5e": Device(16 * GIB, 197e12, 200e9, "v5e", 2),
+    "tpu_v5p": Device(95 * GIB, 459e12, 600e9, "v5p", 3),
+    "tpu_v6e": Device(32 * GIB, 918e12, 400e9, "v6e", 2),
     "a100_40": Device(40 * GIB, 312e12, 300e9),
     "a100": Device(80 * GIB, 312e12, 300e9),
     "h100": Device(80 * GIB, 989e12, 450e9),
