@@ -26,7 +26,6 @@ import os
 import re
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
-from logging import ERROR, LogRecord
 from typing import Any
 
 import jax
@@ -39,6 +38,7 @@ from flax import traverse_util
 from simclr_jax import files, parallel, processes
 from simclr_jax.errors import UserError
 from simclr_jax.train import manifest
+from simclr_jax.train.hush import hush_orbax
 from simclr_jax.train.manifest import Damaged, Leaf
 
 _LEFTOVERS = (".orbax-checkpoint-tmp", ".pruned")
@@ -70,7 +70,7 @@ class Checkpoints:
                 f"checkpoint.keep is {keep} and checkpoint.keep_period {keep_period}: "
                 "both must be at least 1"
             )
-        logging.get_absl_logger().addFilter(_no_error_of_orbax)
+        hush_orbax()
         path = epath.Path(directory)
         self._directory = path.absolute() if files.is_local(path) else path  # Orbax insists
         self._keep = keep
@@ -360,11 +360,6 @@ class Checkpoints:
                 f"good one is {max(self.steps(), default='none')}): "
                 f"{'free space there' if full else 'check that disk'} and start again"
             ) from error
-
-
-def _no_error_of_orbax(record: LogRecord) -> bool:
-    """Drop the tracebacks of its threads from the log: their errors are raised here as well."""
-    return record.levelno < ERROR or "orbax" not in record.pathname
 
 
 def _nest(leaves: Mapping[str, Any]) -> dict[str, Any]:
