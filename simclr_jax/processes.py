@@ -99,6 +99,8 @@ def _start(
             processes,
             process,
             heartbeat_timeout_seconds=heartbeat_secs,
+            # Else SLURM, say, would give this process one GPU of all that its machine has.
+            cluster_detection_method="deactivate" if all(given) else None,
             initialization_timeout=START_SECS,
         )
     except ValueError as error:
@@ -118,10 +120,12 @@ def _await_coordinator(coordinator: str) -> None:
             return
         except OSError as error:
             if time.monotonic() > deadline:
-                raise UserError(
+                absent = UserError(
                     f"--coordinator is {coordinator}, but nobody answers there ({error}): give the "
                     f"address of process 0, and start it within {START_SECS} s"
-                ) from error
+                )
+                absent.code = os.EX_TEMPFAIL  # its machine may come later
+                raise absent from error
         time.sleep(0.5)
 
 

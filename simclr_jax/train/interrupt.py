@@ -5,10 +5,15 @@ from __future__ import annotations
 import os
 import signal
 import threading
+import time
 
 from jax.experimental import multihost_utils
 
 from simclr_jax import processes
+
+# A SIGTERM that comes so soon after another is the same one: a scheduler may signal a process and
+# its parent, which passes it on.
+SAME_SECS = 3.0
 
 
 class StopRequest:
@@ -21,6 +26,7 @@ class StopRequest:
 
     def __init__(self) -> None:
         self._signal = 0
+        self._asked = 0.0
         self._chunks = 0
         self._previous: dict[int, object] = {}
 
@@ -45,8 +51,11 @@ class StopRequest:
             signal.signal(number, handler)  # type: ignore[arg-type]
 
     def _handle(self, number: int, frame: object) -> None:
+        now = time.monotonic()
         if self._signal:
+            if number == self._signal == signal.SIGTERM and now - self._asked < SAME_SECS:
+                return
             raise KeyboardInterrupt
-        self._signal = number
+        self._signal, self._asked = number, now
         if processes.count() > 1:
             os.kill(os.getpid(), signal.SIGTERM)

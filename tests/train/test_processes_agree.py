@@ -100,5 +100,20 @@ def test_without_a_cluster_the_flags_are_named(monkeypatch):
 def test_a_coordinator_that_does_not_answer_is_named(monkeypatch):
     monkeypatch.setattr(processes, "START_SECS", 0)
     alone = processes.joined(True, "localhost:1", 2, 1)
-    with pytest.raises(UserError, match="--coordinator is localhost:1, but nobody"), alone:
+    with pytest.raises(UserError, match="--coordinator is localhost:1, but nobody") as told, alone:
+        pytest.fail("nothing to join")
+    assert told.value.code == 75, "it may be tried again"
+
+
+def test_inside_a_cluster_what_is_given_counts_alone(monkeypatch):
+    def initialize(*_, cluster_detection_method, **__):
+        raise ValueError(f"detection: {cluster_detection_method}")
+
+    monkeypatch.setattr(jax.distributed, "initialize", initialize)
+    with (
+        pytest.raises(UserError, match="detection: deactivate"),
+        processes.joined(True, "a:1", 1, 0),
+    ):
+        pytest.fail("nothing to join")
+    with pytest.raises(UserError, match="detection: None"), processes.joined(True):
         pytest.fail("nothing to join")
