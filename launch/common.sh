@@ -26,7 +26,8 @@ quoted() {
 run() { if [[ -n "$dry_run" ]]; then quoted "$@"; else "$@"; fi; }
 
 # Is a command that ended with this code to be run again? After a preemption (75), or when it died of
-# a signal that was no Ctrl-C, yes: it continues from its last checkpoint.
+# a signal that was no Ctrl-C, yes: it continues from its last checkpoint. launch/until_done has the
+# same list for itself.
 again() { [[ "$1" == 75 || "$1" == 134 || "$1" == 137 || "$1" == 139 || "$1" == 143 ]]; }
 
 # Of lines "ended SECONDS CODE", one for each process of a run, print the code of the first failure:

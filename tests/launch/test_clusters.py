@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 import yaml
-from stand_ins import LAUNCH, ODD, StandIns, executable, words
+from stand_ins import LAUNCH, ODD, StandIns, executable, until, words
 
 TRAIN = ("python", "-m", "train", *ODD)
 
@@ -17,6 +17,13 @@ SRUN = (
     " for SLURM_PROCID in 0 1 2; do export SLURM_PROCID; code=0; $* || code=$?;"
     " ((code <= highest)) || highest=$code; done; exit $highest"
 ).replace("$* ||", '"$@" ||')
+
+# This one runs one task, and once the process says so signals what it has itself started.
+SIGNALLING_SRUN = (
+    "srun* => while [[ $1 == -* ]]; do shift; done; export SLURM_PROCID=0;"
+    ' "$@" & task=$!; until [[ -e $STAND_INS/started ]]; do sleep .02; done;'
+    " kill -TERM $task; wait $task"
+)
 
 
 @pytest.fixture
@@ -67,17 +74,67 @@ def test_slurm_does_not_requeue_for_ever(tmp_path, job):
     assert ended.returncode == 75 and len(stand_ins.calls()) == 1
 
 
-def test_slurm_signals_the_processes_and_says_so(tmp_path, job):
+def test_slurm_warns_the_processes_in_time(tmp_path, job):
     text = (LAUNCH / "slurm.sbatch").read_text()
     header = text[: text.index("set -euo")]
     options = re.findall(r"^#SBATCH (\S+)$", header, re.MULTILINE)
     assert {"--signal=TERM@120", "--requeue", "--open-mode=append"} <= set(options)
-    # The task's shell outlives the SIGTERM that SLURM sends to it as well.
-    stand_ins = StandIns(tmp_path, "srun scontrol", SRUN)
-    script = '#!/bin/bash\ntrap "exit 75" TERM; kill -TERM "$PPID" $$; sleep 9\n'
-    executable(stand_ins.programs / "python", script)
-    assert stand_ins.run("slurm.sbatch", "python", **job).returncode == 75
+    # Where SLURM tracks processes by cgroups it signals only what it has itself started.
+    stand_ins = StandIns(tmp_path, "srun scontrol", SIGNALLING_SRUN)
+    save = "sleep .2; touch saved; exit 75"
+    waiting = f"trap '{save}' TERM; touch started; while :; do sleep .05; done"
+    executable(stand_ins.programs / "python", f"#!/bin/bash\ncd $STAND_INS; {waiting}\n")
+    ended = stand_ins.run("slurm.sbatch", "python", **job)
+    assert ended.returncode == 75 and (tmp_path / "saved").exists(), ended.stderr
     assert ["scontrol", "requeue", "42"] in stand_ins.calls()
+
+
+def test_slurm_keeps_the_code_of_a_process_that_ends_as_the_signal_comes(tmp_path, job):
+    many = (
+        "srun* => while [[ $1 == -* ]]; do shift; done; for SLURM_PROCID in {1..24}; do"
+        ' export SLURM_PROCID; { "$@"; echo $? >>"$STAND_INS/codes"; } & done; wait; exit 3'
+    )
+    stand_ins = StandIns(tmp_path, "srun scontrol", many)
+    script = "#!/bin/bash\ntrap '' TERM; kill -TERM $PPID; exit 3\n"
+    executable(stand_ins.programs / "python", script)
+    assert stand_ins.run("slurm.sbatch", "python", **job).returncode == 3
+    assert (tmp_path / "codes").read_text().split() == ["3"] * 24
+
+
+def test_slurm_requeues_when_no_process_lived_to_say_how_it_ended(tmp_path, job):
+    stand_ins = StandIns(tmp_path, "srun scontrol", "srun* => exit 137")
+    ended = stand_ins.run("slurm.sbatch", "python", **job)
+    assert ended.returncode == 137, ended.stderr
+    assert stand_ins.calls()[1:] == [["scontrol", "requeue", "42"]]
+    assert not list(Path(job["SLURM_SUBMIT_DIR"]).glob("*.ends"))
+
+
+@pytest.mark.parametrize("given, seen", [({}, "cuda,cpu"), ({"JAX_PLATFORMS": "cpu"}, "cpu")])
+def test_slurm_insists_on_gpus(tmp_path, job, monkeypatch, given, seen):
+    monkeypatch.delenv("JAX_PLATFORMS", raising=False)
+    stand_ins = StandIns(tmp_path, "srun", 'srun* => echo "$JAX_PLATFORMS"')
+    assert stand_ins.run("slurm.sbatch", "python", **job, **given).stdout == f"{seen}\n"
+
+
+@pytest.mark.parametrize(
+    "node, tasks, ends",
+    [
+        ({"SLURM_GPUS_PER_NODE": "8"}, "8", 0),
+        ({"SLURM_GPUS_PER_NODE": "a100:8"}, "8", 0),
+        ({"SLURM_GPUS_ON_NODE": "8"}, "8", 0),
+        ({}, "8", 0),
+        ({"SLURM_GPUS_PER_NODE": "8"}, "", 0),
+        ({"SLURM_GPUS_PER_NODE": "a100:4"}, "8", 1),
+        ({"SLURM_GPUS_ON_NODE": "4"}, "8", 1),
+    ],
+)
+def test_slurm_has_a_task_for_each_gpu(tmp_path, job, node, tasks, ends):
+    stand_ins = StandIns(tmp_path, "srun")
+    allocation = job | node | {"SLURM_NTASKS_PER_NODE": tasks}
+    ended = stand_ins.run("slurm.sbatch", "python", **allocation)
+    assert ended.returncode == ends and len(stand_ins.calls()) == 1 - ends
+    assert ended.stderr.count("\n") == ends
+    assert ("a node has 4 GPUs and 8 tasks" in ended.stderr) == bool(ends)
 
 
 def test_slurm_dry_run_mistakes_and_help(tmp_path, job):
@@ -126,7 +183,15 @@ def test_kubernetes_processes_find_one_another(kubernetes, tmp_path):
 
 @pytest.mark.parametrize(
     "code, disrupted, action",
-    [(75, 0, "Ignore"), (1, 0, "FailJob"), (1, 1, "Ignore"), (137, 1, "Ignore"), (134, 0, "Count")],
+    [
+        (75, 0, "Ignore"),
+        (75, 1, "Ignore"),
+        (1, 0, "FailJob"),
+        (1, 1, "Ignore"),
+        (137, 1, "Ignore"),
+        (134, 0, "Count"),
+        (139, 0, "Count"),  # an abort of a container's first process
+    ],
 )
 def test_kubernetes_knows_the_exit_codes(kubernetes, code, disrupted, action):
     def matches(rule):
@@ -140,11 +205,28 @@ def test_kubernetes_knows_the_exit_codes(kubernetes, code, disrupted, action):
     assert spec["template"]["spec"]["restartPolicy"] == "Never"
 
 
+def test_kubernetes_limits_crashes_in_proportion_to_the_machines(kubernetes):
+    spec = kubernetes[1]["spec"]
+    assert spec["backoffLimit"] == 100 * spec["completions"]
+    assert "CHANGE" in re.search("backoffLimit:.*", (LAUNCH / "kubernetes.yaml").read_text())[0]
+
+
+def test_a_signal_to_gpu_single_reaches_the_training(tmp_path):
+    stand_ins = StandIns(tmp_path, "nvidia-smi")
+    waiting = "trap 'touch saved; exit 75' TERM; touch started; while :; do sleep .05; done"
+    script = subprocess.Popen(
+        [LAUNCH / "gpu_single", "bash", "-c", waiting], env=stand_ins.environment, cwd=tmp_path
+    )
+    until((tmp_path / "started").exists)
+    script.terminate()
+    assert script.wait(20) == 75 and (tmp_path / "saved").exists()
+
+
 def test_gpu_single_insists_on_gpus_and_starts_again(tmp_path):
     stand_ins = StandIns(tmp_path, "nvidia-smi train", "train* => exit 75")
     report = 'always train* => env >"$STAND_INS/env"; exit 1'
     (tmp_path / "answers").write_text(f"train* => exit 75\n{report}\n")
-    ended = stand_ins.run("gpu_single", "--gpus=1,3", "train", *ODD)
+    ended = stand_ins.run("gpu_single", "--gpus=1,3", "train", *ODD, PAUSE="0")
     assert ended.returncode == 1
     assert stand_ins.calls() == [["nvidia-smi"], ["train", *ODD], ["train", *ODD]]
     seen = (tmp_path / "env").read_text().splitlines()

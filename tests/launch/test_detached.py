@@ -63,6 +63,55 @@ def test_stop_asks_the_command_and_waits_for_it(home):
     assert follower.wait(20) == 75
 
 
+def test_a_stopped_script_has_ended_when_what_it_runs_has(home):
+    saving = "trap 'until [ -e ~/go ]; do sleep .05; done; echo saved; exit 75' TERM"
+    inner = f"{saving}; echo; while :; do sleep .05; done"
+    script = ["bash", "-c", '"$@"; exit', "script", "bash", "-c", inner]
+    follower = subprocess.Popen([SCRIPT, *script], stdout=subprocess.PIPE)
+    assert follower.stdout.readline()
+    stop = subprocess.Popen([SCRIPT, "--stop"], stdout=subprocess.PIPE, text=True)
+    session = int((home / ".simclr_jax/pid").read_text())
+    until(lambda: not script_of(session))
+    assert (follower.poll(), stop.poll(), run("--ended")[1]) == (None, None, "ended 0 76\n")
+    (home / "go").touch()
+    assert follower.stdout.read().endswith(b"saved\n")
+    assert stop.communicate()[0].split()[::2] == ["ended", "143"]
+    assert follower.wait(20) == 143
+
+
+def script_of(session):
+    said = subprocess.run(["ps", "-o", "args=", "-s", str(session)], capture_output=True, text=True)
+    return [line for line in said.stdout.splitlines() if line.startswith('bash -c "$@"; exit')]
+
+
+@pytest.mark.parametrize(
+    "code, said", [(75, ["0", "76"]), (143, ["0", "76"]), (1, ["1"]), (0, ["0"])]
+)
+def test_how_a_run_ended_tells_a_stop_from_a_preemption(home, code, said):
+    script = f"trap 'exit {code}' TERM; echo; while :; do sleep .05; done"
+    follower = subprocess.Popen([SCRIPT, "--id=7", "bash", "-c", script], stdout=subprocess.PIPE)
+    assert follower.stdout.readline()
+    run("--stop")
+    assert follower.wait(20) == code
+    assert run("--id=7", "--ended")[1].split()[-len(said) :] == said
+    assert run("--id=8", "--ended")[1] == ""
+    assert run("--id=8", "bash", "-c", "exit 75")[0] == 75
+    assert run("--id=8", "--ended")[1].split()[::2] == ["ended", "75"]  # a new start forgets it
+
+
+def test_a_launch_that_followed_learns_how_it_ended_and_starts_nothing(home):
+    first = subprocess.Popen([SCRIPT, "--id=7", *WAIT], stdout=subprocess.PIPE)
+    assert first.stdout.readline()
+    second = subprocess.Popen([SCRIPT, "--id=8", *WAIT], stdout=subprocess.PIPE)
+    assert second.stdout.readline()
+    (home / "go").touch()
+    assert (first.wait(20), second.wait(20)) == (3, 3)
+    for each in ("--id=7", "--id=8"):
+        assert run(each, "--ended")[1].split()[::2] == ["ended", "3"]
+        assert run(each, *WAIT)[0] == 3
+    assert (home / "runs").read_text() == "run\n"
+
+
 def test_a_command_that_was_killed_with_its_shell_says_137(home):
     follower = subprocess.Popen([SCRIPT, "bash", "-c", "echo; sleep 60"], stdout=subprocess.PIPE)
     assert follower.stdout.readline()

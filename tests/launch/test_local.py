@@ -123,7 +123,7 @@ def test_the_second_signal_kills(tmp_path):
     launcher = start(tmp_path, [{"sleep": 60, "term": 75}, {"sleep": 60, "int": 1}])
     launcher.send_signal(signal.SIGINT)  # process 0 has no handler: KeyboardInterrupt, or 130
     until(lambda: b"process" in launcher.stderr.readline())
-    launcher.send_signal(signal.SIGTERM)
+    launcher.send_signal(signal.SIGINT)
     launcher.wait(20)
     until(lambda: not any(map(alive, pids(tmp_path))))
 

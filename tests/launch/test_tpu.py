@@ -11,6 +11,7 @@ WHERE = ("--name=pod", "--zone=z-b", "--project=p")
 AT = ["--zone=z-b", "--project=p", "--quiet"]
 TPUS = ["gcloud", "compute", "tpus"]
 GONE = "echo 'ERROR: (gcloud) NOT_FOUND: no such slice' >&2; exit 1"
+BUSY = "echo 'ERROR: 503, try again' >&2; exit 1"
 TRAIN = ("python", "-m", "train")
 
 
@@ -108,6 +109,8 @@ def test_workers_get_the_arguments_untouched(tmp_path, worker):
         (1, "noise\\nended 9.9 134\\nended 9.25 1\\nended 8 0\\n"),  # the mistake came first
         (134, "ended 10.5 134\\nended 11.5 1\\n"),
         (133, ""),
+        (69, "ended 10.5 134\\nended 0 69\\n"),  # the others waited for one without the code
+        (76, "ended 10.5 75\\nended 0 76\\n"),
     ],
 )
 def test_the_worker_that_failed_first_is_the_answer(tmp_path, ends, said):
@@ -115,6 +118,27 @@ def test_the_worker_that_failed_first_is_the_answer(tmp_path, ends, said):
     assert gcloud.run("tpu_run", *WHERE, "--", *TRAIN).returncode == ends
     first, second = (call[-4].split("--id=")[1].split()[0] for call in gcloud.calls())
     assert first == second
+
+
+@pytest.mark.parametrize("code, ends", [(75, 75), (134, 134), (1, 70)])
+def test_the_code_stays_where_no_worker_says_how_it_ended(tmp_path, code, ends):
+    gcloud = StandIns(tmp_path, "gcloud", f"*ssh* => exit {code}", "*--ended* => " + BUSY)
+    assert gcloud.run("tpu_run", *WHERE, "--", *TRAIN).returncode == ends
+
+
+def test_what_reachable_workers_say_counts_without_the_others(tmp_path):
+    said = "*--ended* => echo ended 10.5 1; exit 255"
+    gcloud = StandIns(tmp_path, "gcloud", "*ssh* => exit 134", said)
+    assert gcloud.run("tpu_run", *WHERE, "--", *TRAIN).returncode == 1
+
+
+def test_a_worker_without_the_code_says_so(tmp_path, worker):
+    (worker / "simclr_jax/.installed").unlink()
+    gcloud = StandIns(tmp_path, "gcloud", "*ssh* => exit 134", ON_WORKER)  # 134: of worker 0
+    ended = gcloud.run("tpu_run", *WHERE, "--", *TRAIN)
+    assert ended.returncode == 69 and "lacks the code" in ended.stderr
+    assert gcloud.run("tpu_run", *WHERE, "--", *TRAIN).returncode == 69
+    assert gcloud.run("tpu_run", *WHERE, "--stop").returncode == 69
 
 
 def test_a_worker_says_how_its_command_ended(tmp_path, worker):
@@ -148,8 +172,9 @@ def test_requeue_creates_again_after_a_preemption_and_goes_on(tmp_path):
         f"{run} => echo ended 1.5 75",
         # Round 4: still there, and the code is not: it was interrupted.
         f"{node} => echo READY",
-        f"{run} => exit 69",
-        f"{run} => exit 69",
+        f"{run} => exit 134",
+        f"{run} => echo ended 9.5 134; echo ended 0 69",
+        f"{node} => echo READY",
         f"{request} => echo ACTIVE",
         f"{request} => echo ACTIVE",
         # Round 5: done.
@@ -165,7 +190,7 @@ def test_requeue_creates_again_after_a_preemption_and_goes_on(tmp_path):
         *(node, run, run),
         *(node, request, delete, request, ask, request),
         *(node, request, request, ask, request, *install, run, run),
-        *(node, run, run, request, request, *install),
+        *(node, run, run, node, request, request, *install),
         *(node, run, delete),
     ]
     removals = [call for call in gcloud.calls() if "delete" in call]
@@ -174,18 +199,107 @@ def test_requeue_creates_again_after_a_preemption_and_goes_on(tmp_path):
     assert words(last[-4].split(" -- ")[1]) == [*TRAIN, *ODD, "--distributed"]
 
 
-def test_requeue_stops_at_a_mistake(tmp_path):
-    ready = "always *tpu-vm describe* => echo READY"
-    gcloud = StandIns(tmp_path, "gcloud", ready, "*ssh* => exit 1")
-    ended = gcloud.run("tpu_requeue", *WHERE, "--type=v4-32", "--", *TRAIN)
+REQUEUE = ("tpu_requeue", *WHERE, "--type=v4-32", "--", *TRAIN)
+READY = "always *tpu-vm describe* => echo READY"
+DELETES = "gcloud compute tpus queued-resources delete pod --force --zone=z-b --project=p --quiet"
+
+
+def test_requeue_stops_at_a_mistake_and_says_how_to_delete_the_slice(tmp_path):
+    said = "*--ended* => echo ended 5.5 1"
+    gcloud = StandIns(tmp_path, "gcloud", READY, said, "always *ssh* => exit 1")
+    ended = gcloud.run("tpu_requeue", *WHERE, "--type=v4-32", "--delete", "--", *TRAIN)
     assert ended.returncode == 1
     assert asked(gcloud) == ["tpu-vm describe", "tpu-vm ssh", "tpu-vm ssh", "tpu-vm describe"]
+    assert ended.stderr.splitlines()[-1].endswith(DELETES)
 
 
 def test_requeue_gives_up_in_the_end(tmp_path):
     gcloud = StandIns(tmp_path, "gcloud", "always *describe* => echo offline >&2; exit 1")
-    ended = gcloud.run("tpu_requeue", *WHERE, "--type=v4-32", "--", *TRAIN, TRIES="2")
+    ended = gcloud.run(*REQUEUE, TRIES="2")
     assert ended.returncode == 75 and ended.stderr.count("offline") == 2
+    assert ended.stderr.splitlines()[-1].endswith(DELETES)
+
+
+NONE, ACTIVE = (f"*queued-resources describe* => {said}" for said in (GONE, "echo ACTIVE"))
+
+
+@pytest.mark.parametrize(
+    "answers, ends",
+    [
+        (["*describe* => " + BUSY], 75),
+        ([NONE, "*create* => " + BUSY, "*tpu-vm describe* => " + GONE], 75),
+        ([ACTIVE, ACTIVE, "*scp* => exit 1", "*tpu-vm describe* => echo PREEMPTED"], 75),
+        ([ACTIVE, ACTIVE, "*tpu-vm ssh* => exit 255", READY], 75),
+        ([ACTIVE, ACTIVE, "*tpu-vm ssh* => exit 1", "*tpu-vm describe* => " + BUSY], 75),
+        ([ACTIVE, ACTIVE, "*tpu-vm ssh* => exit 1", "*tpu-vm describe* => echo READY"], 1),
+    ],
+)
+def test_create_ends_with_75_where_it_may_do_better_later(tmp_path, answers, ends):
+    gcloud = StandIns(tmp_path, "gcloud tar", *answers)
+    assert gcloud.run("tpu_create", *WHERE, "--type=v4-32").returncode == ends
+    left = (tmp_path / "answers").read_text().splitlines()
+    assert not [answer for answer in left if not answer.startswith(("- =>", "always"))]
+
+
+@pytest.mark.parametrize(
+    "answers",
+    [
+        # Installing: the slice is taken away, then gcloud fails, with the slice there.
+        ["*tpu-vm describe* => " + GONE, NONE, NONE, ACTIVE, "*ssh* => exit 255", READY],
+        ["*tpu-vm describe* => " + GONE, NONE, NONE, ACTIVE, "*scp* => exit 1", READY],
+        # Asking for the slice.
+        ["*tpu-vm describe* => " + GONE, NONE, "*describe* => " + BUSY, READY],
+        ["*tpu-vm describe* => " + GONE, NONE, NONE, "*create* => " + BUSY, READY],
+        # The command: gcloud says 1, and no worker does.
+        [READY, "*ssh* => " + BUSY],
+        [READY, "*ssh* => " + BUSY, "*ssh* => " + BUSY],
+    ],
+)
+def test_requeue_goes_on_after_a_failure_that_passes(tmp_path, answers):
+    ended = StandIns(tmp_path, "gcloud tar", *answers).run(*REQUEUE)
+    assert ended.returncode == 0, ended.stderr
+    assert ended.stderr.count("going on") == 1
+
+
+@pytest.mark.parametrize(
+    "answers, ends, installs",
+    [
+        # The request fails each time; the worker cannot install; gcloud cannot run commands.
+        (["always *tpu-vm describe* => echo FAILED", "always *describe* => echo FAILED"], 1, 0),
+        ([READY, "always *describe* => echo ACTIVE", "always *.installed* => exit 69"], 69, 4),
+        ([READY, "always *ssh* => " + BUSY], 70, 0),
+    ],
+)
+def test_requeue_gives_up_on_a_failure_that_stays(tmp_path, answers, ends, installs):
+    gcloud = StandIns(tmp_path, "gcloud tar", *answers)
+    ended = gcloud.run(*REQUEUE)
+    assert ended.returncode == ends
+    assert ended.stderr.count("going on") == 4
+    assert asked(gcloud).count("tpu-vm scp") == installs
+    assert ended.stderr.splitlines()[-1].endswith(DELETES)
+
+
+def test_requeue_forgets_failures_that_have_passed(tmp_path):
+    failure, preemption = "*ssh* => " + BUSY, "*ssh* => exit 75"
+    answers = [*[failure] * 2 * 4, *[preemption] * 2, *[failure] * 2 * 4]
+    ended = StandIns(tmp_path, "gcloud", READY, *answers).run(*REQUEUE)
+    assert ended.returncode == 0 and ended.stderr.count("going on") == 9
+
+
+def test_requeue_leaves_a_run_alone_that_was_stopped(tmp_path, worker):
+    stopping = f'HOME={worker} bash "{LAUNCH}/detached" --stop >/dev/null & echo; sleep 60; exit 75'
+    gcloud = StandIns(tmp_path, "gcloud", READY, ON_WORKER)
+    ended = gcloud.run(*REQUEUE, DO=f"trap 'exit 75' TERM; {stopping}")
+    assert ended.returncode == 76, ended.stderr
+    assert "was stopped" in ended.stderr and ended.stderr.splitlines()[-1].endswith(DELETES)
+    assert gcloud.run(*REQUEUE, DO="").returncode == 0  # a new start forgets it
+
+
+def test_requeue_deletes_the_slice_only_when_done(tmp_path):
+    gcloud = StandIns(tmp_path, "gcloud", READY, "*delete* => " + BUSY)
+    ended = gcloud.run("tpu_requeue", *WHERE, "--type=v4-32", "--delete", "--", *TRAIN)
+    assert ended.returncode == 0 and DELETES not in ended.stderr
+    assert asked(gcloud)[2:] == ["queued-resources delete"] * 2
 
 
 def test_a_dry_run_prints_what_would_run(tmp_path):
@@ -211,6 +325,7 @@ def test_a_dry_run_prints_what_would_run(tmp_path):
         ("tpu_run", ["--name=pod", "python"], "--name and --zone must be given"),
         ("tpu_run", ["--stopp", "python"], "--stopp is no option"),
         ("tpu_requeue", [*WHERE, "--batch=1", "python"], "--batch=1 is no option"),
+        ("tpu_requeue", [*WHERE, "python"], "--type must be given"),
     ],
 )
 def test_mistakes(tmp_path, script, arguments, said):
