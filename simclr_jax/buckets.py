@@ -38,7 +38,7 @@ def is_local(path: epath.PathLike) -> bool:
 def reaching(path: epath.PathLike, others: tuple[type[Exception], ...] = ()) -> Iterator[None]:
     """Turn what keeps a file from being read, or a bucket from being reached, into `Unreachable`.
 
-    Errors of the types `others` pass.
+    Into another `UserError` if it will not be otherwise later. Errors of the types `others` pass.
     """
     try:
         _filesystem(path)  # before `epath` opens it, with other settings
@@ -62,7 +62,7 @@ def reaching(path: epath.PathLike, others: tuple[type[Exception], ...] = ()) -> 
             where = error.filename or tempfile.gettempdir()
             raise UserError(f"{where} is full: free space there and start again") from error
         if not is_local(path):
-            raise Unreachable(
+            raise (UserError if _stays(error) else Unreachable)(
                 f"{os.fspath(path)} cannot be reached ({reason}): check its name, the network and "
                 "your credentials (gcloud auth application-default login)"
             ) from error
@@ -72,6 +72,14 @@ def reaching(path: epath.PathLike, others: tuple[type[Exception], ...] = ()) -> 
             f"{os.fspath(path)} cannot be read ({error.strerror or reason}): check the disk or "
             "mount; the same command continues from the last save"
         ) from error
+
+
+def _stays(error: Exception) -> bool:
+    """Tell whether a bucket has answered that a name or credentials are wrong."""
+    if type(error).__name__.endswith("CredentialsError"):  # of google.auth, botocore
+        return True
+    refused = (FileNotFoundError, PermissionError, NotADirectoryError, IsADirectoryError)
+    return isinstance(error, refused) or getattr(error, "code", None) in (400, 401, 403, 404)
 
 
 def _filesystem(path: epath.PathLike) -> Any:

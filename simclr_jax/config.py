@@ -293,11 +293,12 @@ def of_record(record: Mapping[str, Any]) -> ConfigDict:
     return config
 
 
-# What a resumed run may change: it touches what is written and where things are, never what is
-# computed. (That the images are the same ones, wherever they lie now, is recorded apart.)
+# What a resumed run may change: it touches what is written, where things are and what is kept in
+# memory, never what is computed. (That the images are the same ones, wherever they lie now, is
+# recorded apart.)
 FREE = (
     *("log", "checkpoint", "data.path", "data.threads", "data.resident"),
-    *("data.max_bad_fraction", "data.index"),
+    *("data.max_bad_fraction", "data.index", "train.remat"),
 )
 
 

@@ -7,6 +7,7 @@ code 1. Everything else is a bug and keeps its traceback.
 from __future__ import annotations
 
 import difflib
+import os
 import re
 import sys
 from collections.abc import Callable, Iterable
@@ -26,7 +27,12 @@ class UserError(Exception):
 
 
 class Unreachable(UserError):
-    """A disk or a bucket does not answer; later it may."""
+    """Something does not answer that later may: a disk, a bucket, another process.
+
+    Launch scripts give the same command again after this exit code.
+    """
+
+    code = os.EX_TEMPFAIL
 
 
 def nearest(name: str, choices: Iterable[str]) -> str:

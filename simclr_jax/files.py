@@ -29,6 +29,7 @@ __all__ = [
     "make_workdir",
     "read_json",
     "size_and_time",
+    "sync",
     "write_atomically",
     "write_json",
 ]
@@ -64,12 +65,23 @@ def write_atomically(path: epath.PathLike, content: str | bytes) -> None:
     except BaseException:
         aside.unlink(missing_ok=True)
         raise
-    directory = os.open(final.parent, os.O_RDONLY)
+    _sync(final.parent)
+
+
+def sync(directory: epath.PathLike) -> None:
+    """Put a local directory, and all in it, on the disk, where it outlives a power cut."""
+    for path in [Path(directory), *Path(directory).rglob("*")]:
+        _sync(path)
+
+
+def _sync(path: Path) -> None:
+    opened = os.open(path, os.O_RDONLY)
     try:
-        with contextlib.suppress(OSError):  # some network file systems cannot sync a directory
-            os.fsync(directory)
+        # Some network file systems cannot sync a directory.
+        with contextlib.suppress(OSError) if path.is_dir() else contextlib.nullcontext():
+            os.fsync(opened)
     finally:
-        os.close(directory)
+        os.close(opened)
 
 
 def create(path: epath.Path, content: str) -> bool:
@@ -152,10 +164,16 @@ def size_and_time(path: epath.PathLike) -> str:
         return "no file"
     with buckets.reaching(path):
         try:
-            remote = epath.Path(path).stat()
+            if (bucket := buckets._filesystem(path)) is None:
+                remote = epath.Path(path).stat()
+                return f"{remote.length} {remote.mtime}"
+            found = bucket.info(os.fspath(path))
         except FileNotFoundError:
             return "no file"
-        return f"{remote.length} {remote.mtime}"
+    # Each service has names of its own; what `gs://` has comes first.
+    names = ("mtime", "generation", "etag", "ETag", "LastModified", "last_modified")
+    mark = next((found[name] for name in names if found.get(name)), 0)
+    return f"{found['size']} {int(mark.timestamp()) if hasattr(mark, 'timestamp') else mark}"
 
 
 def cache_directory() -> Path:

@@ -21,7 +21,7 @@ import numpy as np
 from jax.experimental import multihost_utils
 
 from simclr_jax import errors
-from simclr_jax.errors import UserError
+from simclr_jax.errors import Unreachable, UserError
 
 HEARTBEAT_SECS = 60
 START_SECS = 300  # that processes wait for one another at the start
@@ -120,12 +120,10 @@ def _await_coordinator(coordinator: str) -> None:
             return
         except OSError as error:
             if time.monotonic() > deadline:
-                absent = UserError(
+                raise Unreachable(
                     f"--coordinator is {coordinator}, but nobody answers there ({error}): give the "
                     f"address of process 0, and start it within {START_SECS} s"
-                )
-                absent.code = os.EX_TEMPFAIL  # its machine may come later
-                raise absent from error
+                ) from error
         time.sleep(0.5)
 
 

@@ -355,6 +355,8 @@ def test_differences_name_nested_fields_and_pass_over_what_changes_no_result():
     new["log"]["every_steps"] = 1
     new["checkpoint"]["keep"] = 9
     new["data"] |= {"path": "/elsewhere", "threads": 3, "resident": True}
+    new["data"] |= {"index": "/elsewhere", "max_bad_fraction": 0.5}
+    new["train"]["remat"] = "block"
     new["examples"] = 5
     assert recipes.differences(old, new) == [
         "augment.views.second.blur: 0.5 -> 0.1",

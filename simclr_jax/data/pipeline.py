@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 from collections import deque
 from collections.abc import Callable, Generator, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -16,7 +17,7 @@ from jax.sharding import PartitionSpec as P
 from simclr_jax import parallel
 from simclr_jax.data import placements
 from simclr_jax.data.placements import Loading, Request, device
-from simclr_jax.data.reader import ahead
+from simclr_jax.data.reader import Reader, ahead
 
 Batch = dict[str, Any]
 
@@ -39,22 +40,39 @@ def host_batches(
     `example` int32 `[n]`, which image of the data set it is (that of an unreadable one, where
     another stands in for it).
     """
-    asked: deque[Request] = deque()
-
-    def noted() -> Iterator[Request]:
-        for one in _announced(loading, requests):
-            asked.append(one)
-            yield one
-
-    for batch in placements.get(placement)(loading, noted()):
-        yield batch | _identity(loading, asked.popleft())
+    return _host_batches(placement, _closable(loading), requests)
 
 
-def _announced(loading: Loading, requests: Iterator[Request]) -> Iterator[Request]:
+def _closable(loading: Loading) -> Loading:
+    """Return `loading` with a reader of its own, which one stream of batches can close."""
+    return dataclasses.replace(loading, reader=dataclasses.replace(loading.reader))
+
+
+def _host_batches(
+    placement: str, loading: Loading, requests: Iterator[Request]
+) -> Generator[Batch, None, None]:
+    reader, under_way = loading.reader, deque[Request]()
+    made = placements.get(placement)(loading, _announced(reader, requests, under_way))
+    try:
+        with contextlib.closing(made):
+            for batch in made:
+                done = under_way.popleft()
+                reader.release(done.positions)
+                yield batch | _identity(loading, done)
+    finally:
+        while under_way:
+            reader.release(under_way.popleft().positions)
+        reader.close()
+
+
+def _announced(
+    reader: Reader, requests: Iterator[Request], under_way: deque[Request]
+) -> Iterator[Request]:
     """Yield `requests`, each when what the one after it will read is on its way."""
     before: Request | None = None
     for one in requests:
-        loading.reader.announce(one.positions)
+        reader.announce(one.positions)
+        under_way.append(one)
         if before is not None:
             yield before
         before = one
@@ -95,12 +113,12 @@ def device_batches(
     A thread assembles and transfers the next chunk while this one is computed. With `resident`,
     for placement `device`, all images are kept on every device and only their numbers cross.
     """
-    rows = parallel.local_rows(mesh, batch_size)
+    loading, rows = _closable(loading), parallel.local_rows(mesh, batch_size)
     requests = (request(step, batch_size, rows) for step in range(first_step, total_steps))
     if resident:
         stream, finish = _lookups(loading, requests), _gather(loading, mesh)
     else:
-        stream, finish = host_batches(placement, loading, requests), _unchanged
+        stream, finish = _host_batches(placement, loading, requests), _unchanged
 
     def load(steps: range) -> tuple[range, Batch]:
         batches = [next(stream) for _ in steps]
@@ -110,7 +128,9 @@ def device_batches(
             stacked = {name: np.stack([batch[name] for batch in batches]) for name in batches[0]}
         return steps, finish(parallel.shard(mesh, stacked, axis=1))
 
-    with contextlib.closing(stream), ThreadPoolExecutor(1) as worker:
+    # The reader is closed first: what is under way would go on for a batch.
+    closing = contextlib.closing
+    with closing(stream), ThreadPoolExecutor(1) as worker, closing(loading.reader):
         yield from ahead(worker, load, chunks(first_step, total_steps, steps_per_call), depth=1)
 
 

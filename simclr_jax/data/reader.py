@@ -6,15 +6,16 @@ import dataclasses
 import json
 import threading
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
-from typing import Any, NamedTuple, TypeVar
+from collections.abc import Callable, Generator, Iterable
+from concurrent.futures import CancelledError, Future, ThreadPoolExecutor
+from typing import Any, NamedTuple, TypeVar, cast
 
 import numpy as np
 from etils import epath
 
 from simclr_jax import files
 from simclr_jax.data.decode import BadImage
+from simclr_jax.data.read_ahead import ReadAhead
 from simclr_jax.data.sources.memory import Images
 from simclr_jax.data.sources.source import Source
 from simclr_jax.data.stream import Stream
@@ -107,7 +108,7 @@ class Unreadable:
 
 @dataclasses.dataclass(frozen=True)
 class Reader:
-    """Reads what stands at given positions.
+    """Reads what stands at given positions, until it is closed.
 
     Attributes:
       source: of the images.
@@ -118,6 +119,9 @@ class Reader:
     source: Source
     order: Callable[[np.ndarray], np.ndarray]
     unreadable: Unreadable
+    _closed: threading.Event = dataclasses.field(
+        default_factory=threading.Event, init=False, repr=False, compare=False
+    )
 
     def read(
         self,
@@ -128,9 +132,14 @@ class Reader:
 
         In place of an unreadable one stands the example of the next position that is readable,
         which is the same one on any number of hosts and after any restart.
+
+        Raises:
+          CancelledError: once the reader is closed.
         """
         images, labels = [], []
         for at in zip(positions, self.order(positions), strict=True):
+            if self._closed.is_set():
+                raise CancelledError
             image, label = self._row(*at)
             images.append(shrink(image))
             labels.append(label)
@@ -139,12 +148,33 @@ class Reader:
     def announce(self, positions: np.ndarray) -> None:
         """Start to fetch what will stand at `positions`, where the order has blocks to fetch.
 
-        All windows end at about the same batch: what follows them is fetched while they last.
+        It is kept until `release` of the same positions. All windows end at about the same batch:
+        what follows them is fetched while they last.
         """
-        if isinstance(self.order, Stream):
-            fetching: Any = self.source
+        if isinstance(self.order, Stream) and not self._closed.is_set():
             later = self.order.a_window_later(positions)
-            fetching.announce(self.order.blocks(positions) + self.order.blocks(later))
+            self._records.announce(self._blocks(positions), self._blocks(later))
+
+    def release(self, positions: np.ndarray) -> None:
+        """Forget what was announced for these positions, which were read, and for no others."""
+        if isinstance(self.order, Stream):
+            self._records.release(self._blocks(positions))
+
+    def close(self) -> None:
+        """End `read`, and fetch no more of what was announced."""
+        self._closed.set()
+        if isinstance(self.order, Stream):
+            self._records.close()
+
+    @property
+    def _records(self) -> ReadAhead:
+        of_records: Any = self.source
+        return of_records.raw
+
+    def _blocks(self, positions: np.ndarray) -> list[np.ndarray]:
+        """Return the blocks to fetch for positions, as rows of the records."""
+        stream, of_records = cast(Stream, self.order), cast(Any, self.source)
+        return [of_records.rows[examples] for examples in stream.blocks(positions)]
 
     def _row(self, position: int, example: int) -> tuple[np.ndarray, int]:
         # Ends, because `unreadable` refuses a source that has nothing else to offer.
@@ -201,7 +231,7 @@ def load(source: Source, unreadable: Unreadable, threads: int) -> Images:
 
 def ahead(
     pool: ThreadPoolExecutor, work: Callable[[Job], Done], jobs: Iterable[Job], depth: int
-) -> Iterator[Done]:
+) -> Generator[Done, None, None]:
     """Yield `work(job)` for each job, in order, with up to `depth` more under way."""
     waiting: deque[Future[Done]] = deque()
     try:

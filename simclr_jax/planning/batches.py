@@ -62,9 +62,17 @@ class AnyBatch:
         """Return the bytes each device receives, by kind."""
         return collectives(self.at(images))
 
-    def most_images(self, room: float, rules: Rules) -> int:
-        """Return the most images on a device whose step needs at most `room` bytes; 0: not one."""
-        return largest(lambda images: self.memory(images, rules).peak <= room)
+    def most_images(self, room: float, rules: Rules, waiting: int = 0) -> int:
+        """Return the most images on a device whose step needs at most `room` bytes; 0: not one.
+
+        Beside the batch of the step there are `waiting` more.
+        """
+
+        def fits(images: int) -> bool:
+            found = self.memory(images, rules)
+            return found.peak + waiting * found.batch <= room
+
+        return largest(fits)
 
 
 def largest(fits: Callable[[int], bool]) -> int:

@@ -104,6 +104,22 @@ class Case:
         """Return the images of a batch on one device."""
         return self.config.train.batch_size // self.devices
 
+    @property
+    def waiting(self) -> int:
+        """Return how many batches a device holds beside that of the step.
+
+        There are two chunks, one in use and one on its way (`data.pipeline.device_batches`).
+        """
+        return 2 * self.config.train.steps_per_call - 1
+
+    @property
+    def resident(self) -> jax.ShapeDtypeStruct | None:
+        """Return a description of the images that every device keeps, if it keeps all."""
+        if not self.config.data.resident:
+            return None
+        shape, dtype = _images_of(self.config, self.prepared.train)["image"]
+        return jax.ShapeDtypeStruct((len(self.prepared.train), *shape), dtype)
+
     def changed(self, **fields: Any) -> Case:
         """Return the case with other fields of the group `train`."""
         config = self.config.copy_and_resolve_references()

@@ -1,14 +1,17 @@
-"""Fields that a recipe leaves to the run it starts from, or else to its teacher."""
+"""The runs that a recipe starts from: which checkpoints, and the fields that it leaves to them."""
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Mapping
 from typing import Any
 
 from ml_collections import ConfigDict
 
-from simclr_jax.config import INHERITED, INHERITED_CROP, OPEN, base
+from simclr_jax import files, processes
+from simclr_jax.config import INHERITED, INHERITED_CROP, OPEN, base, of_record
 from simclr_jax.errors import UserError
+from simclr_jax.stages import warm_start
 from simclr_jax.train import saved
 
 
@@ -50,6 +53,25 @@ def inherit(
     _fill(c, run.config.to_dict(), wanted)
     groups = dict.fromkeys(name.split(".")[0] for name in wanted)
     return c, [f"inherited {', '.join(groups)}: as in {run}"]
+
+
+def pin(config: ConfigDict, before: Mapping[str, Any] | None) -> None:
+    """Name the checkpoints that this run starts from: the newest ones, where no step is given.
+
+    The other runs may train on, lose a checkpoint, or, once this one has saved, be gone. Each
+    process has to read the same one, and a teacher is read again whenever this run is resumed.
+    """
+    pointers = [("init", "run")] if warm_start.parts_of(config.init) else []
+    pointers += [("distill", "teacher")] if config.stage == "distill" else []
+    for group, field in pointers:
+        run = config[group][field]
+        if before is None:
+            newest = functools.partial(saved.newest, run, f"{group}.{field}")
+            config[group][field] = processes.on_first(newest)
+            continue
+        then = of_record(before)[group][field]
+        if saved.split(then)[0] == files.expand_home(run):
+            config[group][field] = then
 
 
 def _open(c: ConfigDict) -> list[str]:

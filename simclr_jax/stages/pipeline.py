@@ -27,6 +27,7 @@ from simclr_jax.stages.encoder import taps
 from simclr_jax.stages.inherit import inherit
 from simclr_jax.stages.pipeline_place import SOLVER, Place, Settle
 from simclr_jax.stages.solvers import Settings
+from simclr_jax.train import saved
 from simclr_jax.train.lock import WorkdirLock
 from simclr_jax.train.progress import Console
 
@@ -116,8 +117,7 @@ def settle(config: ConfigDict, devices: int, finish: Settle) -> dict[str, Config
 
 def _check_workdir(field: str, to: str, known: Mapping[str, ConfigDict]) -> None:
     """Check that what `init.run` or `distill.teacher` names outside the pipeline is there."""
-    workdir, _, step = to.rpartition("@")
-    workdir = workdir if step.isdecimal() else to
+    workdir, _ = saved.split(to)
     if not (epath.Path(workdir).expanduser() / "checkpoints").is_dir():
         raise UserError(
             f'{field} is "{to}"{nearest(to, known)}: name an earlier run of this pipeline, or the '

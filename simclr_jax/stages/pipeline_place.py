@@ -17,6 +17,7 @@ from simclr_jax.stages import run as runs
 from simclr_jax.stages.adapt import adapt
 from simclr_jax.stages.inherit import inherit
 from simclr_jax.stages.labels import tag
+from simclr_jax.train import saved
 from simclr_jax.train.profile import Profiler
 from simclr_jax.train.workdir import RESUME, check_recipe, started
 
@@ -113,7 +114,11 @@ class Place:
             # Where a pipeline lies, and from where it is called, may change.
             group, field = pointer.split(".")
             before = record.get(group, {}).get(field, "")
-            moved = before if epath.Path(before).name == source else str(self.of(source))
+            moved = (
+                before
+                if epath.Path(saved.split(before)[0]).name == source
+                else str(self.of(source))
+            )
             same.update_from_flattened_dict({pointer: moved})
         images = {"images": record.get("images")}
         check_recipe(path, same.to_dict() | images, "auto", fresh=False)

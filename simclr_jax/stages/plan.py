@@ -9,7 +9,7 @@ import jax
 from etils import epath
 from ml_collections import ConfigDict
 
-from simclr_jax import files
+from simclr_jax import buckets, files
 from simclr_jax.errors import UserError
 from simclr_jax.planning import ahead, devices
 from simclr_jax.planning.ahead import Compiled
@@ -83,8 +83,8 @@ def run(config: ConfigDict, asked: Asked, json_file: str = "") -> dict[str, Any]
     Raises:
       UserError: for whatever a user can put right.
     """
-    if json_file and not epath.Path(json_file).parent.is_dir():
-        raise UserError(f"--json is {json_file}: there is no such directory, make it first")
+    json_file = files.expand_home(json_file) if json_file else ""
+    _check(asked, json_file)
     device = devices.find(asked.device)
     if asked.compile and not device.family:
         raise UserError(f"--compile asks a TPU's compiler, --device is {asked.device}")
@@ -104,22 +104,47 @@ def run(config: ConfigDict, asked: Asked, json_file: str = "") -> dict[str, Any]
     return plan
 
 
+def _check(asked: Asked, json_file: str) -> None:
+    """Raise `UserError` for what need not wait for a plan."""
+    if asked.classes and not asked.images:
+        raise UserError(
+            f"--classes is {asked.classes}, but only images that are not here take it: give "
+            "--images=NUMBER too, or leave it out"
+        )
+    if files.is_local(json_file):
+        if json_file and not epath.Path(json_file).parent.is_dir():
+            raise UserError(f"--json is {json_file}: there is no such directory, make it first")
+        return
+    with buckets.reaching(json_file):
+        epath.Path(json_file).exists()
+
+
 def estimate(case: Case, steps: AnyBatch, asked: Asked) -> dict[str, Any]:
     """Return all that is known without a compiler, bytes and operations of one device."""
     memory, flops = steps.memory(case.images, asked.rules), steps.flops(case.images)
     views = case.images * len(case.config.augment.views)
+    held = beside(case, memory, asked)
     return {
         "device": asked.device,
         "devices": asked.count,
         "room": asked.room,
         "batch_size": case.config.train.batch_size,
         "state": parts_of(case.state()),
-        "estimated": dataclasses.asdict(memory) | {"peak": memory.peak},
+        "beside": held,
+        "estimated": dataclasses.asdict(memory) | {"peak": memory.peak + sum(held.values())},
         "flops": flops,
         "flops_per_view": flops / views,
         "collectives": steps.collectives(case.images),
         "choices": [dataclasses.asdict(choice) for choice in choices(case, steps, asked)],
     }
+
+
+def beside(case: Case, memory: Memory, asked: Asked) -> dict[str, int]:
+    """Return the bytes of what a run holds on a device beside its step, whose memory this is."""
+    found = {"waiting batches": case.waiting * memory.batch}
+    if case.resident is not None:
+        found["resident images"] = asked.rules.sizes(case.resident)
+    return found
 
 
 def parts_of(state: TrainState) -> dict[str, int]:
@@ -147,10 +172,12 @@ def choices(case: Case, steps: AnyBatch, asked: Asked) -> list[Choice]:
 
 
 def _choice(name: str, case: Case, steps: AnyBatch, asked: Asked) -> Choice:
-    most = steps.most_images(asked.room, asked.rules)
+    memory = steps.memory(case.images, asked.rules)
+    held = beside(case, memory, asked)
+    room = asked.room - held.get("resident images", 0)
+    most = steps.most_images(room, asked.rules, case.waiting)
     most -= most % ROUND if most > ROUND else 0
-    largest = most * case.devices
-    return Choice(name, steps.memory(case.images, asked.rules).peak, largest)
+    return Choice(name, memory.peak + sum(held.values()), most * case.devices)
 
 
 def report(case: Case, asked: Asked, plan: dict[str, Any], compiled: Compiled | None) -> str:
@@ -184,20 +211,29 @@ def _gib(size: float) -> str:
 
 
 def _memory_table(plan: dict[str, Any], compiled: Compiled | None) -> str:
-    memory = Memory(*(plan["estimated"][name] for name in ("state", "batch", "temporary")))
-    rows = [[name, _gib(size)] for name, size in plan["state"].items()]
-    rows += [["batch", _gib(memory.batch)]]
-    rows += [["activations, gradients, work", _gib(memory.temporary)]]
-    rows += [["peak", _gib(memory.peak)]]
-    header = ["GiB on one device", "estimated"]
+    found, held = plan["estimated"], plan["beside"]
+    sizes = plan["state"] | {
+        "batch": found["batch"],
+        "activations, gradients, work": found["temporary"],
+        **held,
+        "peak": found["peak"],
+    }
+    rows, header = [[name, _gib(size)] for name, size in sizes.items()], ["GiB on one device"]
     if compiled:
-        header.append("compiled")
-        found = compiled.memory
-        known = [_gib(found.batch), _gib(found.temporary)] if found else ["", ""]
-        known.append(_gib(compiled.needed) if found else f"{_gib(compiled.needed)}, does not fit")
-        known = [""] * (len(rows) - 3) + known
-        rows = [[*row, cell] for row, cell in zip(rows, known, strict=True)]
-    return table(header, rows)
+        known = _compiled_cells(plan, compiled)
+        rows = [[*row, known.get(row[0], "")] for row in rows]
+    return table([*header, "estimated", "compiled"][: len(rows[0])], rows)
+
+
+def _compiled_cells(plan: dict[str, Any], compiled: Compiled) -> dict[str, str]:
+    """Return what the compiler says of a step, and what a run holds beside it, by row."""
+    memory, held = compiled.memory, plan["beside"]
+    if memory is None:  # and what it then says may be of temporaries alone
+        return {"peak": f"{_gib(compiled.needed)}, does not fit"}
+    peak = compiled.needed + sum(held.values())
+    fits = "" if peak <= plan["room"] else ", does not fit"
+    sizes = {"batch": memory.batch, "activations, gradients, work": memory.temporary, **held}
+    return {name: _gib(size) for name, size in sizes.items()} | {"peak": _gib(peak) + fits}
 
 
 def _traffic_table(plan: dict[str, Any], compiled: Compiled | None) -> str:

@@ -14,7 +14,6 @@ from ml_collections import ConfigDict
 from simclr_jax import files, parallel, processes, validation
 from simclr_jax.data import sources
 from simclr_jax.data.sources import Source
-from simclr_jax.errors import Unreachable
 from simclr_jax.stages import (
     build,
     distill,
@@ -27,7 +26,7 @@ from simclr_jax.stages import (
 )
 from simclr_jax.stages import labels as label_choice
 from simclr_jax.stages.adapt import adapt
-from simclr_jax.stages.inherit import inherit
+from simclr_jax.stages.inherit import inherit, pin
 from simclr_jax.stages.inputs import Inputs
 from simclr_jax.train import loop
 from simclr_jax.train import plan as plans
@@ -67,7 +66,7 @@ def run(config: ConfigDict, workdir: str, resume: str = "auto", profile_steps: s
     kept, before = epath.Path(workdir) / "index", recipe_before(workdir)
     ready = prepare(config, mesh.size, kept if before else None, before)
     config, plan, train, test = ready.config, ready.plan, ready.train, ready.test
-    warm_start.check(config.init)
+    pin(config, before)
     if config.stage == "distill":
         teacher.check(config, train, test)
 
@@ -86,11 +85,7 @@ def run(config: ConfigDict, workdir: str, resume: str = "auto", profile_steps: s
         summary.announce(opened, config, plan, stage, mesh, about)
         if processes.rank() == 0:
             views.draw(config, inputs, opened)
-        try:
-            result = loop.train(stage, plan, mesh, opened, profiler)
-        except Unreachable as error:
-            error.code = EXIT_CODES[signal.SIGTERM]  # it answered when the run began
-            raise
+        result = loop.train(stage, plan, mesh, opened, profiler)
         if result.stopped_by:
             return EXIT_CODES[result.stopped_by]
         summary.conclude(opened, plan, stage, result.state)

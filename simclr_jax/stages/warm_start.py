@@ -33,7 +33,7 @@ def load_parts(init: ConfigDict, state: TrainState, tap: int = 0) -> TrainState:
       UserError: if there is no such checkpoint, or a part has other leaves or shapes there, naming
         what is missing, extra or different.
     """
-    parts = check(init)
+    parts = parts_of(init)
     if not parts:
         return state
     run = saved.read(init.run, "init.run")
@@ -53,14 +53,13 @@ def load_parts(init: ConfigDict, state: TrainState, tap: int = 0) -> TrainState:
     return jax.tree.unflatten(jax.tree.structure(state), leaves)
 
 
-def check(init: ConfigDict) -> list[str]:
-    """Return the parts to be taken over; raise `UserError` if one is unknown or there is no run."""
+def parts_of(init: ConfigDict) -> list[str]:
+    """Return the parts to be taken over; raise `UserError` if one is unknown."""
     if not init.run or init.parts == NOTHING:
         return []
     parts = [part.strip() for part in init.parts.split(",")]
     for part in parts:
         choose("init.parts", part, (*PARTS, NOTHING))
-    saved.describe(init.run, "init.run")
     return parts
 
 

@@ -36,11 +36,12 @@ from etils import epath
 from flax import traverse_util
 
 from simclr_jax import files, parallel, processes
-from simclr_jax.errors import UserError
+from simclr_jax.errors import Unreachable, UserError
 from simclr_jax.train import manifest
-from simclr_jax.train.hush import hush_orbax
 from simclr_jax.train.manifest import Damaged, Leaf
+from simclr_jax.train.orbax_errors import errno_of, hush_orbax
 
+_OF_THE_FILE = {errno.ENOENT, errno.ENOTDIR, errno.EISDIR}  # other errors are of the disk
 _LEFTOVERS = (".orbax-checkpoint-tmp", ".pruned")
 
 
@@ -298,6 +299,12 @@ class Checkpoints:
         except MemoryError:
             raise
         except Exception as error:  # each layer of Orbax and TensorStore has types of its own
+            if (number := errno_of(error)) is not None and number not in _OF_THE_FILE:
+                raise Unreachable(
+                    f"checkpoint {self._name(step)} cannot be read now ({os.strerror(number)}): "
+                    "check that disk or mount; if it stays so, move that directory away, and the "
+                    "run goes on from the checkpoint before"
+                ) from error
             raise Damaged(f"it cannot be read: {str(error).splitlines()[0][:200]}") from error
         manifest.check_values(manifest.describe(manifest.to_host(values)), saved)
         return values
@@ -349,8 +356,7 @@ class Checkpoints:
         try:
             yield
         except (Damaged, OSError, ValueError) as error:  # TensorStore raises ValueErrors
-            code = re.search(r"os_error_code='(\d+)'", str(error))
-            number = int(code[1]) if code else getattr(error, "errno", None)
+            number = errno_of(error)
             if number is None and not isinstance(error, Damaged):
                 raise
             reason = os.strerror(number) if number else f"it reads back differently: {error}"

@@ -86,8 +86,11 @@ class WorkdirLock:
 
     def check(self) -> None:
         """Raise `UserError` if another process has taken the workdir over, or it is gone."""
-        if self._lost:
-            raise UserError(self._lost)
+        owner = self._read(self._path)
+        if not self._is_ours(owner):
+            self._look(owner)
+            if self._lost:
+                raise UserError(self._lost)
 
     def _record(self) -> str:
         return json.dumps({**self._identity, "heartbeat": time.time()})
@@ -184,16 +187,22 @@ class WorkdirLock:
                 if self._is_ours(owner):
                     self._lost = None
                     files.write_atomically(self._path, self._record())
-                elif owner is None:
-                    self._lose(self._gone())  # and look again: a mount may come back
-                elif owner:
-                    self._lose(
-                        f'workdir "{self._workdir}" was taken over by {_name(owner)} while this '
-                        "process gave no heartbeat: stop one of the two"
-                    )
+                    continue
+                self._look(owner)
+                if owner:
                     return
             except (OSError, UserError) as error:  # a full disk, a network: it may come back
                 self._warn(f"the heartbeat in {self._path} could not be written: {error}")
+
+    def _look(self, owner: dict[str, Any] | None) -> None:
+        """Say what it means that a lock is not ours: `{}` may be ours, and cannot be read now."""
+        if owner is None:
+            self._lose(self._gone())  # until a mount comes back
+        elif owner:
+            self._lose(
+                f'workdir "{self._workdir}" was taken over by {_name(owner)} while this process '
+                "gave no heartbeat: stop one of the two"
+            )
 
     def _gone(self) -> str:
         if not self._workdir.exists():

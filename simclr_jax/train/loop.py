@@ -63,7 +63,7 @@ def train(
 
     step = make_step(stage, mesh)
     log = Log(plan, stage.formats, workdir, first_step)
-    stop = StopRequest()
+    stop, stopped_by, done = StopRequest(), 0, first_step
     with stop, profiler, log:
         if first_step == 0:
             log.evaluation(0, stage.evaluate(state))
@@ -75,17 +75,18 @@ def train(
             done = steps[-1] + 1
 
             at_end = done == plan.total_steps
-            stopped_by = 0 if at_end else stop.after_chunk()
+            stopped_by = stop.after_chunk()
             if at_end or due(done, plan.evaluate_every):
                 log.catch_up()
                 log.evaluation(done, stage.evaluate(state))
             if at_end or stopped_by or due(done, plan.save_every):
-                log.catch_up(state)
                 processes.on_first(workdir.lock.check)
+                log.catch_up(state)
                 checkpoints.save(done, state)
             if stopped_by:
-                checkpoints.wait()
-                console.say(f"stopped at step {done}; the same command continues from there")
-                return Result(state, stopped_by)
-    checkpoints.wait()
-    return Result(state, stopped_by=0)
+                break
+        checkpoints.wait()
+        stopped_by = stopped_by or stop.after_chunk()
+        if stopped_by:
+            console.say(f"stopped at step {done}; the same command continues from there")
+        return Result(state, stopped_by)

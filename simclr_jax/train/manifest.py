@@ -21,9 +21,10 @@ import numpy as np
 from etils import epath
 
 from simclr_jax import buckets, files
-from simclr_jax.errors import UserError
+from simclr_jax.errors import Unreachable, UserError
 
 NAME = "manifest.json"
+_GONE = (FileNotFoundError, NotADirectoryError)
 _SMALL = 1 << 20  # bytes; the metadata of Orbax stay below
 # The multiplier of word i is _ODD[i % _PAGE] * (2 * (i // _PAGE) + 1): a table small enough for a
 # core's cache, of scattered odd numbers. It is part of the format, as is the word size.
@@ -181,8 +182,9 @@ def list_files(directory: epath.Path) -> dict[str, list[Any]]:
     """
     found: dict[str, list[Any]] = {}
     for path in buckets.below(directory):
-        size = path.stat().length
-        digest = hashlib.sha256(path.read_bytes()).hexdigest() if size <= _SMALL else ""
+        with buckets.reaching(path, _GONE):
+            size = path.stat().length
+            digest = hashlib.sha256(path.read_bytes()).hexdigest() if size <= _SMALL else ""
         found[os.path.relpath(path, directory)] = [size, digest]
     found.pop(NAME, None)
     return found
@@ -195,6 +197,7 @@ def write(directory: epath.Path, step: int, leaves: Mapping[str, Leaf]) -> None:
         "leaves": {name: asdict(leaf) for name, leaf in sorted(leaves.items())},
         "files": dict(sorted(list_files(directory).items())),
     }
+    files.sync(directory)  # Orbax leaves its small files to the system's cache
     files.write_json(directory / NAME, {"digest": _digest(record), **record})
 
 
@@ -206,9 +209,12 @@ def read(directory: epath.Path, step: int) -> dict[str, Leaf]:
         missing, has another size or, if it is small, another content.
     """
     try:
-        record = files.read_json(directory / NAME)
-    except (FileNotFoundError, NotADirectoryError) as error:
+        with buckets.reaching(directory, _GONE):
+            record = files.read_json(directory / NAME)
+    except _GONE as error:
         raise Damaged(f"it has no {NAME}: its save did not finish") from error
+    except Unreachable:
+        raise
     except UserError as error:
         raise Damaged(f"{NAME} is not JSON") from error
     if not isinstance(record, dict) or record.pop("digest", None) != _digest(record):

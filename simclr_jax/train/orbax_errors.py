@@ -1,7 +1,8 @@
-"""What Orbax's threads print of errors that are raised here as well."""
+"""What Orbax and TensorStore say of errors, and how."""
 
 from __future__ import annotations
 
+import re
 import sys
 from logging import ERROR, LogRecord
 from typing import Any
@@ -9,8 +10,14 @@ from typing import Any
 from absl import logging
 
 
+def errno_of(error: BaseException) -> int | None:
+    """Return what the operating system said, if that is what an error is about."""
+    code = re.search(r"os_error_code='(\d+)'", str(error))  # of TensorStore, which has no errno
+    return int(code[1]) if code else getattr(error, "errno", None)
+
+
 def hush_orbax() -> None:
-    """Drop it from now on. May be called again.
+    """Keep its threads from printing what is raised as well. May be called again.
 
     They log the traceback of what the next `save`, `wait` or `close` raises. And when a file cannot
     be written, TensorStore finds the event loop of that save closed for each file still under way,

@@ -89,14 +89,24 @@ def describe(run: str, flag: str = "--checkpoint") -> Saved:
     return read(run, flag)  # which says what is wrong
 
 
+def newest(run: str, flag: str = "--checkpoint") -> str:
+    """Return `WORKDIR@STEP` of what `read` would give now, which stays the same run's same step."""
+    return str(describe(run, flag))
+
+
+def split(run: str) -> tuple[str, int | None]:
+    """Return workdir and step of `WORKDIR@STEP`, None for the newest one of `WORKDIR`."""
+    workdir, _, step = run.rpartition("@")
+    # The directory itself may have an @ in its name.
+    return (workdir, int(step)) if step.isdecimal() else (run, None)
+
+
 def _find(run: str, flag: str) -> tuple[epath.Path, int | None]:
     """Return the workdir that a user names, and the step, None for the newest."""
-    workdir, _, at = run.rpartition("@")
-    if not at.isdecimal():  # the directory itself may have an @ in its name
-        workdir, at = run, ""
+    workdir, at = split(run)
     path = epath.Path(files.expand_home(workdir))
     if not buckets.listing(path / "checkpoints"):
         raise UserError(f"{flag}={run} holds no checkpoints: give the workdir of a run")
     if not (path / "config.json").exists():
         raise UserError(f"{flag}={run} has no config.json: give the whole workdir of a run")
-    return path, int(at) if at else None
+    return path, at

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import errno
 import json
 import os
 import re
@@ -19,7 +20,7 @@ from simclr_jax.data import sources
 from simclr_jax.data.decode import BadImage
 from simclr_jax.data.sources import folder
 from simclr_jax.data.sources.source import NO_LABEL
-from simclr_jax.errors import UserError
+from simclr_jax.errors import Unreachable, UserError
 
 # Pillow says much about damaged metadata.
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning:PIL")
@@ -292,6 +293,18 @@ def test_a_file_that_vanishes_is_a_bad_image(tmp_path):
             source.example(number)
         with pytest.raises(BadImage, match=reason):
             source.size(number)
+
+
+def test_a_disk_that_does_not_answer_is_no_bad_image(tmp_path, monkeypatch):
+    def refuse(*_):
+        raise OSError(errno.EIO, "Input/output error")
+
+    source = opened(make(tmp_path, "1.png", "2.png"))
+    message = r"1\.png cannot be read at the moment"
+    with monkeypatch.context() as patch, pytest.raises(Unreachable, match=message) as told:
+        patch.setattr(os, "fstat", refuse)
+        source.example(0)
+    assert told.value.code == 75
 
 
 # Mistakes ---------------------------------------------------------------------------------------

@@ -18,6 +18,7 @@ from ml_collections import ConfigDict
 from PIL import Image
 
 from simclr_jax.data.decode import BadImage
+from simclr_jax.data.read_ahead import ReadAhead
 from simclr_jax.data.sources import open_splits, stamp, tfds
 from simclr_jax.data.sources.source import NO_LABEL
 from simclr_jax.errors import UserError
@@ -414,10 +415,26 @@ def test_tfrecord_is_read_as_array_record_is(root, tmp_path):
     assert old.fingerprint() == new.fingerprint() and all("tfrecord" in f.name for f in old.files)
     np.testing.assert_array_equal(old.labels, new.labels)
     for source in (old, new):
-        source.announce([np.arange(10, 20)])
+        source.raw.announce([np.arange(10, 20)])
         assert all(coming.exception() is None for coming, _ in source.raw._where.values())
     for i in (0, 15, 16, 17, 33, 47):
         np.testing.assert_array_equal(old.example(i)[0], new.example(i)[0])
+    # Labels of neighbours are read together, by themselves if one of them is damaged.
+    fetched = old.raw.fetch
+    for damaged in (None, 40):
+        asked = []
+
+        def fetch(rows, damaged=damaged, asked=asked):
+            asked.append(len(rows))
+            if damaged in rows:
+                raise BadImage("damaged record")
+            return fetched(rows)
+
+        raw = ReadAhead(old.raw._raw, fetch)
+        again = dataclasses.replace(old, raw=raw, rows=np.tile(np.arange(TRAIN), 4))
+        np.testing.assert_array_equal(again.labels, np.tile(new.labels, 4))
+        assert asked == [32] * 6
+    assert old.take(np.arange(0)).labels.shape == (0,)
     # A slice starts and ends within files.
     part, like = (opened(where, split="train[10:40]") for where in (tmp_path, root))
     assert [part.name(i) for i in range(30)] == [like.name(i) for i in range(30)]

@@ -8,6 +8,8 @@ import itertools
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
+from datetime import UTC, datetime
+from pathlib import Path
 from types import SimpleNamespace
 
 import bucket
@@ -17,6 +19,7 @@ from etils import epath
 from PIL import Image
 
 from simclr_jax import config as recipes
+from simclr_jax import files
 from simclr_jax.data import pipeline, sources
 from simclr_jax.data.decode import BadImage
 from simclr_jax.data.placements import Request
@@ -131,6 +134,51 @@ def test_the_splits_that_files_tell(tmp_path):
     }
 
 
+def test_sets_of_files_that_are_complete(tmp_path):
+    for name in ("a-train.tfrecord-00000-of-00001", "b_train-0-of-2", "b_train-1-of-2"):
+        write(tmp_path / name, [example(1)])
+    for name in ("train.tfrecord", "train-7", "train/part-00000-of-00001"):
+        write(tmp_path / name, [example(1)])
+    for name in ("from_1_train-00001-of-00002", "from_1_train-00002-of-00002"):
+        write(tmp_path / name, [example(1)])
+    assert len(opened(tmp_path)) == 8
+
+
+@pytest.mark.parametrize(
+    "absent, more, said",
+    [
+        (["train-00001"], [], "images has 2 of 3 files such as train-00000-of-00003, not number 1"),
+        (["train-00002", "train-00000"], [], r"has 1 of 3 .*, not number 0: copy all of them"),
+        ([], ["train.tfrecord-00001-of-00002"], "two sets, such as .*-of-00003 and .*-of-00002: k"),
+        ([], ["train-00003-of-00003"], "has train-00003-of-00003 besides 3 such files: remove it"),
+        ([], ["train-2-of-3"], "has train-2-of-3 besides 3 such files: remove it"),
+        (["train-00002"], ["train-2-of-00004"], "two sets"),
+    ],
+)
+def test_sets_of_files_that_are_not(root, absent, more, said):
+    for name in absent:
+        (root / f"{name}-of-00003").unlink()
+    for name in more:
+        write(root / name, [example(1)])
+    with pytest.raises(UserError, match=said) as error:
+        opened(root)
+    assert "\n" not in str(error.value)
+    assert len(opened(root, "validation", labels=False)) == TEST
+
+
+@pytest.mark.parametrize("label", [123_456, 2**31, 2**40, -(2**40), -2])
+def test_labels_that_are_no_classes(tmp_path, label, capsys):
+    feature = tf.train.Feature(int64_list=tf.train.Int64List(value=[label]))
+    records = [example(0), example(1, **{"image/class/label": feature})]
+    write(tmp_path / "one/train.tfrecord", records)
+    remedy = "number from 0" if label < 0 else r"only 2 images: .*\(data.labels=False\)"
+    for _ in range(2):  # read, and kept
+        with pytest.raises(UserError, match=f"train of .* has the label {label}.*{remedy}"):
+            opened(tmp_path / "one")
+    assert capsys.readouterr().err.count("the labels of 2 records, once") == 1
+    assert opened(tmp_path / "one", labels=False).labels is None
+
+
 def test_labels_are_optional_and_their_numbers_are_kept(root, tmp_path):
     source = opened(root, labels=False)
     assert source.labels is None and source.classes == 0 and source.example(3)[1] == -1
@@ -156,6 +204,28 @@ def test_the_index_is_made_once_and_again_for_other_files(root, capsys):
     third = opened(root)
     assert len(third) == TRAIN + 1 and third.labels[20] == 7 % CLASSES
     assert third.fingerprint() != first.fingerprint() and sources.stamp(third) != before
+
+
+def test_the_index_may_be_in_the_home_directory(root, tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    opened(root, index="~/index")
+    assert {path.suffix for path in (tmp_path / "home/index").iterdir()} == {".npz", ".labels"}
+    monkeypatch.chdir(tmp_path)
+    opened(root)  # in the cache
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["cache", "home", "images"]
+
+
+@pytest.mark.skipif(not Path("/proc/self/io").exists(), reason="Linux tells what was read")
+def test_an_index_of_files_on_a_disk_reads_their_heads_alone(tmp_path):
+    def read():
+        return int(Path("/proc/self/io").read_text().split()[1])
+
+    count, size = 200, 10_000
+    write(tmp_path / "train.tfrecord", [bytes(size)] * count)
+    start = read()
+    lengths = tfrecord_files._lengths(epath.Path(tmp_path / "train.tfrecord"))
+    assert lengths.tolist() == [size] * count
+    assert read() - start < 2 * count * tfrecord_files.HEAD
 
 
 def test_tensorflow_is_not_loaded(root):
@@ -195,7 +265,7 @@ def test_a_damaged_record_is_a_bad_image(root, monkeypatch):
             assert source.name(3) == "train[3]" and source.labels[3] == -1
             assert [source.example(i)[1] for i in (2, 4, 21)] == [2, 4, 1]
             if not announced:
-                source.announce([np.arange(2, 6), np.arange(6, 30)])
+                source.raw.announce([np.arange(2, 6), np.arange(6, 30)])
     finally:
         tfrecord_files._fast_crc32c.cache_clear()
 
@@ -272,6 +342,28 @@ def test_a_bucket_holds_what_a_disk_holds(root, in_bucket):
     assert len(tfrecord.splits(shared)["train"]()) == TRAIN
     assert {path.suffix for path in epath.Path("gs://fake/index").iterdir()} == {".npz", ".labels"}
     assert sources.stamp(there) != ""
+
+
+@pytest.mark.parametrize(
+    "name, first, second",
+    [
+        ("ETag", '"a"', '"b"'),  # s3://
+        ("etag", "0x1", "0x2"),  # az://
+        ("generation", "1", "2"),
+        *[
+            (name, datetime.fromtimestamp(9, UTC), datetime.fromtimestamp(10, UTC))
+            for name in ("mtime", "LastModified", "last_modified")
+        ],
+    ],
+)
+def test_objects_that_are_replaced_are_told_apart(in_bucket, monkeypatch, name, first, second):
+    path, info = epath.Path("gs://fake/images/train-00000-of-00003"), {"size": 9, "type": "file"}
+    assert files.size_and_time(path) == f"{path.stat().length} {path.stat().mtime}"
+    with monkeypatch.context() as changed:
+        changed.setattr(in_bucket, "info", lambda *_, **__: info)
+        found = [files.size_and_time(path) for info[name] in (first, second)]
+    assert len({*found}) == 2 and all(one.startswith("9 ") for one in found)
+    assert files.size_and_time("gs://fake/none") == "no file"
 
 
 def test_streams_are_read_by_blocks_and_give_the_images_of_their_examples(in_bucket):

@@ -56,6 +56,20 @@ def test_resumed_on_other_devices_and_stopped_by_a_signal(finished, killed, tmp_
     np.testing.assert_allclose([*found.values()], [*expected.values()], rtol=1e-3)
 
 
+def test_asked_to_stop_at_its_last_step_it_saves_and_concludes_when_asked_again(
+    finished, killed, tmp_path
+):
+    workdir = shutil.copytree(killed, tmp_path / "run")
+    arguments = (*finished.arguments, f"--workdir={workdir}")
+    ended = doors.run(tmp_path, *arguments, blow=Blow(signal.SIGTERM, 20))
+    assert ended.code == 75, ended
+    assert "stopped at step 20" in ended.out and "accuracy on held-out" not in ended.out
+    assert (workdir / "checkpoints" / "20" / "manifest.json").exists()
+    ended = doors.run(tmp_path, *arguments)
+    assert ended.code == 0 and "accuracy on held-out" in ended.out
+    assert doors.metrics(workdir) == doors.metrics(finished.workdir)
+
+
 def test_complete_run_says_its_summary_again(finished, tmp_path):
     workdir = shutil.copytree(finished.workdir, tmp_path / "run")
     before = doors.metrics(workdir)

@@ -4,13 +4,18 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import re
 
+import bucket
 import jax
 import pytest
+from etils import epath
 from train import tiny
 
 from simclr_jax.errors import UserError
 from simclr_jax.planning import ahead, devices
+from simclr_jax.planning.batches import AnyBatch
+from simclr_jax.planning.memory import Memory
 from simclr_jax.stages import plan
 from simclr_jax.stages.described import Case
 
@@ -41,14 +46,24 @@ def test_plan_describes_the_batches_and_the_state_of_a_run():
 def test_plan_prints_and_writes_what_it_found(tmp_path, capsys):
     path = tmp_path / "plan.json"
     asked = dataclasses.replace(ASKED, memory=2**20)
-    plan.run(recipe(train__dtype="bfloat16"), asked, str(path))
+    changed = recipe(train__dtype="bfloat16", train__steps_per_call=2, data__resident=True)
+    plan.run(changed, asked, str(path))
     found, said = json.loads(path.read_text()), capsys.readouterr().out
     assert found["batch_size"] == tiny.BATCH and found["devices"] == DEVICES
     parts = sum(found["state"].values())
     assert found["estimated"]["state"] == parts + 4  # the number of the step
+    # Two chunks of two batches, as a run has them; a step's constants are counted with its batch.
+    stage, _ = tiny.make_stage(tiny.recipe(train__steps_per_call=2), DEVICES)
+    _, batches = next(stage.batches(0, 2))
+    chunk = sum(values.nbytes for values in batches.values()) // DEVICES
+    beside = found["beside"]
+    assert 0 <= found["estimated"]["batch"] + beside["waiting batches"] - 2 * chunk <= 4 * 128
+    assert beside["resident images"] == tiny.sorted_images().pixels.nbytes
+    step = sum(found["estimated"][name] for name in ("state", "batch", "temporary"))
+    assert found["estimated"]["peak"] == step + sum(beside.values())
     plain, block = found["choices"]
     assert block["name"] == "--config.train.remat=block"
-    assert block["peak"] <= plain["peak"]
+    assert block["peak"] <= plain["peak"] == found["estimated"]["peak"]
     # With 1 MiB the state fits, and some images do.
     assert plain["largest"] % DEVICES == 0
     fits = plain["peak"] <= found["room"]
@@ -56,6 +71,62 @@ def test_plan_prints_and_writes_what_it_found(tmp_path, capsys):
     assert ("does not fit" in said) == (not fits or block["peak"] > found["room"])
     for word in ("parameters", "optimiser", "activations", "all-reduce", "TFLOP", "largest batch"):
         assert word in said
+
+
+def test_the_largest_batch_leaves_room_for_what_a_run_holds():
+    class Steps(AnyBatch):
+        def memory(self, images, rules):
+            return Memory(100, 10 * images, 0)
+
+    case = Case.of(recipe(train__steps_per_call=2, data__resident=True), DEVICES, 48, tiny.CLASSES)
+    asked = dataclasses.replace(ASKED, memory=100_000)
+    found = plan._choice("", case, Steps(None, None, 0), asked)
+    images, resident = tiny.BATCH // DEVICES, 48 * 10 * 10 * 3
+    assert found.peak == 100 + 4 * 10 * images + resident
+    most = (90_000 - 100 - resident) // (4 * 10)
+    assert found.largest == (most - most % plan.ROUND) * DEVICES
+
+
+def test_both_columns_hold_what_a_run_holds_beside_its_step():
+    found = {
+        "room": 20 * 2**30,
+        "state": {"parameters": 2**30},
+        "estimated": {"batch": 2**30, "temporary": 2**31, "peak": 9 * 2**30},
+        "beside": {"waiting batches": 3 * 2**30, "resident images": 2**31},
+    }
+    step = ahead.Compiled(Memory(2**30, 2**30, 2**32), 7 * 2**30, 1.0, {})
+
+    def rows(**fields):
+        said = plan._memory_table(found | fields, compiled).splitlines()
+        return [re.split(r"  +", line)[1:] for line in said]
+
+    compiled = step
+    assert rows() == [
+        ["estimated", "compiled"],
+        ["1.000"],
+        ["1.000", "1.000"],
+        ["2.000", "4.000"],
+        ["3.000", "3.000"],
+        ["2.000", "2.000"],
+        ["9.000", "12.000"],
+    ]
+    assert rows(room=11 * 2**30)[-1] == ["9.000", "12.000, does not fit"]
+    compiled = dataclasses.replace(step, memory=None)
+    assert rows()[-2:] == [["2.000"], ["9.000", "7.000, does not fit"]]
+
+
+def test_a_plan_may_go_to_a_bucket_and_home(tmp_path, monkeypatch):
+    monkeypatch.setattr(Case, "at_any_batch", lambda _: None)
+    monkeypatch.setattr(plan, "estimate", lambda *_: {"batch_size": 7})
+    monkeypatch.setattr(plan, "report", lambda *_: "")
+    monkeypatch.setenv("HOME", str(tmp_path))
+    with bucket.at(tmp_path / "bucket"):
+        for path in ("gs://fake/plans/plan.json", "~/plan.json"):
+            plan.run(recipe(), ASKED, path)
+            written = epath.Path(path).expanduser().read_text()
+            assert json.loads(written) == {"batch_size": 7}
+    with pytest.raises(UserError, match="there is no such directory"):
+        plan.run(recipe(), ASKED, "nowhere/plan.json")
 
 
 @pytest.mark.parametrize("text, size", [("32GB", 2**35), ("1.5 GiB", 1.5 * 2**30), ("512M", 2**29)])
@@ -90,7 +161,8 @@ def test_mistakes_are_one_line(attempt, message):
 @pytest.mark.parametrize(
     "asked, fields, message",
     [
-        (dataclasses.replace(ASKED, images=0), {}, "plan without the images: give --images="),
+        (plan.Asked("h100", DEVICES), {}, "plan without the images: give --images="),
+        (dataclasses.replace(ASKED, images=0), {}, "--classes is 4, but only images that are not"),
         (dataclasses.replace(ASKED, compile=True), {}, "asks a TPU's compiler, --device is h100"),
         (dataclasses.replace(ASKED, count=3), {}, "3 devices do not divide"),
         (ASKED, {"stage": "distill"}, "stage is distill: plan knows pretrain and finetune"),

@@ -168,6 +168,9 @@ def test_every_batch_size_follows_from_two():
     assert steps.most_images(room, memory.GPU) == other
     assert steps.most_images(room - 1, memory.GPU) == other - 1
     assert steps.most_images(1, memory.GPU) == 0
+    room += 3 * steps.memory(other, memory.GPU).batch
+    assert steps.most_images(room, memory.GPU, waiting=3) == other
+    assert steps.most_images(room - 1, memory.GPU, waiting=3) == other - 1
 
 
 @pytest.mark.parametrize("most", [0, 1, 2, 3, 31, 32, 33, 1000])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import shutil
 
 import numpy as np
 import pytest
@@ -11,7 +12,7 @@ from train import tiny
 from simclr_jax import files
 from simclr_jax.config import INHERITED, INHERITED_CROP, base
 from simclr_jax.errors import UserError
-from simclr_jax.stages.inherit import inherit
+from simclr_jax.stages.inherit import inherit, pin
 from simclr_jax.train.checkpoints import Checkpoints
 
 
@@ -120,6 +121,40 @@ def test_a_resumed_run_does_not_look_again(runs, tmp_path):
     again, said = inherit(recipe("finetune", init__run=str(tmp_path)), before.to_dict())
     before.init.run = again.init.run
     assert again.to_dict() == before.to_dict() and not said
+
+
+def save_again(workdir, step):
+    checkpoints = Checkpoints(workdir / "checkpoints", keep=1)
+    checkpoints.save(step, {"step": np.int32(step)})
+    checkpoints.close()
+
+
+@pytest.mark.parametrize(
+    "stage, field", [("finetune", "init__run"), ("distill", "distill__teacher")]
+)
+def test_a_resumed_run_starts_from_the_checkpoint_it_started_from(runs, tmp_path, stage, field):
+    """However far the other run has got since, and, if only its weights were wanted, without it."""
+    other = shutil.copytree(runs / "wide", tmp_path / "other")
+    group, name = field.split("__")
+    first, again, fresh = (recipe(stage, **{field: str(other)}) for _ in range(3))
+    pin(first, None)
+    assert first[group][name] == f"{other}@7"
+    save_again(other, 9)
+    pin(again, first.to_dict())
+    assert again[group][name] == f"{other}@7"
+    pin(fresh, None)
+    assert fresh[group][name] == f"{other}@9"
+    shutil.rmtree(other)
+    pin(again, first.to_dict())
+    another = recipe(stage, **{field: str(runs / "narrow")})
+    pin(another, first.to_dict())
+    assert another[group][name] == str(runs / "narrow"), "which is refused, as another recipe"
+
+
+def test_a_run_that_is_only_asked_about_its_model_is_not_pinned(runs):
+    c = recipe("finetune", init__run=str(runs / "wide"), init__parts="none")
+    pin(c, None)
+    assert c.init.run == str(runs / "wide")
 
 
 def test_a_recipe_without_open_fields_is_left_as_it_is():

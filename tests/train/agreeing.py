@@ -15,7 +15,7 @@ from simclr_jax import errors, parallel, processes
 from simclr_jax.data.decode import BadImage
 from simclr_jax.data.held_out import HeldOut
 from simclr_jax.data.reader import Unreadable
-from simclr_jax.errors import UserError
+from simclr_jax.errors import Unreachable, UserError
 from simclr_jax.train import workdir as workdirs
 from simclr_jax.train.checkpoints import Checkpoints
 
@@ -40,6 +40,17 @@ def attempt(name, action):
 
 def refuse():
     raise UserError("no")
+
+
+def not_answer():
+    raise Unreachable("later")
+
+
+def code_of_what_does_not_answer():
+    try:
+        processes.on_first(not_answer)
+    except UserError as error:
+        return error.code
 
 
 def save_and_restore():
@@ -105,6 +116,7 @@ def main():
         found["everyone"] = processes.everyone({"rank": rank, "text": "ä" * 300 * rank})
         attempt("first", lambda: processes.on_first(lambda: f"by {rank}"))
         attempt("refused", lambda: processes.on_first(refuse))
+        attempt("code", code_of_what_does_not_answer)
         attempt("same", lambda: processes.check_same("recipe", {"seed": 1}))
         attempt("other", lambda: processes.check_same("recipe", {"seed": rank}))
         attempt("readable", evaluate_own_rows)

@@ -17,11 +17,12 @@ import pytest
 from etils import epath
 
 from simclr_jax import buckets, files
-from simclr_jax.errors import UserError
+from simclr_jax.errors import Unreachable, UserError
 from simclr_jax.train.bucket_checkpoints import BucketCheckpoints, open_checkpoints
 from simclr_jax.train.lock import WorkdirLock
 from simclr_jax.train.metrics import MetricsWriter
 from simclr_jax.train.progress import Console
+from simclr_jax.train.workdir import open_workdir
 
 RUN = epath.Path("gs://fake/run")
 
@@ -171,10 +172,79 @@ def test_a_bucket_that_fails_meanwhile_is_one_line(checkpoints, store, monkeypat
 
     monkeypatch.setattr(store, "pipe_file", refuse)
     checkpoints.save(2, state(2))
-    with pytest.raises(UserError, match=r"checkpoints/2 cannot be reached \(503 Backend Error ret"):
+    message = r"checkpoints/2 cannot be reached \(503 Backend Error ret"
+    with pytest.raises(UserError, match=message) as told:
         checkpoints.wait()
+    assert told.value.code == 75, "the same command may be given again"
     monkeypatch.undo()
     same(checkpoints.restore(state(0)), 1)
+
+
+def test_a_bucket_that_does_not_answer_condemns_no_checkpoint(checkpoints, store, monkeypatch):
+    save(checkpoints, 1)
+    read = store.cat_file
+
+    def refuse(self, path, *arguments, **keywords):
+        if path.endswith("manifest.json"):
+            raise TimeoutError("try again")
+        return read(self, path, *arguments, **keywords)
+
+    monkeypatch.setattr(store, "cat_file", refuse)
+    monkeypatch.setattr(store, "_open", lambda self, path, *_, **__: refuse(self, path))
+    with pytest.raises(Unreachable):
+        checkpoints.restore(state(0))
+    monkeypatch.undo()
+    same(checkpoints.restore(state(0)), 1)
+    assert not checkpoints.damaged()
+
+
+def test_a_bucket_that_fails_ends_the_run_with_75_whatever_else_it_keeps_from_being_written(
+    store, monkeypatch
+):
+    def refuse(*_, **__):
+        raise RuntimeError("503 Backend Error")
+
+    workdir = open_workdir(str(RUN), {"seed": 1}, "auto", keep=1, keep_period=None)
+    with pytest.raises(UserError, match="cannot be reached") as told, workdir as opened:
+        opened.console.say("published")
+        monkeypatch.setattr(store, "pipe_file", refuse)
+        opened.console.say("not published yet")
+        with buckets.reaching(RUN):
+            refuse()
+    assert told.value.code == 75
+
+
+class HttpError(Exception):
+    def __init__(self, code):
+        super().__init__(f"it said {code}")
+        self.code = code
+
+
+class DefaultCredentialsError(Exception):
+    pass
+
+
+@pytest.mark.parametrize(
+    "error, code",
+    [
+        (HttpError(503), 75),
+        (HttpError(429), 75),
+        (TimeoutError("no answer"), 75),
+        (ConnectionResetError(), 75),
+        (HttpError(403), 1),
+        (HttpError(404), 1),
+        (FileNotFoundError("no such bucket"), 1),
+        (PermissionError("not yours"), 1),
+        (DefaultCredentialsError("who are you?"), 1),
+    ],
+)
+def test_only_what_may_pass_is_worth_another_try(error, code):
+    with (
+        pytest.raises(UserError, match=r"gs://fake/run cannot be reached.*credentials") as told,
+        buckets.reaching(RUN),
+    ):
+        raise error
+    assert told.value.code == code
 
 
 # Logs and metrics ---------------------------------------------------------------------------------

@@ -1,5 +1,7 @@
 """Checkpoints while the disk fails or the process is killed: the last good step survives."""
 
+import errno
+import os
 import random
 import resource
 import subprocess
@@ -10,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from simclr_jax.errors import UserError
+from simclr_jax.errors import Unreachable, UserError
 from simclr_jax.train import manifest
 from simclr_jax.train.checkpoints import Checkpoints
 
@@ -35,6 +37,50 @@ def test_failed_write_surfaces_once_and_names_the_last_good_step(surface, tmp_pa
         checkpoints.save(4, state)
         checkpoints.wait()
         assert sorted(p.name for p in tmp_path.iterdir()) == ["1", "4"]
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        OSError(errno.EIO, "Input/output error"),
+        OSError(errno.ESTALE, "Stale file handle"),
+        ValueError("Error reading x [os_error_code='110'] Connection timed out"),
+    ],
+)
+def test_a_disk_that_does_not_answer_condemns_no_checkpoint(error, tmp_path, monkeypatch):
+    checkpoints = Checkpoints(tmp_path)
+    for step in (1, 2):
+        checkpoints.save(step, {"a": np.arange(9)})
+    checkpoints.wait()
+
+    def refuse(*_):
+        raise error
+
+    with monkeypatch.context() as patch:
+        patch.setattr(checkpoints, "_load", refuse)
+        with pytest.raises(Unreachable, match=rf"{tmp_path}/2 cannot be read now .*move that") as e:
+            checkpoints.restore({"a": np.zeros(9, np.int64)})
+    assert e.value.code == 75
+    assert checkpoints.restore({"a": np.zeros(9, np.int64)})[0] == 2
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["1", "2"]
+
+
+def test_all_of_a_checkpoint_is_on_the_disk_before_it_is_one(tmp_path, monkeypatch):
+    synced: list[str] = []
+    sync = os.fsync
+
+    def fsync(opened):
+        path = Path(f"/proc/self/fd/{opened}").readlink()
+        synced.append(os.path.relpath(path, tmp_path))
+        sync(opened)
+
+    monkeypatch.setattr(os, "fsync", fsync)
+    checkpoints = Checkpoints(tmp_path)
+    checkpoints.save(1, {"a": np.arange(9)})
+    checkpoints.close()
+    (seal,) = [i for i, path in enumerate(synced) if "manifest.json" in path]
+    there = {os.path.relpath(path, tmp_path) for path in (tmp_path / "1").rglob("*")}
+    assert there - {"1/manifest.json"} <= {*synced[:seal]}
 
 
 def test_directory_that_cannot_be_made_is_an_error_at_once(tmp_path):

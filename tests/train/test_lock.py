@@ -224,6 +224,17 @@ def test_holder_learns_that_it_was_taken_over_and_leaves_the_new_lock(tmp_path):
     assert json.loads((tmp_path / "lock.json").read_text())["host"] == "elsewhere"
 
 
+def test_the_lock_itself_is_looked_at_before_a_save(tmp_path):
+    with WorkdirLock(tmp_path, heartbeat_secs=3600, say=lambda _: None) as lock:
+        lock.check()
+        write_lock(tmp_path)
+        with pytest.raises(UserError, match="taken over by process"):
+            lock.check()
+        (tmp_path / "lock.json").write_text("")  # being written: nobody's
+        with pytest.raises(UserError, match="taken over by process"):
+            lock.check()
+
+
 def test_vanished_workdir_is_named_and_may_come_back(tmp_path):
     workdir, away, said = tmp_path / "run", tmp_path / "away", threading.Event()
     workdir.mkdir()

@@ -6,7 +6,7 @@ import time
 
 import tensorstore
 
-from simclr_jax.train.hush import hush_orbax
+from simclr_jax.train.orbax_errors import hush_orbax
 
 
 def finish_after_the_loop():

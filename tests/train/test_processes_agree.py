@@ -39,6 +39,7 @@ def test_the_first_acts_and_all_have_the_result_or_the_error(ended):
     assert first["first"] == second["first"] == "by 0"
     assert first["refused"] == "UserError: no"
     assert second["refused"] == "Told: no", "printed once, by the first"
+    assert first["code"] == second["code"] == 75, "all say that it may be tried again"
 
 
 def test_processes_of_different_runs_are_noticed_by_all(ended):

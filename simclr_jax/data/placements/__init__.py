@@ -12,7 +12,7 @@ All three have the same order of examples and the same draws.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from typing import NamedTuple
 
 import numpy as np
@@ -53,7 +53,7 @@ class Loading:
 
 
 # From requests to the arrays of their batches, in order, with work on the next one under way.
-Placement = Callable[[Loading, Iterator[Request]], Iterator[dict[str, np.ndarray]]]
+Placement = Callable[[Loading, Iterator[Request]], Generator[dict[str, np.ndarray], None, None]]
 
 
 def get(name: str) -> Placement:

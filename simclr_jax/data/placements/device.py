@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 
 import numpy as np
 
@@ -30,7 +30,9 @@ def examples(loading: Loading, positions: np.ndarray) -> np.ndarray:
     return found
 
 
-def batches(loading: Loading, requests: Iterator[Request]) -> Iterator[dict[str, np.ndarray]]:
+def batches(
+    loading: Loading, requests: Iterator[Request]
+) -> Generator[dict[str, np.ndarray], None, None]:
     """Yield `image`, uint8 `[n, h, w, c]`, and `label`, int32 `[n]`, if there are labels."""
     for request in requests:
         taken = images(loading).take(examples(loading, request.positions))

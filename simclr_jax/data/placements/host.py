@@ -6,7 +6,8 @@ of a shuffle buffer: a resumed run computes where it was, and finds the same vie
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import contextlib
+from collections.abc import Generator, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -19,7 +20,9 @@ from simclr_jax.data.reader import ahead
 from simclr_jax.errors import UserError
 
 
-def batches(loading: Loading, requests: Iterator[Request]) -> Iterator[dict[str, np.ndarray]]:
+def batches(
+    loading: Loading, requests: Iterator[Request]
+) -> Generator[dict[str, np.ndarray], None, None]:
     """Yield `views`, float32 `[n, views, size, size, c]`, and `label`, int32 `[n]`, if any.
 
     All requests have the same number of rows.
@@ -35,10 +38,13 @@ def batches(loading: Loading, requests: Iterator[Request]) -> Iterator[dict[str,
     failures: list[Exception] = []
     dataset = _dataset(loading, all_blocks, failures)
     dataset = dataset.batch(len(first.positions), drop_remainder=True)
-    for batch in dataset.prefetch(1).as_numpy_iterator():
-        if not loading.reader.source.classes:
-            del batch["label"]
-        yield batch
+    # Has a name, and so outlives the loop: its end waits for a thread that ends with the reader.
+    made = dataset.prefetch(1).as_numpy_iterator()
+    with contextlib.closing(loading.reader):
+        for batch in made:
+            if not loading.reader.source.classes:
+                del batch["label"]
+            yield batch
     if failures:  # TensorFlow would have wrapped it in an error of its own
         raise failures[0]
 
@@ -53,7 +59,7 @@ def _dataset(loading: Loading, all_blocks: Any, failures: list[Exception]) -> An
     read = blocks.reader(loading)
 
     def decoded() -> Iterator[dict[str, Any]]:
-        with ThreadPoolExecutor(loading.threads) as pool:
+        with ThreadPoolExecutor(loading.threads) as pool, contextlib.closing(loading.reader):
             try:
                 for block in ahead(pool, read, all_blocks(), depth=2 * loading.threads):
                     yield _tensors(block)

@@ -8,8 +8,9 @@ soon as they are decoded, and crops drawn in what is left, so that a thread hold
 
 from __future__ import annotations
 
+import contextlib
 import itertools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -22,7 +23,9 @@ from simclr_jax.errors import UserError
 LARGE = 4  # times the view: the shorter side of images that are shrunk before they are cropped
 
 
-def batches(loading: Loading, requests: Iterator[Request]) -> Iterator[dict[str, np.ndarray]]:
+def batches(
+    loading: Loading, requests: Iterator[Request]
+) -> Generator[dict[str, np.ndarray], None, None]:
     """Yield `crops`, uint8 `[n, views, size, size, c]`, and `label`, int32 `[n]`, if any."""
     source, size = loading.reader.source, loading.policies[0].size
     resize, shrink = resizer(), shrinker(size)
@@ -38,8 +41,14 @@ def batches(loading: Loading, requests: Iterator[Request]) -> Iterator[dict[str,
         return crops, rows.labels
 
     requests, again = itertools.tee(requests)
-    with ThreadPoolExecutor(loading.threads) as pool:
-        done = ahead(pool, cut, blocks.split(requests), depth=2 * loading.threads)
+    # The pool is left last, for it waits for its threads: they end when the reader is closed.
+    with (
+        ThreadPoolExecutor(loading.threads) as pool,
+        contextlib.closing(loading.reader),
+        contextlib.closing(
+            ahead(pool, cut, blocks.split(requests), depth=2 * loading.threads)
+        ) as done,
+    ):
         for request in again:
             count = -(-len(request.positions) // blocks.BLOCK)
             crops, labels = zip(*itertools.islice(done, count), strict=True)

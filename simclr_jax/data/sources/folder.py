@@ -29,7 +29,7 @@ from simclr_jax import files
 from simclr_jax.data import decode
 from simclr_jax.data.decode import BadImage
 from simclr_jax.data.sources.source import NO_LABEL
-from simclr_jax.errors import UserError
+from simclr_jax.errors import Unreachable, UserError
 
 JPEG = ("jpg", "jpeg", "jpe", "jfif")
 SUFFIXES = frozenset((*JPEG, "png", "webp", "bmp", "gif", "tif", "tiff", "ppm", "pgm"))
@@ -341,7 +341,7 @@ def _read(path: Path) -> bytes:
     except OSError as error:
         if error.errno in OF_THE_FILE:
             raise BadImage(error.strerror or str(error)) from error
-        raise UserError(
+        raise Unreachable(
             f"{path} cannot be read at the moment ({error.strerror or error}), which is not the "
             "file's fault: check the disk or mount; the same command continues from the last save"
         ) from error

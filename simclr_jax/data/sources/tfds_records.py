@@ -7,7 +7,7 @@ import dataclasses
 import functools
 import os
 import zlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, NamedTuple
 
@@ -20,7 +20,7 @@ from simclr_jax.data.sources.source import NO_LABEL
 from simclr_jax.errors import UserError
 
 LABEL_THREADS = 32  # many, for a bucket answers each of them slowly
-LABEL_BLOCK = 256  # records
+LABEL_BLOCK = 32  # records that are read together for their labels
 FILE_NAMES = ("file_name", "image/file_name", "image/filename")
 EASY = "_no_difficult"  # ends the name of VOC's second list of labels, without difficult objects
 
@@ -117,11 +117,6 @@ class Records:
         image = decode(parts[self.fields.image])
         return image, NO_LABEL if self.multi_label else self._label(parts, row)
 
-    def announce(self, blocks: list[np.ndarray]) -> None:
-        """Start to read blocks of examples, which will be asked for soon."""
-        if isinstance(self.raw, ReadAhead):
-            self.raw.announce([self.rows[examples] for examples in blocks])
-
     def take(self, rows: np.ndarray) -> Records:
         """Return the split that holds only the examples `rows`, in that order."""
         return dataclasses.replace(self, rows=self.rows[rows])
@@ -141,11 +136,18 @@ class Records:
         except RuntimeError as error:  # what ArrayRecord raises for damaged and missing files
             raise BadImage(f"unreadable record: {error}") from error
 
-    def _parsed(self, row: int, parse: Parser) -> Mapping[str, Any]:
+    def _together(self, rows: np.ndarray) -> Sequence[bytes | None]:
+        """Return records, read together; None for each if that fails, or is not possible."""
+        if len(rows) and isinstance(self.raw, ReadAhead):
+            with contextlib.suppress(BadImage, RuntimeError):  # one of them
+                return self.raw.fetch(rows)
+        return [None] * len(rows)
+
+    def _parsed(self, row: int, parse: Parser, record: bytes | None = None) -> Mapping[str, Any]:
         from google.protobuf.message import DecodeError
 
         try:
-            return parse(self._record(row))
+            return parse(self._record(row) if record is None else record)
         except DecodeError as error:
             raise BadImage(f"damaged record: {error}") from error
 
@@ -181,22 +183,21 @@ class Records:
         return has
 
     def _labels_at(self, rows: np.ndarray) -> np.ndarray:
-        found = [self._label_at(row) for row in rows]
+        records = zip(rows, self._together(rows), strict=True)
+        found = [self._label_at(int(row), record) for row, record in records]
         return np.array(found, np.int8 if self.multi_label else np.int32)
 
-    def _label_at(self, row: int) -> int | np.ndarray:
+    def _label_at(self, row: int, record: bytes | None) -> int | np.ndarray:
         try:
-            parts = self._parsed(int(row), self._parse_label)
+            parts = self._parsed(row, self._parse_label, record)
         except BadImage:
             return np.full(self.classes, NO_LABEL) if self.multi_label else NO_LABEL
         return self._labels(parts) if self.multi_label else self._label(parts, row)
 
 
-def read_labels(
-    rows: np.ndarray, labels_at: Callable[[np.ndarray], np.ndarray], block: int = LABEL_BLOCK
-) -> np.ndarray:
+def read_labels(rows: np.ndarray, labels_at: Callable[[np.ndarray], np.ndarray]) -> np.ndarray:
     """Return the labels of the records at `rows`, which `labels_at` reads, by many threads."""
-    blocks = np.array_split(rows, max(1, len(rows) // block))
+    blocks = np.array_split(rows, max(1, len(rows) // LABEL_BLOCK))
     with ThreadPoolExecutor(LABEL_THREADS) as pool:
         return np.concatenate(list(pool.map(labels_at, blocks)))
 

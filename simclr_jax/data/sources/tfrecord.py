@@ -37,9 +37,9 @@ from simclr_jax.errors import UserError
 IMAGES = ("image/encoded", "image")
 LABELS = ("image/class/label", "label")
 FILE_NAMES = ("image/filename", "file_name", "filename")
-LABEL_BLOCK = 32  # records that are read together for their labels
+MOST_CLASSES = 100_000  # where there are fewer images; labels beyond are no numbers of classes
 
-SUFFIX, SHARD = re.compile(r"\.tfrecords?(?=$|-)"), re.compile(r"(^|[-_.])\d+(-of-\d+)?$")
+SUFFIX, SHARD = re.compile(r"\.tfrecords?(?=$|-)"), re.compile(r"(^|[-_.])(\d+)(-of-(\d+))?$")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -113,10 +113,6 @@ class Examples:
         labels = None if self.labels is None else self.labels[rows]
         return dataclasses.replace(self, rows=self.rows[rows], labels=labels)
 
-    def announce(self, blocks: list[np.ndarray]) -> None:
-        """Start to read blocks of examples, which will be asked for soon."""
-        self.raw.announce([self.rows[examples] for examples in blocks])
-
 
 def splits(data: ConfigDict, kept: epath.Path | None = None) -> dict[str, Callable[[], Examples]]:
     """Return the splits of the directory `data.path`, by the names of its files.
@@ -127,7 +123,8 @@ def splits(data: ConfigDict, kept: epath.Path | None = None) -> dict[str, Callab
 
     Raises:
       UserError: if there is no such directory, or no TFRecord file in it. When called, a split
-        raises it if its files are damaged, it is empty, or it has labels that make no classes.
+        raises it if its files are damaged or not all there, it is empty, or it has labels that
+        make no classes.
     """
     if data.name:
         raise UserError(f"data.name is {data.name}, but files have no variants: leave it out")
@@ -172,7 +169,36 @@ def _split_of(name: str) -> str | None:
     return words[0] if words else ""
 
 
+def _check_complete(paths: list[epath.Path]) -> None:
+    """Raise `UserError` unless, where files are numbered `-of-N`, each number is there once."""
+    sets: dict[tuple[epath.Path, str], list[tuple[int, int, str]]] = {}
+    for path in paths:
+        stem = SUFFIX.sub("", path.name)
+        if (shard := SHARD.search(stem)) and shard[4]:
+            name = path.parent, stem[: shard.start()]
+            sets.setdefault(name, []).append((int(shard[2]), int(shard[4]), path.name))
+    for (directory, _), found in sets.items():
+        numbers, (_, count, first) = [number for number, _, _ in found], found[0]
+        if other := next((name for _, total, name in found if total != count), None):
+            raise UserError(
+                f"{directory} has files of two sets, such as {first} and {other}: keep one of them"
+            )
+        begin = int(0 not in numbers and count in numbers)  # some count from 1
+        wanted = range(begin, begin + count)
+        if absent := sorted({*wanted} - {*numbers}):
+            raise UserError(
+                f"{directory} has {len(found)} of {count} files such as {first}, not number "
+                f"{absent[0]}: copy all of them there"
+            )
+        if len(found) > count:
+            more = next(
+                name for i, (n, _, name) in enumerate(found) if n not in wanted or n in numbers[:i]
+            )
+            raise UserError(f"{directory} has {more} besides {count} such files: remove it")
+
+
 def _open(data: ConfigDict, found: dict[str, list[epath.Path]], split: str) -> Examples:
+    _check_complete(found[split])
     say = functools.partial(print, file=sys.stderr, flush=True)
     records = TFRecordFiles(found[split], index_directory(data), say)
     if not len(records):
@@ -185,6 +211,12 @@ def _open(data: ConfigDict, found: dict[str, list[epath.Path]], split: str) -> E
     if (labels < NO_LABEL).any():
         raise UserError(f"{split} of {data.path} has the label {labels.min()}: number from 0")
     highest = int(labels.max()) + 1
+    if highest > max(MOST_CLASSES, len(labels)):
+        raise UserError(
+            f"{split} of {data.path} has the label {highest - 1}, but only {len(labels)} images: "
+            "number its classes from 0, or ignore all labels (data.labels=False)"
+        )
+    source = dataclasses.replace(source, labels=labels.astype(np.int32))
     if split != data.split and data.split in found:
         classes = _open(data, found, data.split).classes
         if highest > classes:
@@ -199,25 +231,32 @@ def _open(data: ConfigDict, found: dict[str, list[epath.Path]], split: str) -> E
 
 
 def _labels(records: TFRecordFiles, say: Callable[[str], object]) -> np.ndarray:
-    """Return the labels of all records, int32 `[m]`, from beside the index if they are there."""
+    """Return the labels of all records, from beside the index if they are there.
+
+    They are int32 `[m]`, or int64 if one of them needs it.
+    """
     place = records.place.with_suffix(".labels")
     with buckets.reaching(place):
-        if place.exists() and len(content := place.read_bytes()) == 4 * len(records):
-            return np.frombuffer(content, np.int32)
+        content = place.read_bytes() if place.exists() else b""
+    for kind in (np.int32, np.int64):
+        if len(content) == np.dtype(kind).itemsize * len(records):
+            return np.frombuffer(content, kind)
     say(f"indexing  the labels of {len(records)} records, once: into {place}")
 
     def at(rows: np.ndarray) -> np.ndarray:
         try:
-            return np.array([_label(record) for record in records.fetch(rows)], np.int32)
+            return np.array([_label(record) for record in records.fetch(rows)], np.int64)
         except BadImage:  # one of them
-            return np.array([alone(int(row)) for row in rows], np.int32)
+            return np.array([alone(int(row)) for row in rows], np.int64)
 
     def alone(row: int) -> int:
         with contextlib.suppress(BadImage):
             return _label(records[row])
         return NO_LABEL
 
-    labels = read_labels(np.arange(len(records)), at, LABEL_BLOCK)
+    labels = read_labels(np.arange(len(records)), at)
+    if ((small := labels.astype(np.int32)) == labels).all():
+        labels = small
     with buckets.reaching(place):
         files.write_atomically(place, labels.tobytes())
     return labels

@@ -17,6 +17,7 @@ import os
 import struct
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import IO, Any
 
 import numpy as np
@@ -113,7 +114,9 @@ def _read(path: epath.Path, start: int, count: int) -> bytes:
 
 def index_directory(data: ConfigDict) -> epath.Path:
     """Return where the offsets of records are kept: a disk, or a bucket for all hosts."""
-    return epath.Path(data.index or files.cache_directory() / "tfrecord")
+    if data.index:
+        return epath.Path(files.expand_home(data.index))
+    return epath.Path(files.cache_directory() / "tfrecord")
 
 
 # The index ----------------------------------------------------------------------------------------
@@ -158,7 +161,7 @@ def _lengths(path: epath.Path) -> np.ndarray:
     Raises:
       UserError: if it is no TFRecord file, or breaks off.
     """
-    with buckets.reaching(path), path.open("rb") as file:
+    with buckets.reaching(path), _opened(path) as file:
         size = path.stat().length
         heads = np.frombuffer(b"".join(_heads(file, size)), np.uint8).reshape(-1, HEAD)
     lengths = np.ascontiguousarray(heads[:, :8]).view("<u8")[:, 0]
@@ -173,6 +176,11 @@ def _lengths(path: epath.Path) -> np.ndarray:
     if size != (ends[-1] if ends.size else 0):
         raise UserError(f"{path} breaks off at byte {size}: copy or prepare it again")
     return lengths.astype(np.int64)
+
+
+def _opened(path: epath.Path) -> IO[bytes]:
+    """Open a file; on a disk no more of it is read than is asked for."""
+    return Path(path).open("rb", buffering=0) if buckets.is_local(path) else path.open("rb")
 
 
 def _heads(file: IO[bytes], size: int) -> Iterator[bytes]:
