@@ -5,10 +5,17 @@ from __future__ import annotations
 import contextlib
 import os
 import signal
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 SAME_SECS = 5.0  # in which SIGTERM and SIGHUP come again where both a kernel and a shell send them
+
+
+def hear(handler: Callable[[int, object], object]) -> None:
+    """Call `handler` for each of the signals; under nohup not for a lost terminal."""
+    for number in SIGNALS:
+        if number != signal.SIGHUP or signal.getsignal(number) != signal.SIG_IGN:
+            signal.signal(number, handler)
 
 
 @contextlib.contextmanager

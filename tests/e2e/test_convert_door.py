@@ -51,7 +51,7 @@ def test_a_checkpoint_becomes_a_run_that_training_starts_from(tmp_path):
     arguments = [f"--config.{name}={value}" for name, value in fields.items()]
     started = doors.run(tmp_path, *doors.TINY, f"--workdir={tmp_path / 'next'}", *arguments)
     assert started.code == 0, started
-    assert f"start     from encoder,head of {run}" in started.out.splitlines(), started.out
+    assert f"start     from encoder,head of {run}@7" in started.out.splitlines(), started.out
     resumed = doors.run(tmp_path, *doors.TINY, f"--workdir={run}", *arguments)
     assert resumed.code == 1 and "holds a converted checkpoint" in resumed.err, resumed
 

@@ -246,7 +246,11 @@ def test_gpu_single_mistakes_dry_run_and_help(tmp_path):
 
 @pytest.mark.parametrize(
     "script",
-    sorted(f.name for f in LAUNCH.iterdir() if f.suffix not in (".sh", ".yaml", ".sbatch")),
+    sorted(
+        f.name
+        for f in LAUNCH.iterdir()
+        if f.suffix not in (".sh", ".py", ".yaml", ".sbatch") and f.is_file()
+    ),
 )
 def test_scripts_are_executable(script):
     assert os.access(LAUNCH / script, os.X_OK)

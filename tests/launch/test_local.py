@@ -58,6 +58,8 @@ def start(tmp_path, plans, *options):
 
 
 def test_each_process_knows_its_part_and_gets_the_arguments_untouched(tmp_path, monkeypatch):
+    # Process 0 would write text and line end one after the other, and others in between.
+    monkeypatch.delenv("PYTHONUNBUFFERED", raising=False)
     monkeypatch.setenv("XLA_FLAGS", "--a=1 --xla_force_host_platform_device_count=8 --b")
     say = (
         "import json, os, sys; e = os.environ;"
