@@ -18,6 +18,7 @@ from etils import epath
 
 from simclr_jax import buckets, files
 from simclr_jax.errors import Unreachable, UserError
+from simclr_jax.train import manifest
 from simclr_jax.train.bucket_checkpoints import BucketCheckpoints, open_checkpoints
 from simclr_jax.train.lock import WorkdirLock
 from simclr_jax.train.metrics import MetricsWriter
@@ -193,6 +194,8 @@ def test_a_bucket_that_does_not_answer_condemns_no_checkpoint(checkpoints, store
     monkeypatch.setattr(store, "_open", lambda self, path, *_, **__: refuse(self, path))
     with pytest.raises(Unreachable):
         checkpoints.restore(state(0))
+    with pytest.raises(Unreachable):  # as readers of a run do, without a copy
+        manifest.read(RUN / "checkpoints" / "1", 1)
     monkeypatch.undo()
     same(checkpoints.restore(state(0)), 1)
     assert not checkpoints.damaged()
