@@ -28,9 +28,9 @@ from sklearn.preprocessing import StandardScaler
 
 from simclr_jax import errors
 from simclr_jax.data import sources
-from simclr_jax.reporting.tables import table
-from simclr_jax.stages import feature_bank
+from simclr_jax.judging import feature_bank
 from simclr_jax.stages.encoder import Encoder
+from simclr_jax.tables import table
 from simclr_jax.train import saved
 
 FLAGS = flags.FLAGS

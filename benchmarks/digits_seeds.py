@@ -18,7 +18,7 @@ from pathlib import Path
 from absl import flags
 
 from simclr_jax import errors, files
-from simclr_jax.reporting.tables import table
+from simclr_jax.tables import table
 
 FLAGS = flags.FLAGS
 flags.DEFINE_integer("seeds", 3, "How many.", lower_bound=2)

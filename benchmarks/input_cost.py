@@ -23,13 +23,12 @@ import numpy as np
 from absl import flags
 from PIL import Image
 
-from simclr_jax import config as recipes
-from simclr_jax import errors
+from simclr_jax import errors, recipes
 from simclr_jax.augment.policy import Policy
-from simclr_jax.data import order, pipeline, sources
+from simclr_jax.data import batches, order, sources
 from simclr_jax.data.placements import Loading
 from simclr_jax.data.reader import Reader, Unreadable
-from simclr_jax.reporting.tables import table
+from simclr_jax.tables import table
 
 FLAGS = flags.FLAGS
 flags.DEFINE_string("path", None, "Directory of JPEGs.")
@@ -96,8 +95,8 @@ def _batches(placement: str, source: sources.Source, threads: int) -> Iterator[o
         shared_sigma=False,
         threads=threads,
     )
-    requests = (pipeline.request(step, FLAGS.batch_size) for step in itertools.count())
-    return pipeline.host_batches(placement, loading, requests)
+    requests = (batches.request(step, FLAGS.batch_size) for step in itertools.count())
+    return batches.host_batches(placement, loading, requests)
 
 
 def _tensorflow(source: sources.Source, resize: bool, threads: int) -> Iterator[object]:

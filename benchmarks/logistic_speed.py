@@ -22,7 +22,7 @@ from sklearn.linear_model import LogisticRegression
 
 from simclr_jax import errors
 from simclr_jax.evaluate import linear_probe, logistic
-from simclr_jax.reporting.tables import table
+from simclr_jax.tables import table
 
 FLAGS = flags.FLAGS
 flags.DEFINE_list("shapes", ["10000x512x10", "20000x1024x50"], "Rows x numbers x classes.")

@@ -17,8 +17,8 @@ from absl import flags
 from ml_collections import config_flags
 
 from simclr_jax import errors
-from simclr_jax.planning.memory import TPU
-from simclr_jax.stages.described import Case
+from simclr_jax.planning.described import Case
+from simclr_jax.planning.footprint import TPU
 
 FLAGS = flags.FLAGS
 config_flags.DEFINE_config_file("config", "configs/imagenet.py", "Recipe.")
@@ -45,7 +45,7 @@ def main() -> None:
         config.train.batch_size = FLAGS.images * FLAGS.devices
         case = Case.of(config, FLAGS.devices)
         found = case.compile(FLAGS.device, FLAGS.quick)
-        want = case.at_any_batch().memory(case.images, TPU)
+        want = case.at_any_batch().footprint(case.images, TPU)
         seconds = time.perf_counter() - start
         sizes = f"{want.peak / 2**30:.3f} | {found.needed / 2**30:.3f}"
         ratio = f"{want.peak / found.needed:.2f}" if found.memory else "does not fit"

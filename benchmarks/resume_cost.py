@@ -19,11 +19,10 @@ import numpy as np
 from absl import flags
 from ml_collections import ConfigDict
 
-from simclr_jax import buckets, errors
-from simclr_jax import config as recipes
-from simclr_jax.data import pipeline, sources
-from simclr_jax.reporting.tables import table
+from simclr_jax import buckets, errors, recipes
+from simclr_jax.data import batches, sources
 from simclr_jax.stages.inputs import Inputs
+from simclr_jax.tables import table
 
 FLAGS = flags.FLAGS
 flags.DEFINE_string("path", None, "Directory of TFRecord files, or a bucket.")
@@ -85,7 +84,7 @@ def _first_batch(order: str, step: int) -> tuple[str, ...]:
     try:
         start = time.perf_counter()
         train, test = sources.open_splits(recipe.data)
-        steps = (pipeline.request(at, FLAGS.batch_size) for at in itertools.count(step))
+        steps = (batches.request(at, FLAGS.batch_size) for at in itertools.count(step))
         stream = Inputs(recipe, train, test).stream(steps)
         next(stream)
         first = time.perf_counter() - start

@@ -66,7 +66,7 @@ def compiled(counts: list[int]) -> None:
 
 
 def _case(count: int, batch: int, image_size: int = 224):
-    from simclr_jax.stages.described import Case
+    from simclr_jax.planning.described import Case
 
     config = FLAGS.config.copy_and_resolve_references()
     config.train.batch_size, config.data.image_size = batch, image_size
@@ -78,8 +78,8 @@ def estimated(batch: int) -> None:
     import jax
 
     from simclr_jax.planning import devices, program
-    from simclr_jax.planning.batches import AnyBatch
-    from simclr_jax.planning.memory import TPU
+    from simclr_jax.planning.any_batch import AnyBatch
+    from simclr_jax.planning.footprint import TPU
 
     jax.config.update("jax_platforms", "cpu")
     device = devices.find(FLAGS.device)
@@ -103,7 +103,7 @@ def estimated(batch: int) -> None:
             seconds[purpose] = size / bandwidth + calls * FLAGS.latency * _hops(count)
         total = sum(seconds.values())
         ideal = ideal or batch / total / count
-        memory = steps.memory(case.images, TPU).peak
+        memory = steps.footprint(case.images, TPU).peak
         fits = "" if memory <= room else " (does not fit)"
         cells = [f"{1e3 * seconds[name]:.2f} ms" for name in seconds]
         speed = batch / total

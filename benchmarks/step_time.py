@@ -24,10 +24,10 @@ from etils import epath
 from ml_collections import config_flags
 
 from simclr_jax import errors, parallel
-from simclr_jax.data import pipeline
-from simclr_jax.reporting.tables import table
+from simclr_jax.data import batches
 from simclr_jax.stages import run
 from simclr_jax.stages.inputs import Inputs
+from simclr_jax.tables import table
 from simclr_jax.train.metrics import MetricsWriter
 from simclr_jax.train.step import make_step
 
@@ -45,9 +45,9 @@ def main() -> None:
     mesh = parallel.make_mesh()
     parallel.use_compilation_cache()
     ready = run.prepare(config, mesh.size)
-    config, plan = ready.config, ready.plan
+    config, timetable = ready.config, ready.timetable
     inputs = Inputs(config, ready.train, ready.test)
-    stage = run.STAGES[config.stage](config, plan, inputs, mesh)
+    stage = run.STAGES[config.stage](config, timetable, inputs, mesh)
     step, state = make_step(stage, mesh), stage.init()
 
     times: dict[str, list[float]] = {"input": [], "transfer": [], "step": [], "logging": []}
@@ -58,7 +58,7 @@ def main() -> None:
         times[part].append(time.perf_counter() - start)
         return result
 
-    requests = (pipeline.request(number, plan.batch_size) for number in itertools.count())
+    requests = (batches.request(number, timetable.batch_size) for number in itertools.count())
     stream = inputs.stream(requests)
     with tempfile.TemporaryDirectory() as directory:
         writer = MetricsWriter(epath.Path(directory), 0)
@@ -72,8 +72,8 @@ def main() -> None:
     times["loop"], times["waiting"] = ([part[i] for part in loop] for i in range(2))
 
     kind = mesh.devices.flat[0].device_kind
-    print(f"{mesh.size} x {kind}, batch {plan.batch_size}, {config.train.dtype}")
-    print(_report(times, plan.batch_size))
+    print(f"{mesh.size} x {kind}, batch {timetable.batch_size}, {config.train.dtype}")
+    print(_report(times, timetable.batch_size))
 
 
 def _next(stream: Iterator[dict[str, Any]]) -> dict[str, Any]:

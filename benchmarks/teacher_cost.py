@@ -17,12 +17,11 @@ import jax
 from absl import flags
 from ml_collections import ConfigDict, config_flags
 
-from simclr_jax import config as recipes
-from simclr_jax import errors, parallel
-from simclr_jax.reporting.tables import table
+from simclr_jax import errors, parallel, recipes
 from simclr_jax.stages import run
 from simclr_jax.stages.encoder import embedder
 from simclr_jax.stages.inputs import Inputs
+from simclr_jax.tables import table
 from simclr_jax.train import saved
 from simclr_jax.train.step import make_step
 
@@ -80,7 +79,7 @@ class _Student:
         ready = run.prepare(config, mesh.size)
         self.config, self.channels = ready.config, ready.train.channels
         inputs = Inputs(ready.config, ready.train, ready.test)
-        stage = run.STAGES[ready.config.stage](ready.config, ready.plan, inputs, mesh)
+        stage = run.STAGES[ready.config.stage](ready.config, ready.timetable, inputs, mesh)
         self._batches = stage.batches(0, FLAGS.steps + WARM_UP)
         self._frozen, self._state = stage.frozen, stage.init()
         self.teacher = stage.frozen.get("teacher")

@@ -15,12 +15,12 @@ head where it has 1024. We have run neither for 1000 epochs. `official=tf1` or `
 whatever the two official programs do otherwise (docs/fidelity.md).
 """
 
-from simclr_jax import config
+from simclr_jax import recipes
 
 
 def get_config(arg=""):
-    a = config.arguments(arg, strong=False, official="")
-    c = config.base()
+    a = recipes.arguments(arg, strong=False, official="")
+    c = recipes.base()
     c.data.source, c.data.name = "tfds", "cifar10"
     c.data.image_size, c.data.resident = 32, True
 
@@ -41,7 +41,7 @@ def get_config(arg=""):
     if a.strong:
         strong(c)
     if a.official:
-        config.official(c, a.official)
+        recipes.official(c, a.official)
     return c.lock()
 
 

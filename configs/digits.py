@@ -3,11 +3,11 @@
 python -m simclr_jax.main --config=configs/digits.py
 """
 
-from simclr_jax import config
+from simclr_jax import recipes
 
 
 def get_config():
-    c = config.base()
+    c = recipes.base()
     c.data.source, c.data.name = "digits", "placed"
     c.data.image_size = 32
 

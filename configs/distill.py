@@ -14,15 +14,15 @@ The rates are those of pretraining, as the paper's: 0.1 sqrt(batch), 400 epochs 
 
 from ml_collections.config_dict import placeholder
 
-from simclr_jax import config
+from simclr_jax import recipes
 
 
 def get_config(arg=""):
-    a = config.arguments(arg, self=False, epochs=400)
-    c = config.base()
+    a = recipes.arguments(arg, self=False, epochs=400)
+    c = recipes.base()
     c.stage = "distill"
-    config.inherit_all(c)
-    config.crop_and_flip(c)
+    recipes.inherit_all(c)
+    recipes.crop_and_flip(c)
     c.distill.temperature = 0.1 if a.self else 1.0
 
     c.optim.base_lr, c.optim.lr_scaling = 0.1, "sqrt"

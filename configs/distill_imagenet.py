@@ -11,26 +11,26 @@ Labels take part with `--config.distill.alpha` and `--config.labels.use` (table 
 of these on ImageNet: it was not at hand.
 """
 
-from simclr_jax import config
+from simclr_jax import recipes
 from simclr_jax.errors import UserError
 
 
 def get_config(arg=""):
-    a = config.arguments(arg, depth=50, width=1, sk=False, self=False, epochs=400)
-    c = config.base()
+    a = recipes.arguments(arg, depth=50, width=1, sk=False, self=False, epochs=400)
+    c = recipes.base()
     c.stage = "distill"
     if a.self and (a.depth != 50 or a.width != 1 or a.sk):
         raise UserError(
             'argument "self" of the recipe: the model is the teacher\'s, leave out others'
         )
     if a.self:
-        config.inherit_all(c)  # the model of the run it starts from, or of the teacher
+        recipes.inherit_all(c)  # the model of the run it starts from, or of the teacher
     else:
         c.model.depth, c.model.width, c.model.stem = a.depth, float(a.width), "imagenet"
         c.model.sk_ratio = 0.0625 if a.sk else 0.0
         c.head.kind = "none"  # the classifier sits on h
         c.augment.grid = "corner"
-    config.crop_and_flip(c)
+    recipes.crop_and_flip(c)
     c.data.source, c.data.name, c.data.eval_split = "tfds", "imagenet2012", "validation"
     c.data.image_size, c.augment.placement = 224, "host"
 

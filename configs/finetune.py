@@ -15,15 +15,17 @@ The rates are those for 1024 images of ImageNet. No published number belongs to 
 
 from ml_collections.config_dict import placeholder
 
-from simclr_jax import config
+from simclr_jax import recipes
 
 
 def get_config(arg=""):
-    a = config.arguments(arg, tap=0, frozen=False, scratch=False, sgd=False, epochs=60, official="")
-    c = config.base()
+    a = recipes.arguments(
+        arg, tap=0, frozen=False, scratch=False, sgd=False, epochs=60, official=""
+    )
+    c = recipes.base()
     c.stage = "finetune"
-    config.inherit_all(c)
-    config.crop_and_flip(c)
+    recipes.inherit_all(c)
+    recipes.crop_and_flip(c)
     c.finetune.tap = a.tap
 
     if a.scratch:
@@ -42,5 +44,5 @@ def get_config(arg=""):
     c.eval.probe, c.eval.knn, c.eval.every_epochs = False, False, 10.0
     c.log.every_steps, c.checkpoint.every_steps = 20, 500
     if a.official:
-        config.official(c, a.official)
+        recipes.official(c, a.official)
     return c.lock()

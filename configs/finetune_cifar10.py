@@ -11,16 +11,16 @@ For fine-tuning on CIFAR-10 no rate is published, and ours is not tuned.
 
 from ml_collections.config_dict import placeholder
 
-from simclr_jax import config
+from simclr_jax import recipes
 from simclr_jax.errors import UserError
 
 
 def get_config(arg=""):
-    a = config.arguments(arg, labels="", tap=0, linear=False, scratch=False, official="")
-    c = config.base()
+    a = recipes.arguments(arg, labels="", tap=0, linear=False, scratch=False, official="")
+    c = recipes.base()
     c.stage = "finetune"
-    config.inherit_all(c)
-    config.crop_and_flip(c)
+    recipes.inherit_all(c)
+    recipes.crop_and_flip(c)
     if a.linear and (a.labels or a.tap or a.scratch):
         raise UserError(
             'argument "linear" of the recipe: it has all labels on h, leave out the others'
@@ -40,5 +40,5 @@ def get_config(arg=""):
     c.eval.probe, c.eval.knn, c.eval.every_epochs = False, False, 20.0
     c.log.every_steps, c.checkpoint.every_steps = 50, 500
     if a.official:
-        config.official(c, a.official)
+        recipes.official(c, a.official)
     return c.lock()

@@ -24,14 +24,14 @@ ImageNet: it was not at hand.
 
 from ml_collections.config_dict import placeholder
 
-from simclr_jax import config
+from simclr_jax import recipes
 from simclr_jax.errors import UserError
 
 UNSET = -2  # no layer of a head
 
 
 def get_config(arg=""):
-    a = config.arguments(
+    a = recipes.arguments(
         arg, labels="", tap=UNSET, epochs=0, large=False, v1=False, linear=False, official=""
     )
     if a.large and (a.v1 or a.linear):
@@ -40,10 +40,10 @@ def get_config(arg=""):
         raise UserError(
             'argument "linear" of the recipe: it has all labels on h, leave out the others'
         )
-    c = config.base()
+    c = recipes.base()
     c.stage = "finetune"
-    config.inherit_all(c)
-    config.crop_and_flip(c)
+    recipes.inherit_all(c)
+    recipes.crop_and_flip(c)
     c.data.source, c.data.name, c.data.eval_split = "tfds", "imagenet2012", "validation"
     c.augment.placement, c.augment.grid = "host", placeholder(str)
     c.train.dtype = "bfloat16"
@@ -67,7 +67,7 @@ def get_config(arg=""):
     c.eval.probe, c.eval.knn, c.eval.every_epochs = False, False, 10.0
     c.log.every_steps, c.checkpoint.every_steps = 50, 250
     if a.official:
-        config.official(c, a.official)
+        recipes.official(c, a.official)
     return c.lock()
 
 

@@ -11,11 +11,11 @@ number belongs to this recipe.
 
 from ml_collections.config_dict import placeholder
 
-from simclr_jax import config
+from simclr_jax import recipes
 
 
 def get_config():
-    c = config.base()
+    c = recipes.base()
     c.data.source, c.data.labels = "folder", False
     c.augment.placement, c.augment.grid = "split", "opencv"
 

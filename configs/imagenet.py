@@ -22,14 +22,14 @@ views should save about 70 GiB of activations for the backward pass (derived fro
 measured). Hours are 35 600 divided by the images/s that `benchmarks/step_time.py` shows.
 """
 
-from simclr_jax import config
+from simclr_jax import recipes
 
 
 def get_config(arg=""):
-    a = config.arguments(
+    a = recipes.arguments(
         arg, width=1, epochs=0, small_batch=0, paper=False, one_gpu=False, official=""
     )
-    c = config.base()
+    c = recipes.base()
     c.data.source, c.data.name, c.data.eval_split = "tfds", "imagenet2012", "validation"
     c.data.image_size = 224
     c.augment.placement, c.augment.grid = "host", "corner"
@@ -58,5 +58,5 @@ def get_config(arg=""):
     if a.epochs:
         c.train.epochs = float(a.epochs)
     if a.official:
-        config.official(c, a.official)
+        recipes.official(c, a.official)
     return c.lock()

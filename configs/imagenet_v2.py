@@ -10,12 +10,12 @@ official code; the argument `memory` adds ours (`stages/memory.py`). Without, Re
 at hand.
 """
 
-from simclr_jax import config
+from simclr_jax import recipes
 
 
 def get_config(arg=""):
-    a = config.arguments(arg, depth=50, width=1, sk=False, memory=False, epochs=800, official="")
-    c = config.base()
+    a = recipes.arguments(arg, depth=50, width=1, sk=False, memory=False, epochs=800, official="")
+    c = recipes.base()
     c.data.source, c.data.name, c.data.eval_split = "tfds", "imagenet2012", "validation"
     c.data.image_size = 224
     c.augment.placement, c.augment.grid = "host", "corner"
@@ -35,5 +35,5 @@ def get_config(arg=""):
     c.eval.knn, c.eval.compare, c.eval.every_epochs = False, False, 20.0  # see imagenet.py
     c.log.every_steps, c.checkpoint.every_steps = 100, 625
     if a.official:
-        config.official(c, a.official)
+        recipes.official(c, a.official)
     return c.lock()

@@ -7,11 +7,11 @@ Sensible for some thousands of images of 32 to 64 pixels on one accelerator. Wit
 or give `test_images` and `test_labels`. No published number belongs to this recipe.
 """
 
-from simclr_jax import config
+from simclr_jax import recipes
 
 
 def get_config():
-    c = config.base()
+    c = recipes.base()
     c.data.source = "memory"
     c.data.image_size = 32
 

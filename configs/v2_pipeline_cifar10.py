@@ -11,11 +11,12 @@ the wide one and distillation. The rates on labels were not tuned for these imag
 recipe.
 """
 
-from simclr_jax import config, pipelines
+from simclr_jax import recipes
+from simclr_jax.pipeline import recipe
 
 
 def get_config(arg=""):
-    a = config.arguments(arg, draws=3, seed=0, path="", small=False, no_teacher=False)
+    a = recipes.arguments(arg, draws=3, seed=0, path="", small=False, no_teacher=False)
     finetune = {
         "optim.name": "sgd",  # Nesterov, as SimCLR (appendix B.5)
         "optim.base_lr": {"1%": 0.05, "10%": 0.2},
@@ -32,7 +33,7 @@ def get_config(arg=""):
     }
     fields: dict[str, dict] = {"finetune": finetune, "distill": distill}
     fields |= {"scratch": finetune, "distill_labelled": finetune}
-    return pipelines.simclr_v2(
+    return recipe.simclr_v2(
         teacher_pretrain=None if a.no_teacher else pretrain(a, wider=2),
         student_pretrain=pretrain(a, wider=1),
         fields=fields,
@@ -43,7 +44,7 @@ def get_config(arg=""):
 
 def pretrain(a, wider):
     """Return the recipe of configs/cifar10.py, or for `small` one for two CPU cores."""
-    c = config.base()
+    c = recipes.base()
     c.data.source, c.data.name = "tfds", "cifar10"
     if a.path:
         c.data.source, c.data.name, c.data.path = "folder", "", a.path

@@ -8,11 +8,12 @@ any run may be set: `--config.runs.pretrain.train.epochs=20`. No published numbe
 recipe.
 """
 
-from simclr_jax import config, pipelines
+from simclr_jax import recipes
+from simclr_jax.pipeline import recipe
 
 
 def get_config(arg=""):
-    a = config.arguments(arg, draws=3, seed=0)
+    a = recipes.arguments(arg, draws=3, seed=0)
     finetune = {
         "optim.name": "sgd",
         "optim.base_lr": {"1%": 0.05, "10%": 0.2},
@@ -29,7 +30,7 @@ def get_config(arg=""):
     }
     fields: dict[str, dict] = {"finetune": finetune, "distill": distill}
     fields |= {"scratch": finetune, "distill_labelled": finetune}
-    return pipelines.simclr_v2(
+    return recipe.simclr_v2(
         teacher_pretrain=pretrain(width=0.5),
         student_pretrain=pretrain(width=0.25),
         fields=fields,
@@ -40,7 +41,7 @@ def get_config(arg=""):
 
 def pretrain(width):
     """Return the recipe of configs/digits.py for another width."""
-    c = config.base()
+    c = recipes.base()
     c.data.source, c.data.name = "digits", "placed"
     c.data.image_size = 32
     for view in c.augment.views.values():

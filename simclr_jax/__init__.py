@@ -10,6 +10,6 @@ def __getattr__(name: str) -> Any:
     if name != "load":
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     # Imported late: doors answer --help without waiting for JAX.
-    from simclr_jax.run import load
+    from simclr_jax.api import load
 
     return load

@@ -27,7 +27,7 @@ def main() -> None:
         if not FLAGS[name].value:
             raise errors.UserError(f"--{name} is missing (see --help)")
     # Imported late: --help and mistakes in flags answer without waiting for JAX.
-    from simclr_jax.stages import convert
+    from simclr_jax.interop import convert
 
     options = convert.Options(FLAGS.dataset, FLAGS.image_size, FLAGS.tap)
     convert.run(FLAGS.source, FLAGS.workdir, options)

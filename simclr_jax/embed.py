@@ -37,7 +37,7 @@ def main() -> None:
             raise errors.UserError(f"--{name} is missing (see --help)")
     # Imported late: --help and mistakes in flags answer without waiting for JAX.
     from simclr_jax import parallel
-    from simclr_jax.stages import embed
+    from simclr_jax.embedding import embed
 
     parallel.use_compilation_cache()
     embed.run(

@@ -44,9 +44,9 @@ def main() -> None:
         raise errors.UserError("--checkpoint is missing: give the workdir of a run")
     # Imported late: --help and mistakes in flags answer without waiting for JAX.
     from simclr_jax import parallel
-    from simclr_jax.stages import linear_probe
-    from simclr_jax.stages.datasets import Wanted
-    from simclr_jax.stages.solvers import Settings
+    from simclr_jax.judging import linear_probe
+    from simclr_jax.judging.datasets import Wanted
+    from simclr_jax.judging.solvers import Settings
 
     parallel.use_compilation_cache()
     settings = Settings(

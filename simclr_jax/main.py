@@ -38,8 +38,9 @@ def main() -> int:
         raise errors.UserError("no recipe: give --config=configs/digits.py, say")
     # Imported late: --help and mistakes in flags answer without waiting for JAX.
     from simclr_jax import parallel, processes
-    from simclr_jax.pipelines import STAGE
-    from simclr_jax.stages import pipeline, run
+    from simclr_jax.pipeline import run as pipeline
+    from simclr_jax.pipeline.recipe import STAGE
+    from simclr_jax.stages import run
 
     parallel.use_compilation_cache()
     workdir = FLAGS.workdir or f"runs/{Path(errors.recipe_path()).stem}"

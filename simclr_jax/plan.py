@@ -38,8 +38,7 @@ def main() -> None:
     # Imported late: --help and mistakes in flags answer without waiting for JAX.
     import jax
 
-    from simclr_jax.planning import devices
-    from simclr_jax.stages import plan
+    from simclr_jax.planning import devices, plan
 
     devices.find(FLAGS.device)
     memory = devices.parse_bytes(FLAGS.device_memory) if FLAGS.device_memory else None

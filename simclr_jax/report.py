@@ -25,7 +25,7 @@ def main() -> None:
         raise errors.UserError("--checkpoint is missing (see --help)")
     # Imported late: --help and mistakes in flags answer without waiting for JAX.
     from simclr_jax import parallel
-    from simclr_jax.stages import report
+    from simclr_jax.reporting import report
 
     parallel.use_compilation_cache()
     report.run(FLAGS.checkpoint, FLAGS.out)

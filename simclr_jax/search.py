@@ -30,7 +30,7 @@ def main() -> None:
         raise errors.UserError("--embeddings is missing (see --help)")
     # Imported late: --help and mistakes in flags answer without waiting for JAX.
     from simclr_jax import parallel
-    from simclr_jax.stages import search
+    from simclr_jax.embedding import search
 
     parallel.use_compilation_cache()
     search.run(

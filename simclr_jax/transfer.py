@@ -38,8 +38,8 @@ def main() -> None:
         raise errors.UserError("--checkpoint is missing: give the workdir of a run")
     # Imported late: --help and mistakes in flags answer without waiting for JAX.
     from simclr_jax import parallel
-    from simclr_jax.stages import transfer
-    from simclr_jax.stages.transfer_sets import NAMES
+    from simclr_jax.judging import transfer
+    from simclr_jax.judging.transfer_sets import NAMES
 
     parallel.use_compilation_cache()
     sets = ([] if FLAGS.data else NAMES) if FLAGS.sets is None else FLAGS.sets

@@ -12,8 +12,8 @@ from collections.abc import Callable
 import numpy as np
 from ml_collections import ConfigDict
 
-from simclr_jax.config import OPEN, base, head_layers, view
 from simclr_jax.errors import UserError, choose, nearest
+from simclr_jax.recipes import OPEN, base, head_layers, view
 
 LABELLED = ("finetune", "distill")  # stages that train a classifier
 
@@ -29,7 +29,7 @@ READ_BY: dict[str, tuple[str, ...]] = {
 }
 
 # What a field may be. The modules that act on a choice know it by the same name
-# (tests/test_config.py builds every one of them).
+# (tests/test_recipes.py builds every one of them).
 CHOICES: dict[str, tuple] = {
     "stage": ("pretrain", *LABELLED),
     "data.source": ("digits", "memory", "folder", "tfds", "tfrecord"),
@@ -169,9 +169,9 @@ def _check_fields(fields: dict, known: dict, prefix: str = "") -> None:
     for key, value in known.items():
         name = f"{prefix}{key}"
         if key not in fields:
-            raise UserError(f'recipe lacks "{name}": start from simclr_jax.config.base()')
+            raise UserError(f'recipe lacks "{name}": start from simclr_jax.recipes.base()')
         if isinstance(value, dict) != isinstance(fields[key], dict):
-            raise UserError(f"{name} is {fields[key]}: see simclr_jax.config.base() for its shape")
+            raise UserError(f"{name} is {fields[key]}: see simclr_jax.recipes.base() for its shape")
         if isinstance(value, dict):
             _check_fields(fields[key], value, f"{name}.")
 
@@ -254,7 +254,7 @@ def _check_stage(c: ConfigDict, known: dict) -> None:
     if views != 1:
         raise UserError(
             f"augment.views has {views} views, stage {c.stage} looks at one: call "
-            "simclr_jax.config.crop_and_flip in the recipe, or leave one"
+            "simclr_jax.recipes.crop_and_flip in the recipe, or leave one"
         )
     for name in ("probe", "knn"):
         if c.eval[name]:

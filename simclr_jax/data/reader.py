@@ -16,7 +16,7 @@ from etils import epath
 from simclr_jax import files
 from simclr_jax.data.decode import BadImage
 from simclr_jax.data.read_ahead import ReadAhead
-from simclr_jax.data.sources.memory import Images
+from simclr_jax.data.sources.arrays import Images
 from simclr_jax.data.sources.source import Source
 from simclr_jax.data.stream import Stream
 from simclr_jax.errors import UserError

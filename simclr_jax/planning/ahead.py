@@ -21,7 +21,7 @@ from jax.sharding import AxisType, Mesh
 from simclr_jax.errors import UserError
 from simclr_jax.parallel import AXIS
 from simclr_jax.planning import devices
-from simclr_jax.planning.memory import Memory
+from simclr_jax.planning.footprint import Footprint
 
 # The compiler tries fewer ways to make the program fast: minutes in place of a quarter of an hour.
 # docs/planning.md has what that does to memory.
@@ -51,7 +51,7 @@ class Compiled:
       collectives: bytes each device receives in a step, by kind.
     """
 
-    memory: Memory | None
+    memory: Footprint | None
     needed: float
     flops: float
     collectives: dict[str, int]
@@ -104,7 +104,7 @@ def compile_step(step: Any, state: Any, batch: Any, *, quick: bool = True) -> Co
         return Compiled(None, needed, math.nan, {})
     found, text = compiled.memory_analysis(), compiled.as_text()
     kept = found.alias_size_in_bytes
-    memory = Memory(kept, found.argument_size_in_bytes - kept, found.temp_size_in_bytes)
+    memory = Footprint(kept, found.argument_size_in_bytes - kept, found.temp_size_in_bytes)
     more = found.output_size_in_bytes - kept + found.generated_code_size_in_bytes
     flops = compiled.cost_analysis()["flops"]
     return Compiled(memory, memory.peak + more, flops, collectives(text))

@@ -14,8 +14,8 @@ from etils import epath
 
 from simclr_jax import files
 from simclr_jax.errors import UserError
+from simclr_jax.judging import results
 from simclr_jax.optim import schedules
-from simclr_jax.reporting import results
 
 BEATING = 120.0  # seconds since the last heartbeat in lock.json after which a run counts as dead
 NOT_RECIPE = ("images",)  # what config.json holds besides the recipe

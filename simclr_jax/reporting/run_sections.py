@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from simclr_jax import config as recipes
+from simclr_jax import recipes
 from simclr_jax.reporting import charts
 from simclr_jax.reporting.charts import Series
 from simclr_jax.reporting.findings import Finding

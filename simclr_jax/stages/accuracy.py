@@ -14,7 +14,7 @@ from simclr_jax.data.sources import NO_LABEL
 from simclr_jax.evaluate import features, scores
 from simclr_jax.stages import labels as label_choice
 from simclr_jax.stages.inputs import Inputs
-from simclr_jax.stages.network import Network
+from simclr_jax.stages.labelled_network import Network
 from simclr_jax.train.stage import TrainState
 
 # From variables and images `[b, h, w, c]` to logits `[b, classes]`.

@@ -8,10 +8,10 @@ from typing import Any
 import numpy as np
 from ml_collections import ConfigDict
 
-from simclr_jax.config import OPEN
 from simclr_jax.data.decode import BadImage
 from simclr_jax.data.sources import Source
 from simclr_jax.errors import UserError
+from simclr_jax.recipes import OPEN
 
 LOOKED_AT = 64  # images, spread over the data set, whose sizes decide the resolution
 SIDES = (32, 64, 96, 128, 160, 192, 224)  # pixels

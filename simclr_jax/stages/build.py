@@ -22,8 +22,8 @@ from simclr_jax.models.resnet import Norm, ResNet
 from simclr_jax.optim import optimizers, schedules
 from simclr_jax.parallel import AXIS
 from simclr_jax.stages.memory import Memory
-from simclr_jax.train.plan import Plan
 from simclr_jax.train.stage import Params, Stats
+from simclr_jax.train.timetable import Timetable
 
 
 def encoder(config: ConfigDict) -> ResNet:
@@ -159,17 +159,19 @@ def policies(config: ConfigDict) -> tuple[Policy, ...]:
 
 
 def optimizer(
-    config: ConfigDict, plan: Plan, learns: Callable[[Params], Any] | None = None
+    config: ConfigDict, timetable: Timetable, learns: Callable[[Params], Any] | None = None
 ) -> tuple[optax.GradientTransformation, optax.Schedule]:
     """Return the optimiser and the learning-rate schedule in it.
 
     Args:
       config: a recipe.
-      plan: the run in numbers.
+      timetable: the run in numbers.
       learns: from parameters to a tree of booleans; the others stay as they are. None: all learn.
     """
     o = config.optim
-    schedule = schedules.warmup_cosine(plan.peak_rate, plan.warmup_steps, plan.total_steps)
+    schedule = schedules.warmup_cosine(
+        timetable.peak_rate, timetable.warmup_steps, timetable.total_steps
+    )
     if o.name == "lars":
         made = optimizers.lars(
             schedule,

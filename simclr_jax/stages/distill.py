@@ -13,12 +13,12 @@ from simclr_jax.losses.distillation import distillation
 from simclr_jax.stages import build, views
 from simclr_jax.stages.accuracy import Accuracy
 from simclr_jax.stages.inputs import Inputs
-from simclr_jax.stages.network import Network
+from simclr_jax.stages.labelled_network import Network
 from simclr_jax.stages.teacher import Teacher
 from simclr_jax.stages.warm_start import load_parts
 from simclr_jax.train import saved
-from simclr_jax.train.plan import Plan
 from simclr_jax.train.stage import Batch, Extra, Metrics, Outputs, Params, Stage, Stats
+from simclr_jax.train.timetable import Timetable
 
 FORMATS = {
     "loss": "loss {:.4f}",
@@ -29,12 +29,12 @@ FORMATS = {
 }
 
 
-def make_stage(config: ConfigDict, plan: Plan, inputs: Inputs, mesh: Mesh) -> Stage:
+def make_stage(config: ConfigDict, timetable: Timetable, inputs: Inputs, mesh: Mesh) -> Stage:
     """Build the distillation stage of a recipe.
 
     Args:
       config: a validated recipe.
-      plan: the run in numbers.
+      timetable: the run in numbers.
       inputs: images to learn from, of whose labels `distill.alpha` may leave a part in the loss,
         and held-out ones.
       mesh: the devices.
@@ -42,7 +42,7 @@ def make_stage(config: ConfigDict, plan: Plan, inputs: Inputs, mesh: Mesh) -> St
     d = config.distill
     teacher = Teacher(saved.read(d.teacher, "distill.teacher"), d.teacher_dtype, mesh)
     network = Network(config, teacher.classes)
-    optimizer, schedule = build.optimizer(config, plan, network.learns)
+    optimizer, schedule = build.optimizer(config, timetable, network.learns)
     make_views = views.view_maker(config)
 
     def embed(
@@ -82,7 +82,7 @@ def make_stage(config: ConfigDict, plan: Plan, inputs: Inputs, mesh: Mesh) -> St
         objective=objective,
         optimizer=optimizer,
         learning_rate=schedule,
-        batches=functools.partial(inputs.batches, mesh, plan),
+        batches=functools.partial(inputs.batches, mesh, timetable),
         evaluate=accuracy.evaluate,
         compare=accuracy.compare,
         protocol=accuracy.protocol | {"teacher": teacher.name},

@@ -15,10 +15,10 @@ from ml_collections import ConfigDict
 
 from simclr_jax import parallel
 from simclr_jax.augment.resize import to_float
-from simclr_jax.config import head_layers
 from simclr_jax.errors import UserError, choose
 from simclr_jax.evaluate import features
 from simclr_jax.evaluate.logistic import Weights
+from simclr_jax.recipes import head_layers
 from simclr_jax.stages import build
 from simclr_jax.stages.preprocessing import Preprocessing
 from simclr_jax.train.saved import Saved

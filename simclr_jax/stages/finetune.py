@@ -16,10 +16,10 @@ from simclr_jax.losses.cross_entropy import cross_entropy
 from simclr_jax.stages import build, views
 from simclr_jax.stages.accuracy import Accuracy
 from simclr_jax.stages.inputs import Inputs
-from simclr_jax.stages.network import Network
+from simclr_jax.stages.labelled_network import Network
 from simclr_jax.stages.warm_start import load_parts
-from simclr_jax.train.plan import Plan
 from simclr_jax.train.stage import Batch, Extra, Metrics, Outputs, Params, Stage, Stats
+from simclr_jax.train.timetable import Timetable
 
 FORMATS = {
     "loss": "loss {:.4f}",
@@ -29,17 +29,17 @@ FORMATS = {
 }
 
 
-def make_stage(config: ConfigDict, plan: Plan, inputs: Inputs, mesh: Mesh) -> Stage:
+def make_stage(config: ConfigDict, timetable: Timetable, inputs: Inputs, mesh: Mesh) -> Stage:
     """Build the fine-tuning stage of a recipe.
 
     Args:
       config: a validated recipe.
-      plan: the run in numbers.
+      timetable: the run in numbers.
       inputs: labelled images to learn from, and held-out ones.
       mesh: the devices.
     """
     network = Network(config, inputs.train.classes)
-    optimizer, schedule = build.optimizer(config, plan, network.learns)
+    optimizer, schedule = build.optimizer(config, timetable, network.learns)
     make_views = views.view_maker(config)
 
     def embed(
@@ -62,7 +62,7 @@ def make_stage(config: ConfigDict, plan: Plan, inputs: Inputs, mesh: Mesh) -> St
         objective=objective,
         optimizer=optimizer,
         learning_rate=schedule,
-        batches=functools.partial(inputs.batches, mesh, plan),
+        batches=functools.partial(inputs.batches, mesh, timetable),
         evaluate=accuracy.evaluate,
         compare=accuracy.compare,
         protocol=accuracy.protocol,

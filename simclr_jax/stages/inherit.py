@@ -9,8 +9,8 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from simclr_jax import files, processes
-from simclr_jax.config import INHERITED, INHERITED_CROP, OPEN, base, of_record
 from simclr_jax.errors import UserError
+from simclr_jax.recipes import INHERITED, INHERITED_CROP, OPEN, base, of_record
 from simclr_jax.stages import warm_start
 from simclr_jax.train import saved
 

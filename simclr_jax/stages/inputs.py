@@ -14,7 +14,7 @@ from ml_collections import ConfigDict
 
 from simclr_jax import processes
 from simclr_jax.augment.resize import to_float
-from simclr_jax.data import order, pipeline, reader
+from simclr_jax.data import batches, order, reader
 from simclr_jax.data.held_out import HeldOut
 from simclr_jax.data.placements import Loading, Request
 from simclr_jax.data.reader import Reader, Unreadable
@@ -22,8 +22,8 @@ from simclr_jax.data.sources import Images, Source
 from simclr_jax.data.stream import Stream
 from simclr_jax.stages import build
 from simclr_jax.stages.preprocessing import Preprocessing
-from simclr_jax.train.plan import Plan
 from simclr_jax.train.stage import Batch
+from simclr_jax.train.timetable import Timetable
 from simclr_jax.train.workdir import Workdir
 
 # Positions from here on belong to no training example: views of held-out images are drawn there.
@@ -55,23 +55,25 @@ class Inputs:
         self.train, self.test = train, test
         self._preprocessing = Preprocessing.of(config, train.channels)
 
-    def batches(self, mesh: Mesh, plan: Plan, first_step: int, total_steps: int) -> Iterator:
+    def batches(
+        self, mesh: Mesh, timetable: Timetable, first_step: int, total_steps: int
+    ) -> Iterator:
         """Yield the steps of each chunk and their training batches, on the devices."""
-        return pipeline.device_batches(
+        return batches.device_batches(
             self._config.augment.placement,
             self._loading("train"),
             mesh,
-            batch_size=plan.batch_size,
+            batch_size=timetable.batch_size,
             first_step=first_step,
             total_steps=total_steps,
-            steps_per_call=plan.steps_per_call,
+            steps_per_call=timetable.steps_per_call,
             resident=self._config.data.resident,
         )
 
     def stream(self, requests: Iterator[Request]) -> Iterator[Batch]:
         """Yield the training batches of `requests` as NumPy arrays."""
         placement = self._config.augment.placement
-        return pipeline.host_batches(placement, self._loading("train"), requests)
+        return batches.host_batches(placement, self._loading("train"), requests)
 
     def first(self, count: int) -> Batch:
         """Return the first `count` examples of the run, as the first step sees them."""
@@ -83,7 +85,7 @@ class Inputs:
         positions = HELD_OUT + np.arange(min(count, len(self.test)))
         request = Request(positions, start=HELD_OUT)
         placement = self._config.augment.placement
-        return next(pipeline.host_batches(placement, self._loading("held_out"), iter([request])))
+        return next(batches.host_batches(placement, self._loading("held_out"), iter([request])))
 
     def originals(self, count: int) -> list[np.ndarray]:
         """Return the decoded images behind `first`, uint8 `[h, w, c]` of any sizes."""

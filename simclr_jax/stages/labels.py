@@ -13,25 +13,27 @@ from simclr_jax.data import sources
 from simclr_jax.data.sources import NO_LABEL, Source
 from simclr_jax.errors import UserError
 from simclr_jax.evaluate import subsets
-from simclr_jax.stages.feature_bank import Features
 
 ALL = "all"
 
 
-def allowed(wanted: str, fit: Features, source: Source, seed: int) -> np.ndarray:
-    """Return the rows of `fit` whose labels may be used, rising.
+def allowed(
+    wanted: str, labels: np.ndarray, examples: np.ndarray, source: Source, seed: int
+) -> np.ndarray:
+    """Return the rows of labelled images whose labels may be used, rising.
 
     Args:
       wanted: "all"; a share of each class, such as "10%"; a number of each class; or a file of
         image names, one a line, such as the official `1percent.txt`.
-      fit: labelled examples.
-      source: of their images.
+      labels: int `[m]`, or `[m, classes]` where an image may have several.
+      examples: int `[m]`, which images of `source` these are.
+      source: of the images.
       seed: of the draw.
 
     Raises:
       UserError: if `wanted` is none of these, or asks for more than there is.
     """
-    return _rows("--labels", wanted, fit.known, fit.examples, source, seed)
+    return _rows("--labels", wanted, labels, examples, source, seed)
 
 
 def restrict(config: ConfigDict, train: Source) -> Source:

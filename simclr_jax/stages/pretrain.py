@@ -18,7 +18,6 @@ from simclr_jax.stages.encoder import embedder
 from simclr_jax.stages.inputs import Inputs
 from simclr_jax.stages.monitor import Monitor
 from simclr_jax.stages.warm_start import load_parts
-from simclr_jax.train.plan import Plan
 from simclr_jax.train.stage import (
     Batch,
     Extra,
@@ -30,6 +29,7 @@ from simclr_jax.train.stage import (
     TrainState,
     nothing_more,
 )
+from simclr_jax.train.timetable import Timetable
 
 FORMATS = {
     "loss": "loss {:.4f}",
@@ -45,19 +45,19 @@ FORMATS = {
 }
 
 
-def make_stage(config: ConfigDict, plan: Plan, inputs: Inputs, mesh: Mesh) -> Stage:
+def make_stage(config: ConfigDict, timetable: Timetable, inputs: Inputs, mesh: Mesh) -> Stage:
     """Build the pretraining stage of a recipe.
 
     Args:
       config: a validated recipe.
-      plan: the run in numbers.
+      timetable: the run in numbers.
       inputs: images to learn from, whose labels, if any, train the online probe and nothing else;
         and held-out images for the evaluations during the run.
       mesh: the devices.
     """
     encoder, head = build.encoder(config), build.projection_head(config)
     probe = build.classifier(config, inputs.train.classes) if config.eval.probe else None
-    optimizer, schedule = build.optimizer(config, plan)
+    optimizer, schedule = build.optimizer(config, timetable)
     memory = build.memory(config)
     make_views = views.view_maker(config)
 
@@ -133,7 +133,7 @@ def make_stage(config: ConfigDict, plan: Plan, inputs: Inputs, mesh: Mesh) -> St
         objective=objective,
         optimizer=optimizer,
         learning_rate=schedule,
-        batches=functools.partial(inputs.batches, mesh, plan),
+        batches=functools.partial(inputs.batches, mesh, timetable),
         evaluate=monitor.evaluate,
         compare=lambda state: monitor.compare(state, untrained=init()),
         protocol=monitor.protocol,

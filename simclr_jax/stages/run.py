@@ -29,17 +29,17 @@ from simclr_jax.stages.adapt import adapt
 from simclr_jax.stages.inherit import inherit, pin
 from simclr_jax.stages.inputs import Inputs
 from simclr_jax.train import loop
-from simclr_jax.train import plan as plans
-from simclr_jax.train.plan import Plan
+from simclr_jax.train import timetable as timetables
 from simclr_jax.train.profile import Profiler
 from simclr_jax.train.stage import Stage
+from simclr_jax.train.timetable import Timetable
 from simclr_jax.train.workdir import open_workdir, recipe_before
 
 # Launch scripts start a run again on EX_TEMPFAIL; a person who pressed Ctrl-C does not want that.
 EXIT_CODES: dict[int, int] = {signal.SIGTERM: 75, signal.SIGINT: 130}
 
-# What `config.stage` may name (besides a pipeline of such runs: `stages.pipeline`).
-STAGES: dict[str, Callable[[ConfigDict, Plan, Inputs, Mesh], Stage]] = {
+# What `config.stage` may name (besides a pipeline of such runs: `pipeline.run`).
+STAGES: dict[str, Callable[[ConfigDict, Timetable, Inputs, Mesh], Stage]] = {
     "pretrain": pretrain.make_stage,
     "finetune": finetune.make_stage,
     "distill": distill.make_stage,
@@ -65,7 +65,7 @@ def run(config: ConfigDict, workdir: str, resume: str = "auto", profile_steps: s
     workdir = files.expand_home(workdir)
     kept, before = epath.Path(workdir) / "index", recipe_before(workdir)
     ready = prepare(config, mesh.size, kept if before else None, before)
-    config, plan, train, test = ready.config, ready.plan, ready.train, ready.test
+    config, timetable, train, test = ready.config, ready.timetable, ready.train, ready.test
     pin(config, before)
     if config.stage == "distill":
         teacher.check(config, train, test)
@@ -73,22 +73,22 @@ def run(config: ConfigDict, workdir: str, resume: str = "auto", profile_steps: s
     record = config.to_dict() | {"images": [train.fingerprint(), test.fingerprint()]}
     processes.check_same("recipe or images", record)
     keep, keep_period = config.checkpoint.keep, config.checkpoint.keep_period
-    profiler = Profiler(profile_steps, epath.Path(workdir) / "profile", plan.total_steps)
+    profiler = Profiler(profile_steps, epath.Path(workdir) / "profile", timetable.total_steps)
     with open_workdir(workdir, record, resume, keep=keep, keep_period=keep_period) as opened:
         if opened.fresh and processes.rank() == 0:
             sources.remember(ready.images, kept)
         inputs = Inputs(config, train, test, opened)
-        stage = STAGES[config.stage](config, plan, inputs, mesh)
+        stage = STAGES[config.stage](config, timetable, inputs, mesh)
         start = [f"start     from {config.init.parts} of {config.init.run}"] * opened.fresh
         start = start if config.init.run and config.init.parts != warm_start.NOTHING else []
         about = [*_about(train, test), *ready.chosen, *start]
-        summary.announce(opened, config, plan, stage, mesh, about)
+        summary.announce(opened, config, timetable, stage, mesh, about)
         if processes.rank() == 0:
             views.draw(config, inputs, opened)
-        result = loop.train(stage, plan, mesh, opened, profiler)
+        result = loop.train(stage, timetable, mesh, opened, profiler)
         if result.stopped_by:
             return EXIT_CODES[result.stopped_by]
-        summary.conclude(opened, plan, stage, result.state)
+        summary.conclude(opened, timetable, stage, result.state)
     return 0
 
 
@@ -101,7 +101,7 @@ class Prepared:
       images: all of the training split.
       train: those of them to learn from, without labels that may not be used.
       test: held-out images.
-      plan: the run in numbers.
+      timetable: the run in numbers.
       chosen: lines about fields that the recipe left open.
     """
 
@@ -109,7 +109,7 @@ class Prepared:
     images: Source
     train: Source
     test: Source
-    plan: Plan
+    timetable: Timetable
     chosen: list[str]
 
 
@@ -146,8 +146,8 @@ def prepare(
     config, chosen = adapt(config, train, test, before)
     validation.validate(config, devices)
     build.check_images(config, train, test)
-    plan = plans.make(config, len(train))
-    return Prepared(config, images, train, test, plan, [*inherited, *chosen])
+    timetable = timetables.make(config, len(train))
+    return Prepared(config, images, train, test, timetable, [*inherited, *chosen])
 
 
 def _about(train: Source, test: Source) -> list[str]:

@@ -8,17 +8,16 @@ import jax
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from simclr_jax import files, processes
-from simclr_jax.reporting import tables
-from simclr_jax.train.plan import Plan
+from simclr_jax import files, processes, tables
 from simclr_jax.train.stage import Stage, TrainState
+from simclr_jax.train.timetable import Timetable
 from simclr_jax.train.workdir import Workdir
 
 
 def announce(
     workdir: Workdir,
     config: ConfigDict,
-    plan: Plan,
+    timetable: Timetable,
     stage: Stage,
     mesh: Mesh,
     about: list[str],
@@ -32,19 +31,19 @@ def announce(
         say(line)
     say(f"devices   {mesh.size} x {kind}, computing in {config.train.dtype}")
     say(
-        f"batch     {plan.batch_size} images ({_views(config) * plan.batch_size} views), "
-        f"{plan.batch_size // mesh.size} images a device"
+        f"batch     {timetable.batch_size} images ({_views(config) * timetable.batch_size} views), "
+        f"{timetable.batch_size // mesh.size} images a device"
     )
     say(
-        f"length    {plan.total_steps} steps = {plan.epochs:.1f} epochs of {plan.examples} images, "
-        f"{plan.warmup_steps} of them warm-up"
+        f"length    {timetable.total_steps} steps = {timetable.epochs:.1f} epochs of "
+        f"{timetable.examples} images; the rate rises over the first {timetable.warmup_steps} steps"
     )
-    say(f"optimiser {o.name}, peak rate {plan.peak_rate:g}, weight decay {o.weight_decay:g}")
+    say(f"optimiser {o.name}, peak rate {timetable.peak_rate:g}, weight decay {o.weight_decay:g}")
     say(tables.parameters(params))
     say(f"views     {workdir.path / 'views.png'} shows what augmentation does: look at it")
 
 
-def conclude(workdir: Workdir, plan: Plan, stage: Stage, state: TrainState) -> None:
+def conclude(workdir: Workdir, timetable: Timetable, stage: Stage, state: TrainState) -> None:
     """Say what was learned, beside what needs no learning, and where everything is."""
     say = workdir.console.say
     results = stage.compare(state)
@@ -53,7 +52,7 @@ def conclude(workdir: Workdir, plan: Plan, stage: Stage, state: TrainState) -> N
     path = workdir.path / "results" / "summary.json"
     if results:
         path.parent.mkdir(exist_ok=True)
-        protocol = {"step": plan.total_steps, **stage.protocol}
+        protocol = {"step": timetable.total_steps, **stage.protocol}
         files.write_json(path, {"protocol": protocol, "scores": results})
         say("")
         say(tables.scores(results))
@@ -61,7 +60,7 @@ def conclude(workdir: Workdir, plan: Plan, stage: Stage, state: TrainState) -> N
     say("")
     names = ("config.json", "metrics.jsonl", "tensorboard", "views.png", "log.txt")
     found = [name for name in names if (workdir.path / name).exists()]
-    say(f"checkpoint {os.fspath(workdir.path / 'checkpoints')}/{plan.total_steps}")
+    say(f"checkpoint {os.fspath(workdir.path / 'checkpoints')}/{timetable.total_steps}")
     say(f"also in {workdir.path}: {', '.join([*found, *(['results'] if results else [])])}")
 
 

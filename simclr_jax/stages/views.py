@@ -13,8 +13,8 @@ from ml_collections import ConfigDict
 from simclr_jax import files
 from simclr_jax.augment.draws import draw_views
 from simclr_jax.augment.on_device import augment, to_float
-from simclr_jax.reporting.contact_sheet import contact_sheet
 from simclr_jax.stages import build
+from simclr_jax.stages.contact_sheet import contact_sheet
 from simclr_jax.stages.inputs import Inputs
 from simclr_jax.train.stage import Batch
 from simclr_jax.train.workdir import Workdir

@@ -8,8 +8,8 @@ import jax
 from ml_collections import ConfigDict
 
 from simclr_jax import parallel
-from simclr_jax.config import head_layers
 from simclr_jax.errors import UserError, choose
+from simclr_jax.recipes import head_layers
 from simclr_jax.stages.encoder import classifier_tap
 from simclr_jax.train import manifest, saved
 from simclr_jax.train.stage import TrainState

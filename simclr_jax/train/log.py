@@ -12,9 +12,9 @@ import numpy as np
 from simclr_jax import processes
 from simclr_jax.errors import UserError
 from simclr_jax.train.metrics import MetricsWriter, NoMetrics
-from simclr_jax.train.plan import Plan, due
 from simclr_jax.train.progress import Speed, progress_line, shown
 from simclr_jax.train.stage import Params, TrainState
+from simclr_jax.train.timetable import Timetable, due
 from simclr_jax.train.workdir import Workdir
 
 Batch = TypeVar("Batch")
@@ -30,16 +30,16 @@ class Log:
 
     def __init__(
         self,
-        plan: Plan,
+        timetable: Timetable,
         formats: dict[str, str],
         workdir: Workdir,
         first_step: int,
     ):
-        self._plan, self._formats = plan, formats
+        self._timetable, self._formats = timetable, formats
         self._checkpoints, self._console = workdir.checkpoints, workdir.console
         first = processes.rank() == 0
         self._writer = MetricsWriter(workdir.path, first_step) if first else NoMetrics()
-        self._speed = Speed(plan.batch_size)
+        self._speed = Speed(timetable.batch_size)
         self._pending: tuple[range, dict[str, jax.Array]] | None = None
 
     def __enter__(self) -> Log:
@@ -87,10 +87,10 @@ class Log:
             self._raise_not_finite("the loss is", steps)
         self._speed.add(len(steps))
         done = steps[-1] + 1
-        if due(done, self._plan.log_every) or done == self._plan.total_steps:
+        if due(done, self._timetable.log_every) or done == self._timetable.total_steps:
             values = {name: float(value[-1]) for name, value in metrics.items()}
-            values["epoch"] = done * self._plan.batch_size / self._plan.examples
-            line = progress_line(done, self._plan, shown(self._formats, values), self._speed)
+            values["epoch"] = done * self._timetable.batch_size / self._timetable.examples
+            line = progress_line(done, self._timetable, shown(self._formats, values), self._speed)
             self._console.status(line)
             speed = ("images_per_second", "input_wait")
             self._writer.write(done, values | {name: getattr(self._speed, name) for name in speed})

@@ -11,10 +11,10 @@ from simclr_jax import parallel, processes
 from simclr_jax.errors import UserError
 from simclr_jax.train.interrupt import StopRequest
 from simclr_jax.train.log import Log
-from simclr_jax.train.plan import Plan, due
 from simclr_jax.train.profile import Profiler
 from simclr_jax.train.stage import Stage, TrainState
 from simclr_jax.train.step import make_step
+from simclr_jax.train.timetable import Timetable, due
 from simclr_jax.train.workdir import Workdir
 
 
@@ -28,20 +28,20 @@ class Result:
 
 def train(
     stage: Stage,
-    plan: Plan,
+    timetable: Timetable,
     mesh: Mesh,
     workdir: Workdir,
     profiler: Profiler,
 ) -> Result:
     """Train from the newest whole checkpoint, or from the start, to the end or a stop request.
 
-    The unit is a chunk of `plan.steps_per_call` steps. Python runs one chunk ahead of the device:
-    it reads the metrics of a chunk only once the next is under way, so nothing in the loop waits
-    for the device except the hooks that are due: log, evaluate, save, in this order.
+    The unit is a chunk of `timetable.steps_per_call` steps. Python runs one chunk ahead of the
+    device: it reads the metrics of a chunk only once the next is under way, so nothing in the loop
+    waits for the device except the hooks that are due: log, evaluate, save, in this order.
 
     Args:
       stage: what is trained.
-      plan: how long, and when something is due.
+      timetable: how long, and when something is due.
       mesh: the devices.
       workdir: where metrics, checkpoints and lines go.
       profiler: records a trace of some steps, if asked to.
@@ -59,27 +59,27 @@ def train(
         )
     first_step, state = restored or (0, stage.warm_start(stage.init()))
     if first_step:
-        console.say(f"resumed at step {first_step} of {plan.total_steps}")
+        console.say(f"resumed at step {first_step} of {timetable.total_steps}")
 
     step = make_step(stage, mesh)
-    log = Log(plan, stage.formats, workdir, first_step)
+    log = Log(timetable, stage.formats, workdir, first_step)
     stop, stopped_by, done = StopRequest(), 0, first_step
     with stop, profiler, log:
         if first_step == 0:
             log.evaluation(0, stage.evaluate(state))
-        for steps, batches in log.watch(stage.batches(first_step, plan.total_steps)):
+        for steps, batches in log.watch(stage.batches(first_step, timetable.total_steps)):
             profiler.before(steps)
             state, metrics = step(state, batches, stage.frozen)
             profiler.after(steps, metrics)
             log.add(steps, metrics)
             done = steps[-1] + 1
 
-            at_end = done == plan.total_steps
+            at_end = done == timetable.total_steps
             stopped_by = stop.after_chunk()
-            if at_end or due(done, plan.evaluate_every):
+            if at_end or due(done, timetable.evaluate_every):
                 log.catch_up()
                 log.evaluation(done, stage.evaluate(state))
-            if at_end or stopped_by or due(done, plan.save_every):
+            if at_end or stopped_by or due(done, timetable.save_every):
                 processes.on_first(workdir.lock.check)
                 log.catch_up(state)
                 checkpoints.save(done, state)

@@ -10,7 +10,7 @@ from typing import TextIO, TypeVar
 from etils import epath
 
 from simclr_jax import files
-from simclr_jax.train.plan import Plan
+from simclr_jax.train.timetable import Timetable
 
 Batch = TypeVar("Batch")
 
@@ -131,11 +131,15 @@ def shown(formats: Mapping[str, str], metrics: Mapping[str, float]) -> str:
     return "  ".join(parts)
 
 
-def progress_line(step: int, plan: Plan, metrics: str, speed: Speed) -> str:
+def progress_line(step: int, timetable: Timetable, metrics: str, speed: Speed) -> str:
     """Return `step 120/562  21%  loss 5.31  ...  1234 images/s  0:41 left`."""
-    parts = [f"step {step}/{plan.total_steps}", f"{step / plan.total_steps:4.0%}", metrics]
+    parts = [
+        f"step {step}/{timetable.total_steps}",
+        f"{step / timetable.total_steps:4.0%}",
+        metrics,
+    ]
     if speed.images_per_second:
-        left = (plan.total_steps - step) * plan.batch_size / speed.images_per_second
+        left = (timetable.total_steps - step) * timetable.batch_size / speed.images_per_second
         parts += [f"{speed.images_per_second:.0f} images/s", f"{duration(left)} left"]
     return "  ".join(parts)
 

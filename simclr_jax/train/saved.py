@@ -11,8 +11,7 @@ from etils import epath
 from flax import traverse_util
 from ml_collections import ConfigDict
 
-from simclr_jax import buckets, files
-from simclr_jax import config as recipes
+from simclr_jax import buckets, files, recipes
 from simclr_jax.errors import UserError
 from simclr_jax.train import manifest
 from simclr_jax.train.bucket_checkpoints import open_checkpoints

@@ -12,8 +12,7 @@ from typing import Any
 
 from etils import epath
 
-from simclr_jax import buckets, files, processes
-from simclr_jax import config as recipes
+from simclr_jax import buckets, files, processes, recipes
 from simclr_jax.errors import UserError, choose
 from simclr_jax.train.bucket_checkpoints import open_checkpoints
 from simclr_jax.train.checkpoints import Checkpoints

@@ -11,10 +11,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from simclr_jax import config as recipes
+from simclr_jax import recipes
 from simclr_jax.augment.draws import draw_views
 from simclr_jax.augment.policy import Policy
-from simclr_jax.data import order, pipeline
+from simclr_jax.data import batches, order
 from simclr_jax.data.decode import BadImage
 from simclr_jax.data.placements import Loading, split
 from simclr_jax.data.reader import Reader, Unreadable
@@ -69,9 +69,9 @@ def loading(source, policy=None, **fields):
     )
 
 
-def batches(placement, of, steps=(0,), rows=slice(None)):
-    requests = (pipeline.request(step, BATCH, rows) for step in steps)
-    return list(pipeline.host_batches(placement, of, requests))
+def read_batches(placement, of, steps=(0,), rows=slice(None)):
+    requests = (batches.request(step, BATCH, rows) for step in steps)
+    return list(batches.host_batches(placement, of, requests))
 
 
 def made(placement, source, **augment):
@@ -86,7 +86,7 @@ def made(placement, source, **augment):
 
     of = loading(source)
     of = Loading(of.reader, build.policies(c), SEED, False, 3)
-    return np.asarray(jax.jit(views.view_maker(c))(batches(placement, of)[0]))
+    return np.asarray(jax.jit(views.view_maker(c))(read_batches(placement, of)[0]))
 
 
 @pytest.mark.parametrize("placement", ["split", "host"])
@@ -97,7 +97,7 @@ def test_order_is_that_of_the_run_and_the_next_image_replaces_an_unreadable_one(
         while (example := order.examples(SEED, np.array([position]), SIZE)[0]) in bad:
             position += 1
         expected.append(example)
-    found = batches(placement, loading(Photographs(bad)), range(4))
+    found = read_batches(placement, loading(Photographs(bad)), range(4))
     assert np.concatenate([batch["label"] for batch in found]).tolist() == expected
     positions = np.concatenate([batch["position"][:, 1] for batch in found])
     assert positions.tolist() == list(range(4 * BATCH))  # they keep their own augmentation
@@ -107,8 +107,8 @@ def test_images_decoded_beforehand_are_replaced_alike():
     bad = np.isin(np.arange(SIZE), BAD)
     images = one_size()
     marked = Images(images.pixels, images.labels, SIZE, bad)
-    found = batches("device", loading(marked), range(4))
-    wanted = batches("split", loading(Photographs(BAD)), range(4))
+    found = read_batches("device", loading(marked), range(4))
+    wanted = read_batches("split", loading(Photographs(BAD)), range(4))
     for a, b in zip(found, wanted, strict=True):
         np.testing.assert_array_equal(a["label"], b["label"])
         np.testing.assert_array_equal(a["image"], images.pixels[b["label"]])
@@ -117,10 +117,10 @@ def test_images_decoded_beforehand_are_replaced_alike():
 @pytest.mark.parametrize("placement", ["split", "host"])
 def test_hosts_and_resumed_runs_see_their_part_of_the_same_batches(placement):
     of = loading(Photographs(BAD))
-    straight = batches(placement, of, range(3))
-    resumed = batches(placement, of, (2,))[0]
+    straight = read_batches(placement, of, range(3))
+    resumed = read_batches(placement, of, (2,))[0]
     jax.tree.map(np.testing.assert_array_equal, resumed, straight[2])
-    hosts = [batches(placement, of, (1,), slice(k, k + 4))[0] for k in (0, 4, 8)]
+    hosts = [read_batches(placement, of, (1,), slice(k, k + 4))[0] for k in (0, 4, 8)]
     joined = {name: np.concatenate([host[name] for host in hosts]) for name in hosts[0]}
     jax.tree.map(np.testing.assert_array_equal, joined, straight[1])
 
@@ -174,7 +174,7 @@ def area(image, size):
 def test_split_cuts_the_drawn_boxes_by_the_law_it_names():
     laws = set()
     of = loading(Photographs())
-    batch = batches("split", of)[0]
+    batch = read_batches("split", of)[0]
     for row, example in enumerate(batch["label"]):
         image, _ = of.reader.source.example(example)
         position, start = batch["position"][row], batch["start"][row]
@@ -205,8 +205,8 @@ def test_a_batch_may_share_the_width_of_its_blur():
     image = np.zeros((40, 40, 3), np.uint8)
     image[20, 20] = 255
     images = Images(np.tile(image, (SIZE, 1, 1, 1)), None, 0)
-    shared = batches("host", loading(images, policy, shared_sigma=True))[0]["views"]
-    own = batches("host", loading(images, policy))[0]["views"]
+    shared = read_batches("host", loading(images, policy, shared_sigma=True))[0]["views"]
+    own = read_batches("host", loading(images, policy))[0]["views"]
     assert np.ptp(shared[:, 0, 20, 20, 0]) < 1e-6 and np.ptp(own[:, 0, 20, 20, 0]) > 0.01
     assert abs(shared[0, 0, 20, 20, 0] - shared[0, 1, 20, 20, 0]) > 1e-4  # each view its own
 
@@ -214,15 +214,15 @@ def test_a_batch_may_share_the_width_of_its_blur():
 @pytest.mark.parametrize("placement", ["split", "host"])
 def test_too_many_unreadable_images_stop_the_run(placement):
     with pytest.raises(UserError, match=r"\d of 30 images .*truncated.*max_bad_fraction=0.2"):
-        batches(placement, loading(Photographs(range(0, 30, 2))), range(3))
+        read_batches(placement, loading(Photographs(range(0, 30, 2))), range(3))
 
 
 def test_workers_are_not_left_behind():
     """A run that stops in the middle of a data set must end, not hang."""
     for placement in PLACEMENTS:
         source = one_size() if placement == "device" else Photographs()
-        requests = (pipeline.request(step, BATCH) for step in itertools.count())
-        stream = pipeline.host_batches(placement, loading(source), requests)
+        requests = (batches.request(step, BATCH) for step in itertools.count())
+        stream = batches.host_batches(placement, loading(source), requests)
         next(stream)
         stream.close()
 
@@ -243,7 +243,7 @@ def test_every_epoch_is_whole_whatever_the_hosts_and_wherever_a_run_resumes(
     steps = range(first, first + -(-3 * size // batch))
     positions = np.concatenate(
         [
-            pipeline.request(step, batch, slice(host * rows, (host + 1) * rows)).positions
+            batches.request(step, batch, slice(host * rows, (host + 1) * rows)).positions
             for step in steps
             for host in range(hosts)
         ]

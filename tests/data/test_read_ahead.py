@@ -11,7 +11,7 @@ import pytest
 
 from simclr_jax import parallel
 from simclr_jax.augment.policy import Policy
-from simclr_jax.data import pipeline, placements, read_ahead
+from simclr_jax.data import batches, placements, read_ahead
 from simclr_jax.data.placements import Loading
 from simclr_jax.data.read_ahead import ReadAhead
 from simclr_jax.data.reader import Reader, Unreadable
@@ -88,8 +88,8 @@ def test_nothing_announced_is_read_by_itself_however_far_ahead(monkeypatch, host
     monkeypatch.setattr(placements, "get", far_ahead(depth))
     size, steps, rows = 8 * 404 - 5, 45, 128 // hosts  # an epoch is 26 batches
     source, most = Bucket(size), 0
-    requests = (pipeline.request(step, 128, slice(rows)) for step in range(steps))
-    for _ in pipeline.host_batches("", loading(source, shape), requests):
+    requests = (batches.request(step, 128, slice(rows)) for step in range(steps))
+    for _ in batches.host_batches("", loading(source, shape), requests):
         most = max(most, in_memory(source))
     assert not source.singly
     # A window is at least 36 places here, spread over at most 7 blocks.
@@ -156,12 +156,12 @@ def test_a_closed_reader_reads_and_announces_nothing():
 
 
 def on_the_host(of, requests):
-    return pipeline.host_batches("split", of, requests)
+    return batches.host_batches("split", of, requests)
 
 
 def on_devices(of, requests):
     mesh, fields = parallel.make_mesh(1), {"batch_size": 32, "steps_per_call": 1}
-    return pipeline.device_batches("split", of, mesh, first_step=0, total_steps=9, **fields)
+    return batches.device_batches("split", of, mesh, first_step=0, total_steps=9, **fields)
 
 
 @pytest.mark.parametrize("batches", [on_the_host, on_devices])
@@ -177,7 +177,7 @@ def test_a_stream_that_closes_leaves_no_fetch_behind(monkeypatch, batches):
         source.gate.set()
 
     monkeypatch.setattr(ReadAhead, "close", closed)
-    stream = batches(loading(source, shape, threads=2), (pipeline.request(i, 32) for i in range(9)))
+    stream = batches(loading(source, shape, threads=2), (batches.request(i, 32) for i in range(9)))
     next(stream)
     stream.close()
     for pool in filter(None, pools):

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from sklearn.neighbors import KNeighborsClassifier
 
-from simclr_jax import config as recipes
+from simclr_jax import recipes
 from simclr_jax.data import sources
 from simclr_jax.errors import UserError
 from simclr_jax.stages import build

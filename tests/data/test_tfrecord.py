@@ -18,9 +18,8 @@ import pytest
 from etils import epath
 from PIL import Image
 
-from simclr_jax import config as recipes
-from simclr_jax import files
-from simclr_jax.data import pipeline, sources
+from simclr_jax import files, recipes
+from simclr_jax.data import batches, sources
 from simclr_jax.data.decode import BadImage
 from simclr_jax.data.placements import Request
 from simclr_jax.data.sources import tfrecord, tfrecord_files
@@ -326,8 +325,8 @@ def inputs(source, **fields):
     return Inputs(recipe, source, source)
 
 
-def batches(source, steps, rows=slice(None), **fields):
-    requests = (pipeline.request(step, 20, rows) for step in steps)
+def read_batches(source, steps, rows=slice(None), **fields):
+    requests = (batches.request(step, 20, rows) for step in steps)
     return list(inputs(source, order="stream", **fields).stream(requests))
 
 
@@ -369,7 +368,7 @@ def test_objects_that_are_replaced_are_told_apart(in_bucket, monkeypatch, name, 
 def test_streams_are_read_by_blocks_and_give_the_images_of_their_examples(in_bucket):
     source = opened("gs://fake/images")
     in_bucket.reads.clear()
-    found = batches(source, range(5))
+    found = read_batches(source, range(5))
     examples = np.concatenate([batch["example"] for batch in found])
     assert (np.bincount(examples) == 2).all()  # two epochs of 50 in five batches of 20
     labels = np.concatenate([batch["label"] for batch in found])
@@ -379,8 +378,8 @@ def test_streams_are_read_by_blocks_and_give_the_images_of_their_examples(in_buc
 
 
 def test_hosts_and_resumed_runs_see_the_same_stream(in_bucket):
-    whole = batches(opened("gs://fake/images"), range(6))
-    half = batches(opened("gs://fake/images"), range(4, 6), slice(10, 20))
+    whole = read_batches(opened("gs://fake/images"), range(6))
+    half = read_batches(opened("gs://fake/images"), range(4, 6), slice(10, 20))
     for batch, part in zip(whole[4:], half, strict=True):
         for name in ("crops", "label", "position", "example"):
             np.testing.assert_array_equal(batch[name][10:], part[name])

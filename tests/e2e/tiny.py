@@ -1,10 +1,10 @@
 """A recipe small enough for a test: images of 12 pixels, 54 to train on, an epoch is 3.4 steps."""
 
-from simclr_jax import config
+from simclr_jax import recipes
 
 
 def get_config():
-    c = config.base()
+    c = recipes.base()
     c.data.source, c.data.image_size = "memory", 8
 
     for view in c.augment.views.values():

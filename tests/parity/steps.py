@@ -21,15 +21,14 @@ import numpy as np
 import optax
 import sections
 
-from simclr_jax import config as recipes
-from simclr_jax import parallel, validation
+from simclr_jax import parallel, recipes, validation
 from simclr_jax.data.sources import Images
 from simclr_jax.interop import official_names as official
 from simclr_jax.optim import optimizers, schedules
 from simclr_jax.stages.encoder import embedder
 from simclr_jax.stages.inputs import Inputs
-from simclr_jax.stages.network import Network
-from simclr_jax.train import plan as plans
+from simclr_jax.stages.labelled_network import Network
+from simclr_jax.train import timetable as timetables
 from simclr_jax.train.stage import Batch, Metrics, Stage, TrainState
 from simclr_jax.train.step import make_step
 
@@ -126,11 +125,13 @@ def feed_recorded_rates(
     first: int = 0,
 ) -> None:
     """Put the recorded rates in place of the schedule, which must give them from step `first`."""
-    plan = plans.make(c, recording.settings["num_train_examples"])
+    timetable = timetables.make(c, recording.settings["num_train_examples"])
     recorded = recording.arrays["learning_rates" if recording.tf1 else "learning_rate"]
-    own = schedules.warmup_cosine(plan.peak_rate, plan.warmup_steps, plan.total_steps)
+    own = schedules.warmup_cosine(
+        timetable.peak_rate, timetable.warmup_steps, timetable.total_steps
+    )
     made = jax.vmap(own)(first + jnp.arange(len(recorded)))
-    error = golden.error(made, recorded, floor=plan.peak_rate)
+    error = golden.error(made, recorded, floor=timetable.peak_rate)
     record(recording.spec["kind"], recording.name, error, golden.float32_tolerance(0))
     rates = jnp.asarray(recorded, jnp.float64)
     if recording.tf1 and c.optim.name == "adam":
@@ -181,8 +182,8 @@ class Program:
         validation.validate(c, self._mesh.size)
         labels = np.zeros(16, np.int32)
         unread = Images(np.zeros((16, 8, 8, 3), np.uint8), labels, classes(recording))
-        plan = plans.make(c, recording.settings["num_train_examples"])
-        stage = adapt(make(c, plan, Inputs(c, unread, unread), self._mesh))
+        timetable = timetables.make(c, recording.settings["num_train_examples"])
+        stage = adapt(make(c, timetable, Inputs(c, unread, unread), self._mesh))
         self._optimizer, self._frozen = stage.optimizer, stage.frozen
         self._step = make_step(stage, self._mesh)
         self._compiled: jax.stages.Compiled | None = None

@@ -12,9 +12,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from simclr_jax.interop import convert as convert_stage
 from simclr_jax.interop import official_names as official
 from simclr_jax.stages import build
-from simclr_jax.stages import convert as convert_stage
 from simclr_jax.train import saved
 
 pytest.importorskip("tensorflow", reason="official checkpoints are read with TensorFlow")

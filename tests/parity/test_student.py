@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 import steps
 
-from simclr_jax import config as recipes
+from simclr_jax import recipes
 from simclr_jax.stages import distill
 from simclr_jax.train.stage import Batch, Metrics, Stage
 

@@ -13,11 +13,10 @@ from etils import epath
 from train import tiny
 
 from simclr_jax.errors import UserError
-from simclr_jax.planning import ahead, devices
-from simclr_jax.planning.batches import AnyBatch
-from simclr_jax.planning.memory import Memory
-from simclr_jax.stages import plan
-from simclr_jax.stages.described import Case
+from simclr_jax.planning import ahead, devices, plan
+from simclr_jax.planning.any_batch import AnyBatch
+from simclr_jax.planning.described import Case
+from simclr_jax.planning.footprint import Footprint
 
 DEVICES = 8
 ASKED = plan.Asked("h100", DEVICES, images=48, classes=tiny.CLASSES)
@@ -75,8 +74,8 @@ def test_plan_prints_and_writes_what_it_found(tmp_path, capsys):
 
 def test_the_largest_batch_leaves_room_for_what_a_run_holds():
     class Steps(AnyBatch):
-        def memory(self, images, rules):
-            return Memory(100, 10 * images, 0)
+        def footprint(self, images, rules):
+            return Footprint(100, 10 * images, 0)
 
     case = Case.of(recipe(train__steps_per_call=2, data__resident=True), DEVICES, 48, tiny.CLASSES)
     asked = dataclasses.replace(ASKED, memory=100_000)
@@ -94,7 +93,7 @@ def test_both_columns_hold_what_a_run_holds_beside_its_step():
         "estimated": {"batch": 2**30, "temporary": 2**31, "peak": 9 * 2**30},
         "beside": {"waiting batches": 3 * 2**30, "resident images": 2**31},
     }
-    step = ahead.Compiled(Memory(2**30, 2**30, 2**32), 7 * 2**30, 1.0, {})
+    step = ahead.Compiled(Footprint(2**30, 2**30, 2**32), 7 * 2**30, 1.0, {})
 
     def rows(**fields):
         said = plan._memory_table(found | fields, compiled).splitlines()

@@ -12,8 +12,8 @@ from jax import lax
 from train import tiny
 from train.test_step import DEVICES, arguments, expected, inspect
 
-from simclr_jax.planning import memory, program
-from simclr_jax.planning.batches import LARGE, SMALL, AnyBatch, largest
+from simclr_jax.planning import footprint, program
+from simclr_jax.planning.any_batch import LARGE, SMALL, AnyBatch, largest
 from simclr_jax.train.step import make_step
 
 F32 = 4
@@ -81,7 +81,7 @@ def test_operations_of_matrix_products_count_in_loops_and_equal_ones_once():
     assert program.flops(flat(loop, a, b)) == 7 * 2 * 4 * 6 * 5
 
 
-# Memory -----------------------------------------------------------------------------------------
+# Memory ----------------------------------------------------------------------------------------
 
 
 def test_a_chain_keeps_what_its_backward_pass_reads():
@@ -91,7 +91,7 @@ def test_a_chain_keeps_what_its_backward_pass_reads():
     def gradients(a, b, x):
         return jax.grad(lambda a, b: jnp.sum(jnp.square(jax.nn.relu(x @ a) @ b)), (0, 1))(a, b)
 
-    found = memory.analyse(flat(gradients, a, b, x), state_arrays=2)
+    found = footprint.analyse(flat(gradients, a, b, x), state_arrays=2)
     assert (found.state, found.batch) == (F32 * (16 * 32 + 32 * 4), F32 * 64 * 16)
     hidden, top = F32 * 64 * 32, F32 * 64 * 4
     # Fullest where the gradient of b is made of relu and the gradient of the result, and the
@@ -101,8 +101,8 @@ def test_a_chain_keeps_what_its_backward_pass_reads():
 
 def test_elementwise_chains_take_no_memory():
     x, w = described(8, 16), described(16, 4)
-    one = memory.analyse(flat(lambda x, w: jnp.tanh(x) @ w, x, w), 0)
-    more = memory.analyse(flat(lambda x, w: jnp.exp(jnp.sin(jnp.tanh(x))) @ w, x, w), 0)
+    one = footprint.analyse(flat(lambda x, w: jnp.tanh(x) @ w, x, w), 0)
+    more = footprint.analyse(flat(lambda x, w: jnp.exp(jnp.sin(jnp.tanh(x))) @ w, x, w), 0)
     assert one == more
     assert one.temporary == F32 * (8 * 16 + 8 * 4)  # the argument of the product, and its result
 
@@ -118,12 +118,12 @@ def test_elementwise_chains_take_no_memory():
     ],
 )
 def test_bytes_in_the_tiles_of_a_tpu(shape, dtype, size):
-    assert memory.tiled(described(*shape, dtype=dtype)) == size
+    assert footprint.tiled(described(*shape, dtype=dtype)) == size
 
 
 def test_remat_keeps_less_and_computes_no_convolution_again():
     (plain, count), (block, _) = tiny_program(), tiny_program(train__remat="block")
-    assert memory.analyse(block, count).temporary < memory.analyse(plain, count).temporary
+    assert footprint.analyse(block, count).temporary < footprint.analyse(plain, count).temporary
     assert program.flops(block) == program.flops(plain)
     assert program.collectives(block) == program.collectives(plain)
     assert len(block.ops) > len(plain.ops)
@@ -162,15 +162,15 @@ def test_every_batch_size_follows_from_two():
     other, direct = 3 * LARGE - SMALL, read(3 * LARGE - SMALL)
     assert steps.flops(other) == program.flops(direct)
     assert steps.collectives(other) == program.collectives(direct)
-    for rules in (memory.GPU, memory.TPU):
-        assert steps.memory(other, rules) == memory.analyse(direct, steps.state_arrays, rules)
-    room = steps.memory(other, memory.GPU).peak
-    assert steps.most_images(room, memory.GPU) == other
-    assert steps.most_images(room - 1, memory.GPU) == other - 1
-    assert steps.most_images(1, memory.GPU) == 0
-    room += 3 * steps.memory(other, memory.GPU).batch
-    assert steps.most_images(room, memory.GPU, waiting=3) == other
-    assert steps.most_images(room - 1, memory.GPU, waiting=3) == other - 1
+    for rules in (footprint.GPU, footprint.TPU):
+        assert steps.footprint(other, rules) == footprint.analyse(direct, steps.state_arrays, rules)
+    room = steps.footprint(other, footprint.GPU).peak
+    assert steps.most_images(room, footprint.GPU) == other
+    assert steps.most_images(room - 1, footprint.GPU) == other - 1
+    assert steps.most_images(1, footprint.GPU) == 0
+    room += 3 * steps.footprint(other, footprint.GPU).batch
+    assert steps.most_images(room, footprint.GPU, waiting=3) == other
+    assert steps.most_images(room - 1, footprint.GPU, waiting=3) == other - 1
 
 
 @pytest.mark.parametrize("most", [0, 1, 2, 3, 31, 32, 33, 1000])

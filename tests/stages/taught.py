@@ -8,11 +8,10 @@ import jax
 import numpy as np
 from train import tiny
 
-from simclr_jax import config as recipes
-from simclr_jax import parallel, validation
+from simclr_jax import parallel, recipes, validation
 from simclr_jax.stages import labels, run
 from simclr_jax.stages.inputs import Inputs
-from simclr_jax.train import plan as plans
+from simclr_jax.train import timetable as timetables
 from simclr_jax.train.step import make_step
 
 
@@ -31,8 +30,8 @@ def make_stage(config, devices=1, train=None):
     validation.validate(config, devices)
     train = tiny.sorted_images(config.seed) if train is None else train
     inputs = Inputs(config, labels.restrict(config, train), train.take(np.arange(21)))
-    plan = plans.make(config, len(inputs.train))
-    return run.STAGES[config.stage](config, plan, inputs, mesh), mesh
+    timetable = timetables.make(config, len(inputs.train))
+    return run.STAGES[config.stage](config, timetable, inputs, mesh), mesh
 
 
 @functools.cache

@@ -8,8 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from simclr_jax import config as recipes
-from simclr_jax import validation
+from simclr_jax import recipes, validation
 from simclr_jax.data.decode import BadImage
 from simclr_jax.errors import UserError
 from simclr_jax.stages.adapt import adapt

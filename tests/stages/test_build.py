@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from simclr_jax import config as recipes
+from simclr_jax import recipes
 from simclr_jax.data.sources import Images
 from simclr_jax.errors import UserError
 from simclr_jax.stages import build

@@ -18,7 +18,7 @@ import simclr_jax
 from simclr_jax.data.sources import NO_LABEL
 from simclr_jax.losses.cross_entropy import cross_entropy
 from simclr_jax.stages import labels
-from simclr_jax.stages.network import Network
+from simclr_jax.stages.labelled_network import Network
 from simclr_jax.train import manifest, saved
 
 DEVICES = 8

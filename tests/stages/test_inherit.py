@@ -10,8 +10,8 @@ import pytest
 from train import tiny
 
 from simclr_jax import files
-from simclr_jax.config import INHERITED, INHERITED_CROP, base
 from simclr_jax.errors import UserError
+from simclr_jax.recipes import INHERITED, INHERITED_CROP, base
 from simclr_jax.stages.inherit import inherit, pin
 from simclr_jax.train.checkpoints import Checkpoints
 

@@ -9,12 +9,12 @@ import pytest
 from PIL import Image
 from stages import taught
 
-from simclr_jax import config as recipes
+from simclr_jax import recipes
 from simclr_jax.data import sources
 from simclr_jax.data.sources import NO_LABEL, Images
 from simclr_jax.errors import UserError
+from simclr_jax.judging.feature_bank import Features
 from simclr_jax.stages import labels
-from simclr_jax.stages.feature_bank import Features
 
 
 def images(count=400, classes=4):
@@ -60,7 +60,7 @@ def test_the_rows_are_those_of_a_linear_probe(wanted):
     source = images()
     number = np.arange(len(source))
     fit = Features(np.zeros((len(source), 1)), source.labels, 4, number)
-    rows = fit.take(labels.allowed(wanted, fit, source, seed=3)).examples
+    rows = fit.take(labels.allowed(wanted, fit.known, fit.examples, source, seed=3)).examples
     chosen = restricted(source, labels__use=wanted, labels__seed=3)
     np.testing.assert_array_equal(numbers(chosen), rows)
 

@@ -7,8 +7,8 @@ import pytest
 from etils import epath
 
 from simclr_jax.train import progress
-from simclr_jax.train.plan import Plan
 from simclr_jax.train.progress import Console, Speed, duration, progress_line, shown
+from simclr_jax.train.timetable import Timetable
 
 
 class Terminal(io.StringIO):
@@ -86,14 +86,14 @@ def test_input_wait_is_the_share_of_time_spent_on_batches(clock):
 
 
 def test_progress_line(clock):
-    plan = Plan(100, 10, 200, 0, 1.0, 1, 1, 0, 1)
+    timetable = Timetable(100, 10, 200, 0, 1.0, 1, 1, 0, 1)
     speed = Speed(10)
     metrics = shown({"loss": "loss {:.2f}", "lr": "lr {:g}"}, {"other": 1.0, "loss": 1.234})
-    assert progress_line(50, plan, metrics, speed) == "step 50/200   25%  loss 1.23"
+    assert progress_line(50, timetable, metrics, speed) == "step 50/200   25%  loss 1.23"
     speed.add(1)
     clock.now += 1
     speed.add(2)
-    line = progress_line(50, plan, metrics, speed)
+    line = progress_line(50, timetable, metrics, speed)
     assert line == "step 50/200   25%  loss 1.23  20 images/s  1:15 left"
 
 

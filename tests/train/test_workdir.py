@@ -5,7 +5,7 @@ import resource
 
 import pytest
 
-from simclr_jax import config as recipes
+from simclr_jax import recipes
 from simclr_jax.errors import UserError
 from simclr_jax.train.workdir import check_recipe, open_workdir
 

@@ -7,13 +7,12 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from simclr_jax import config as recipes
-from simclr_jax import parallel, validation
+from simclr_jax import parallel, recipes, validation
 from simclr_jax.data import order
 from simclr_jax.data.sources import Images
 from simclr_jax.stages import pretrain
 from simclr_jax.stages.inputs import Inputs
-from simclr_jax.train import plan as plans
+from simclr_jax.train import timetable as timetables
 
 BATCH = 16
 STEPS = 3
@@ -57,7 +56,7 @@ def make_stage(config, devices: int):
     validation.validate(config, devices)
     train = sorted_images(config.seed)
     inputs = Inputs(config, train, train.take(np.arange(21)))
-    return pretrain.make_stage(config, plans.make(config, len(train)), inputs, mesh), mesh
+    return pretrain.make_stage(config, timetables.make(config, len(train)), inputs, mesh), mesh
 
 
 def perturbed(state):

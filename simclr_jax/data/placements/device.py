@@ -7,7 +7,7 @@ from collections.abc import Generator, Iterator
 import numpy as np
 
 from simclr_jax.data.placements import Loading, Request
-from simclr_jax.data.sources.memory import Images
+from simclr_jax.data.sources.arrays import Images
 
 
 def images(loading: Loading) -> Images:

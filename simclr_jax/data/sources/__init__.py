@@ -12,9 +12,9 @@ from ml_collections import ConfigDict
 
 from simclr_jax import files
 from simclr_jax.data import order
-from simclr_jax.data.sources import digits, folder, memory, tfds, tfrecord
+from simclr_jax.data.sources import arrays, digits, folder, tfds, tfrecord
+from simclr_jax.data.sources.arrays import Images
 from simclr_jax.data.sources.hidden import hide_labels
-from simclr_jax.data.sources.memory import Images
 from simclr_jax.data.sources.source import NO_LABEL, Source
 from simclr_jax.data.sources.tfds_records import Records
 from simclr_jax.data.sources.tfrecord import Examples
@@ -43,7 +43,7 @@ Splits = Mapping[str, Callable[[], Source]]
 OPENERS: dict[str, Callable[[ConfigDict, epath.Path | None], Splits]] = {
     "digits": digits.splits,
     "folder": folder.splits,
-    "memory": memory.splits,
+    "memory": arrays.splits,
     "tfds": tfds.splits,
     "tfrecord": tfrecord.splits,
 }

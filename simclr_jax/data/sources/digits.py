@@ -17,7 +17,7 @@ from etils import epath
 from ml_collections import ConfigDict
 
 from simclr_jax.data import order
-from simclr_jax.data.sources.memory import Images
+from simclr_jax.data.sources.arrays import Images
 from simclr_jax.errors import UserError, choose
 
 CANVAS = 32  # pixels

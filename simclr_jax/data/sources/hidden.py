@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from simclr_jax.data.sources.memory import Images
+from simclr_jax.data.sources.arrays import Images
 from simclr_jax.data.sources.source import NO_LABEL, Source
 
 

@@ -1,0 +1,166 @@
+"""From a set of images to a file of their embeddings."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from etils import epath
+from ml_collections import ConfigDict
+
+from simclr_jax.data import sources
+from simclr_jax.data.sources import Source
+from simclr_jax.data.sources.folder import Folder
+from simclr_jax.embedding import embeddings
+from simclr_jax.embedding.embeddings import Embeddings
+from simclr_jax.errors import UserError, choose
+from simclr_jax.judging import datasets, feature_bank
+from simclr_jax.stages.encoder import Encoder
+from simclr_jax.train import saved
+
+NO_CACHE = "none"
+
+Say = Callable[[str], object]
+
+
+@dataclasses.dataclass(frozen=True)
+class Options:
+    """What to embed with which run.
+
+    Attributes:
+      checkpoint: a workdir, or `WORKDIR@STEP`.
+      out: the file to write, `.npz` or `.parquet`.
+      data, data_dir: as in `datasets.Wanted`.
+      split: splits, with commas; "": those that the run trains on and is evaluated on.
+      tap: which vector, see `encoder.taps`.
+      cache: where features are kept; "": in the workdir, "none": nowhere.
+    """
+
+    checkpoint: str
+    out: str
+    data: str = ""
+    data_dir: str = ""
+    split: str = ""
+    tap: str = "h"
+    cache: str = ""
+
+
+def run(options: Options, say: Say = print) -> None:
+    """Embed images and write the file.
+
+    Features are kept shard by shard, so the same command continues where it was interrupted.
+
+    Raises:
+      UserError: if the file cannot be written, or the run or the images cannot be opened.
+    """
+    out = embeddings.writable(options.out, "--out", embeddings.SUFFIXES)
+    if out.suffix == ".parquet":
+        embeddings.pyarrow()  # missing: say so now
+    read = saved.read(options.checkpoint)
+    encoder = Encoder.of(read)
+    choose("--tap", options.tap, encoder.taps)
+    with encoder.config.unlocked():  # left out and named, however many: what can be is embedded
+        encoder.config.data.max_bad_fraction = 1.0
+    say(f"encoder   {encoder.run}, tap {options.tap}, images of {encoder.size} pixels")
+    parts = open_parts(read, options.data, options.data_dir, options.split, say)
+    for name, source in parts.items():
+        say(f"images    {len(source)} of {name}")
+    keep = options.cache or read.workdir / "features"
+    cache = None if options.cache == NO_CACHE else epath.Path(keep)
+    found = {
+        name: feature_bank.extract(encoder, source, (options.tap,), cache, say)[options.tap]
+        for name, source in parts.items()
+    }
+    rows = _collect(parts, found, _about(options, read, encoder, parts))
+    embeddings.write(out, rows)
+    count, dimension = rows.features.shape
+    say(f"written   {out}: {count} images, {dimension} numbers each")
+    say(f"search    python -m simclr_jax.search --embeddings={out}")
+
+
+def open_parts(
+    read: saved.Saved, data: str, data_dir: str, split: str, say: Say = lambda line: None
+) -> dict[str, Source]:
+    """Open the images, by the name of the part: of some splits, or the run's two.
+
+    Labels are used where there are any; labels that cannot be used are no reason to stop.
+
+    Args:
+      read: the run.
+      data, data_dir, split: as in `Options`.
+      say: receives why there are no labels.
+    """
+    names = [name for name in split.split(",") if name]
+    wanted = datasets.Wanted(data, data_dir, split=names[0] if names and data else "")
+    recipe = datasets.recipe_data(read.config, wanted)
+    kept = None if data else read.workdir / "index"
+    try:
+        return _opened(recipe, kept, names)
+    except UserError as error:
+        with recipe.unlocked():
+            recipe.labels = False
+        found = _opened(recipe, kept, names)
+        say(f"note      labels are left out: {error}")
+        return found
+
+
+def _opened(recipe: ConfigDict, kept: Any, names: list[str]) -> dict[str, Source]:
+    found = sources.OPENERS[recipe.source](recipe, kept)
+    for name in names:
+        choose("--split", name, found)
+    if names:
+        return {name: found[name]() for name in names}
+    fit, score = sources.open_splits(recipe, kept)
+    held_out = recipe.eval_split if recipe.eval_split in found else f"held out of {recipe.split}"
+    return {recipe.split: fit, held_out: score}
+
+
+def _about(
+    options: Options, read: saved.Saved, encoder: Encoder, parts: dict[str, Source]
+) -> dict[str, Any]:
+    first = next(iter(parts.values()))
+    data = options.data
+    if data and Path(data).expanduser().exists():  # found again from any directory
+        data = str(Path(data).expanduser().absolute())
+    return {
+        "format": embeddings.FORMAT,
+        "checkpoint": f"{Path(os.fspath(read.workdir)).absolute()}@{read.step}",
+        "step": read.step,
+        "weights": encoder.fingerprint,
+        "tap": options.tap,
+        "data": {"data": data, "data_dir": options.data_dir, "split": options.split},
+        "parts": list(parts),
+        "fingerprints": [source.fingerprint() for source in parts.values()],
+        "directory": str(first.index.path.absolute()) if isinstance(first, Folder) else "",
+        "class_names": datasets.class_names(first),
+    }
+
+
+def _collect(
+    parts: dict[str, Source], found: dict[str, feature_bank.Features], about: dict[str, Any]
+) -> Embeddings:
+    rows = list(found.values())
+    labelled = all(x.labels is not None for x in rows)
+    names = [_names(source, x) for source, x in zip(parts.values(), rows, strict=True)]
+    flat = [name for some in names for name in some]
+    if len(set(flat)) < len(flat):  # numbers, which each part has anew
+        flat = [f"{part}: {name}" for part, some in zip(parts, names, strict=True) for name in some]
+    return Embeddings(
+        features=np.concatenate([x.x for x in rows]),
+        names=np.array(flat),
+        part=np.repeat(np.arange(len(rows), dtype=np.int32), [len(x) for x in rows]),
+        examples=np.concatenate([x.examples for x in rows]),
+        labels=np.concatenate([np.asarray(x.labels) for x in rows]) if labelled else None,
+        about=about,
+    )
+
+
+def _names(source: Source, found: feature_bank.Features) -> list[str]:
+    root = ""
+    if isinstance(source, Folder) and source.root != source.index.path:
+        root = f"{source.root.relative_to(source.index.path)}/"
+    return [root + source.name(int(i)) for i in found.examples]

@@ -1,0 +1,291 @@
+"""Which embedded images look like an image, or nearly like each other."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import numpy as np
+
+from simclr_jax.data import decode
+from simclr_jax.data.decode import BadImage
+from simclr_jax.data.sources import Source
+from simclr_jax.embedding import embeddings
+from simclr_jax.embedding.embed import open_parts
+from simclr_jax.embedding.embeddings import Embeddings
+from simclr_jax.errors import UserError
+from simclr_jax.evaluate import knn, retrieval
+from simclr_jax.reporting.sheet import Cell, sheet, thumbnail
+from simclr_jax.stages.encoder import Encoder
+from simclr_jax.train import saved
+
+K = 12  # nearest images, where nothing else is asked for
+SPREAD = 12  # queries, where none is given
+SPOKEN_QUERIES, SPOKEN_IMAGES, SPOKEN_PAIRS = 4, 5, 20  # printed; the sheet has all
+PICTURED_PAIRS, LISTED_PAIRS = 300, 20_000  # in the sheet, as thumbnails and as text
+
+Say = Callable[[str], object]
+
+
+@dataclasses.dataclass(frozen=True)
+class Options:
+    """What to look for in which file.
+
+    Attributes:
+      embeddings: what `embed` has written.
+      query: images, each a file or a name in the embeddings, or several with commas.
+      k: nearest images; None: `K`, or all others where there are fewer.
+      duplicates: similarity of the pairs to list, or None.
+      out: the sheet; None: beside the embeddings.
+      images: the directory of the images, where they have been moved.
+      seed: of the choice of images without a query.
+    """
+
+    embeddings: str
+    query: Sequence[str] = ()
+    k: int | None = None
+    duplicates: float | None = None
+    out: str | None = None
+    images: str = ""
+    seed: int = 0
+
+
+@dataclasses.dataclass(frozen=True)
+class Query:
+    """An image to compare with: one of the file (`row`), or another with its features."""
+
+    name: str
+    row: int | None = None
+    pixels: np.ndarray | None = None
+    feature: np.ndarray | None = None
+
+
+def run(options: Options, say: Say = print) -> None:
+    """Search, print the first lines of what is found, and write the sheet.
+
+    Raises:
+      UserError: if the file holds no embeddings, a query cannot be read or encoded, `k` is out of
+        its range, or no image can be shown.
+    """
+    found = embeddings.read(options.embeddings)
+    given = Path(options.embeddings)
+    out = embeddings.writable(options.out or str(given.with_suffix(".html")), "--out", (".html",))
+    k = _checked_k(options.k, len(found))
+    least = options.duplicates
+    if least is not None and not 0 < least <= 1:
+        raise UserError(f"--duplicates={least} must be above 0 and at most 1")
+    pictures = Pictures(found, options.images)
+    sections, listed = [], []
+    if options.query or least is None:
+        queries = _queries(options, found) if options.query else _spread(found, options.seed)
+        rows = [_nearest(query, found, k, pictures) for query in queries]
+        _say_rows(rows, say)
+        some = "" if options.query else f" of {len(rows)} images, chosen at random"
+        sections.append((f"Nearest images{some}", rows))
+    if least is not None:
+        rows, lines = _pairs(found, least, pictures)
+        title = f"{len(lines)} pairs of similarity {least:g} or more"
+        say("\n".join((title, *lines[:SPOKEN_PAIRS])))
+        if len(lines) > SPOKEN_PAIRS:
+            say(f"... and {len(lines) - SPOKEN_PAIRS} more, in the sheet")
+        sections.append((title, rows))
+        listed = lines[PICTURED_PAIRS : PICTURED_PAIRS + LISTED_PAIRS]
+    pictures.check(say)
+    with embeddings.aside(out) as path:
+        path.write_text(sheet(f"Search in {given.name}", _about(found), sections, listed), "utf-8")
+    say(f"sheet     {out}")
+
+
+class Pictures:
+    """Thumbnails of embedded images, as far as these are still there."""
+
+    def __init__(self, found: Embeddings, moved: str = ""):
+        self._found = found
+        self._directory = moved or found.about["directory"]
+        self._sources: list[Source] = []
+        self._kept: dict[int, bytes | None] = {}
+
+    def __call__(self, row: int) -> bytes | None:
+        """Return the thumbnail of an image, or None where it cannot be read."""
+        if row not in self._kept:
+            try:
+                self._kept[row] = thumbnail(self._read(row))
+            except (BadImage, OSError):
+                self._kept[row] = None
+        return self._kept[row]
+
+    def check(self, say: Say) -> None:
+        """Say how many images could not be read; raise `UserError` if it was all of them."""
+        missing = [row for row, picture in self._kept.items() if picture is None]
+        if not missing:
+            return
+        if len(missing) == len(self._kept):
+            raise UserError(
+                f"none of the images can be read in {self._directory}, so a sheet would be empty: "
+                "name their directory with --images=DIRECTORY"
+            )
+        say(
+            f"note      {len(missing)} of {len(self._kept)} images in the sheet cannot be read, "
+            f"such as {self._found.names[missing[0]]} in {self._directory}"
+        )
+
+    def _read(self, row: int) -> np.ndarray:
+        if self._directory:
+            path = Path(self._directory).expanduser() / str(self._found.names[row])
+            return decode.decode(path.read_bytes())
+        if not self._sources:
+            self._sources = self._opened()
+        source = self._sources[int(self._found.part[row])]
+        return source.example(int(self._found.examples[row]))[0]
+
+    def _opened(self) -> list[Source]:
+        about = self._found.about
+        opened = list(open_parts(_checkpoint(about), **about["data"]).values())
+        if [source.fingerprint() for source in opened] != about["fingerprints"]:
+            raise UserError(
+                f"the images are not those that were embedded ({about['data']['data'] or 'the run'}"
+                "'s data have changed): run python -m simclr_jax.embed again"
+            )
+        return opened
+
+
+def _queries(options: Options, found: Embeddings) -> list[Query]:
+    """Return the images asked for, those that are not in the file encoded as it was."""
+    position = {str(name): row for row, name in enumerate(found.names)}
+    directory = options.images or found.about["directory"]
+    queries = []
+    for text in _split(options.query, position):
+        row = position.get(text)
+        if row is None and directory:
+            row = position.get(_below(text, directory))
+        pixels = None if row is not None else _read_query(text, found, options.embeddings)
+        queries.append(Query(text, row, pixels))
+    others = [query.pixels for query in queries if query.row is None]
+    if not others:
+        return queries
+    features = iter(_encoder(found)(others, tap=found.about["tap"]))
+    return [
+        query if query.row is not None else dataclasses.replace(query, feature=next(features))
+        for query in queries
+    ]
+
+
+def _split(texts: Sequence[str], names: dict[str, int]) -> list[str]:
+    """Split at commas what is no name or file as it stands."""
+    whole = [[text] if text in names or Path(text).is_file() else text.split(",") for text in texts]
+    return [text for some in whole for text in some if text]
+
+
+def _below(path: str, directory: str) -> str:
+    """Return the path of a file relative to a directory that it lies in, or ""."""
+    absolute, root = Path(path).expanduser().absolute(), Path(directory).expanduser().absolute()
+    return str(absolute.relative_to(root)) if absolute.is_relative_to(root) else ""
+
+
+def _read_query(text: str, found: Embeddings, file: str) -> np.ndarray:
+    path = Path(text).expanduser()
+    if not path.is_file():
+        raise UserError(
+            f"--query={text} is no file, and no name in {file} (which has names such as "
+            f'"{found.names[0]}")'
+        )
+    try:
+        return decode.decode(path.read_bytes())
+    except BadImage as error:
+        raise UserError(f"--query={text} cannot be used: {error}") from error
+    except OSError as error:
+        raise UserError(f"--query={text} cannot be read: {error.strerror or error}") from error
+
+
+def _checkpoint(about: dict) -> saved.Saved:
+    return saved.read(about["checkpoint"], "the embeddings' checkpoint")
+
+
+def _encoder(found: Embeddings) -> Encoder:
+    encoder = Encoder.of(_checkpoint(found.about))
+    if encoder.fingerprint != found.about["weights"]:
+        raise UserError(
+            f"{encoder.run} is not the checkpoint that made the embeddings any more: run "
+            "python -m simclr_jax.embed again"
+        )
+    return encoder
+
+
+def _spread(found: Embeddings, seed: int) -> list[Query]:
+    """Choose images at random, one from each of as many equal parts of the set."""
+    generator = np.random.Generator(np.random.Philox(seed))
+    parts = np.array_split(np.arange(len(found)), min(SPREAD, len(found)))
+    rows = [int(part[generator.integers(len(part))]) for part in parts]
+    return [Query(str(found.names[row]), row) for row in rows]
+
+
+def _nearest(query: Query, found: Embeddings, k: int, pictures: Pictures) -> list[Cell]:
+    if query.row is not None:
+        similarity, rows = retrieval.others(found.features, k, [query.row])
+        picture = pictures(query.row)
+    else:
+        assert query.feature is not None and query.pixels is not None
+        similarity, rows = knn.neighbours(found.features, query.feature[None], k)
+        picture = thumbnail(query.pixels)
+    cells = [
+        Cell(_described(found, row), f"{s:.3f}", pictures(row))
+        for s, row in zip(similarity[0], rows[0].tolist(), strict=True)
+    ]
+    name = query.name if query.row is None else _described(found, query.row)
+    return [Cell(name, "query", picture), *cells]
+
+
+def _pairs(
+    found: Embeddings, similarity: float, pictures: Pictures
+) -> tuple[list[list[Cell]], list[str]]:
+    """Return rows of two for the most similar pairs, and a line for each pair."""
+    values, pairs = retrieval.similar_pairs(found.features, similarity)
+    lines = [
+        f"  {value:.4f}  {found.names[a]}  {found.names[b]}"
+        for value, (a, b) in zip(values, pairs, strict=True)
+    ]
+    rows = [
+        [Cell(_described(found, row), f"{value:.4f}", pictures(row)) for row in pair]
+        for value, pair in zip(values[:PICTURED_PAIRS], pairs.tolist(), strict=False)
+    ]
+    return rows, lines
+
+
+def _described(found: Embeddings, row: int) -> str:
+    """Return the name of an image, and its class unless a directory in its name says it."""
+    name, names = str(found.names[row]), found.about["class_names"]
+    if found.labels is None or not names or found.about["directory"]:
+        return name
+    labels = np.atleast_1d(found.labels[row])
+    shown = np.flatnonzero(labels == 1) if found.labels.ndim == 2 else labels
+    said = ", ".join(names[i] if not names[i].isdecimal() else f"class {i}" for i in shown)
+    return f"{name}: {said}" if said else name
+
+
+def _say_rows(rows: list[list[Cell]], say: Say) -> None:
+    for query, *others in rows[:SPOKEN_QUERIES]:
+        say(f"query     {query.name}")
+        for cell in others[:SPOKEN_IMAGES]:
+            say(f"  {cell.caption}   {cell.name}")
+    if len(rows) > SPOKEN_QUERIES:
+        say(f"... and {len(rows) - SPOKEN_QUERIES} more queries in the sheet")
+
+
+def _checked_k(k: int | None, count: int) -> int:
+    if count < 2:
+        raise UserError(f"there are {count} embedded images: a search needs at least 2")
+    if k is None:
+        return min(K, count - 1)
+    if not 1 <= k < count:
+        raise UserError(f"--k={k}, but there are {count} images: choose 1 to {count - 1}")
+    return k
+
+
+def _about(found: Embeddings) -> list[str]:
+    about = found.about
+    where = f" from {about['directory']}" if about["directory"] else ""
+    return [
+        f"{len(found)} images{where}, embedded by {about['checkpoint']} at the tap "
+        f"{about['tap']}. Numbers are cosine similarities: 1 is the same direction."
+    ]

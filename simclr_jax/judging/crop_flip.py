@@ -1,0 +1,59 @@
+"""Crops and flips of labelled images: what probes and fine-tuning see of them in training."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import jax
+import numpy as np
+
+from simclr_jax import recipes
+from simclr_jax.data.placements import Request
+from simclr_jax.data.sources import Images, Source
+from simclr_jax.judging.datasets import check_one_label
+from simclr_jax.stages.encoder import Encoder
+from simclr_jax.stages.inputs import Inputs
+from simclr_jax.stages.views import view_maker
+
+
+class Views:
+    """Features of new crops and flips of labelled images, in a random order without end.
+
+    Args:
+      encoder: makes the features; its recipe has the crop, and the placement that makes it.
+      source: of the images, each with one label.
+      seed: of order and crops.
+
+    Attributes:
+      protocol: what decides the views, in words.
+    """
+
+    def __init__(self, encoder: Encoder, source: Source, seed: int):
+        check_one_label(source, "a probe on crops and flips")
+        c = encoder.config.copy_and_resolve_references()
+        recipes.crop_and_flip(c)
+        c.seed = seed
+        if c.augment.placement == "device" and not isinstance(source, Images):
+            # Images of any sizes: the host has to crop them, on the grid that it has.
+            c.augment.placement, c.augment.grid = "split", "opencv"
+        self._encoder, self._inputs = encoder, Inputs(c, source, source)
+        (view,), a = c.augment.views.values(), c.augment
+        self.protocol = {
+            "views": "crop and flip, new in each epoch",
+            "crop": f"area {view.area_min:g} to {view.area_max:g} of the image",
+            "made by": f"placement {a.placement}, grid {a.grid}",
+        }
+        self._view = jax.jit(view_maker(c))
+
+    def features(
+        self, tap: str, batch_size: int, steps: int
+    ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        """Yield features `[b, d]` at a tap and labels `[b]` of `steps` batches."""
+        starts = range(0, steps * batch_size, batch_size)
+        requests = (Request(start + np.arange(batch_size), start) for start in starts)
+        for batch in self._inputs.stream(requests):
+            labels = batch.pop("label")
+            views = np.asarray(self._view(batch)[0], np.float32)  # [b, h, w, c]
+            views = self._encoder.preprocessing.with_channels(views)
+            found = self._encoder.extract(views, (tap,), batch_size, prepared=True)
+            yield found[tap], np.asarray(labels)

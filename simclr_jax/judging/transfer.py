@@ -1,0 +1,195 @@
+"""How well an encoder transfers: linear evaluation on other data sets, beside published rows."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from etils import epath
+
+from simclr_jax import tables
+from simclr_jax.errors import UserError, choose
+from simclr_jax.judging import datasets, linear_probe, results, transfer_sets
+from simclr_jax.judging.datasets import Data, Wanted
+from simclr_jax.judging.feature_bank import Say
+from simclr_jax.judging.linear_probe import Options, Scored
+from simclr_jax.judging.solvers import Settings
+from simclr_jax.judging.transfer_sets import NAMES, SEEDED, SETS, TransferSet
+from simclr_jax.stages.encoder import Encoder
+from simclr_jax.train import saved
+
+
+@dataclasses.dataclass(frozen=True)
+class Target:
+    """A data set to transfer to, opened.
+
+    Attributes:
+      data: its splits.
+      metric: by which the penalty is chosen, and which is compared; "": the solver's own choice.
+      published: scores of others on it, fractions, by method.
+      notes: what a reader of the result must know.
+    """
+
+    data: Data
+    metric: str = ""
+    published: Mapping[str, float] = dataclasses.field(default_factory=dict)
+    notes: Sequence[str] = ()
+
+
+def run(
+    checkpoint: str,
+    data_dir: str = "",
+    sets: Sequence[str] = NAMES,
+    others: Sequence[str] = (),
+    cache: str = "",
+    seed: int = 0,
+    max_bad_fraction: float | None = None,
+    say: Say = print,
+) -> None:
+    """Evaluate a frozen encoder on data sets, write `results/transfer-NAME.json`, print a table.
+
+    Args:
+      checkpoint: a workdir, or `WORKDIR@STEP`.
+      data_dir: where the data sets lie, see `transfer_sets.open_set`.
+      sets: which of the protocol's, by name.
+      others: further ones, as `datasets.HELP` has them.
+      cache: where features are kept, see `linear_probe.Options`.
+      seed: of the intervals, and of the validation images of `others`.
+      max_bad_fraction: of unreadable images in a split; None is that of the run's recipe.
+      say: receives each line.
+
+    Raises:
+      UserError: for an unknown name, or if none of the data sets could be evaluated.
+    """
+    for name in sets:
+        choose("--sets", name, NAMES)
+    read = saved.read(checkpoint)
+    encoder = Encoder.of(read)
+    encoder.preprocessing = transfer_sets.whole_image(encoder.preprocessing)
+    if max_bad_fraction is not None:
+        encoder.config.data.max_bad_fraction = max_bad_fraction
+    p = encoder.preprocessing
+    say(f"run       {encoder.run}")
+    say(f"images    short side to {p.size} pixels (grid {p.grid}), central crop, no augmentation")
+    say("note      linear evaluation; fine-tuning, the protocol's other half, is a later stage")
+
+    ways: dict[str, Callable[[], Target]] = {
+        one.name: functools.partial(_open, one, data_dir) for one in SETS if one.name in sets
+    }
+    for data in others:
+        other = _open_other(read, data, data_dir)
+        if other.data.slug in (*NAMES, *ways):
+            raise UserError(
+                f'--data={data} would be called "{other.data.slug}", as another data set is: '
+                "rename it, or name the protocol's own by --sets"
+            )
+        ways[other.data.slug] = functools.partial(_same, other)
+    targets, left_out = _attempt(ways, say)
+    kept = linear_probe.cache_of(read.workdir, cache)
+    judge = functools.partial(_judge, encoder, read.workdir, kept, seed, say)
+    work = {name: functools.partial(judge, name, target) for name, target in targets.items()}
+    found, failed = _attempt(work, say)
+    if not found:
+        name, why = next(iter((left_out | failed).items()))
+        raise UserError(f"none of {len(ways)} data set(s) could be evaluated; {name}: {why}")
+    for line in (*linear_probe.table([*found.values()]), *_beside_published(found, targets)):
+        say(line)
+    say(f"written   {read.workdir}/results/transfer-NAME.json of {', '.join(found)}")
+
+
+def _open(one: TransferSet, data_dir: str) -> Target:
+    opened = transfer_sets.open_set(one, data_dir)
+    names = ("train", f"validation, {one.rule}", one.test)
+    if one.rule == SEEDED:
+        names = ("25 of each class", "5 of each class", "the rest")
+    splits = dict(zip(("fit", "choose", "score"), names, strict=True))
+    data = Data(one.title, one.name, splits, opened.train, opened.validation, opened.test)
+    return Target(data, one.metric, transfer_sets.published(one), opened.notes)
+
+
+def _open_other(read: saved.Saved, data: str, data_dir: str) -> Target:
+    wanted = Wanted(data, data_dir if data.startswith("tfds:") else "")
+    opened = datasets.open_data(read.config, read.workdir, wanted)
+    return Target(opened, notes=opened.notes)
+
+
+def _same(target: Target) -> Target:
+    return target
+
+
+def _attempt(
+    ways: Mapping[str, Callable[[], Any]], say: Say
+) -> tuple[dict[str, Any], dict[str, str]]:
+    """Call each; return what they gave, and why others failed, which is said as well."""
+    found, failed = {}, {}
+    for name, way in ways.items():
+        try:
+            found[name] = way()
+        except UserError as error:
+            failed[name] = str(error)
+            say(f"left out  {name}: {error}")
+    return found, failed
+
+
+def _judge(
+    encoder: Encoder,
+    workdir: epath.Path,
+    cache: epath.Path | None,
+    seed: int,
+    say: Say,
+    name: str,
+    target: Target,
+) -> Scored:
+    """Evaluate one data set and write its result."""
+    data = target.data
+    counts = " + ".join(str(len(part)) for part in (data.fit, data.choose, data.score) if part)
+    say(f"data      {data.name}: {counts} images, {data.fit.classes} classes")
+    for note in target.notes:
+        say(f"note      {note}")
+    options = Options(settings=Settings(seed=seed), metric=target.metric)
+    tasks = linear_probe.make_tasks(encoder, data, options, cache, say)
+    (one,) = linear_probe.judge(encoder, data, tasks, options)
+    about = {
+        "name": f"transfer-{name}",
+        "metric": tasks[0].metric,
+        "published": dict(target.published),
+        "notes": list(target.notes),
+    }
+    result = one.result | about
+    results.write(workdir, result, one.arrays)
+    return dataclasses.replace(one, result=result)
+
+
+def _beside_published(found: Mapping[str, Scored], targets: Mapping[str, Target]) -> list[str]:
+    """Show our scores among the published linear rows, with every row's mean rank."""
+    ours, scores = "this encoder", {}
+    for name, one in found.items():
+        if targets[name].published:
+            own = one.result["scores"][targets[name].metric]["value"]
+            scores[name] = {ours: own, **targets[name].published}
+    if not scores:
+        return []
+    ranks = transfer_sets.mean_ranks(scores)
+    rows = [
+        (method, *(f"{100 * scores[name][method]:.1f}" for name in scores), f"{rank:.1f}")
+        for method, rank in ranks.items()
+    ]
+    used = dict.fromkeys(targets[name].metric for name in scores)
+    metrics = [
+        f"{metric} on {', '.join(name for name in scores if targets[name].metric == metric)}"
+        for metric in used
+    ]
+    places: dict[str, list[str]] = {}
+    for method in list(ranks)[1:]:
+        places.setdefault(transfer_sets.SOURCES[method], []).append(method)
+    header = [f"{name}*" if targets[name].notes else name for name in scores]
+    return [
+        tables.table(("linear evaluation, %", *header, "mean rank"), rows),
+        "; ".join(metrics),
+        *(["* not as published: see its notes"] if any(h.endswith("*") for h in header) else []),
+        "published: ResNet-50 (4x: four times as wide), pretrained on ImageNet at 224 pixels",
+        *(f"  {', '.join(methods)}: {place}" for place, methods in places.items()),
+        "",
+    ]

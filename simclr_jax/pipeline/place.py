@@ -1,0 +1,126 @@
+"""The directory of a pipeline: which of its runs are there, and whether they are the recipe's."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+from etils import epath
+from ml_collections import ConfigDict
+
+from simclr_jax import files
+from simclr_jax.data import sources
+from simclr_jax.errors import UserError, choose
+from simclr_jax.judging import results
+from simclr_jax.pipeline import recipe
+from simclr_jax.stages import run as runs
+from simclr_jax.stages.adapt import adapt
+from simclr_jax.stages.inherit import inherit
+from simclr_jax.stages.labels import tag
+from simclr_jax.train import saved
+from simclr_jax.train.profile import Profiler
+from simclr_jax.train.workdir import RESUME, check_recipe, started
+
+SOLVER = "lbfgs"  # of all probes
+
+# From a name, its recipe and that of the run it takes open fields from, to the whole recipe.
+Settle = Callable[[str, ConfigDict, Mapping[str, Any] | None], ConfigDict]
+
+
+class Place:
+    """The directory of a pipeline: what is there, and what it says of itself."""
+
+    def __init__(self, config: ConfigDict, workdir: str):
+        self._config, self.path = config, epath.Path(files.expand_home(workdir))
+
+    def of(self, name: str) -> epath.Path:
+        """Return the workdir of a run."""
+        return self.path / name
+
+    def done(self, name: str) -> bool:
+        """Tell whether a run is complete."""
+        there = (self.of(name) / "results" / results.SUMMARY, self.of(name) / "config.json")
+        return all(path.exists() for path in there)
+
+    def begun(self, name: str) -> bool:
+        """Tell whether there is anything of a run that may be continued or is complete."""
+        return self.done(name) or started(self.of(name))
+
+    def recipe(self, name: str) -> ConfigDict:
+        """Return the recipe of a run, with workdirs in place of names."""
+        c = self._config.runs[name].copy_and_resolve_references()
+        for pointer in recipe.POINTERS:
+            if recipe.get(c, pointer) in self._config.runs:
+                c.update_from_flattened_dict({pointer: str(self.of(recipe.get(c, pointer)))})
+        return c
+
+    def result(self, probe: str) -> epath.Path:
+        """Return the file of what a probe finds, see `judging.linear_probe`."""
+        p = self._config.probes[probe]
+        parts = (probe, SOLVER, p.tap, tag(p.labels, p.seed))
+        return self.of(p.run) / "results" / f"{'-'.join(part for part in parts if part)}.json"
+
+    def check_resume(self, resume: str) -> None:
+        """Raise `UserError` if the directory does not hold what `--resume` says."""
+        choose("--resume", resume, RESUME)
+        there = [name for name in self._config.runs if self.begun(name)]
+        if resume == "never" and there:
+            raise UserError(
+                f"{self.path} holds runs already, such as {there[0]}: give another --workdir, or "
+                "--resume=auto"
+            )
+        if resume == "must" and not there:
+            raise UserError(f"--resume=must, but {self.path} holds no run of this pipeline")
+
+    def settler(self, profile_steps: str) -> Settle:
+        """Return how a recipe's open fields are filled: by what its run has, or by the images."""
+        opened: dict[str, Any] = {}  # images of all runs that have the same
+
+        def open_splits(data: ConfigDict, kept: Any = None):
+            key = data.to_json()
+            opened[key] = opened.get(key) or sources.open_splits(data, kept)
+            return opened[key]
+
+        def finish(name: str, c: ConfigDict, before: Mapping[str, Any] | None) -> ConfigDict:
+            if self.begun(name):
+                return self._as_begun(name, c)
+            c, _ = inherit(c, before)
+            ready = runs.prepare(c, jax.device_count(), open_splits=open_splits)
+            Profiler(profile_steps, self.of(name), ready.timetable.total_steps)
+            if not ready.test.classes and name in {entry[2] for entry in self._config.table}:
+                raise UserError("the held-out images have no labels, which the table needs")
+            return ready.config
+
+        return finish
+
+    def _as_begun(self, name: str, c: ConfigDict) -> ConfigDict:
+        """Return the recipe of a run that is there, which must be that of the pipeline.
+
+        Raises:
+          UserError: naming the fields that differ, or the run it was made from if that is gone.
+        """
+        record, path = files.read_json(self.of(name) / "config.json"), self.of(name)
+        c, _ = inherit(c, record)
+        c, _ = adapt(c, None, None, record)  # type: ignore[arg-type]
+        same = c.copy_and_resolve_references()
+        for pointer in recipe.POINTERS:
+            source = recipe.get(c, pointer)
+            if source not in self._config.runs:
+                continue
+            if not self.begun(source):
+                raise UserError(
+                    f"{path} was made with {self.of(source)}, which is not there: remove {path}"
+                )
+            # Where a pipeline lies, and from where it is called, may change.
+            group, field = pointer.split(".")
+            before = record.get(group, {}).get(field, "")
+            moved = (
+                before
+                if epath.Path(saved.split(before)[0]).name == source
+                else str(self.of(source))
+            )
+            same.update_from_flattened_dict({pointer: moved})
+        images = {"images": record.get("images")}
+        check_recipe(path, same.to_dict() | images, "auto", fresh=False)
+        return c

@@ -1,0 +1,199 @@
+"""Several runs from one recipe, and one table of what came of them.
+
+WORKDIR/NAME                 a run, as `stages.run` makes it
+WORKDIR/NAME/results         what probes found of it, too
+WORKDIR/results/pipeline.json   the table; WORKDIR/log.txt has the lines
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+from collections.abc import Callable, Iterator, Mapping
+
+import jax
+from etils import epath
+from ml_collections import ConfigDict
+
+from simclr_jax import files, processes, recipes, validation
+from simclr_jax.errors import UserError, choose, nearest
+from simclr_jax.judging import linear_probe, results
+from simclr_jax.judging.datasets import Wanted
+from simclr_jax.judging.solvers import Settings
+from simclr_jax.pipeline import recipe
+from simclr_jax.pipeline import table as pipeline_table
+from simclr_jax.pipeline.place import SOLVER, Place, Settle
+from simclr_jax.pipeline.table import Cost, Entry
+from simclr_jax.stages import run as runs
+from simclr_jax.stages.encoder import taps
+from simclr_jax.stages.inherit import inherit
+from simclr_jax.train import saved
+from simclr_jax.train.lock import WorkdirLock
+from simclr_jax.train.progress import Console
+
+
+def run(config: ConfigDict, workdir: str, resume: str = "auto", profile_steps: str = "") -> int:
+    """Make all runs and probes that are not there yet, then the table.
+
+    Args:
+      config: the recipe of a pipeline, see `pipelines`.
+      workdir: of the pipeline, whose runs live in it.
+      resume: "auto" makes what is missing, "never" refuses a directory that holds a run, "must" one
+        that holds none.
+      profile_steps: `a:b` writes a trace of these steps of each run that is made.
+
+    Returns:
+      0 when all is there; otherwise what `stages.run.run` returned when it was stopped.
+
+    Raises:
+      UserError: for whatever a user can put right; most of it before anything starts.
+    """
+    if processes.count() > 1:
+        raise UserError(
+            "a pipeline runs in one process so far: leave --distributed away, or run its recipes "
+            "one after the other"
+        )
+    place = Place(config, workdir)
+    place.check_resume(resume)
+    settle(config, jax.device_count(), place.settler(profile_steps))
+    files.make_workdir(place.path)
+    with contextlib.ExitStack() as stack:
+        console = Console(place.path)
+        stack.callback(console.close)
+        stack.enter_context(WorkdirLock(place.path, say=console.say))
+        for number, name in enumerate(config.order, 1):
+            which = f"{name}  run {number} of {len(config.order)}"
+            if place.done(name):
+                console.say(f"done      {which}")
+            else:
+                console.say(f"pipeline  {which}")
+                code = runs.run(place.recipe(name), str(place.of(name)), "auto", profile_steps)
+                if code:
+                    console.say(f"stopped   {which}; the same command continues")
+                    return code
+            for probe in (p for p in config.probes if config.probes[p].run == name):
+                _probe(config, place, probe, console)
+        _conclude(config, place, console)
+    return 0
+
+
+def validate(config: ConfigDict, devices: int) -> None:
+    """Check a pipeline's recipe as far as can be known without looking at images or directories.
+
+    Raises:
+      UserError: naming the first field found wrong, its value and what would be right.
+    """
+    settle(config, devices, lambda name, c, before: inherit(c, before)[0])
+
+
+def settle(config: ConfigDict, devices: int, finish: Settle) -> dict[str, ConfigDict]:
+    """Check the recipes of a pipeline in their order, and return them with what they inherit.
+
+    Args:
+      config: the recipe of a pipeline.
+      devices: over which batches are spread.
+      finish: fills what a recipe leaves open.
+
+    Raises:
+      UserError: naming the first field found wrong, its value and what would be right.
+    """
+    recipe.check(config)
+    known: dict[str, ConfigDict] = {}
+    for name in config.order:
+        c = config.runs[name].copy_and_resolve_references()
+        with _of_run(name):
+            for pointer in recipe.POINTERS:
+                if (to := recipe.get(c, pointer)) and to not in known:
+                    _check_workdir(pointer, to, known)
+            origin = known.get(c.init.run or c.distill.teacher)
+            c = finish(name, c, origin.to_dict() if origin else None)
+            validation.validate(c, devices)
+            _check_fit(c, known)
+        known[name] = c
+    for name, probe in config.probes.items():
+        choose(f"probes.{name}.tap", probe.tap, taps(known[probe.run]))
+    return known
+
+
+def _check_workdir(field: str, to: str, known: Mapping[str, ConfigDict]) -> None:
+    """Check that what `init.run` or `distill.teacher` names outside the pipeline is there."""
+    workdir, _ = saved.split(to)
+    if not (epath.Path(workdir).expanduser() / "checkpoints").is_dir():
+        raise UserError(
+            f'{field} is "{to}"{nearest(to, known)}: name an earlier run of this pipeline, or the '
+            "workdir of a run"
+        )
+
+
+def _check_fit(c: ConfigDict, known: Mapping[str, ConfigDict]) -> None:
+    """Check that a run fits the earlier runs it names, which may be not there yet."""
+    if (start := known.get(c.init.run)) is not None:
+        for part, group in (("encoder", "model"), ("head", "head")):
+            differing = recipes.differences(start[group].to_dict(), c[group].to_dict())
+            if part in c.init.parts and differing:
+                raise UserError(
+                    f"{group}.{differing[0]} from init.run={c.init.run} to here: set both alike, "
+                    f"or leave {part} out of init.parts"
+                )
+    if (teacher := known.get(c.distill.teacher)) is not None:
+        if teacher.stage not in validation.LABELLED and teacher.eval.probe is False:
+            raise UserError(
+                f"distill.teacher is {c.distill.teacher}, which has no classifier: name a run of "
+                "stage finetune or distill"
+            )
+        here, there = c.data.image_size, teacher.data.image_size
+        if here != there:
+            raise UserError(
+                f"data.image_size is {here}, but distill.teacher={c.distill.teacher} has {there}: "
+                "set both alike"
+            )
+
+
+@contextlib.contextmanager
+def _of_run(name: str) -> Iterator[None]:
+    """Say of which run of the pipeline an error is."""
+    try:
+        yield
+    except UserError as error:
+        text = str(error).replace("--config.", f"--config.runs.{name}.")
+        raise UserError(f"runs.{name}: {text}") from error
+
+
+def _probe(config: ConfigDict, place: Place, name: str, console: Console) -> None:
+    """Make a probe unless it is there."""
+    probe = config.probes[name]
+    if place.result(name).exists():
+        console.say(f"done      {name}  probe of {probe.run}")
+        return
+    options = linear_probe.Options(
+        solvers=(SOLVER,),
+        taps=(probe.tap,),
+        labels=probe.labels,
+        settings=Settings(seed=probe.seed),
+        name=name,
+    )
+    console.say(f"pipeline  {name}  probe of {probe.run}")
+    linear_probe.run([str(place.of(probe.run))], Wanted(), options, console.say)
+
+
+def _conclude(config: ConfigDict, place: Place, console: Console) -> None:
+    """Write and print the table, from the files of runs and probes."""
+    cost: Callable[[str], Cost] = functools.cache(lambda name: pipeline_table.cost(place.of(name)))
+    entries = []
+    for row, column, name in config.table:
+        if name in config.probes:
+            accuracy = results.read(place.result(name))["scores"]["top-1"]["value"]
+        else:
+            summary = files.read_json(place.of(name) / "results" / results.SUMMARY)
+            accuracy = summary["scores"]["classifier"]["top-1"]["accuracy"]
+        spent = None if name in config.probes else cost(name)
+        draw = recipe.draw(config, name)
+        entries.append(Entry(row, column, name, draw, accuracy, spent))
+    others = {name: cost(name) for name in config.order if name not in {e.name for e in entries}}
+    summary = pipeline_table.summarise(entries, config.differences, others)
+    path = place.path / "results" / "pipeline.json"
+    path.parent.mkdir(exist_ok=True)
+    files.write_json(path, {"seed": config.seed, **summary})
+    for line in pipeline_table.lines(summary):
+        console.say(line)
+    console.say(f"written   {path}")

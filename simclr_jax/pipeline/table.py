@@ -1,0 +1,224 @@
+"""The table of a pipeline: accuracies by row and column, what they cost, what differs."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import datetime
+import math
+import statistics
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
+
+import numpy as np
+from etils import epath
+
+from simclr_jax import tables
+from simclr_jax.errors import UserError
+from simclr_jax.reporting import record
+from simclr_jax.train import saved
+
+STAMP = "%Y-%m-%d %H:%M:%S"  # of a line in log.txt, whose first line of a session begins so:
+SESSION = "  run       "
+STANDARD_ERRORS = 2  # within so many of 0 a mean difference is not separable from it
+ROUGH = 3  # up to so many draws a standard deviation is a rough one
+
+
+@dataclasses.dataclass(frozen=True)
+class Cost:
+    """What a run took.
+
+    Attributes:
+      parameters: of its encoder; None without a checkpoint.
+      images_per_second: of training alone, the median over the log without its first line, whose
+        clock starts late; None of a run too short to tell.
+      minutes: from the first to the last line of log.txt, over all sessions: everything counts.
+    """
+
+    parameters: int | None
+    images_per_second: float | None
+    minutes: float
+
+
+@dataclasses.dataclass(frozen=True)
+class Entry:
+    """One accuracy in a cell.
+
+    Attributes:
+      name: of the run or probe.
+      draw: of labels.
+      accuracy: top-1, in [0, 1].
+      cost: of the run; None of a probe.
+    """
+
+    row: str
+    column: str
+    name: str
+    draw: int
+    accuracy: float
+    cost: Cost | None
+
+
+def cost(workdir: epath.PathLike) -> Cost:
+    """Read what a run took from its files."""
+    path, parameters = epath.Path(workdir), None
+    with contextlib.suppress(UserError):
+        leaves = saved.describe(str(path)).leaves
+        encoder = [leaf.shape for name, leaf in leaves.items() if name.startswith("params/encoder")]
+        parameters = sum(math.prod(shape) for shape in encoder)
+    speed = record.read(str(path)).curves.get("images_per_second")
+    later = speed.values[1:] if speed else np.array([])
+    return Cost(
+        parameters=parameters,
+        images_per_second=float(np.median(later)) if len(later) else None,
+        minutes=_minutes((path / "log.txt").read_text().splitlines()),
+    )
+
+
+def _minutes(log: Iterable[str]) -> float:
+    total, start, last = 0.0, None, None
+    for line in log:
+        now = datetime.datetime.strptime(line[:19], STAMP)
+        if start is None or line[19:].startswith(SESSION):
+            total += (last - start).total_seconds() if start and last else 0.0
+            start = now
+        last = now
+    total += (last - start).total_seconds() if start and last else 0.0
+    return total / 60
+
+
+def summarise(
+    entries: Sequence[Entry], pairs: Sequence[tuple[str, str]], others: dict[str, Cost]
+) -> dict[str, Any]:
+    """Return what the table says, for JSON.
+
+    Args:
+      entries: of all cells.
+      pairs: rows whose difference is asked for, the first minus the second.
+      others: runs that stand in no row, such as pretraining, by name.
+    """
+    rows = dict.fromkeys(entry.row for entry in entries)
+    columns = dict.fromkeys(entry.column for entry in entries)
+    of = {row: [entry for entry in entries if entry.row == row] for row in rows}
+    runs = {entry.name: entry.cost for entry in entries if entry.cost} | others
+    return {
+        "columns": [*columns],
+        "rows": [{"row": row, "cells": _cells(of[row]), **_costs(of[row])} for row in rows],
+        "differences": [
+            {"row": a, "minus": b, "cells": _differences(of[a], of[b])} for a, b in pairs
+        ],
+        "other runs": {name: dataclasses.asdict(cost) for name, cost in others.items()},
+        "minutes": sum(cost.minutes for cost in runs.values()),
+        "runs": len(runs),
+    }
+
+
+def _cells(entries: Sequence[Entry]) -> dict[str, Any]:
+    cells: dict[str, Any] = {}
+    for column in dict.fromkeys(entry.column for entry in entries):
+        here = [entry for entry in entries if entry.column == column]
+        each = [{"name": e.name, "draw": e.draw, "accuracy": e.accuracy} for e in here]
+        cells[column] = {**_spread([e.accuracy for e in here]), "entries": each}
+    return cells
+
+
+def _spread(values: Sequence[float]) -> dict[str, Any]:
+    """Return mean, standard deviation over draws (None of one) and how many."""
+    std = statistics.stdev(values) if len(values) > 1 else None
+    return {"mean": statistics.fmean(values), "std": std, "n": len(values)}
+
+
+def _costs(entries: Sequence[Entry]) -> dict[str, Any]:
+    costs = [entry.cost for entry in entries if entry.cost]
+    return {
+        "parameters": sorted({c.parameters for c in costs if c.parameters is not None}),
+        "images_per_second": _median([c.images_per_second for c in costs]),
+        "minutes": statistics.fmean(c.minutes for c in costs) if costs else None,
+    }
+
+
+def _median(values: Sequence[float | None]) -> float | None:
+    known = [value for value in values if value is not None]
+    return statistics.median(known) if known else None
+
+
+def _differences(a: Sequence[Entry], b: Sequence[Entry]) -> dict[str, Any]:
+    """Return, for each column, mean and spread of the differences between same draws."""
+    cells: dict[str, Any] = {}
+    for column in dict.fromkeys(entry.column for entry in a):
+        there = {e.draw: e.accuracy for e in b if e.column == column}
+        here = {e.draw: e.accuracy for e in a if e.column == column and e.draw in there}
+        if not here:
+            continue
+        found = _spread([here[draw] - there[draw] for draw in here])
+        error = None if found["std"] is None else found["std"] / math.sqrt(found["n"])
+        separable = None if error is None else abs(found["mean"]) > STANDARD_ERRORS * error
+        cells[column] = {**found, "separable": separable}
+    return cells
+
+
+def lines(summary: dict[str, Any]) -> list[str]:
+    """Show a summary: accuracies and costs, differences, and what the signs mean."""
+    columns = summary["columns"]
+    header = ("accuracy, %", *columns, "encoder", "images/s", "minutes a run")
+    rows = [
+        (
+            row["row"],
+            *_row(row["cells"], columns, _cell),
+            "/".join(f"{count:,}" for count in row["parameters"]) or "-",
+            _number(row["images_per_second"], "{:.0f}"),
+            _number(row["minutes"], "{:.1f}"),
+        )
+        for row in summary["rows"]
+    ]
+    for name, took in summary["other runs"].items():
+        speed = _number(took["images_per_second"], "{:.0f}")
+        size = _number(took["parameters"], "{:,}")
+        rows.append((name, *"-" * len(columns), size, speed, f"{took['minutes']:.1f}"))
+    found = ["", tables.table(header, rows)]
+    if summary["differences"]:
+        header = ("paired differences, points", *columns)
+        rows = [
+            (f"{d['row']} - {d['minus']}", *_row(d["cells"], columns, _difference))
+            for d in summary["differences"]
+        ]
+        found += ["", tables.table(header, rows)]
+    return [*found, "", *_legend(summary)]
+
+
+def _legend(summary: dict[str, Any]) -> list[str]:
+    draws = {cell["n"] for row in summary["rows"] for cell in row["cells"].values()}
+    told = [
+        "mean ± standard deviation over draws of labels (how many); encoder: its parameters; "
+        f"all {summary['runs']} runs: {summary['minutes']:.1f} minutes"
+    ]
+    if summary["differences"]:
+        told.append(
+            "differences are between same draws; ns: not separable, the mean is within "
+            f"{STANDARD_ERRORS} standard errors of 0"
+        )
+        if min(draws) == 1:
+            told.append("a single draw has no spread: what it shows may be chance")
+        elif min(draws) <= ROUGH:
+            told.append(f"with {min(draws)} draws the spread, and so what is separable, is rough")
+    return told
+
+
+def _row(
+    cells: dict[str, Any], columns: Sequence[str], show: Callable[[dict[str, Any]], str]
+) -> list[str]:
+    return [show(cells[column]) if column in cells else "-" for column in columns]
+
+
+def _cell(cell: dict[str, Any]) -> str:
+    spread = "" if cell["std"] is None else f" ± {100 * cell['std']:.1f}"
+    return f"{100 * cell['mean']:.1f}{spread} ({cell['n']})"
+
+
+def _difference(cell: dict[str, Any]) -> str:
+    spread = "" if cell["std"] is None else f" ± {100 * cell['std']:.1f}"
+    return f"{100 * cell['mean']:+.1f}{spread}{' ns' if cell['separable'] is False else ''}"
+
+
+def _number(value: float | None, form: str) -> str:
+    return "-" if value is None else form.format(value)

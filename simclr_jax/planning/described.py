@@ -1,0 +1,186 @@
+"""A recipe's step, for images and devices that need not be here."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import jax
+import numpy as np
+from jax.sharding import AbstractMesh, Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
+from ml_collections import ConfigDict
+
+from simclr_jax import parallel, validation
+from simclr_jax.data import sources
+from simclr_jax.data.sources import Images, Source
+from simclr_jax.errors import UserError
+from simclr_jax.planning import ahead, program
+from simclr_jax.planning.ahead import Compiled
+from simclr_jax.planning.any_batch import AnyBatch
+from simclr_jax.stages import run
+from simclr_jax.stages.inputs import Inputs
+from simclr_jax.train.stage import Stage, TrainState
+from simclr_jax.train.step import make_step
+
+# Images, held-out images and classes of data sets that need not be here to be planned for.
+KNOWN = {
+    "imagenet2012": (1_281_167, 50_000, 1000),
+    "cifar10": (50_000, 10_000, 10),
+    "cifar100": (50_000, 10_000, 100),
+}
+STAGES = ("pretrain", "finetune")  # a teacher's weights would have to be there
+
+
+class Described(Images):
+    """Images of which nothing but number, size and labels is known."""
+
+    def fingerprint(self) -> str:
+        """Return what there is to tell them apart."""
+        return f"{len(self)} images that are not here"
+
+    def take(self, rows: np.ndarray) -> Described:
+        """Return so many of them."""
+        labels = None if self.labels is None else self.labels[rows]
+        pixels = np.broadcast_to(self.pixels[:1], (len(rows), *self.pixels.shape[1:]))
+        return dataclasses.replace(self, pixels=pixels, labels=labels)
+
+
+def describe_images(count: int, side: int, classes: int) -> Described:
+    """Return so many images of `side` pixels, which take no memory."""
+    pixels = np.broadcast_to(np.zeros((1, side, side, 3), np.uint8), (count, side, side, 3))
+    labels = np.arange(count, dtype=np.int32) % classes if classes else None
+    return Described(pixels, labels, classes)
+
+
+def splits(config: ConfigDict, images: int, classes: int) -> tuple[Source, Source]:
+    """Return the images to plan for, those to learn from and those held out.
+
+    Args:
+      config: a recipe.
+      images: how many, if they are not here; 0: the recipe's, described if they are well known.
+      classes: of such images.
+    """
+    side = config.data.image_size or 224
+    if images:
+        return describe_images(images, side, classes), describe_images(1000, side, classes)
+    if config.data.source == "tfds" and config.data.name in KNOWN:
+        train, test, classes = KNOWN[config.data.name]
+        return describe_images(train, side, classes), describe_images(test, side, classes)
+    try:
+        return sources.open_splits(config.data)
+    except UserError as error:
+        raise UserError(f"{error}; or plan without the images: give --images=NUMBER") from error
+
+
+@dataclasses.dataclass(frozen=True)
+class Case:
+    """A recipe ready to be planned: its images are known, its fields set.
+
+    Attributes:
+      config: the recipe.
+      prepared: by `stages.run.prepare`.
+      devices: over which a batch is spread.
+    """
+
+    config: ConfigDict
+    prepared: run.Prepared
+    devices: int
+
+    @classmethod
+    def of(cls, config: ConfigDict, count: int, images: int = 0, classes: int = 0) -> Case:
+        """Check a recipe.
+
+        Raises:
+          UserError: for whatever a user can put right.
+        """
+        if config.stage not in STAGES:
+            raise UserError(f"stage is {config.stage}: plan knows {' and '.join(STAGES)}")
+        found = run.prepare(config, count, open_splits=lambda *_: splits(config, images, classes))
+        return cls(found.config, found, count)
+
+    @property
+    def images(self) -> int:
+        """Return the images of a batch on one device."""
+        return self.config.train.batch_size // self.devices
+
+    @property
+    def waiting(self) -> int:
+        """Return how many batches a device holds beside that of the step.
+
+        There are two chunks, one in use and one on its way (`data.batches.device_batches`).
+        """
+        return 2 * self.config.train.steps_per_call - 1
+
+    @property
+    def resident(self) -> jax.ShapeDtypeStruct | None:
+        """Return a description of the images that every device keeps, if it keeps all."""
+        if not self.config.data.resident:
+            return None
+        shape, dtype = _images_of(self.config, self.prepared.train)["image"]
+        return jax.ShapeDtypeStruct((len(self.prepared.train), *shape), dtype)
+
+    def changed(self, **fields: Any) -> Case:
+        """Return the case with other fields of the group `train`."""
+        config = self.config.copy_and_resolve_references()
+        config.train.update(fields)
+        validation.validate(config, self.devices)
+        return dataclasses.replace(self, config=config)
+
+    def stage(self, mesh: Any) -> Stage:
+        """Return the stage over a mesh whose devices need not exist."""
+        found = self.prepared
+        inputs = Inputs(self.config, found.train, found.test)
+        return run.STAGES[self.config.stage](self.config, found.timetable, inputs, mesh)
+
+    def state(self) -> TrainState:
+        """Return a description of the state."""
+        made = jax.eval_shape(self.stage(parallel.make_mesh(1)).init)
+        return jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), made)
+
+    def batch(self, images: int, mesh: Mesh | AbstractMesh) -> dict[str, jax.ShapeDtypeStruct]:
+        """Return a description of the batches of a step, with so many images on a device."""
+        total, train = images * self.devices, self.prepared.train
+        sharding = NamedSharding(mesh, P(None, parallel.AXIS))
+        made: dict[str, Any] = {
+            "example": ((), np.int32),
+            "position": ((2,), np.uint32),
+            "start": ((2,), np.uint32),
+        }
+        made |= _images_of(self.config, train)
+        if train.classes:
+            several = ((train.classes,), np.int8)
+            made |= {"label": several if train.multi_label else ((), np.int32)}
+        return {
+            name: jax.ShapeDtypeStruct((1, total, *shape), dtype, sharding=sharding)
+            for name, (shape, dtype) in made.items()
+        }
+
+    def at_any_batch(self) -> AnyBatch:
+        """Return what one device does, at any batch size."""
+        mesh = program.abstract_mesh(self.devices)
+        state, step = self.state(), make_step(self.stage(mesh), mesh)  # type: ignore
+
+        def read(images: int) -> program.Program:
+            return program.read(step, state, self.batch(images, mesh))
+
+        return AnyBatch.of(read, len(jax.tree.leaves(state)))
+
+    def compile(self, device: str, quick: bool = True) -> Compiled:
+        """Compile the step for a TPU."""
+        mesh = ahead.mesh(device, self.devices)
+        state = parallel.describe(mesh, self.state())
+        step = make_step(self.stage(mesh), mesh)
+        return ahead.compile_step(step, state, self.batch(self.images, mesh), quick=quick)
+
+
+def _images_of(config: ConfigDict, train: Source) -> dict[str, tuple[tuple[int, ...], Any]]:
+    """Return shape, without the batch, and dtype of what holds the images."""
+    side, views = config.data.image_size, len(config.augment.views)
+    made = (views, side, side, train.channels)
+    if config.augment.placement == "host":
+        return {"views": (made, np.float32)}
+    if config.augment.placement == "split":
+        return {"crops": (made, np.uint8)}
+    shape = train.pixels.shape[1:] if isinstance(train, Images) else (side, side, train.channels)
+    return {"image": (shape, np.uint8)}

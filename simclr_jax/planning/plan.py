@@ -1,0 +1,260 @@
+"""What a recipe needs on devices that are not there: memory, work, traffic, and what would fit."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import jax
+from etils import epath
+from ml_collections import ConfigDict
+
+from simclr_jax import buckets, files
+from simclr_jax.errors import UserError
+from simclr_jax.planning import ahead, devices
+from simclr_jax.planning.ahead import Compiled
+from simclr_jax.planning.any_batch import AnyBatch
+from simclr_jax.planning.described import Case
+from simclr_jax.planning.devices import GIB
+from simclr_jax.planning.footprint import GPU, TPU, Footprint, Rules
+from simclr_jax.planning.program import nbytes
+from simclr_jax.tables import table
+from simclr_jax.train.stage import TrainState
+
+ROUND = 8  # images on a device, in batches that are proposed
+
+# Fields that make a step need less memory, and what they may be set to.
+CHANGES: tuple[dict[str, str], ...] = (
+    {"dtype": "bfloat16"},
+    {"remat": "block"},
+    {"dtype": "bfloat16", "remat": "block"},
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class Asked:
+    """What is to be planned for.
+
+    Attributes:
+      device: a name of `planning.devices.DEVICES`.
+      count: devices.
+      memory: bytes of each; None: as the device has.
+      images: of the data set, where it is not here; 0: those of the recipe.
+      classes: of such a data set.
+      compile: ask the TPU's compiler; None: where it is installed.
+    """
+
+    device: str
+    count: int
+    memory: int | None = None
+    images: int = 0
+    classes: int = 0
+    compile: bool | None = None
+
+    @property
+    def rules(self) -> Rules:
+        """Return what the device does with arrays."""
+        return TPU if devices.find(self.device).family else GPU
+
+    @property
+    def room(self) -> float:
+        """Return the bytes of a device that a program may use."""
+        return devices.usable(self.device, self.memory or devices.find(self.device).memory)
+
+
+@dataclasses.dataclass(frozen=True)
+class Choice:
+    """A recipe, changed or not.
+
+    Attributes:
+      name: what is changed.
+      peak: bytes on one device at the recipe's batch.
+      largest: largest global batch that fits; 0: none.
+    """
+
+    name: str
+    peak: int
+    largest: int
+
+
+def run(config: ConfigDict, asked: Asked, json_file: str = "") -> dict[str, Any]:
+    """Plan a recipe, print it and return it.
+
+    Raises:
+      UserError: for whatever a user can put right.
+    """
+    json_file = files.expand_home(json_file) if json_file else ""
+    _check(asked, json_file)
+    device = devices.find(asked.device)
+    if asked.compile and not device.family:
+        raise UserError(f"--compile asks a TPU's compiler, --device is {asked.device}")
+    if asked.compile or (device.family and asked.compile is None and ahead.available()):
+        ahead.mesh(asked.device, asked.count)  # its complaints need not wait for the estimate
+    case = Case.of(config, asked.count, asked.images, asked.classes)
+    steps = case.at_any_batch()
+    plan = estimate(case, steps, asked)
+    compile_too = ahead.available() if asked.compile is None else asked.compile
+    compiled = case.compile(asked.device) if device.family and compile_too else None
+    if compiled:
+        plan["compiled"] = dataclasses.asdict(compiled)
+    print(report(case, asked, plan, compiled))
+    if json_file:
+        with files.explaining(json_file):
+            files.write_json(json_file, plan)
+    return plan
+
+
+def _check(asked: Asked, json_file: str) -> None:
+    """Raise `UserError` for what need not wait for a plan."""
+    if asked.classes and not asked.images:
+        raise UserError(
+            f"--classes is {asked.classes}, but only images that are not here take it: give "
+            "--images=NUMBER too, or leave it out"
+        )
+    if files.is_local(json_file):
+        if json_file and not epath.Path(json_file).parent.is_dir():
+            raise UserError(f"--json is {json_file}: there is no such directory, make it first")
+        return
+    with buckets.reaching(json_file):
+        epath.Path(json_file).exists()
+
+
+def estimate(case: Case, steps: AnyBatch, asked: Asked) -> dict[str, Any]:
+    """Return all that is known without a compiler, bytes and operations of one device."""
+    memory, flops = steps.footprint(case.images, asked.rules), steps.flops(case.images)
+    views = case.images * len(case.config.augment.views)
+    held = beside(case, memory, asked)
+    return {
+        "device": asked.device,
+        "devices": asked.count,
+        "room": asked.room,
+        "batch_size": case.config.train.batch_size,
+        "state": parts_of(case.state()),
+        "beside": held,
+        "estimated": dataclasses.asdict(memory) | {"peak": memory.peak + sum(held.values())},
+        "flops": flops,
+        "flops_per_view": flops / views,
+        "collectives": steps.collectives(case.images),
+        "choices": [dataclasses.asdict(choice) for choice in choices(case, steps, asked)],
+    }
+
+
+def beside(case: Case, memory: Footprint, asked: Asked) -> dict[str, int]:
+    """Return the bytes of what a run holds on a device beside its step, whose memory this is."""
+    found = {"waiting batches": case.waiting * memory.batch}
+    if case.resident is not None:
+        found["resident images"] = asked.rules.sizes(case.resident)
+    return found
+
+
+def parts_of(state: TrainState) -> dict[str, int]:
+    """Return the bytes of each part of a state."""
+    named = {
+        "parameters": state.params,
+        "statistics": state.batch_stats,
+        "optimiser": state.opt_state,
+        "memory of negatives": state.extra,
+    }
+    sizes = {name: sum(map(nbytes, jax.tree.leaves(tree))) for name, tree in named.items()}
+    return {name: size for name, size in sizes.items() if size}
+
+
+def choices(case: Case, steps: AnyBatch, asked: Asked) -> list[Choice]:
+    """Return the recipe as it is, and with all that makes it need less."""
+    found = [_choice("as it is", case, steps, asked)]
+    for change in CHANGES:
+        if any(case.config.train[name] == value for name, value in change.items()):
+            continue
+        name = " ".join(f"--config.train.{name}={value}" for name, value in change.items())
+        changed = case.changed(**change)
+        found.append(_choice(name, changed, changed.at_any_batch(), asked))
+    return found
+
+
+def _choice(name: str, case: Case, steps: AnyBatch, asked: Asked) -> Choice:
+    memory = steps.footprint(case.images, asked.rules)
+    held = beside(case, memory, asked)
+    room = asked.room - held.get("resident images", 0)
+    most = steps.most_images(room, asked.rules, case.waiting)
+    most -= most % ROUND if most > ROUND else 0
+    return Choice(name, memory.peak + sum(held.values()), most * case.devices)
+
+
+def report(case: Case, asked: Asked, plan: dict[str, Any], compiled: Compiled | None) -> str:
+    """Return a plan as a person reads it."""
+    c, device = case.config, devices.find(asked.device)
+    views = case.images * len(c.augment.views)
+    held = (asked.memory or device.memory) / GIB
+    lines = [
+        f"network   ResNet-{c.model.depth} x {c.model.width:g}, views of {c.data.image_size} "
+        f"pixels, {c.train.dtype}, remat {c.train.remat}",
+        f"devices   {asked.count} x {asked.device}, {held:g} GiB each, {asked.room / GIB:.1f} of "
+        "them for a program",
+        f"batch     {c.train.batch_size} images, {case.images} ({views} views) on a device",
+        "",
+        _memory_table(plan, compiled),
+        "",
+        f"work      {plan['flops'] / 1e12:.2f} TFLOP on a device in a step, "
+        f"{plan['flops_per_view'] / 1e9:.2f} GFLOP for a view (convolutions and matrix products)",
+        f"          {1e3 * plan['flops'] / device.flops:.1f} ms at the {device.flops / 1e12:.0f} "
+        "TFLOP/s of bfloat16 that the maker names; expect a half of that speed or less",
+        "",
+        _traffic_table(plan, compiled),
+        "",
+        _choices_table(asked, plan),
+    ]
+    return "\n".join(lines)
+
+
+def _gib(size: float) -> str:
+    return f"{size / GIB:.3f}"
+
+
+def _memory_table(plan: dict[str, Any], compiled: Compiled | None) -> str:
+    found, held = plan["estimated"], plan["beside"]
+    sizes = plan["state"] | {
+        "batch": found["batch"],
+        "activations, gradients, work": found["temporary"],
+        **held,
+        "peak": found["peak"],
+    }
+    rows, header = [[name, _gib(size)] for name, size in sizes.items()], ["GiB on one device"]
+    if compiled:
+        known = _compiled_cells(plan, compiled)
+        rows = [[*row, known.get(row[0], "")] for row in rows]
+    return table([*header, "estimated", "compiled"][: len(rows[0])], rows)
+
+
+def _compiled_cells(plan: dict[str, Any], compiled: Compiled) -> dict[str, str]:
+    """Return what the compiler says of a step, and what a run holds beside it, by row."""
+    memory, held = compiled.memory, plan["beside"]
+    if memory is None:  # and what it then says may be of temporaries alone
+        return {"peak": f"{_gib(compiled.needed)}, does not fit"}
+    peak = compiled.needed + sum(held.values())
+    fits = "" if peak <= plan["room"] else ", does not fit"
+    sizes = {"batch": memory.batch, "activations, gradients, work": memory.temporary, **held}
+    return {name: _gib(size) for name, size in sizes.items()} | {"peak": _gib(peak) + fits}
+
+
+def _traffic_table(plan: dict[str, Any], compiled: Compiled | None) -> str:
+    found = compiled.collectives if compiled else {}
+    kinds = sorted(plan["collectives"].keys() | found.keys())
+    header = ["MB that a device receives in a step", "estimated"]
+    rows = [[kind, f"{plan['collectives'].get(kind, 0) / 1e6:.3f}"] for kind in kinds]
+    if found:
+        header.append("compiled")
+        rows = [[*row, f"{found.get(row[0], 0) / 1e6:.3f}"] for row in rows]
+    return table(header, rows)
+
+
+def _choices_table(asked: Asked, plan: dict[str, Any]) -> str:
+    rows, batch = [], plan["batch_size"]
+    for choice in plan["choices"]:
+        fits = "fits" if choice["peak"] <= plan["room"] else "does not fit"
+        largest = str(choice["largest"] or "none fits")
+        rows.append((choice["name"], _gib(choice["peak"]), fits, largest))
+    most = plan["choices"][0]["largest"] // asked.count
+    lines = [table(("estimated", "GiB", f"batch {batch}", "largest batch"), rows)]
+    if 0 < most * asked.count < batch:
+        lines.append(f"as it is, batch {batch} needs {-(-batch // most)} such devices")
+    return "\n".join(lines)

@@ -1,0 +1,77 @@
+"""A run in numbers: how many steps, and at which of them something is due."""
+
+from __future__ import annotations
+
+import dataclasses
+
+from ml_collections import ConfigDict
+
+from simclr_jax.errors import UserError
+from simclr_jax.optim import schedules
+
+
+@dataclasses.dataclass(frozen=True)
+class Timetable:
+    """What a recipe and the size of its data set come to.
+
+    Intervals are in steps and multiples of `steps_per_call`, the unit in which the loop moves.
+    """
+
+    examples: int
+    batch_size: int
+    total_steps: int
+    warmup_steps: int
+    peak_rate: float
+    steps_per_call: int
+    log_every: int
+    evaluate_every: int  # 0: only at the end
+    save_every: int
+
+    @property
+    def epochs(self) -> float:
+        """How often the run sees each example."""
+        return self.total_steps * self.batch_size / self.examples
+
+
+def make(config: ConfigDict, examples: int) -> Timetable:
+    """Work out the timetable of a recipe for a data set of `examples` images.
+
+    Raises:
+      UserError: if the batch is larger than the data set, or the warm-up longer than the run.
+    """
+    c, batch = config, config.train.batch_size
+    if batch > examples:
+        raise UserError(
+            f"train.batch_size is {batch}, more than the {examples} images: an image would stand "
+            f"in a batch twice; set --config.train.batch_size={_fitting(examples)}"
+        )
+    total = c.train.steps or schedules.total_steps(c.train.epochs, examples, batch)
+    warmup = schedules.warmup_steps(c.optim.warmup_epochs, examples, batch)
+    if warmup >= total:
+        raise UserError(
+            f"optim.warmup_epochs={c.optim.warmup_epochs:g} is {warmup} steps, longer than the "
+            f"whole run of {total}: shorten it or train for more epochs"
+        )
+    per_call = c.train.steps_per_call
+    every = c.eval.every_epochs * examples / batch / per_call
+    return Timetable(
+        examples=examples,
+        batch_size=batch,
+        total_steps=total,
+        warmup_steps=warmup,
+        peak_rate=schedules.peak_rate(c.optim.base_lr, c.optim.lr_scaling, batch),
+        steps_per_call=per_call,
+        log_every=c.log.every_steps,
+        evaluate_every=max(1, round(every)) * per_call if every else 0,
+        save_every=c.checkpoint.every_steps,
+    )
+
+
+def _fitting(examples: int) -> int:
+    """Return a batch size for a data set: a multiple of eight devices if it is large enough."""
+    return examples // 8 * 8 or max(2, examples)
+
+
+def due(step: int, every: int) -> bool:
+    """Is something that happens `every` so many steps (0: never) due after `step` of them?"""
+    return every > 0 and step % every == 0

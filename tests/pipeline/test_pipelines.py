@@ -1,0 +1,328 @@
+"""A pipeline: its order, what it skips, how it goes on after a stop, the numbers of its table."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import signal
+
+import numpy as np
+import pytest
+from ml_collections import ConfigDict
+from stages.written import write_images
+from train import tiny
+
+from simclr_jax import recipes
+from simclr_jax.errors import UserError
+from simclr_jax.pipeline import recipe
+from simclr_jax.pipeline import run as pipeline
+from simclr_jax.pipeline import table as pipeline_table
+from simclr_jax.pipeline.table import Cost, Entry
+from simclr_jax.train import saved
+from simclr_jax.train.metrics import MetricsWriter
+
+ORDER = ("first", "second", "student")
+RUN = {"train__steps": 4, "log__every_steps": 1, "eval__probe": False, "eval__knn": False}
+
+
+def learns(stage, **fields):
+    c = tiny.recipe(stage=stage, **RUN, **fields)
+    recipes.crop_and_flip(c)
+    return c
+
+
+def runs_of(images):
+    """Return a pipeline of three short runs, the later of which inherit, and a probe."""
+    data = {"data__source": "memory", "data__path": str(images)}
+    first = learns("finetune", labels__use="50%", **data)
+    second = learns("finetune", labels__use="50%", labels__seed=1, init__run="first")
+    student = learns("distill", distill__teacher="second")
+    for c in (second, student):
+        recipes.inherit_all(c)
+    runs = {"first": first, "second": second, "student": student}
+    c = ConfigDict({"stage": "pipeline", "seed": 0, "runs": runs, "order": ORDER})
+    for run in c.runs.values():
+        run.seed = c.get_oneway_ref("seed")
+    c.probes = {"seen": {"run": "first", "tap": "h", "labels": "25%", "seed": 1}}
+    c.table = (
+        ("tuned", "50%", "first"),
+        ("tuned", "50%", "second"),
+        ("distilled", "50%", "student"),
+        ("probe", "50%", "seen"),
+    )
+    c.differences = (("tuned", "distilled"), ("distilled", "probe"))
+    return c.lock()
+
+
+@pytest.fixture(scope="module")
+def images(tmp_path_factory):
+    path = tmp_path_factory.mktemp("images") / "images.npz"
+    write_images(path)
+    return path
+
+
+@pytest.fixture(scope="module")
+def whole(images, tmp_path_factory):
+    """A pipeline that was made at one go."""
+    workdir = tmp_path_factory.mktemp("whole") / "pipeline"
+    assert pipeline.run(runs_of(images), str(workdir)) == 0
+    return workdir
+
+
+def result(workdir):
+    return json.loads((workdir / "results" / "pipeline.json").read_text())
+
+
+def content(workdir):
+    """Return what must not depend on stops: weights, metrics, scores."""
+    found = {}
+    for name in ORDER:
+        leaves = saved.read(str(workdir / name)).leaves
+        found |= {f"{name}/{leaf}": value.tobytes() for leaf, value in leaves.items()}
+        lines = map(json.loads, (workdir / name / "metrics.jsonl").read_text().splitlines())
+        clock = {"images_per_second", "input_wait"}
+        found[name] = [{k: v for k, v in line.items() if k not in clock} for line in lines]
+        summary = json.loads((workdir / name / "results" / "summary.json").read_text())
+        found[f"{name}/scores"] = summary["scores"]
+    found["cells"] = [row["cells"] for row in result(workdir)["rows"]]
+    return found
+
+
+def test_stopped_in_each_stage_it_ends_as_if_never_stopped(whole, images, tmp_path, monkeypatch):
+    workdir, write, struck = tmp_path / "pipeline", MetricsWriter.write, {"first"}
+
+    def strike(writer, step, values):
+        run = writer._path.parent.name
+        if step == 2 and "loss" in values and run not in struck:
+            struck.add(run)
+            os.kill(os.getpid(), signal.SIGTERM)
+        write(writer, step, values)
+
+    monkeypatch.setattr(MetricsWriter, "write", strike)
+    for run in ORDER[1:]:
+        assert pipeline.run(runs_of(images), str(workdir)) == 75
+        assert run in struck and not (workdir / "results" / "pipeline.json").exists()
+        assert (workdir / run / "checkpoints").exists()
+        assert not (workdir / run / "results" / "summary.json").exists()
+    assert pipeline.run(runs_of(images), str(workdir)) == 0
+    assert content(workdir) == content(whole)
+    assert "done      second  run 2 of 3" in (workdir / "log.txt").read_text()
+
+
+def test_when_all_is_there_the_table_alone_is_made_again(whole, images, tmp_path, monkeypatch):
+    monkeypatch.setattr(pipeline.runs, "run", lambda *_: pytest.fail("a run was made again"))
+    monkeypatch.setattr(pipeline.linear_probe, "run", lambda *_: pytest.fail("a probe was"))
+    moved = shutil.copytree(whole, tmp_path / "moved")
+    before = result(whole)
+    (moved / "results" / "pipeline.json").unlink()
+    assert pipeline.run(runs_of(images), str(moved), "must") == 0
+    assert result(moved) == before
+    with pytest.raises(UserError, match="holds runs already, such as first"):
+        pipeline.run(runs_of(images), str(moved), "never")
+
+
+def test_the_table_holds_what_the_runs_have_written(whole):
+    """Read apart from the code that wrote it: accuracies are those of the last evaluation."""
+    accuracy, speeds, sizes = {}, {}, {}
+    for name in ORDER:
+        lines = [json.loads(s) for s in (whole / name / "metrics.jsonl").read_text().splitlines()]
+        accuracy[name] = [line["accuracy"] for line in lines if "accuracy" in line][-1]
+        logged = [line["images_per_second"] for line in lines if "images_per_second" in line]
+        speeds[name] = np.median(logged[1:])
+        leaves = saved.read(str(whole / name)).leaves
+        sizes[name] = sum(x.size for leaf, x in leaves.items() if "params/encoder" in leaf)
+    (found,) = (whole / "first" / "results").glob("seen-*.npz")
+    with np.load(found) as arrays:
+        accuracy["seen"] = np.mean(arrays["labels"] == arrays["predictions"])
+    rows = {row["row"]: row for row in result(whole)["rows"]}
+    tuned = [accuracy["first"], accuracy["second"]]
+    assert rows["tuned"]["cells"]["50%"]["mean"] == pytest.approx(np.mean(tuned))
+    assert rows["tuned"]["cells"]["50%"]["std"] == pytest.approx(np.std(tuned, ddof=1))
+    for row, name in (("distilled", "student"), ("probe", "seen")):
+        (entry,) = rows[row]["cells"]["50%"]["entries"]
+        assert entry["accuracy"] == pytest.approx(accuracy[name]) and entry["draw"] == 1
+    assert rows["tuned"]["parameters"] == [sizes["first"]]
+    assert rows["distilled"]["images_per_second"] == pytest.approx(speeds["student"])
+    first, second = result(whole)["differences"]
+    same_draw = accuracy["second"] - accuracy["student"]  # whose teacher has draw 1
+    assert (first["cells"]["50%"]["mean"], first["cells"]["50%"]["n"]) == (
+        pytest.approx(same_draw),
+        1,
+    )
+    assert second["cells"]["50%"]["mean"] == pytest.approx(accuracy["student"] - accuracy["seen"])
+    assert result(whole)["runs"] == 3 and not result(whole)["other runs"]
+
+
+def test_runs_are_what_the_door_makes_and_take_what_they_leave_open(whole):
+    student = json.loads((whole / "student" / "config.json").read_text())
+    assert student["model"]["width"] == 1 / 16 and student["head"]["dim"] == 5
+    assert student["distill"]["teacher"].rpartition("@")[0] == str(whole / "second")
+    assert not list(whole.rglob("lock.json"))
+
+
+def test_another_recipe_is_refused_by_name_and_nothing_is_touched(whole, images):
+    before = {path: path.stat().st_mtime_ns for path in whole.rglob("*") if path.is_file()}
+    c = runs_of(images)
+    c.runs.first.optim.base_lr = 0.7
+    with pytest.raises(UserError, match=r"runs.first: .*another recipe.*base_lr: 0.3 -> 0.7"):
+        pipeline.run(c, str(whole))
+    with pytest.raises(UserError, match=r"runs.first: .*another recipe.*seed: 0 -> 3"):
+        c = runs_of(images)
+        c.seed = 3
+        pipeline.run(c, str(whole))
+    assert before == {path: path.stat().st_mtime_ns for path in before}
+
+
+def test_a_run_whose_origin_is_gone_is_refused(whole, images, tmp_path):
+    workdir = shutil.copytree(whole, tmp_path / "pipeline")
+    shutil.rmtree(workdir / "first")
+    with pytest.raises(UserError, match=r"second was made with .*first, which is not there"):
+        pipeline.run(runs_of(images), str(workdir))
+
+
+def rename_probe(c, **fields):
+    c.probes.seen.update(fields)
+
+
+def table(*entries):
+    return lambda c: setattr(c, "table", (*c.table, *entries))
+
+
+def pretrained(c, probe=True):
+    """Put a pretraining run before all others."""
+    with c.unlocked():
+        c.runs.plain = tiny.recipe(eval__probe=probe, data__source="digits", data__name="placed")
+    c.order = ("plain", *c.order)
+
+
+def taught_by_pretraining(c):
+    pretrained(c, probe=False)
+    c.runs.student.distill.teacher = "plain"
+
+
+BAD = {
+    "a run that comes later": (
+        lambda c: setattr(c, "order", ("second", "first", "student")),
+        "runs.second.init.run is first, which does not come before",
+    ),
+    "itself as teacher": (
+        lambda c: setattr(c.runs.student.distill, "teacher", "student"),
+        "runs.student.distill.teacher is student, which does not come before",
+    ),
+    "a misspelt run": (
+        lambda c: setattr(c.runs.second.init, "run", "frist"),
+        r'runs.second: init.run is "frist" .did you mean "first"',
+    ),
+    "a run left out": (lambda c: setattr(c, "order", ORDER[:2]), "order has student 0 times"),
+    "an order of what is not there": (
+        lambda c: setattr(c, "order", (*ORDER, "third")),
+        'order names a run that is "third"',
+    ),
+    "a bad field of a run": (
+        lambda c: setattr(c.runs.student.optim, "base_lr", -1.0),
+        "runs.student: optim.base_lr is -1.0",
+    ),
+    "a remedy of the run it is for": (
+        lambda c: setattr(c.runs.first.train, "batch_size", 20),
+        r"runs.first: .*--config.runs.first.train.batch_size=16",
+    ),
+    "a batch larger than the images": (
+        lambda c: setattr(c.runs.second.labels, "use", "2"),
+        "runs.second: train.batch_size is 16, more than the 8 images",
+    ),
+    "more labels than there are": (
+        lambda c: setattr(c.runs.second.labels, "use", "40"),
+        "runs.second: class 0 has 12 examples",
+    ),
+    "another model than that it starts from": (
+        lambda c: setattr(c.runs.second.model, "width", 0.25),
+        "runs.second: model.width: 0.0625 -> 0.25 from init.run=first",
+    ),
+    "a teacher without a classifier": (
+        taught_by_pretraining,
+        "runs.student: distill.teacher is plain, which has no classifier",
+    ),
+    "a probe of no run": (lambda c: rename_probe(c, run="tuned"), 'seen.run is "tuned"'),
+    "a probe of no tap": (lambda c: rename_probe(c, tap="head7"), 'seen.tap is "head7"'),
+    "a table of no run": (table(("a", "b", "tuned")), 'column "b": the run or probe is "tuned"'),
+    "a table of pretraining": (
+        lambda c: (pretrained(c), table(("a", "b", "plain"))(c)),
+        "plain has stage pretrain and so no accuracy: name a probe of it",
+    ),
+    "a draw twice": (
+        table(("tuned", "50%", "seen")),
+        "second and seen both have draw 1",
+    ),
+    "a difference of no row": (
+        lambda c: setattr(c, "differences", (("tuned", "probed"),)),
+        'differences: the row is "probed"',
+    ),
+}
+
+
+@pytest.mark.parametrize("change, words", BAD.values(), ids=BAD)
+def test_bad_recipes_are_refused_before_anything_starts(images, tmp_path, change, words):
+    c = runs_of(images)
+    change(c)
+    with pytest.raises(UserError, match=words) as raised:
+        pipeline.run(c, str(tmp_path / "pipeline"))
+    assert "\n" not in str(raised.value) and not list(tmp_path.iterdir())
+
+
+def test_fields_of_pretraining_and_of_the_first_draw_are_followed():
+    student, teacher = tiny.recipe(), tiny.recipe(model__width=1 / 8)
+    fields = {k: {} for k in ("finetune", "scratch", "distill", "distill_labelled")}
+    fields["finetune"] = {"train.batch_size": {"1%": 8, "10%": 24}}
+    c = recipe.simclr_v2(teacher, student, fields=fields, draws=2)
+    c.seed, c.runs.pretrain.model.width, c.runs.pretrain.data.path = 5, 0.25, "here"
+    c.runs.tap1_10pct_0.optim.base_lr = 0.125
+    pipeline.validate(c, 8)
+    assert {run.seed for run in c.runs.values()} == {5}
+    assert {run.data.path for run in c.runs.values()} == {"here"}
+    assert c.runs.distilled_1pct_1.model.width == c.runs.scratch_10pct_0.model.width == 0.25
+    assert c.runs.teacher_1pct_1.model.width == 1 / 8
+    assert [c.runs[f"tap1_{s}_1"].train.batch_size for s in ("1pct", "10pct")] == [8, 24]
+    assert c.runs.tap1_10pct_1.optim.base_lr == 0.125 != c.runs.tap1_1pct_1.optim.base_lr
+    for name, draws in (("tap1", 1), ("both", 1), ("distilled", 1), ("probe", 1), ("teacher", 1)):
+        assert recipe.draw(c, f"{name}_10pct_1") == draws
+    views = [c.runs[f"{kind}_1pct_0"].augment.views.first for kind in ("coloured", "scratch")]
+    assert views[0] == c.runs.pretrain.augment.views.first and views[1].jitter == 0
+    assert views[0].area_min == views[1].area_min
+
+
+def test_spread_and_paired_differences_by_hand():
+    cost = Cost(parameters=1000, images_per_second=50.0, minutes=2.0)
+    accuracies = {"a": (0.5, 0.6, 0.7), "b": (0.4, 0.52, 0.58), "c": (0.7, 0.6, 0.5)}
+    entries = [
+        Entry(row, "1%", f"{row}{draw}", draw, accuracy, cost)
+        for row, values in accuracies.items()
+        for draw, accuracy in enumerate(values)
+    ]
+    pairs = [("a", "b"), ("a", "c")]
+    summary = pipeline_table.summarise(entries, pairs, {"pretrain": cost})
+    # a - b is .1, .08, .12: mean .1, standard error .02 / sqrt(3) = .0115. a - c is -.2, 0, .2.
+    separable, not_separable = (d["cells"]["1%"] for d in summary["differences"])
+    assert separable == {
+        "mean": pytest.approx(0.1),
+        "std": pytest.approx(0.02),
+        "n": 3,
+        "separable": True,
+    }
+    assert not_separable["separable"] is False
+    assert not_separable["std"] == pytest.approx(0.2)
+    text = "\n".join(pipeline_table.lines(summary))
+    assert re.search(r"a +60.0 ± 10.0 \(3\) +1,000 +50 +2.0", text)
+    assert re.search(r"a - b +\+10.0 ± 2.0\n", text) and re.search(r"a - c +.0.0 ± 20.0 ns\n", text)
+    assert "all 10 runs: 20.0 minutes" in text and "with 3 draws the spread" in text
+
+
+def test_minutes_are_those_of_all_sessions_without_the_time_between():
+    log = [
+        "2026-11-22 23:59:00  run       runs/a",
+        "2026-11-23 00:01:00  stopped at step 5",
+        "2026-11-23 09:00:00  run       runs/a",
+        "2026-11-23 09:00:30  done",
+    ]
+    assert pipeline_table._minutes(log) == 2.5

@@ -1,0 +1,383 @@
+"""Recipes: every choice is one that the code knows, every rule refuses what it should."""
+
+import importlib
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from simclr_jax import recipes, validation
+from simclr_jax.data import sources
+from simclr_jax.data.sources import Images
+from simclr_jax.data.stream import Stream
+from simclr_jax.errors import UserError
+from simclr_jax.losses.nt_xent import nt_xent
+from simclr_jax.parallel import AXIS
+from simclr_jax.pipeline import recipe
+from simclr_jax.pipeline import run as pipeline
+from simclr_jax.stages import build, run, views
+from simclr_jax.stages.inherit import inherit
+from simclr_jax.stages.inputs import Inputs
+from simclr_jax.train import timetable as timetables
+
+
+def small():
+    c = recipes.base()
+    c.data.image_size, c.model.width, c.train.batch_size = 32, 0.25, 64
+    return c
+
+
+def change(c, **fields):
+    """Set fields given as `group__field=value`."""
+    c.update_from_flattened_dict({k.replace("__", "."): v for k, v in fields.items()})
+    return c
+
+
+def labelled(stage):
+    """Return a small recipe of a stage that learns from labels."""
+    c = small()
+    recipes.crop_and_flip(c)
+    c.stage, c.eval.probe, c.eval.knn = stage, False, False
+    if stage == "distill":
+        c.distill.teacher = "runs/teacher"
+    return c
+
+
+def small_with(name, choice):
+    """Return the small recipe in which a choice may stand."""
+    if name == "stage" and choice in validation.LABELLED:
+        return labelled(choice)
+    group = name.partition(".")[0]
+    stages = validation.READ_BY.get(group, ("pretrain",))
+    return small() if "pretrain" in stages else labelled(stages[0])
+
+
+def _encoder(c):
+    images = jnp.zeros((1, 32, 32, 3), c.train.dtype)
+    encoder = build.encoder(c)
+    h = jax.eval_shape(lambda: encoder.init_with_output(jax.random.key(0), images, train=False))
+    channels = 2048 if c.model.depth >= 50 else 512
+    assert h[0]["h"].shape == (1, channels * c.model.width)
+
+
+def _head(c):
+    h = jnp.zeros((2, 16))
+    head = build.projection_head(c)
+    outputs, _ = jax.eval_shape(lambda: head.init_with_output(jax.random.key(0), h, train=False))
+    layers = {"none": 0, "linear": 1, "nonlinear": c.head.layers}[c.head.kind]
+    assert len(outputs) == layers + 1 and outputs[-1].shape == (2, c.head.dim if layers else 16)
+
+
+def _views(c):
+    source = Images(np.zeros((8, 32, 32, 3), np.uint8), None, 0)
+    batch = Inputs(c, source, source).first(4)
+    made = jax.eval_shape(views.view_maker(c), batch)
+    assert made.shape == (2, 4, 32, 32, 3) and made.dtype == c.train.dtype
+    assert {policy.grid for policy in build.policies(c)} == {c.augment.grid}
+
+
+def _optimizer(c):
+    made, schedule = build.optimizer(c, timetables.make(c, examples=6400))
+    params = {"encoder": {"conv": {"kernel": jnp.ones((3, 2))}}}
+    jax.eval_shape(lambda: made.update(params, made.init(params), params))
+    # 10 epochs of 100 steps of warm-up, after which the rate is the scaled one.
+    factor = {"linear": 64 / 256, "sqrt": 8.0, "none": 1.0}[c.optim.lr_scaling]
+    assert schedule(1000) == pytest.approx(c.optim.base_lr * factor)
+
+
+def _loss(c):
+    z = jnp.ones((4, 8))
+    loss = jax.vmap(
+        lambda a, b: nt_xent(a, b, temperature=0.1, scale=c.loss.scale, axis_name=AXIS)[0],
+        axis_name=AXIS,
+    )
+    # All embeddings equal: log(2N - 1) for each direction.
+    expected = {"sum": 2.0, "mean": 1.0}[c.loss.scale] * np.log(7)
+    assert float(jnp.sum(loss(z[None], z[None]))) == pytest.approx(expected, rel=1e-5)
+
+
+def _source(c):
+    assert c.data.source in sources.OPENERS
+
+
+def _order(c):
+    source = Images(np.zeros((8, 32, 32, 3), np.uint8), None, 0)
+    reader = Inputs(c, source, source)._loading("train").reader
+    assert sorted(reader.order(np.arange(8))) == list(range(8))
+    assert isinstance(reader.order, Stream) == (c.data.order == "stream")
+
+
+def _is_read(c):
+    """What a stage does with it is tested where the stage is."""
+    assert c.stage in validation.LABELLED
+
+
+BUILDERS = {
+    "stage": lambda c: run.STAGES[c.stage],
+    "finetune.encoder_bn": _is_read,
+    "distill.images": _is_read,
+    "distill.teacher_dtype": _is_read,
+    "data.source": _source,
+    "data.order": _order,
+    "augment.placement": _views,
+    "augment.grid": _views,
+    "augment.brightness_mode": _views,
+    "augment.sigma_per": _views,
+    "model.depth": _encoder,
+    "model.stem": _encoder,
+    "head.kind": _head,
+    "loss.scale": _loss,
+    "optim.name": _optimizer,
+    "optim.lr_scaling": _optimizer,
+    "train.dtype": _views,
+    "train.remat": lambda c: build.encoder(c),
+}
+CHOICES = [(name, choice) for name, choices in validation.CHOICES.items() for choice in choices]
+
+
+# A choice that is valid only beside another one.
+WITH = {
+    "split": {"augment.grid": "opencv"},
+    "opencv": {"augment.placement": "split"},
+    "stream": {"data.source": "tfrecord", "augment.placement": "host"},
+}
+
+
+@pytest.mark.parametrize("name, choice", CHOICES)
+def test_every_choice_is_valid_and_builds(name, choice):
+    c = change(small_with(name, choice), **{name: choice}, **WITH.get(choice, {}))
+    if choice == "float64":
+        with pytest.raises(UserError, match="JAX_ENABLE_X64=1"):
+            validation.validate(c, devices=8)
+        return
+    validation.validate(c, devices=8)
+    BUILDERS[name](c)
+
+
+@pytest.mark.parametrize("name", validation.CHOICES)
+def test_every_other_choice_is_refused(name):
+    wrong = -1 if name == "model.depth" else "nonsense"
+    with pytest.raises(UserError, match=f'{name} is "{wrong}".*choose one of'):
+        validation.validate(change(small(), **{name: wrong}), devices=8)
+
+
+REFUSED_BY = {
+    "greater than 0": (0.0, -1.0, float("nan"), float("inf")),
+    "1 or more": (0, -5),
+    "0 or more": (-0.5, float("nan")),
+    "0, for none, or more": (-1,),
+    "in [0, 1)": (-0.1, 1.0),
+    "in [0, 1]": (-0.1, 1.1),
+    "in [0, 2^63)": (-1,),
+    "in [0, 2^32)": (-1, 2**32),
+    "0 to 5": (-1, 6),
+    "greater than 0 and at most 1 (labels alone are stage finetune)": (0.0, 1.1, float("nan")),
+    "between 0 and 1": (0.0, 1.0, 1.5),
+}
+RULES = [(name, words) for names, words, _ in validation.RULES for name in names]
+
+
+@pytest.mark.parametrize("name, words", RULES)
+def test_every_rule_refuses(name, words):
+    for value in REFUSED_BY[words]:
+        with pytest.raises(UserError) as raised:
+            validation.validate(change(small(), **{name: value}), devices=8)
+        assert str(raised.value) == f"{name} is {value}: it must be {words}"
+
+
+@pytest.mark.parametrize(
+    "fields, words",
+    [
+        ({"train.batch_size": 60}, "60, which 8 devices .* --config.train.batch_size=64"),
+        ({"train.batch_size": 3}, "3, which 8 devices .* --config.train.batch_size=8"),
+        ({"train.steps": 0}, "train.steps is 0"),
+        ({"train.epochs": 0.0}, "train.epochs is 0"),
+        ({"train.epochs": float("inf")}, "train.epochs is inf"),
+        ({"model.width": 0.01}, "model.width is 0.01"),
+        ({"model.width": 1 / 64, "model.sk_ratio": 0.1}, "halves 64 . width.* 2 channels or more"),
+        ({"train.steps_per_call": 30, "log.every_steps": 100}, "--config.log.every_steps=90"),
+        ({"augment.views.second.flip": 1.5}, "views.second.flip is 1.5"),
+        ({"augment.views.first.area_min": 0.0}, "views.first.area_min is 0"),
+        ({"augment.views.first.area_max": 0.01}, "area_min is 0.08.*area_max=0.01"),
+        ({"augment.views.first.hue": -0.1}, "views.first.hue is -0.1"),
+        ({"eval.probe_tap": 4}, r"probe_tap is 4, but the head has 3 layer.* 1 to 3 for a layer"),
+        ({"eval.probe_tap": -2}, r"probe_tap is -2, but the head has 3 layer"),
+        ({"eval.probe_tap": 1, "head.kind": "none"}, "probe_tap is 1, but there is no head: set 0"),
+    ],
+)
+def test_what_does_not_fit_together_is_refused(fields, words):
+    with pytest.raises(UserError, match=words):
+        validation.validate(change(small(), **fields), devices=8)
+
+
+def test_a_batch_of_one_image_is_refused():
+    with pytest.raises(UserError, match="2 images or more"):
+        validation.validate(change(small(), train__batch_size=1), devices=1)
+
+
+def test_a_field_unknown_or_missing_is_named():
+    with small().unlocked() as c:
+        c.head.dimm = 64
+    with pytest.raises(UserError, match=r'"head.dimm" .did you mean "dim"'):
+        validation.validate(c, devices=8)
+    with small().unlocked() as c:
+        del c.bn.epsilon
+    with pytest.raises(UserError, match=r'lacks "bn.epsilon"'):
+        validation.validate(c, devices=8)
+
+
+def test_a_recipe_cannot_add_a_field_by_misspelling_it():
+    with pytest.raises(AttributeError, match="bach_size"):
+        recipes.base().train.bach_size = 64
+
+
+def shipped(name, *argument):
+    path = Path(__file__).parents[1] / "configs" / f"{name}.py"
+    spec = importlib.util.spec_from_file_location(name, path)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module.get_config(*argument)
+
+
+SHIPPED = sorted(path.stem for path in (Path(__file__).parents[1] / "configs").glob("*.py"))
+
+
+@pytest.mark.parametrize("name", SHIPPED)
+def test_recipes_we_ship_are_valid(name):
+    c = shipped(name)
+    if c.stage == recipe.STAGE:
+        pipeline.validate(c, devices=8)
+        return
+    if c.stage == "distill":
+        c.distill.teacher = "runs/teacher"
+    # What a recipe leaves to the run it starts from is as in this one.
+    c, _ = inherit(c, before=recipes.base().to_dict())
+    validation.validate(c, devices=8)
+
+
+# From the papers' tables and the official README: recipe, argument, images, and what comes of it.
+PUBLISHED = [
+    ("cifar10", "", 50_000, {"peak": 2.0, "steps": 97657, "warmup": 976, "decay": 1e-4}),
+    ("imagenet", "", 1281167, {"peak": 4.8, "steps": 31279, "warmup": 3127, "decay": 1e-4}),
+    ("imagenet", "paper,width=4", 1281167, {"steps": 312785, "decay": 1e-6, "peak": 4.8}),
+    ("imagenet", "small_batch=1024", 1281167, {"peak": 2.4, "steps": 125114}),
+    ("imagenet", "one_gpu", 1281167, {"peak": 0.075 * 512**0.5, "steps": 250228}),
+    ("imagenet_v2", "depth=152,width=3,sk", 1281167, {"peak": 6.4, "steps": 250228, "decay": 1e-4}),
+]
+
+
+@pytest.mark.parametrize("name, argument, images, expected", PUBLISHED)
+def test_recipes_come_to_the_published_numbers(name, argument, images, expected):
+    c = shipped(name, argument)
+    validation.validate(c, devices=8)
+    plan = timetables.make(c, images)
+    found = {
+        "peak": plan.peak_rate,
+        "steps": plan.total_steps,
+        "warmup": plan.warmup_steps,
+        "decay": c.optim.weight_decay,
+    }
+    assert {name: found[name] for name in expected} == pytest.approx(expected)
+    for part in filter(None, argument.split(",")):
+        field, _, value = part.partition("=")
+        if field in ("width", "depth"):
+            assert c.model[field] == int(value)
+
+
+# What the two official programs do, point by point (docs/fidelity.md).
+FLAVOURS = {
+    "tf1": {"augment.grid": "corner", "eval.probe": False, "optim.rate_in_momentum": False},
+    "tf2": {"augment.grid": "half_pixel", "eval.probe": True, "optim.rate_in_momentum": True},
+}
+
+
+@pytest.mark.parametrize("sync", [True, False])
+@pytest.mark.parametrize("flavour", FLAVOURS)
+def test_an_official_flavour_sets_what_differs_and_nothing_else(flavour, sync):
+    c = change(recipes.base(), bn__sync=sync, augment__brightness_mode="add", loss__scale="mean")
+    recipes.official(c, flavour)
+    wanted = FLAVOURS[flavour] | {
+        "bn.sync": sync,
+        "bn.unbiased_moving": flavour == "tf1",
+        "augment.sigma_per": "batch",
+        "augment.brightness_mode": "multiply",
+        "loss.scale": "sum",
+    }
+    for name, value in wanted.items():
+        group, field = name.split(".")
+        assert c[group][field] == value, name
+    changed = recipes.differences(recipes.base().to_dict(), c.to_dict())
+    assert {line.partition(":")[0] for line in changed} <= wanted.keys()
+    validation.validate(c, devices=8)
+    norm = build.encoder(c).norm.keywords  # the fused kernel's variance only where it was fused
+    assert norm["unbiased_moving"] == (flavour == "tf1" and not sync)
+    assert shipped("cifar10", f"official={flavour}").augment.grid == wanted["augment.grid"]
+    with pytest.raises(UserError, match='official is "tf3"'):
+        recipes.official(c, "tf3")
+
+
+@pytest.mark.parametrize(
+    "text, message",
+    [
+        ("widht=2", 'is "widht" .did you mean "width"'),
+        ("width=two", "write width=NUMBER"),
+        ("paper=1", "write paper, alone"),
+        ("official", "write official=NAME"),
+        ("official=", "write official=NAME"),
+        ("official=tf3", 'official is "tf3".*tf1, tf2'),
+    ],
+)
+def test_wrong_arguments_of_a_recipe_are_named(text, message):
+    with pytest.raises(UserError, match=message):
+        shipped("imagenet", text)
+
+
+@pytest.mark.parametrize(
+    "fields, message",
+    [
+        ({"augment__placement": "split"}, "OpenCV.*augment.grid=opencv"),
+        ({"augment__grid": "opencv"}, "placement=split, not device"),
+        ({"augment__placement": "host", "data__resident": True}, "data.resident.*not host"),
+        ({"data__threads": 0}, "data.threads is 0"),
+    ],
+)
+def test_placements_and_what_belongs_to_them(fields, message):
+    with pytest.raises(UserError, match=message):
+        validation.validate(change(small(), **fields), devices=8)
+
+
+def test_differences_name_nested_fields_and_pass_over_what_changes_no_result():
+    old, new = small().to_dict(), small().to_dict()
+    assert recipes.differences(old, new) == []
+    new["augment"]["views"]["second"]["blur"] = 0.1
+    new["train"]["steps"] = 7
+    new["log"]["every_steps"] = 1
+    new["checkpoint"]["keep"] = 9
+    new["data"] |= {"path": "/elsewhere", "threads": 3, "resident": True}
+    new["data"] |= {"index": "/elsewhere", "max_bad_fraction": 0.5}
+    new["train"]["remat"] = "block"
+    new["examples"] = 5
+    assert recipes.differences(old, new) == [
+        "augment.views.second.blur: 0.5 -> 0.1",
+        "examples: None -> 5",
+        "train.steps: None -> 7",
+    ]
+
+
+@pytest.mark.parametrize(
+    "height, width, fits",
+    # area 0.08 and aspect 4:3 leave sqrt(0.06) = 0.245 of a square side: 3 pixels round to 1.
+    [(3, 3, True), (2, 2, False), (1, 9, True), (1, 4, False)],
+)
+def test_smallest_crop(height, width, fits):
+    c = small()
+    if fits:
+        validation.smallest_crop(c, height, width)
+        return
+    with pytest.raises(UserError, match=f"{height}x{width} pixels.*area_min=0.08"):
+        validation.smallest_crop(c, height, width)
+    for view in c.augment.views.values():
+        view.crop = False
+    validation.smallest_crop(c, height, width)
