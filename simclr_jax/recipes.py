@@ -48,6 +48,7 @@ def view() -> ConfigDict:
             "jitter": 0.8,
             "grayscale": 0.2,
             "blur": 0.5,
+            "solarize": 0.0,
             "strength": 1.0,  # multiplies the four maximum strengths of the jitter
             "brightness": 0.8,
             "contrast": 0.8,
@@ -55,6 +56,11 @@ def view() -> ConfigDict:
             "hue": 0.2,
             "blur_sigma_min": 0.1,  # pixels
             "blur_sigma_max": 2.0,
+            "solarize_threshold": 0.5,  # values from here on are inverted, in [0, 1]
+            "grayscale_first": False,  # before the jitter (InstDisc, MoCo v1), not after it
+            "copies": 1,  # views drawn by this policy
+            "size": placeholder(int),  # side in pixels; None: data.image_size
+            "group": "views",  # views of a group have one size and go through the network together
         }
     )
 

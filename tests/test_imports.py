@@ -21,6 +21,8 @@ LAYERS = (
     ("pipeline",),
     ("judging", "embedding", "reporting", "planning", "interop"),
     ("stages",),
+    ("methods",),
+    ("frame",),
     ("train", "evaluate"),
     ("data", "augment", "models", "losses", "optim"),
     ("validation", "recipes", "tables", "errors", "processes", "parallel", "files", "buckets"),

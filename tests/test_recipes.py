@@ -13,6 +13,7 @@ from simclr_jax.data import sources
 from simclr_jax.data.sources import Images
 from simclr_jax.data.stream import Stream
 from simclr_jax.errors import UserError
+from simclr_jax.frame import modules
 from simclr_jax.losses.nt_xent import nt_xent
 from simclr_jax.parallel import AXIS
 from simclr_jax.pipeline import recipe
@@ -56,7 +57,7 @@ def small_with(name, choice):
 
 def _encoder(c):
     images = jnp.zeros((1, 32, 32, 3), c.train.dtype)
-    encoder = build.encoder(c)
+    encoder = modules.encoder(c)
     h = jax.eval_shape(lambda: encoder.init_with_output(jax.random.key(0), images, train=False))
     channels = 2048 if c.model.depth >= 50 else 512
     assert h[0]["h"].shape == (1, channels * c.model.width)
@@ -64,7 +65,7 @@ def _encoder(c):
 
 def _head(c):
     h = jnp.zeros((2, 16))
-    head = build.projection_head(c)
+    head = modules.projection_head(c)
     outputs, _ = jax.eval_shape(lambda: head.init_with_output(jax.random.key(0), h, train=False))
     layers = {"none": 0, "linear": 1, "nonlinear": c.head.layers}[c.head.kind]
     assert len(outputs) == layers + 1 and outputs[-1].shape == (2, c.head.dim if layers else 16)
@@ -132,7 +133,7 @@ BUILDERS = {
     "optim.name": _optimizer,
     "optim.lr_scaling": _optimizer,
     "train.dtype": _views,
-    "train.remat": lambda c: build.encoder(c),
+    "train.remat": lambda c: modules.encoder(c),
 }
 CHOICES = [(name, choice) for name, choices in validation.CHOICES.items() for choice in choices]
 
@@ -311,7 +312,7 @@ def test_an_official_flavour_sets_what_differs_and_nothing_else(flavour, sync):
     changed = recipes.differences(recipes.base().to_dict(), c.to_dict())
     assert {line.partition(":")[0] for line in changed} <= wanted.keys()
     validation.validate(c, devices=8)
-    norm = build.encoder(c).norm.keywords  # the fused kernel's variance only where it was fused
+    norm = modules.encoder(c).norm.keywords  # the fused kernel's variance only where it was fused
     assert norm["unbiased_moving"] == (flavour == "tf1" and not sync)
     assert shipped("cifar10", f"official={flavour}").augment.grid == wanted["augment.grid"]
     with pytest.raises(UserError, match='official is "tf3"'):

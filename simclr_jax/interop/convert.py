@@ -15,10 +15,10 @@ from ml_collections import ConfigDict
 from simclr_jax import files, recipes
 from simclr_jax.data.sources import tfds
 from simclr_jax.errors import UserError
+from simclr_jax.frame import modules
 from simclr_jax.interop import infer, official_names
 from simclr_jax.interop.infer import Model
 from simclr_jax.interop.tensorflow_files import Checkpoint, beside, open_checkpoint
-from simclr_jax.stages import build
 from simclr_jax.train.stage import TrainState
 from simclr_jax.train.workdir import CONVERTED, open_workdir, started
 
@@ -265,13 +265,13 @@ def _outputs(
         def part(name: str) -> dict[str, Any]:
             return {kind: sections.get(name, {}) for kind, sections in tree.items()}
 
-        ends: Any = build.encoder(config).apply(part("encoder"), image, train=False)
-        hiddens: Any = build.projection_head(config).apply(part("head"), ends["h"], train=False)
+        ends: Any = modules.encoder(config).apply(part("encoder"), image, train=False)
+        hiddens: Any = modules.projection_head(config).apply(part("head"), ends["h"], train=False)
         found: dict[str, Any] = {"h": ends["h"]}
         if model.head_layers:
             found["z"] = hiddens[-1]
         if resolved.tap is not None:
-            classifier = build.classifier(config, model.classes)
+            classifier = modules.classifier(config, model.classes)
             found["logits"] = classifier.apply(part("classifier"), hiddens[resolved.tap])
         return {name: value[0] for name, value in found.items()}
 

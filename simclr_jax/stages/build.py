@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -16,42 +15,11 @@ from simclr_jax import validation
 from simclr_jax.augment.policy import Policy
 from simclr_jax.data.sources import NO_LABEL, Images, Source
 from simclr_jax.errors import UserError
-from simclr_jax.models.heads import Classifier, ProjectionHead
-from simclr_jax.models.normalization import BatchNorm
-from simclr_jax.models.resnet import Norm, ResNet
+from simclr_jax.frame import modules
 from simclr_jax.optim import optimizers, schedules
-from simclr_jax.parallel import AXIS
 from simclr_jax.stages.memory import Memory
 from simclr_jax.train.stage import Params, Stats
 from simclr_jax.train.timetable import Timetable
-
-
-def encoder(config: ConfigDict) -> ResNet:
-    """Build the encoder; in train mode it must run inside the mesh."""
-    dtype = jnp.dtype(config.train.dtype)
-    return ResNet(
-        depth=config.model.depth,
-        width=config.model.width,
-        stem=config.model.stem,
-        sk_ratio=config.model.sk_ratio,
-        se_ratio=config.model.se_ratio,
-        norm=_norm(config, unbiased_moving=config.bn.unbiased_moving and not config.bn.sync),
-        dtype=dtype,
-        param_dtype=_param_dtype(config),
-        remat=config.train.remat == "block",
-    )
-
-
-def projection_head(config: ConfigDict) -> ProjectionHead:
-    """Build the projection head."""
-    return ProjectionHead(
-        kind=config.head.kind,
-        layers=config.head.layers,
-        dim=config.head.dim,
-        norm=_norm(config),
-        dtype=jnp.dtype(config.train.dtype),
-        param_dtype=_param_dtype(config),
-    )
 
 
 def first_parts(
@@ -67,15 +35,18 @@ def first_parts(
     Returns:
       For each of `params` and `batch_stats` the trees of the parts that have any.
     """
-    modules, keys = (encoder(config), projection_head(config)), first_keys(config.seed)
+    parts, keys = (
+        (modules.encoder(config), modules.projection_head(config)),
+        first_keys(config.seed),
+    )
     side = config.data.image_size
     images = jnp.zeros((1, side, side, channels), config.train.dtype)
-    made: dict[str, Any] = {"encoder": modules[0].init(keys[0], images, train=True)}
-    h: Any = modules[0].apply(made["encoder"], images, train=False)
-    hiddens, made["head"] = modules[1].init_with_output(keys[1], h["h"], train=True)
+    made: dict[str, Any] = {"encoder": parts[0].init(keys[0], images, train=True)}
+    h: Any = parts[0].apply(made["encoder"], images, train=False)
+    hiddens, made["head"] = parts[1].init_with_output(keys[1], h["h"], train=True)
     if classifier:
         part, tap, classes = classifier
-        made[part] = Classifier(classes, _param_dtype(config)).init(keys[2], hiddens[tap])
+        made[part] = modules.classifier(config, classes).init(keys[2], hiddens[tap])
     kinds = ("params", "batch_stats")
     return {kind: {part: v[kind] for part, v in made.items() if kind in v} for kind in kinds}
 
@@ -88,11 +59,6 @@ def first_variables(config: ConfigDict, channels: int) -> dict[str, dict[str, An
 def first_keys(seed: int) -> jax.Array:
     """Return the keys that encoder, projection head and classifier start from."""
     return jax.random.split(jax.random.key(seed), 3)
-
-
-def classifier(config: ConfigDict, classes: int) -> Classifier:
-    """Build a linear classifier on `h` or on a layer of the projection head."""
-    return Classifier(classes, param_dtype=_param_dtype(config))
 
 
 def memory(config: ConfigDict) -> Memory | None:
@@ -115,22 +81,6 @@ def in_training(
     outputs, moved = module.apply(variables, x, train=True, mutable=["batch_stats"])
     statistics = moved.get("batch_stats")  # empty, not missing, where the part has none
     return outputs, {name: statistics} if statistics else {}
-
-
-def _norm(config: ConfigDict, **fields) -> Norm:
-    return functools.partial(
-        BatchNorm,
-        momentum=config.bn.momentum,
-        epsilon=config.bn.epsilon,
-        sync=config.bn.sync,
-        axis_name=AXIS,
-        param_dtype=_param_dtype(config),
-        **fields,
-    )
-
-
-def _param_dtype(config: ConfigDict) -> jnp.dtype:
-    return jnp.promote_types(config.train.dtype, jnp.float32)
 
 
 def policies(config: ConfigDict) -> tuple[Policy, ...]:

@@ -18,6 +18,7 @@ from simclr_jax.augment.resize import to_float
 from simclr_jax.errors import UserError, choose
 from simclr_jax.evaluate import features
 from simclr_jax.evaluate.logistic import Weights
+from simclr_jax.frame import modules
 from simclr_jax.recipes import head_layers
 from simclr_jax.stages import build
 from simclr_jax.stages.preprocessing import Preprocessing
@@ -56,7 +57,7 @@ def embedder(
     Images are floats `[b, h, w, c]` in [0, 1]; batch normalisation is in inference mode, so a row
     does not depend on its neighbours. Vectors are float32, or float64 if computed in it.
     """
-    encoder, head = build.encoder(config), build.projection_head(config)
+    encoder, head = modules.encoder(config), modules.projection_head(config)
     dtype = jnp.dtype(config.train.dtype)
 
     def embed(variables: Variables, images: jax.Array) -> dict[str, jax.Array]:

@@ -18,6 +18,7 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from simclr_jax import parallel
+from simclr_jax.frame import modules
 from simclr_jax.recipes import head_layers
 from simclr_jax.stages import build
 from simclr_jax.stages.encoder import embedder, tap_name
@@ -36,8 +37,8 @@ class Network:
 
     def __init__(self, config: ConfigDict, classes: int):
         self._config, self._classes = config, classes
-        self._encoder, self._head = build.encoder(config), build.projection_head(config)
-        self._classifier = build.classifier(config, classes)
+        self._encoder, self._head = modules.encoder(config), modules.projection_head(config)
+        self._classifier = modules.classifier(config, classes)
         layers = head_layers(config)
         self._tap = config.finetune.tap % (layers + 1)
         self.tap = tap_name(config, self._tap)

@@ -11,6 +11,7 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from simclr_jax import parallel
+from simclr_jax.frame import modules
 from simclr_jax.losses.cross_entropy import cross_entropy
 from simclr_jax.losses.nt_xent import nt_xent
 from simclr_jax.stages import build, views
@@ -55,8 +56,8 @@ def make_stage(config: ConfigDict, timetable: Timetable, inputs: Inputs, mesh: M
         and held-out images for the evaluations during the run.
       mesh: the devices.
     """
-    encoder, head = build.encoder(config), build.projection_head(config)
-    probe = build.classifier(config, inputs.train.classes) if config.eval.probe else None
+    encoder, head = modules.encoder(config), modules.projection_head(config)
+    probe = modules.classifier(config, inputs.train.classes) if config.eval.probe else None
     optimizer, schedule = build.optimizer(config, timetable)
     memory = build.memory(config)
     make_views = views.view_maker(config)

@@ -12,9 +12,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from simclr_jax.frame import modules
 from simclr_jax.interop import convert as convert_stage
 from simclr_jax.interop import official_names as official
-from simclr_jax.stages import build
 from simclr_jax.train import saved
 
 pytest.importorskip("tensorflow", reason="official checkpoints are read with TensorFlow")
@@ -73,14 +73,14 @@ def images(recording: golden.Recording) -> np.ndarray:
 def outputs(run: saved.Saved, x: np.ndarray) -> dict[str, np.ndarray]:
     """Return everything a model computes in inference mode, by the names of both recordings."""
     config, converted = run.config, run.record["converted"]
-    ends = build.encoder(config).apply(run.variables("encoder"), jnp.asarray(x), train=False)
-    head = build.projection_head(config)
+    ends = modules.encoder(config).apply(run.variables("encoder"), jnp.asarray(x), train=False)
+    head = modules.projection_head(config)
     hiddens = head.apply(run.variables("head"), ends["h"], train=False)
     found = {**ends, "final_avg_pool": ends["h"], "default": ends["h"]}
     found |= {f"projection_{i}": hidden for i, hidden in enumerate(hiddens)}
     found |= {"proj_head_input": ends["h"], "proj_head_output": hiddens[-1]}
     if converted["classes"]:
-        classifier = build.classifier(config, converted["classes"])
+        classifier = modules.classifier(config, converted["classes"])
         tapped = hiddens[converted["classifier_tap"]]
         logits = classifier.apply(run.variables("classifier"), tapped)
         found |= {"logits": logits, "logits_sup": logits}

@@ -12,7 +12,7 @@ import simclr_jax
 from simclr_jax import parallel
 from simclr_jax.augment.resize import center_crop, to_float
 from simclr_jax.errors import UserError
-from simclr_jax.stages import build
+from simclr_jax.frame import modules
 from simclr_jax.stages.encoder import Encoder
 from simclr_jax.stages.preprocessing import Preprocessing
 from simclr_jax.train import saved
@@ -39,8 +39,8 @@ def test_taps_are_those_of_the_modules(workdir, encoder):
 
     @jax.jit
     def by_hand(encoder, head):
-        ends = build.encoder(config).apply(encoder, images, train=False)
-        return ends, build.projection_head(config).apply(head, ends["h"], train=False)
+        ends = modules.encoder(config).apply(encoder, images, train=False)
+        return ends, modules.projection_head(config).apply(head, ends["h"], train=False)
 
     ends, hiddens = by_hand(run.variables("encoder"), run.variables("head"))
     expected = {

@@ -18,6 +18,7 @@ from train.test_step import expected, inspect
 from simclr_jax import parallel, validation
 from simclr_jax.data import order
 from simclr_jax.errors import UserError
+from simclr_jax.frame import modules
 from simclr_jax.models.normalization import BatchNorm
 from simclr_jax.stages import build, pretrain, views
 from simclr_jax.train.stage import TrainState
@@ -145,7 +146,7 @@ def test_devices_exchange_the_new_rows_and_nothing_else_beside_what_they_do_with
 def forward():
     """Return `(state, batch) -> z [2N, d], the average's z of second views, its statistics`."""
     config, mesh = recipe(train__dtype="float64"), make_stage(1)[1]
-    encoder, head = build.encoder(config), build.projection_head(config)
+    encoder, head = modules.encoder(config), modules.projection_head(config)
     make_views = views.view_maker(config)
 
     def project(params, stats, images):

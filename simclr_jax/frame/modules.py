@@ -1,0 +1,64 @@
+"""From a recipe to the modules that networks are made of."""
+
+from __future__ import annotations
+
+import functools
+from typing import Any
+
+import jax.numpy as jnp
+from ml_collections import ConfigDict
+
+from simclr_jax.models.heads import Classifier, ProjectionHead
+from simclr_jax.models.normalization import BatchNorm
+from simclr_jax.models.resnet import Norm, ResNet
+from simclr_jax.parallel import AXIS
+
+
+def encoder(config: ConfigDict) -> ResNet:
+    """Build the encoder; in train mode it must run inside the mesh."""
+    return ResNet(
+        depth=config.model.depth,
+        width=config.model.width,
+        stem=config.model.stem,
+        sk_ratio=config.model.sk_ratio,
+        se_ratio=config.model.se_ratio,
+        norm=norm(config, unbiased_moving=config.bn.unbiased_moving and not config.bn.sync),
+        dtype=jnp.dtype(config.train.dtype),
+        param_dtype=param_dtype(config),
+        remat=config.train.remat == "block",
+    )
+
+
+def projection_head(config: ConfigDict) -> ProjectionHead:
+    """Build the projection head."""
+    return ProjectionHead(
+        kind=config.head.kind,
+        layers=config.head.layers,
+        dim=config.head.dim,
+        norm=norm(config),
+        dtype=jnp.dtype(config.train.dtype),
+        param_dtype=param_dtype(config),
+    )
+
+
+def classifier(config: ConfigDict, classes: int) -> Classifier:
+    """Build a linear classifier on `h` or on a layer of the projection head."""
+    return Classifier(classes, param_dtype=param_dtype(config))
+
+
+def norm(config: ConfigDict, **fields: Any) -> Norm:
+    """Return what makes the normalisation layers of a recipe."""
+    return functools.partial(
+        BatchNorm,
+        momentum=config.bn.momentum,
+        epsilon=config.bn.epsilon,
+        sync=config.bn.sync,
+        axis_name=AXIS,
+        param_dtype=param_dtype(config),
+        **fields,
+    )
+
+
+def param_dtype(config: ConfigDict) -> jnp.dtype:
+    """Return the dtype of parameters and statistics: never narrower than float32."""
+    return jnp.promote_types(config.train.dtype, jnp.float32)
