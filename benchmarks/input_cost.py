@@ -90,7 +90,7 @@ def _batches(placement: str, source: sources.Source, threads: int) -> Iterator[o
             functools.partial(order.examples, 0, size=len(source)),
             Unreadable("train", len(source), max_fraction=0.5),
         ),
-        policies=(policy, policy),
+        policies={"views": (policy, policy)},
         seed=0,
         shared_sigma=False,
         threads=threads,

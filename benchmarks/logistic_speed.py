@@ -62,7 +62,7 @@ def _row(count: int, dim: int, classes: int) -> tuple[str, ...]:
     seconds = [statistics.median(taken) for taken in times.values()]
     theirs = logistic.Weights(peer.coef_.T, peer.intercept_)
     difference = _loss(ours, x, y) - _loss(theirs, x, y)
-    same = np.mean(np.asarray(logistic.predict(ours, test)) == peer.predict(test))
+    same = np.mean(np.asarray(logistic.logits(ours, test)).argmax(1) == peer.predict(test))
     shown = (f"{difference:+.1e}", f"{same:.2%}", *(f"{s:.2f}" for s in seconds))
     return (*shown, f"{seconds[1] / seconds[0]:.2f}", _path(x, y, classes))
 

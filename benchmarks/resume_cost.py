@@ -80,7 +80,7 @@ def _recipe(order: str) -> ConfigDict:
 
 def _first_batch(order: str, step: int) -> tuple[str, ...]:
     recipe = _recipe(order)
-    buckets.read_range, before = (requests := Requests()), buckets.read_range  # type: ignore[assignment]
+    buckets.read_range, before = (requests := Requests()), buckets.read_range
     try:
         start = time.perf_counter()
         train, test = sources.open_splits(recipe.data)

@@ -12,12 +12,15 @@ not depend on the views' size.
 from __future__ import annotations
 
 import os
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from absl import flags
 from ml_collections import config_flags
 
 from simclr_jax import errors
+
+if TYPE_CHECKING:
+    from simclr_jax.planning.program import Program
 
 FLAGS = flags.FLAGS
 config_flags.DEFINE_config_file("config", "configs/imagenet.py", "Recipe.")
@@ -95,7 +98,7 @@ def estimated(batch: int) -> None:
         case = _case(count, batch)
         steps: AnyBatch = case.at_any_batch()
         at = steps.at(case.images)
-        traffic = program.by_purpose(at)
+        traffic = by_purpose(at)
         seconds = {"compute": program.flops(at) / (FLAGS.compute * device.flops)}
         for purpose, (size, calls) in traffic.items():
             # A ring sends everything twice (all-reduce) or once; a call goes round once.
@@ -110,6 +113,35 @@ def estimated(batch: int) -> None:
         cells += [f"{1e3 * total:.1f} ms", f"{speed:.0f}", f"{speed / count / ideal:.0%}"]
         cells += [f"{speed * FLAGS.per_host / count:.0f}"]
         print(f"| {count} | {case.images} | {memory / 2**30:.1f}{fits} | {' | '.join(cells)} |")
+
+
+def by_purpose(program: Program) -> dict[str, tuple[int, int]]:
+    """Return the bytes that a device sends on a ring in a step, and the rounds, by what they are.
+
+    `statistics`: of batch normalisation; `embeddings`: gathered, and their gradient; `gradients`:
+    all that is reduced once the backward pass is done, metrics with them. A ring sends nearly all
+    of an array once for a gather or a scatter, and twice for an all-reduce. Collectives that do not
+    wait for each other are one round; gradients are one in all, as compilers combine them.
+    """
+    from simclr_jax.planning.program import COLLECTIVES  # it loads JAX, which then reads its flags
+
+    last = max(t for t, op in enumerate(program.ops) if op.name == "conv_general_dilated")
+    sent = {"statistics": 0, "embeddings": 0, "gradients": 0}
+    rounds: dict[str, set[int]] = {purpose: set() for purpose in sent}
+    waited: dict[int, int] = {}  # collectives, one after another, behind each array
+    for time, op in enumerate(program.ops):
+        before = max((waited.get(array, 0) for array in op.inputs), default=0)
+        kind = COLLECTIVES.get(op.name)
+        waited |= dict.fromkeys(op.outputs, before + (kind is not None))
+        if kind is None:
+            continue
+        # The larger side is the whole, whichever way the collective goes.
+        whole = max(sum(map(program.bytes, arrays)) for arrays in (op.inputs, op.outputs))
+        after = "gradients" if time > last else "statistics"
+        purpose = after if kind == "all-reduce" else "embeddings"
+        sent[purpose] += 2 * whole if kind == "all-reduce" else whole
+        rounds[purpose].add(before if purpose != "gradients" else 0)
+    return {purpose: (sent[purpose], len(rounds[purpose])) for purpose in sent}
 
 
 def _hops(count: int) -> float:

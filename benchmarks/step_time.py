@@ -27,6 +27,7 @@ from simclr_jax import errors, parallel
 from simclr_jax.data import batches
 from simclr_jax.stages import run
 from simclr_jax.stages.inputs import Inputs
+from simclr_jax.stages.prepare import prepare
 from simclr_jax.tables import table
 from simclr_jax.train.metrics import MetricsWriter
 from simclr_jax.train.step import make_step
@@ -44,7 +45,7 @@ def main() -> None:
     config = FLAGS.config
     mesh = parallel.make_mesh()
     parallel.use_compilation_cache()
-    ready = run.prepare(config, mesh.size)
+    ready = prepare(config, mesh.size)
     config, timetable = ready.config, ready.timetable
     inputs = Inputs(config, ready.train, ready.test)
     stage = run.STAGES[config.stage](config, timetable, inputs, mesh)

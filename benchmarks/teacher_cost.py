@@ -21,6 +21,7 @@ from simclr_jax import errors, parallel, recipes
 from simclr_jax.stages import run
 from simclr_jax.stages.encoder import embedder
 from simclr_jax.stages.inputs import Inputs
+from simclr_jax.stages.prepare import prepare
 from simclr_jax.tables import table
 from simclr_jax.train import saved
 from simclr_jax.train.step import make_step
@@ -76,7 +77,7 @@ class _Student:
 
     def __init__(self, config: ConfigDict):
         mesh = parallel.make_mesh()
-        ready = run.prepare(config, mesh.size)
+        ready = prepare(config, mesh.size)
         self.config, self.channels = ready.config, ready.train.channels
         inputs = Inputs(ready.config, ready.train, ready.test)
         stage = run.STAGES[ready.config.stage](ready.config, ready.timetable, inputs, mesh)

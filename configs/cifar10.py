@@ -21,23 +21,11 @@ from simclr_jax import recipes
 def get_config(arg=""):
     a = recipes.arguments(arg, strong=False, official="")
     c = recipes.base()
-    c.data.source, c.data.name = "tfds", "cifar10"
-    c.data.image_size, c.data.resident = 32, True
-
-    for view in c.augment.views.values():
-        view.strength = 0.5
-        view.blur = 0.0
-
-    c.model.depth, c.model.stem = 18, "cifar"
+    recipes.on_cifar10(c)
     c.head.layers, c.head.dim = 3, 128
     c.loss.temperature = 0.5
-
     c.optim.base_lr, c.optim.lr_scaling = 1.0, "linear"  # peak 2.0 at batch 512
     c.optim.weight_decay, c.optim.warmup_epochs = 1e-4, 10.0
-    c.train.batch_size, c.train.epochs = 512, 1000.0
-
-    c.eval.every_epochs = 20.0
-    c.log.every_steps, c.checkpoint.every_steps = 50, 970
     if a.strong:
         strong(c)
     if a.official:

@@ -7,7 +7,9 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
+from jax import lax
 from jax.sharding import AxisType, Mesh, NamedSharding, Sharding
 from jax.sharding import PartitionSpec as P
 
@@ -53,6 +55,19 @@ def shard(mesh: Mesh, tree: Any, axis: int = 0) -> Any:
     """
     sharding = NamedSharding(mesh, P(*[None] * axis, AXIS))
     return jax.tree.map(lambda x: jax.make_array_from_process_local_data(sharding, x), tree)
+
+
+def everyone(rows: jax.Array) -> jax.Array:
+    """Return the rows `[N, ...]` of all devices, in the order of the global batch.
+
+    Inside `shard_map`. Unlike after `lax.all_gather`, the result counts as the same on every device
+    and may be part of the state.
+    """
+    n, devices = rows.shape[0], lax.axis_size(AXIS)
+    gathered = jnp.zeros((devices * n, *rows.shape[1:]), rows.dtype)
+    gathered = lax.pcast(gathered, AXIS, to="varying")
+    own = lax.dynamic_update_slice_in_dim(gathered, rows, lax.axis_index(AXIS) * n, 0)
+    return lax.psum(own, AXIS)
 
 
 def local_rows(mesh: Mesh, rows: int) -> slice:

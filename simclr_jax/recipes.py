@@ -13,24 +13,48 @@ from typing import Any
 from ml_collections import ConfigDict
 from ml_collections.config_dict import placeholder
 
+from simclr_jax import declaration
 from simclr_jax.errors import UserError, choose
 
 # A recipe may leave these open (a placeholder, None): `stages.adapt` chooses them for the data.
 OPEN = (
-    *("data.image_size", "model.depth", "model.stem", "train.batch_size", "train.epochs"),
-    *("eval.probe", "eval.knn", "eval.every_epochs"),
+    "data.image_size",
+    "model.depth",
+    "model.stem",
+    "train.batch_size",
+    "train.epochs",
+    "eval.probe",
+    "eval.knn",
+    "eval.every_epochs",
 )
 
 # A recipe that starts from another run may leave these open: they are then as in that run
 # (`stages.inherit`). Without `data.source` all of `data` is.
 INHERITED = (
-    *("data.source", "data.image_size", "bn.epsilon", "head.kind", "head.layers", "head.dim"),
-    *("model.depth", "model.width", "model.stem", "model.sk_ratio", "model.se_ratio"),
-    *("augment.placement", "augment.grid"),
+    "data.source",
+    "data.image_size",
+    "bn.epsilon",
+    "head.kind",
+    "head.layers",
+    "head.hidden",
+    "head.dim",
+    "model.depth",
+    "model.width",
+    "model.stem",
+    "model.sk_ratio",
+    "model.se_ratio",
+    "augment.placement",
+    "augment.grid",
 )
-# Likewise, in each view: of the first view there.
+# Likewise in each view of the recipe, from the first view of that run.
 INHERITED_CROP = (
-    *("crop", "area_min", "area_max", "min_object_covered", "aspect_min", "aspect_max", "flip"),
+    "crop",
+    "area_min",
+    "area_max",
+    "min_object_covered",
+    "aspect_min",
+    "aspect_max",
+    "flip",
 )
 
 
@@ -65,11 +89,19 @@ def view() -> ConfigDict:
     )
 
 
-def base() -> ConfigDict:
-    """Return all fields with the defaults of SimCLR and SimCLRv2 on ImageNet."""
+def base(method: str = declaration.DEFAULT) -> ConfigDict:
+    """Return all fields with the defaults of SimCLR and SimCLRv2 on ImageNet.
+
+    Another method adds fields of its own, as the group of its name, and changes the defaults in
+    which it differs: `recipes.base("byol").byol.momentum`.
+
+    Raises:
+      UserError: if there is no such method.
+    """
     config = ConfigDict()
     config.seed = 0  # of initial values, data order and augmentation
-    config.stage = "pretrain"
+    config.stage = "pretrain"  # pretrain | finetune | distill
+    config.method = method  # of pretraining: a file of methods/, or a module of your own
     config.data = ConfigDict(
         {
             "source": "digits",  # digits | memory | folder | tfds | tfrecord
@@ -112,11 +144,18 @@ def base() -> ConfigDict:
         {
             "momentum": 0.9,
             "epsilon": 1e-5,
-            "sync": True,  # statistics of all devices
-            "unbiased_moving": False,  # without sync: n/(n-1) times the variance, as TF1
+            "groups": 1,  # of images, each with its own statistics | 0: each device by its images
+            "unbiased_moving": False,  # but with 1 group: n/(n-1) times the variance, as TF1
         }
     )
-    config.head = ConfigDict({"kind": "nonlinear", "layers": 3, "dim": 128})
+    config.head = ConfigDict(
+        {
+            "kind": "nonlinear",  # nonlinear | linear | none (SimCLR) | mlp (BYOL's)
+            "layers": 3,  # nonlinear and mlp
+            "hidden": 0,  # width of all layers but the last; 0: that of h
+            "dim": 128,
+        }
+    )
     config.loss = ConfigDict({"temperature": 0.1, "scale": "sum", "normalize": True})
     config.memory = ConfigDict(
         {
@@ -195,7 +234,83 @@ def base() -> ConfigDict:
     config.checkpoint = ConfigDict(
         {"every_steps": 1000, "keep": 3, "keep_period": placeholder(int)}
     )
+    if method != declaration.DEFAULT:
+        _declared(config, method)
     return config.lock()  # a misspelt field in a recipe is an error, not a new field
+
+
+def _declared(config: ConfigDict, method: str) -> None:
+    """Add the fields of a method, and set what it wants otherwise than SimCLR."""
+    found, group = declaration.find(method), declaration.group(method)
+    if group in config:
+        raise UserError(
+            f"method is {method}, but recipes have a group {group} already: rename the module"
+        )
+    config[group] = ConfigDict({name: field.default for name, field in found.fields.items()})
+    found.recipe(config)
+
+
+def get(config: ConfigDict | Mapping[str, Any], name: str) -> Any:
+    """Return the field of a recipe, or of its record, that has a dotted name: `train.batch_size`.
+
+    Raises:
+      KeyError: if there is no such field.
+    """
+    found: Any = config
+    for part in name.split("."):
+        found = found[part]
+    return found
+
+
+def put(config: ConfigDict, name: str, value: Any) -> None:
+    """Set the field of a recipe that has a dotted name, see `get`.
+
+    Raises:
+      KeyError: if there is no such field.
+      TypeError: if it holds another type.
+    """
+    group, _, field = name.rpartition(".")
+    (get(config, group) if group else config)[field] = value
+
+
+def copied(config: ConfigDict) -> ConfigDict:
+    """Return a copy that may be changed of a recipe or a group of it, which may be frozen.
+
+    The copy shares nothing with the original: not even fields that follow one another (references)
+    still do, they have the values they had.
+    """
+    return ConfigDict(config).copy_and_resolve_references()
+
+
+def on_digits(config: ConfigDict) -> None:
+    """Set data and network of the quick looks: scikit-learn's digits, minutes on a laptop's CPU."""
+    config.data.source, config.data.name = "digits", "placed"
+    config.data.image_size = 32
+    for view in config.augment.views.values():
+        view.area_min = 0.5  # a smaller crop would often miss the digit
+        view.flip = 0.0  # a mirrored digit is another digit, or none
+        view.strength = 0.5
+        view.blur = 0.0  # as the official recipe for 32-pixel images
+        view.grayscale = 0.0  # there is one channel
+    config.model.depth, config.model.width = 10, 0.25
+    config.model.stem = "imagenet"  # for speed on a CPU: it works on 8x8 pixels, the other on 32x32
+    config.train.batch_size, config.train.epochs = 256, 80.0
+    config.optim.warmup_epochs = 5.0
+    config.eval.every_epochs, config.eval.knn_k = 20.0, 20
+    config.log.every_steps, config.checkpoint.every_steps = 20, 100
+
+
+def on_cifar10(config: ConfigDict) -> None:
+    """Set data and network of CIFAR-10 as the field trains on it: ResNet-18 with the small stem."""
+    config.data.source, config.data.name = "tfds", "cifar10"
+    config.data.image_size, config.data.resident = 32, True
+    for view in config.augment.views.values():
+        view.strength = 0.5
+        view.blur = 0.0
+    config.model.depth, config.model.stem = 18, "cifar"
+    config.train.batch_size, config.train.epochs = 512, 1000.0
+    config.eval.every_epochs = 20.0
+    config.log.every_steps, config.checkpoint.every_steps = 50, 970
 
 
 def crop_and_flip(config: ConfigDict) -> None:
@@ -203,16 +318,17 @@ def crop_and_flip(config: ConfigDict) -> None:
     with config.unlocked():
         for name in sorted(config.augment.views)[1:]:
             del config.augment.views[name]
-    for view in config.augment.views.values():
-        for operation in ("jitter", "grayscale", "blur"):
-            view[operation] = 0.0
+    for left in config.augment.views.values():
+        for operation in ("jitter", "grayscale", "blur", "solarize"):
+            left[operation] = 0.0
+        for field in ("copies", "size", "group"):
+            left[field] = view()[field]
 
 
 def inherit_all(config: ConfigDict) -> None:
     """Leave open all that may be taken from the run that `init.run` names (`INHERITED`)."""
     for name in INHERITED:
-        group, field = name.split(".")
-        config[group][field] = placeholder(type(config[group][field]))
+        put(config, name, placeholder(type(get(config, name))))
     for crop in config.augment.views.values():
         for field in INHERITED_CROP:
             crop[field] = placeholder(type(crop[field]))
@@ -220,7 +336,12 @@ def inherit_all(config: ConfigDict) -> None:
 
 def head_layers(config: ConfigDict) -> int:
     """Return how many layers the projection head of a recipe has."""
-    return {"none": 0, "linear": 1, "nonlinear": config.head.layers}[config.head.kind]
+    return layer_count(config.head.kind, config.head.layers)
+
+
+def layer_count(kind: str, layers: int) -> int:
+    """Return how many layers a projection head of a `kind` has; two kinds have no say in it."""
+    return {"none": 0, "linear": 1, "nonlinear": layers, "mlp": layers}[kind]
 
 
 FLAVOURS = ("tf1", "tf2")
@@ -290,8 +411,15 @@ def arguments(text: str, **defaults):
 
 
 def of_record(record: Mapping[str, Any]) -> ConfigDict:
-    """Return the recipe in a run's `config.json`; fields it is too old to have are at defaults."""
-    config = base()
+    """Return the recipe in a run's `config.json`; fields it is too old to have are at defaults.
+
+    What a field of another name says in an old record, today's field says.
+    """
+    bn = dict(record.get("bn", {}))
+    if "sync" in bn:  # over all devices, or each by its own rows
+        bn["groups"] = 1 if bn.pop("sync") else 0
+        record = {**record, "bn": bn}
+    config = base(record.get("method", declaration.DEFAULT))
     with config.unlocked():
         if (views := record.get("augment", {}).get("views")) is not None:
             config.augment.views = {name: view() for name in views}
@@ -303,8 +431,14 @@ def of_record(record: Mapping[str, Any]) -> ConfigDict:
 # memory, never what is computed. (That the images are the same ones, wherever they lie now, is
 # recorded apart.)
 FREE = (
-    *("log", "checkpoint", "data.path", "data.threads", "data.resident"),
-    *("data.max_bad_fraction", "data.index", "train.remat"),
+    "log",
+    "checkpoint",
+    "data.path",
+    "data.threads",
+    "data.resident",
+    "data.max_bad_fraction",
+    "data.index",
+    "train.remat",
 )
 
 

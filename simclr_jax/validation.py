@@ -12,8 +12,9 @@ from collections.abc import Callable
 import numpy as np
 from ml_collections import ConfigDict
 
+from simclr_jax import declaration
 from simclr_jax.errors import UserError, choose, nearest
-from simclr_jax.recipes import OPEN, base, head_layers, view
+from simclr_jax.recipes import OPEN, base, get, head_layers, view
 
 LABELLED = ("finetune", "distill")  # stages that train a classifier
 
@@ -21,12 +22,14 @@ RECORDS = ("tfds", "tfrecord")  # sources of data.order=stream
 
 # Groups that other stages do not read. To set what is not read is a mistake.
 READ_BY: dict[str, tuple[str, ...]] = {
-    "loss": ("pretrain",),
-    "memory": ("pretrain",),
     "labels": LABELLED,
     "finetune": LABELLED,
     "distill": ("distill",),
 }
+
+# Groups that some methods of pretraining read and others do not. No other stage reads them, but the
+# head.
+READ_BY_METHODS = ("loss", "memory", "head")
 
 # What a field may be. The modules that act on a choice know it by the same name
 # (tests/test_recipes.py builds every one of them).
@@ -40,7 +43,7 @@ CHOICES: dict[str, tuple] = {
     "augment.sigma_per": ("image", "batch"),
     "model.depth": (10, 18, 34, 50, 101, 152, 200),
     "model.stem": ("cifar", "imagenet"),
-    "head.kind": ("none", "linear", "nonlinear"),
+    "head.kind": ("none", "linear", "nonlinear", "mlp"),
     "loss.scale": ("sum", "mean"),
     "finetune.encoder_bn": ("batch", "moving"),
     "distill.images": ("all", "labelled"),
@@ -55,18 +58,32 @@ CHOICES: dict[str, tuple] = {
 RULES: tuple[tuple[tuple[str, ...], str, Callable[[float], bool]], ...] = (
     (
         (
-            *("loss.temperature", "model.width", "optim.base_lr", "bn.epsilon"),
-            *("eval.knn_temperature", "optim.trust_coefficient", "distill.temperature"),
+            "loss.temperature",
+            "model.width",
+            "optim.base_lr",
+            "bn.epsilon",
+            "eval.knn_temperature",
+            "optim.trust_coefficient",
+            "distill.temperature",
         ),
         "greater than 0",
         lambda value: value > 0,
     ),
     (
         (
-            *("train.batch_size", "train.steps_per_call", "head.layers", "head.dim"),
-            *("data.image_size", "log.every_steps", "checkpoint.every_steps"),
-            *("checkpoint.keep", "eval.knn_k", "eval.few_labels"),
-            *("data.stream_block", "data.stream_window", "data.stream_lanes"),
+            "train.batch_size",
+            "train.steps_per_call",
+            "head.layers",
+            "head.dim",
+            "data.image_size",
+            "log.every_steps",
+            "checkpoint.every_steps",
+            "checkpoint.keep",
+            "eval.knn_k",
+            "eval.few_labels",
+            "data.stream_block",
+            "data.stream_window",
+            "data.stream_lanes",
         ),
         "1 or more",
         lambda value: value >= 1,
@@ -76,6 +93,7 @@ RULES: tuple[tuple[tuple[str, ...], str, Callable[[float], bool]], ...] = (
         "0 or more",
         lambda value: value >= 0,
     ),
+    (("bn.groups", "head.hidden"), "a whole number, 0 or more", lambda value: value >= 0),
     (("seed",), "in [0, 2^63)", lambda value: 0 <= value < 2**63),
     (("memory.size",), "0, for none, or more", lambda value: value >= 0),
     (("labels.seed",), "in [0, 2^32)", lambda value: 0 <= value < 2**32),
@@ -109,11 +127,10 @@ def validate(config: ConfigDict, devices: int) -> None:
     c, known = config, check_fields(config)
     for name, choices in CHOICES.items():
         if not _is_open(c, name):
-            choose(name, _value(c, name), choices)
+            choose(name, get(c, name), choices)
     for names, words, holds in RULES:
         for name in names:
             _require(c, name, holds, words)
-    _check_stage(c, known)
     if c.data.split == c.data.eval_split:
         raise UserError(
             f'data.eval_split is "{c.data.eval_split}", the split that is trained on: name another'
@@ -131,18 +148,15 @@ def validate(config: ConfigDict, devices: int) -> None:
         _require(c, "train.steps", lambda value: value >= 1, "1 or more")
     for name in c.augment.views:
         _check_view(c, f"augment.views.{name}.")
+    _check_stage(c, known)
     _check_placement(c)
     _check_tap(c, "eval.probe_tap", c.eval.probe_tap)
     _check_tap(c, "finetune.tap", c.finetune.tap)
     if c.train.batch_size is not None:
         _check_batch(c.train.batch_size, devices)
-        if c.memory.size and c.memory.size < c.train.batch_size:
-            raise UserError(
-                f"memory.size is {c.memory.size}, less than one batch: set 0, or "
-                f"{c.train.batch_size} or more"
-            )
+        _check_groups(c.bn.groups, c.train.batch_size, devices)
     for name in ("log.every_steps", "checkpoint.every_steps"):
-        steps, call = _value(c, name), c.train.steps_per_call
+        steps, call = get(c, name), c.train.steps_per_call
         if steps % call:
             near = max(call, round(steps / call) * call)
             raise UserError(
@@ -150,13 +164,14 @@ def validate(config: ConfigDict, devices: int) -> None:
                 f"set --config.{name}={near}"
             )
     for name in ("train.dtype", "distill.teacher_dtype"):
-        if _value(c, name) == "float64" and not _x64():
+        if get(c, name) == "float64" and not _x64():
             raise UserError(f"{name} is float64: set the environment variable JAX_ENABLE_X64=1")
 
 
 def check_fields(config: ConfigDict) -> dict:
     """Return the defaults of the fields of a recipe; raise `UserError` if it has others."""
-    fields, known = config.to_dict(), base().to_dict()
+    fields = config.to_dict()
+    known = base(fields.get("method", declaration.DEFAULT)).to_dict()
     views = fields.get("augment", {}).get("views", known["augment"]["views"])
     known["augment"]["views"] = {name: view().to_dict() for name in views}
     _check_fields(fields, known)
@@ -169,6 +184,11 @@ def _check_fields(fields: dict, known: dict, prefix: str = "") -> None:
     for key, value in known.items():
         name = f"{prefix}{key}"
         if key not in fields:
+            if not prefix and key == declaration.group(fields.get("method", "")):
+                raise UserError(
+                    f"recipe lacks the fields of method {fields['method']}: take a recipe of that "
+                    f'method, or start from simclr_jax.recipes.base("{fields["method"]}")'
+                )
             raise UserError(f'recipe lacks "{name}": start from simclr_jax.recipes.base()')
         if isinstance(value, dict) != isinstance(fields[key], dict):
             raise UserError(f"{name} is {fields[key]}: see simclr_jax.recipes.base() for its shape")
@@ -176,18 +196,12 @@ def _check_fields(fields: dict, known: dict, prefix: str = "") -> None:
             _check_fields(fields[key], value, f"{name}.")
 
 
-def _value(config: ConfigDict, name: str):
-    for part in name.split("."):
-        config = config[part]
-    return config
-
-
 def _is_open(config: ConfigDict, name: str) -> bool:
-    return name in OPEN and _value(config, name) is None
+    return name in OPEN and get(config, name) is None
 
 
 def _require(config: ConfigDict, name: str, holds: Callable[[float], bool], rule: str) -> None:
-    value = _value(config, name)
+    value = get(config, name)
     if _is_open(config, name):
         return
     if not math.isfinite(value) or not holds(value):
@@ -195,14 +209,51 @@ def _require(config: ConfigDict, name: str, holds: Callable[[float], bool], rule
 
 
 def _check_view(config: ConfigDict, prefix: str) -> None:
-    for name in ("flip", "jitter", "grayscale", "blur", "area_max", "min_object_covered"):
+    for name in (
+        "flip",
+        "jitter",
+        "grayscale",
+        "blur",
+        "solarize",
+        "solarize_threshold",
+        "area_max",
+        "min_object_covered",
+    ):
         _require(config, prefix + name, lambda value: 0 <= value <= 1, "in [0, 1]")
     for name in ("strength", "brightness", "contrast", "saturation", "hue"):
         _require(config, prefix + name, lambda value: value >= 0, "0 or more")
     for name in ("area", "aspect", "blur_sigma"):
-        largest = _value(config, f"{prefix}{name}_max")
+        largest = get(config, f"{prefix}{name}_max")
         rule = f"greater than 0 and at most {name}_max={largest}"
         _require(config, f"{prefix}{name}_min", functools.partial(_within, largest), rule)
+    for name in ("copies", "size"):
+        if get(config, prefix + name) is not None:
+            _require(config, prefix + name, lambda value: value >= 1, "1 or more")
+    _check_group(config, prefix)
+
+
+def _check_group(c: ConfigDict, prefix: str) -> None:
+    """Check that the group of a view can be one, and that its views have one size."""
+    view = get(c, prefix.removesuffix("."))
+    if not view.group.isidentifier():
+        raise UserError(
+            f'{prefix}group is "{view.group}": give a name of letters, digits and _, as in views'
+        )
+    side = _side(c, view)
+    for name, other in c.augment.views.items():
+        if f"augment.views.{name}." == prefix:
+            return  # those that follow are compared in their turn
+        theirs = _side(c, other)
+        if other.group == view.group and None not in (side, theirs) and side != theirs:
+            raise UserError(
+                f"{prefix}size is {side}, but augment.views.{name}, which has the same group "
+                f"{view.group}, has {theirs}: give both one size, or another --config.{prefix}group"
+            )
+
+
+def _side(c: ConfigDict, view: ConfigDict) -> int | None:
+    """Return the side of a view in pixels; None: that of images yet to be found."""
+    return c.data.image_size if view.size is None else view.size
 
 
 def _within(largest: float, value: float) -> bool:
@@ -238,22 +289,22 @@ def _check_placement(c: ConfigDict) -> None:
 
 def _check_stage(c: ConfigDict, known: dict) -> None:
     for group, stages in READ_BY.items():
-        given = c[group].to_dict()
-        changed = [name for name in given if given[name] != known[group][name]]
-        if changed and c.stage not in stages:
-            name = changed[0]
-            raise UserError(
-                f"{group}.{name} is {given[name]}, but stage {c.stage} does not read it: "
-                f"leave it at {known[group][name]}"
-            )
-    views = len(c.augment.views)
+        if c.stage not in stages:
+            _unread(c, known, group, f"stage {c.stage}")
     if c.stage not in LABELLED:
-        if views != 2:
-            raise UserError(f"augment.views has {views} view(s), a contrast is between 2: set two")
+        _check_method(c, known)
         return
-    if views != 1:
+    for group in READ_BY_METHODS[:-1]:
+        _unread(c, known, group, f"stage {c.stage}")
+    if c.method != declaration.DEFAULT:
         raise UserError(
-            f"augment.views has {views} views, stage {c.stage} looks at one: call "
+            f"method is {c.method}, but stage {c.stage} does not read it: leave it at "
+            f"{declaration.DEFAULT}"
+        )
+    views = _counted(c)
+    if views != {"views": 1}:
+        raise UserError(
+            f"augment.views has {sum(views.values())} views, stage {c.stage} looks at one: call "
             "simclr_jax.recipes.crop_and_flip in the recipe, or leave one"
         )
     for name in ("probe", "knn"):
@@ -270,6 +321,51 @@ def _check_stage(c: ConfigDict, known: dict) -> None:
             f"labels.use is {c.labels.use}, but distillation of all images with distill.alpha=1 "
             "reads no label: set --config.distill.alpha=0.5, say, or leave it at all"
         )
+
+
+def _check_method(c: ConfigDict, known: dict) -> None:
+    """Check the fields of a method by what it declares."""
+    method, name = declaration.find(c.method), declaration.group(c.method)
+    for group in READ_BY_METHODS:
+        if group not in method.reads:
+            _unread(c, known, group, f"method {c.method}")
+    for field, said in method.fields.items():
+        if not said.holds(value := c[name][field]):
+            raise UserError(f"{name}.{field} is {value}: it must be {said.rule}")
+    counted = _counted(c)
+    for group in counted.keys() - method.views.keys():
+        raise UserError(
+            f"augment.views has views of the group {group}, at which method {c.method} does not "
+            f"look: it knows {', '.join(sorted(method.views))}"
+        )
+    for group, (fewest, most) in method.views.items():
+        count = counted.get(group, 0)
+        if count < fewest or (most is not None and count > most):
+            wanted = f"{fewest} or more" if most is None else f"{fewest} to {most}"
+            wanted = str(fewest) if fewest == most else wanted
+            raise UserError(
+                f"augment.views has {count} view(s) of the group {group}, method {c.method} looks "
+                f"at {wanted}: set so many"
+            )
+    method.check(c)
+
+
+def _counted(c: ConfigDict) -> dict[str, int]:
+    """Return how many views there are of each group."""
+    counts: dict[str, int] = {}
+    for policy in c.augment.views.values():
+        counts[policy.group] = counts.get(policy.group, 0) + policy.copies
+    return counts
+
+
+def _unread(c: ConfigDict, known: dict, group: str, reader: str) -> None:
+    """Raise `UserError` if a field was changed in a group that the reader does not look at."""
+    for name, value in c[group].items():
+        if value != known[group][name]:
+            raise UserError(
+                f"{group}.{name} is {value}, but {reader} does not read it: leave it at "
+                f"{known[group][name]}"
+            )
 
 
 def _check_tap(c: ConfigDict, name: str, tap: int) -> None:
@@ -292,6 +388,18 @@ def _check_batch(batch: int, devices: int) -> None:
         )
     if batch < 2:
         raise UserError(f"train.batch_size is {batch}: give 2 images or more")
+
+
+def _check_groups(groups: int, batch: int, devices: int) -> None:
+    """Check that groups of normalisation are of one size, and have statistics."""
+    if groups > 1 and (batch % groups or batch < 2 * groups):
+        both = math.lcm(groups, devices)
+        least = math.ceil(2 * groups / both)
+        near = max(least, round(batch / both)) * both
+        raise UserError(
+            f"bn.groups is {groups}, but train.batch_size={batch} is no {groups} equal groups of 2 "
+            f"images or more: set --config.train.batch_size={near}, or other groups"
+        )
 
 
 def _x64() -> bool:

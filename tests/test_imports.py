@@ -25,7 +25,18 @@ LAYERS = (
     ("frame",),
     ("train", "evaluate"),
     ("data", "augment", "models", "losses", "optim"),
-    ("validation", "recipes", "tables", "errors", "processes", "parallel", "files", "buckets"),
+    (
+        "validation",
+        "recipes",
+        "tables",
+        "errors",
+        "processes",
+        "parallel",
+        "files",
+        "buckets",
+        "unlabelled",
+        "declaration",
+    ),
 )
 DEPTH = {name: depth for depth, names in enumerate(LAYERS) for name in names}
 
@@ -150,6 +161,12 @@ def test_the_main_job_never_loads_tensorflow():
     program = "import sys, simclr_jax.stages.pretrain; print('tensorflow' in sys.modules)"
     output = subprocess.run([sys.executable, "-c", program], stdout=subprocess.PIPE, check=True)
     assert output.stdout.strip() == b"False"
+
+
+def test_methods_are_found_in_one_place():
+    """Whoever finds modules by name can import upwards unseen, so one file may."""
+    finding = [path for path in MODULES if "import_module" in (PACKAGE / path).read_text()]
+    assert finding == [Path("declaration.py")]
 
 
 @pytest.mark.parametrize("path", BENCHMARKS, ids=lambda path: path.name)

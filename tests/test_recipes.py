@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from ml_collections import FrozenConfigDict
 
 from simclr_jax import recipes, validation
 from simclr_jax.data import sources
@@ -67,20 +68,21 @@ def _head(c):
     h = jnp.zeros((2, 16))
     head = modules.projection_head(c)
     outputs, _ = jax.eval_shape(lambda: head.init_with_output(jax.random.key(0), h, train=False))
-    layers = {"none": 0, "linear": 1, "nonlinear": c.head.layers}[c.head.kind]
+    layers = {"none": 0, "linear": 1, "nonlinear": 3, "mlp": 3}[c.head.kind]
     assert len(outputs) == layers + 1 and outputs[-1].shape == (2, c.head.dim if layers else 16)
 
 
 def _views(c):
     source = Images(np.zeros((8, 32, 32, 3), np.uint8), None, 0)
     batch = Inputs(c, source, source).first(4)
-    made = jax.eval_shape(views.view_maker(c), batch)
-    assert made.shape == (2, 4, 32, 32, 3) and made.dtype == c.train.dtype
-    assert {policy.grid for policy in build.policies(c)} == {c.augment.grid}
+    made = jax.eval_shape(views.view_maker(c), batch)["views"]
+    assert made.shape == (4, 2, 32, 32, 3) and made.dtype == c.train.dtype
+    assert {policy.grid for policy in build.policies(c)["views"]} == {c.augment.grid}
 
 
 def _optimizer(c):
-    made, schedule = build.optimizer(c, timetables.make(c, examples=6400))
+    schedule = build.schedule(timetables.make(c, examples=6400))
+    made = build.optimizer(c, schedule)
     params = {"encoder": {"conv": {"kernel": jnp.ones((3, 2))}}}
     jax.eval_shape(lambda: made.update(params, made.init(params), params))
     # 10 epochs of 100 steps of warm-up, after which the rate is the scaled one.
@@ -169,6 +171,7 @@ REFUSED_BY = {
     "1 or more": (0, -5),
     "0 or more": (-0.5, float("nan")),
     "0, for none, or more": (-1,),
+    "a whole number, 0 or more": (-1,),
     "in [0, 1)": (-0.1, 1.0),
     "in [0, 1]": (-0.1, 1.1),
     "in [0, 2^63)": (-1,),
@@ -193,6 +196,9 @@ def test_every_rule_refuses(name, words):
     [
         ({"train.batch_size": 60}, "60, which 8 devices .* --config.train.batch_size=64"),
         ({"train.batch_size": 3}, "3, which 8 devices .* --config.train.batch_size=8"),
+        ({"bn.groups": 6}, "groups is 6, .*=64 is no 6 equal .* --config.train.batch_size=72, or"),
+        ({"bn.groups": 64}, "groups is 64, .* 2 images or more: set .*train.batch_size=128, or"),
+        ({"bn.groups": 48}, "groups is 48, but .* set --config.train.batch_size=96, or"),
         ({"train.steps": 0}, "train.steps is 0"),
         ({"train.epochs": 0.0}, "train.epochs is 0"),
         ({"train.epochs": float("inf")}, "train.epochs is inf"),
@@ -211,6 +217,11 @@ def test_every_rule_refuses(name, words):
 def test_what_does_not_fit_together_is_refused(fields, words):
     with pytest.raises(UserError, match=words):
         validation.validate(change(small(), **fields), devices=8)
+
+
+@pytest.mark.parametrize("groups", [0, 1, 2, 16, 32])
+def test_equal_groups_of_two_images_or_more_are_allowed(groups):
+    validation.validate(change(small(), bn__groups=groups), devices=8)
 
 
 def test_a_batch_of_one_image_is_refused():
@@ -288,32 +299,65 @@ def test_recipes_come_to_the_published_numbers(name, argument, images, expected)
 
 
 # What the two official programs do, point by point (docs/fidelity.md).
+def test_a_field_has_a_dotted_name():
+    c = recipes.base()
+    recipes.put(c, "augment.views.second.crop", False)
+    recipes.put(c, "seed", 3)
+    recipes.put(c, "data.threads", 2)  # left open in the defaults
+    assert (c.augment.views.second.crop, c.seed, c.data.threads) == (False, 3, 2)
+    for name in ("augment.views.second.crop", "seed", "data.threads"):
+        assert recipes.get(c, name) == recipes.get(c.to_dict(), name)
+    for name in ("train.batchsize", "trian.batch_size", "sede"):
+        with pytest.raises(KeyError):
+            recipes.put(c, name, 1)
+        with pytest.raises(KeyError):
+            recipes.get(c, name)
+    with pytest.raises(TypeError):
+        recipes.put(c, "train.dtype", 1)
+
+
+@pytest.mark.parametrize("part", [None, "data"])
+def test_a_copy_of_a_recipe_may_be_changed_and_the_original_not(part):
+    c = recipes.base()
+    c.data.split = c.data.get_oneway_ref("eval_split")
+    frozen = FrozenConfigDict(c.copy_and_resolve_references())
+    for original in (c, frozen):
+        before = original.to_dict()
+        copy = recipes.copied(original[part] if part else original)
+        assert copy.to_dict() == (before[part] if part else before)
+        data = copy if part else copy.data
+        data.eval_split, data.threads = "dev", 3  # one that another follows, and an open one
+        assert data.split == "test"
+        assert original.to_dict() == before and copy.is_locked
+
+
 FLAVOURS = {
     "tf1": {"augment.grid": "corner", "eval.probe": False, "optim.rate_in_momentum": False},
     "tf2": {"augment.grid": "half_pixel", "eval.probe": True, "optim.rate_in_momentum": True},
 }
 
 
-@pytest.mark.parametrize("sync", [True, False])
+@pytest.mark.parametrize("groups", [0, 1, 8])
 @pytest.mark.parametrize("flavour", FLAVOURS)
-def test_an_official_flavour_sets_what_differs_and_nothing_else(flavour, sync):
-    c = change(recipes.base(), bn__sync=sync, augment__brightness_mode="add", loss__scale="mean")
+def test_an_official_flavour_sets_what_differs_and_nothing_else(flavour, groups):
+    c = change(
+        recipes.base(), bn__groups=groups, augment__brightness_mode="add", loss__scale="mean"
+    )
     recipes.official(c, flavour)
     wanted = FLAVOURS[flavour] | {
-        "bn.sync": sync,
+        "bn.groups": groups,
         "bn.unbiased_moving": flavour == "tf1",
         "augment.sigma_per": "batch",
         "augment.brightness_mode": "multiply",
         "loss.scale": "sum",
     }
     for name, value in wanted.items():
-        group, field = name.split(".")
-        assert c[group][field] == value, name
+        assert recipes.get(c, name) == value, name
     changed = recipes.differences(recipes.base().to_dict(), c.to_dict())
     assert {line.partition(":")[0] for line in changed} <= wanted.keys()
     validation.validate(c, devices=8)
     norm = modules.encoder(c).norm.keywords  # the fused kernel's variance only where it was fused
-    assert norm["unbiased_moving"] == (flavour == "tf1" and not sync)
+    assert norm["unbiased_moving"] == (flavour == "tf1" and groups != 1)
     assert shipped("cifar10", f"official={flavour}").augment.grid == wanted["augment.grid"]
     with pytest.raises(UserError, match='official is "tf3"'):
         recipes.official(c, "tf3")

@@ -105,3 +105,11 @@ def grayscale(image: jax.Array) -> jax.Array:
     """
     luma = sum(weight * image[..., i : i + 1] for i, weight in enumerate(LUMA))
     return jnp.broadcast_to(luma, image.shape)
+
+
+def solarize(image: jax.Array, threshold: float = 0.5) -> jax.Array:
+    """Invert the values from `threshold` on: x becomes 1 - x.
+
+    Source: deepmind-research `byol/utils/augmentations.py: solarize`.
+    """
+    return jnp.where(image < threshold, image, 1 - image)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+from collections.abc import Mapping
 from typing import NamedTuple
 
 import jax
@@ -24,7 +26,7 @@ class Draws(NamedTuple):
     """
 
     box: jax.Array  # int32 [4]: y, x, height, width of the crop, pixels
-    flip: jax.Array  # bool, as are jitter, grayscale and blur: whether it is done
+    flip: jax.Array  # bool, as are jitter, grayscale, blur and solarize: whether it is done
     jitter: jax.Array
     order: jax.Array  # int32 [4]: entry k runs k-th; 0 brightness 1 contrast 2 saturation 3 hue
     brightness: jax.Array  # float32: a factor, or what is added in mode "add"
@@ -34,10 +36,11 @@ class Draws(NamedTuple):
     grayscale: jax.Array
     blur: jax.Array
     sigma: jax.Array  # float32: of the blur, pixels
+    solarize: jax.Array | bool = False
 
 
 def draw_views(
-    policies: tuple[Policy, ...],
+    policies: Mapping[str, tuple[Policy, ...]],
     seed: int,
     position: jax.Array,
     start: jax.Array,
@@ -45,21 +48,24 @@ def draw_views(
     width: int | jax.Array,
     *,
     shared_sigma: bool = False,
-) -> tuple[Draws, ...]:
+) -> dict[str, tuple[Draws, ...]]:
     """Draw all views of one image; `jax.vmap` over the last four takes a batch.
 
     The randomness of a view depends on the seed, the absolute position of its image in the order of
-    all examples ever consumed, and which view it is: not on devices, hosts, restarts, or on whether
-    the host or the device augments.
+    all examples ever consumed, and which view it is, counted through the groups in the order of
+    their names: not on devices, hosts, restarts, or on whether the host or the device augments.
 
     Args:
-      policies: one for each view.
+      policies: for each group of views, by name, one for each view.
       seed: of the run.
       position: uint32 [2], the image's position (high word, low word).
       start: uint32 [2], the position at which the global batch starts.
       height: of the image, pixels.
       width: of the image, pixels.
       shared_sigma: one blur width for each view of a batch, as the official code on a replica.
+
+    Returns:
+      For each group the draws of its views.
     """
 
     def key_of(at: jax.Array, view: int) -> jax.Array:
@@ -69,11 +75,15 @@ def draw_views(
         return key
 
     def draws(view: int, policy: Policy) -> Draws:
-        # Beside the five keys that `sample` makes of an image's own.
+        # Beside the keys that `sample` makes of an image's own.
         sigma_key = jax.random.fold_in(key_of(start, view), 5) if shared_sigma else None
         return sample(key_of(position, view), policy, height, width, sigma_key)
 
-    return tuple(draws(view, policy) for view, policy in enumerate(policies))
+    views = itertools.count()
+    return {
+        group: tuple(draws(next(views), policy) for policy in policies[group])
+        for group in sorted(policies)
+    }
 
 
 def sample(
@@ -91,6 +101,7 @@ def sample(
     Source: official `data_util.py: preprocess_for_train, color_jitter_rand, batch_random_blur`.
     """
     box_key, color_key, own_sigma_key = jax.random.split(key, 3)
+    solarize_key = jax.random.fold_in(key, 6)  # one more, beside that of a shared sigma
     # One block of numbers, cut up: every call of the generator costs compile time.
     uniform = jax.random.uniform(color_key, (3, 4), jnp.float32)
     probabilities = [policy.flip, policy.jitter, policy.grayscale, policy.blur]
@@ -111,6 +122,7 @@ def sample(
         grayscale=grayscale,
         blur=blur,
         sigma=jax.random.uniform(sigma_key, (), jnp.float32, *policy.blur_sigma),
+        solarize=jax.random.uniform(solarize_key, (), jnp.float32) < policy.solarize,
     )
 
 

@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from simclr_jax.augment.color import color_jitter, grayscale
+from simclr_jax.augment.color import color_jitter, grayscale, solarize
 from simclr_jax.augment.draws import Draws
 from simclr_jax.augment.policy import Policy
 from simclr_jax.augment.resize import center_crop, crop_resize, to_float
@@ -24,6 +24,7 @@ __all__ = [
     "flip",
     "gaussian_blur",
     "grayscale",
+    "solarize",
     "to_float",
 ]
 
@@ -34,7 +35,8 @@ def augment(image: jax.Array, draws: Draws, policy: Policy) -> jax.Array:
     `image` is uint8, or float in [0, 1]; the view is float32 (float64 for a float64 image). What
     `policy` switches off leaves no trace in the program. Images that do not have three channels
     get no saturation, hue and grayscale.
-    Source: official `data_util.py: preprocess_for_train`, then `batch_random_blur`.
+    Source: official `data_util.py: preprocess_for_train`, then `batch_random_blur`; solarize comes
+    last in deepmind-research `byol/utils/augmentations.py: postprocess`.
     """
     image = to_float(image)
     height, width, channels = image.shape
@@ -44,15 +46,20 @@ def augment(image: jax.Array, draws: Draws, policy: Policy) -> jax.Array:
         image = crop_resize(image, np.array([0, 0, height, width]), policy.size, policy.grid)
     if policy.flip > 0:
         image = jnp.where(draws.flip, flip(image), image)
+    turns_gray = policy.grayscale > 0 and channels == 3
+    if turns_gray and policy.grayscale_first:
+        image = jnp.where(draws.grayscale, grayscale(image), image)
     if policy.jitter > 0 and _has_jitter(policy, channels):
         image = jnp.where(draws.jitter, color_jitter(image, draws, policy), image)
-    if policy.grayscale > 0 and channels == 3:
+    if turns_gray and not policy.grayscale_first:
         image = jnp.where(draws.grayscale, grayscale(image), image)
     image = jnp.clip(image, 0, 1)
     kernel_size = policy.size // 10
     if policy.blur > 0 and kernel_size > 1:
         blurred = gaussian_blur(image, draws.sigma, kernel_size)
         image = jnp.clip(jnp.where(draws.blur, blurred, image), 0, 1)
+    if policy.solarize > 0:
+        image = jnp.where(draws.solarize, solarize(image, policy.solarize_threshold), image)
     return image
 
 

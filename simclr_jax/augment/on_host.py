@@ -22,7 +22,8 @@ def augment(image: Tensor, draws: Draws, policy: Policy) -> Tensor:
 
     `image` is uint8, or float in [0, 1]. What `policy` switches off leaves no trace in the graph.
     Images that do not have three channels get no saturation, hue and grayscale.
-    Source: official `data_util.py: preprocess_for_train`, then `batch_random_blur`.
+    Source: official `data_util.py: preprocess_for_train`, then `batch_random_blur`; solarize comes
+    last in deepmind-research `byol/utils/augmentations.py: postprocess`.
     """
     import tensorflow as tf
 
@@ -33,15 +34,20 @@ def augment(image: Tensor, draws: Draws, policy: Policy) -> Tensor:
         image = _resize(to_float(image), policy.size, policy.grid)
     if policy.flip > 0:
         image = _apply_if(draws.flip, flip, image)
+    turns_gray = policy.grayscale > 0 and channels == 3
+    if turns_gray and policy.grayscale_first:
+        image = _apply_if(draws.grayscale, grayscale, image)
     if policy.jitter > 0 and any(_strengths(policy, channels)):
         image = _apply_if(draws.jitter, color_jitter, image, draws, policy)
-    if policy.grayscale > 0 and channels == 3:
+    if turns_gray and not policy.grayscale_first:
         image = _apply_if(draws.grayscale, grayscale, image)
     image = tf.clip_by_value(image, 0.0, 1.0)
     kernel_size = policy.size // 10
     if policy.blur > 0 and kernel_size > 1:
         image = _apply_if(draws.blur, gaussian_blur, image, draws.sigma, kernel_size)
         image = tf.clip_by_value(image, 0.0, 1.0)
+    if policy.solarize > 0:
+        image = _apply_if(draws.solarize, solarize, image, policy.solarize_threshold)
     return image
 
 
@@ -157,6 +163,16 @@ def grayscale(image: Tensor) -> Tensor:
     import tensorflow as tf
 
     return tf.tile(tf.image.rgb_to_grayscale(image), [1, 1, 3])
+
+
+def solarize(image: Tensor, threshold: float = 0.5) -> Tensor:
+    """Invert the values from `threshold` on: x becomes 1 - x.
+
+    Source: deepmind-research `byol/utils/augmentations.py: solarize`.
+    """
+    import tensorflow as tf
+
+    return tf.where(image < threshold, image, 1.0 - image)
 
 
 def gaussian_blur(image: Tensor, sigma: Tensor, kernel_size: int) -> Tensor:

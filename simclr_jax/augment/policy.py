@@ -15,11 +15,12 @@ class Policy:
     """Describe the augmentation of one view; hashable, so it can be static under `jax.jit`.
 
     The defaults are SimCLR's at colour strength 1; strength s multiplies the four maximum
-    strengths by s. Order: crop and resize, flip, colour jitter, grayscale, blur. A probability
-    or a strength of 0 leaves the operation out of the program altogether.
+    strengths by s. Order: crop and resize, flip, colour jitter, grayscale, blur, solarize. A
+    probability or a strength of 0 leaves the operation out of the program altogether.
 
     Raises `UserError` at construction for a value outside its range.
-    Source: SimCLR appendix A; official `data_util.py: preprocess_for_train, batch_random_blur`.
+    Source: SimCLR appendix A; official `data_util.py: preprocess_for_train, batch_random_blur`;
+    BYOL appendix B for solarize.
     """
 
     size: int  # height and width of the view, pixels
@@ -38,6 +39,9 @@ class Policy:
     grayscale: float = 0.2  # probability, independent of the jitter
     blur: float = 0.5  # probability; the kernel spans a tenth of `size`
     blur_sigma: tuple[float, float] = (0.1, 2.0)  # pixels
+    solarize: float = 0.0  # probability
+    solarize_threshold: float = 0.5  # values from here on are inverted
+    grayscale_first: bool = False  # before the jitter (InstDisc, MoCo v1), not after it
 
     def __post_init__(self):
         # Recipes may hand over lists, which cannot be hashed.
@@ -47,9 +51,10 @@ class Policy:
             raise UserError(f"augmentation size is {self.size}: give at least 1 pixel")
         choose("augmentation grid", self.grid, (*GRIDS, "opencv"))
         choose("augmentation brightness_mode", self.brightness_mode, BRIGHTNESS_MODES)
-        for name in ("flip", "jitter", "grayscale", "blur"):
+        for name in ("flip", "jitter", "grayscale", "blur", "solarize"):
             self._check_number(name, 1.0, "a probability")
         self._check_number("min_object_covered", 1.0, "a fraction of the image")
+        self._check_number("solarize_threshold", 1.0, "a pixel's value")
         self._check_number("brightness", float("inf"), "a strength")
         # Above 1 the factor could be negative and invert the image.
         self._check_number("contrast", 1.0, "a strength")

@@ -26,7 +26,14 @@ WITHIN = 0x57494E444F57  # sets the permutations of windows apart from that of t
 
 
 class _Windows(NamedTuple):
-    """Of each position, int64 `[n]`: its epoch, its window's places, and the place it has there."""
+    """The window of each position, int64 `[n]` all; see `Stream._windows`.
+
+    Attributes:
+      epoch: of the position.
+      first: place at which its window begins.
+      size: places in the window.
+      at: which of them, from 0, is the position's before the window is shuffled.
+    """
 
     epoch: np.ndarray
     first: np.ndarray
@@ -92,9 +99,31 @@ class Stream:
         return blocks, np.cumsum(sizes) - sizes
 
     def _windows(self, positions: np.ndarray) -> _Windows:
+        """Find the window of each position, and the place there before any shuffling.
+
+        Position p is row p % batch_size of batch p // batch_size. A lane is some rows of every
+        batch, next to one another. Take the positions of an epoch that lie in a lane's rows, in
+        their order: they get a run of places next to one another, which begins where the run of
+        the lane before ends. A run is as long as such positions are many, so together the runs are
+        the places 0 to size - 1, each once. How many positions lie in certain rows is counted in
+        closed form (`passed`), so nothing is ever listed.
+
+        An example: 12 examples, batches of 4, two lanes. In epoch 0 the rows 0 and 1 are lane 0,
+        the rows 2 and 3 are lane 1:
+
+            position   0  1  2  3    4  5  6  7    8  9 10 11
+            lane       0  0  1  1    0  0  1  1    0  0  1  1
+            place      0  1  6  7    2  3  8  9    4  5 10 11
+
+        With `window` 4 each run of 6 places is cut into two windows of 3: places 0 to 2, 3 to 5,
+        6 to 8 and 9 to 11. Position 6 has epoch 0, a window that begins at place 6 and has 3
+        places, and the last of these: `_Windows(epoch=0, first=6, size=3, at=2)`.
+
+        An epoch need not begin with a batch, so runs may differ in length, from epoch to epoch too.
+        """
         rows, lanes = self._batch_size, self._lanes
         lane = positions % rows * lanes // rows
-        low, high = -(-lane * rows // lanes), -(-(lane + 1) * rows // lanes)
+        low, high = -(-lane * rows // lanes), -(-(lane + 1) * rows // lanes)  # rows of the lane
 
         def passed(position: np.ndarray, row: np.ndarray) -> np.ndarray:
             """Count the positions before `position` that are in rows before `row`."""
@@ -102,11 +131,14 @@ class Stream:
 
         epoch = positions // self._size
         begin, end = epoch * self._size, (epoch + 1) * self._size
+        # Of this epoch, the positions in rows of lanes before this one: their runs come first.
         start = passed(begin, low)
-        run = passed(end, low) - start  # where the lane's run of places starts
+        run = passed(end, low) - start
+        # Of this lane: positions before the epoch, in the epoch, and in the epoch before this one.
         before = passed(begin, high) - start
         length = passed(end, high) - passed(end, low) - before
         at = passed(positions, high) - passed(positions, low) - before
+        # As few windows as `window` allows, and as equal as whole places can be.
         count = -(-length // self._window)
         window = ((at + 1) * count - 1) // length
         first, last = window * length // count, (window + 1) * length // count

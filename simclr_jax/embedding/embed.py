@@ -4,12 +4,10 @@ from __future__ import annotations
 
 import dataclasses
 import os
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from etils import epath
 from ml_collections import ConfigDict
 
 from simclr_jax.data import sources
@@ -19,12 +17,9 @@ from simclr_jax.embedding import embeddings
 from simclr_jax.embedding.embeddings import Embeddings
 from simclr_jax.errors import UserError, choose
 from simclr_jax.judging import datasets, feature_bank
+from simclr_jax.judging.feature_bank import Say, cache_of
 from simclr_jax.stages.encoder import Encoder
 from simclr_jax.train import saved
-
-NO_CACHE = "none"
-
-Say = Callable[[str], object]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -61,16 +56,14 @@ def run(options: Options, say: Say = print) -> None:
     if out.suffix == ".parquet":
         embeddings.pyarrow()  # missing: say so now
     read = saved.read(options.checkpoint)
-    encoder = Encoder.of(read)
+    # Unreadable images are left out and named, however many they are: what can be is embedded.
+    encoder = Encoder.of(read).changed({"data.max_bad_fraction": 1.0})
     choose("--tap", options.tap, encoder.taps)
-    with encoder.config.unlocked():  # left out and named, however many: what can be is embedded
-        encoder.config.data.max_bad_fraction = 1.0
     say(f"encoder   {encoder.run}, tap {options.tap}, images of {encoder.size} pixels")
     parts = open_parts(read, options.data, options.data_dir, options.split, say)
     for name, source in parts.items():
         say(f"images    {len(source)} of {name}")
-    keep = options.cache or read.workdir / "features"
-    cache = None if options.cache == NO_CACHE else epath.Path(keep)
+    cache = cache_of(read.workdir, options.cache)
     found = {
         name: feature_bank.extract(encoder, source, (options.tap,), cache, say)[options.tap]
         for name, source in parts.items()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +16,7 @@ from simclr_jax.embedding.embed import open_parts
 from simclr_jax.embedding.embeddings import Embeddings
 from simclr_jax.errors import UserError
 from simclr_jax.evaluate import knn, retrieval
+from simclr_jax.judging.feature_bank import Say
 from simclr_jax.reporting.sheet import Cell, sheet, thumbnail
 from simclr_jax.stages.encoder import Encoder
 from simclr_jax.train import saved
@@ -24,8 +25,6 @@ K = 12  # nearest images, where nothing else is asked for
 SPREAD = 12  # queries, where none is given
 SPOKEN_QUERIES, SPOKEN_IMAGES, SPOKEN_PAIRS = 4, 5, 20  # printed; the sheet has all
 PICTURED_PAIRS, LISTED_PAIRS = 300, 20_000  # in the sheet, as thumbnails and as text
-
-Say = Callable[[str], object]
 
 
 @dataclasses.dataclass(frozen=True)

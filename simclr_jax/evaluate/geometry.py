@@ -6,8 +6,10 @@ import math
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from simclr_jax.errors import UserError
+from simclr_jax.losses.unit import l2_normalize
 
 
 @jax.jit
@@ -57,6 +59,26 @@ def effective_rank(x: jax.Array) -> jax.Array:
     total = jnp.sum(values)
     shares = values / jnp.where(total > 0, total, 1)
     return jnp.exp(jnp.sum(jax.scipy.special.entr(shares)))
+
+
+def indicators(first: np.ndarray, second: np.ndarray | None = None) -> dict[str, float]:
+    """Return `uniformity` and `effective_rank`, and of two views of each image `alignment`.
+
+    Alignment and uniformity are of the rows scaled to norm 1, the rank is of them as they are.
+
+    Args:
+        first: `[n, d]`, rows of any norm.
+        second: `[n, d]`, another view of the images in `first`, row by row; None: there is none.
+
+    Raises:
+        UserError: there are fewer than 2 rows.
+    """
+    unit, found = l2_normalize(jnp.asarray(first)), {}
+    if second is not None:
+        found["alignment"] = float(alignment(unit, l2_normalize(jnp.asarray(second))))
+    found["uniformity"] = float(uniformity(unit))
+    found["effective_rank"] = float(effective_rank(jnp.asarray(first)))
+    return found
 
 
 def _widen(x: jax.Array) -> jax.Array:

@@ -101,11 +101,6 @@ def cross_entropies(weights: Weights, features: jax.Array, labels: jax.Array) ->
     return jnp.sum(each, axis=1, where=labels >= 0)
 
 
-def predict(weights: Weights, features: Any) -> jax.Array:
-    """Return the most likely class `[M]` of features `[M, d]`, the lower of two equals."""
-    return jnp.argmax(logits(weights, features), axis=-1)
-
-
 def _sample_weights(given: Any, rows: int) -> np.ndarray:
     # Of one dtype, so that masks, counts and weights share a compiled program.
     return np.ones(rows) if given is None else np.asarray(given, np.float64)

@@ -78,11 +78,6 @@ def top_k_hits(outputs: Any, labels: Any, k: int = 1) -> np.ndarray:
     return before.sum(axis=1) < k
 
 
-def top_k_accuracy(scores: Any, labels: Any, k: int = 1, weights: Any = None) -> float:
-    """Return the fraction of examples, 0 to 1, that `top_k_hits` counts."""
-    return float(np.average(top_k_hits(scores, labels, k), weights=weights))
-
-
 def per_class_accuracy(
     predictions: Any, labels: Any, classes: int, weights: Any = None
 ) -> np.ndarray:
@@ -153,27 +148,6 @@ class Ranking:
         best = np.maximum.accumulate(precision[::-1])[::-1]
         # Products rather than quotients: counts stay exact, and 3 of 10 is a recall of 0.3.
         return float(best[np.searchsorted(10 * found, np.arange(11) * found[-1])].mean())
-
-
-def average_precision(scores: Any, labels: Any, weights: Any = None) -> float:
-    """Return the average precision of one class, see `Ranking`."""
-    return Ranking(scores, labels).average_precision(_or_ones(weights, len(labels)))
-
-
-def eleven_point_precision(scores: Any, labels: Any, weights: Any = None) -> float:
-    """Return the interpolated average precision of VOC 2007 of one class, see `Ranking`."""
-    return Ranking(scores, labels).eleven_points(_or_ones(weights, len(labels)))
-
-
-def mean_average_precision(scores: Any, labels: Any, weights: Any = None) -> float:
-    """Return the mean of `average_precision` over the classes that have a positive.
-
-    Args:
-        scores: `[m, C]`.
-        labels: int8 `[m, C]`, 1, 0 or -1 (not counted for that class).
-        weights: `[m]`, at least 0.
-    """
-    return _multi_label(labels, scores)["mAP"](_or_ones(weights, len(labels)))
 
 
 def intervals(
@@ -268,7 +242,3 @@ def _mean(values: np.ndarray) -> Statistic:
 def _mean_of_numbers(values: np.ndarray) -> float:
     values = values[~np.isnan(values)]
     return float(values.mean()) if values.size else float("nan")
-
-
-def _or_ones(weights: Any, examples: int) -> np.ndarray:
-    return np.ones(examples) if weights is None else np.asarray(weights, np.float64)

@@ -8,6 +8,7 @@ from typing import Any
 import jax.numpy as jnp
 from ml_collections import ConfigDict
 
+from simclr_jax import recipes
 from simclr_jax.models.heads import Classifier, ProjectionHead
 from simclr_jax.models.normalization import BatchNorm
 from simclr_jax.models.resnet import Norm, ResNet
@@ -22,7 +23,7 @@ def encoder(config: ConfigDict) -> ResNet:
         stem=config.model.stem,
         sk_ratio=config.model.sk_ratio,
         se_ratio=config.model.se_ratio,
-        norm=norm(config, unbiased_moving=config.bn.unbiased_moving and not config.bn.sync),
+        norm=norm(config, unbiased_moving=config.bn.unbiased_moving and config.bn.groups != 1),
         dtype=jnp.dtype(config.train.dtype),
         param_dtype=param_dtype(config),
         remat=config.train.remat == "block",
@@ -31,13 +32,22 @@ def encoder(config: ConfigDict) -> ResNet:
 
 def projection_head(config: ConfigDict) -> ProjectionHead:
     """Build the projection head."""
+    c = config.head
+    layers = recipes.head_layers(config)
+    return _head(config, kind=c.kind, layers=layers, hidden=c.hidden, dim=c.dim)
+
+
+def mlp(config: ConfigDict, hidden: int, dim: int, layers: int = 2) -> ProjectionHead:
+    """Build what a method predicts with: `layers` layers, all but the last of width `hidden`."""
+    return _head(config, kind="mlp", layers=layers, hidden=hidden, dim=dim)
+
+
+def _head(config: ConfigDict, **shape: Any) -> ProjectionHead:
     return ProjectionHead(
-        kind=config.head.kind,
-        layers=config.head.layers,
-        dim=config.head.dim,
         norm=norm(config),
         dtype=jnp.dtype(config.train.dtype),
         param_dtype=param_dtype(config),
+        **shape,
     )
 
 
@@ -52,7 +62,7 @@ def norm(config: ConfigDict, **fields: Any) -> Norm:
         BatchNorm,
         momentum=config.bn.momentum,
         epsilon=config.bn.epsilon,
-        sync=config.bn.sync,
+        groups=config.bn.groups,
         axis_name=AXIS,
         param_dtype=param_dtype(config),
         **fields,

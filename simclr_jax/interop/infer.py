@@ -11,6 +11,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from simclr_jax import recipes
 from simclr_jax.errors import UserError
 from simclr_jax.interop import official_names
 from simclr_jax.interop.official_names import Architecture, Names
@@ -54,7 +55,7 @@ class Model:
 
     def taps(self) -> list[int]:
         """Return the layers of the head that the classifier may read, by its size; 0 is `h`."""
-        layers = {"none": 0, "linear": 1, "nonlinear": self.head_layers}[self.head_kind]
+        layers = recipes.layer_count(self.head_kind, self.head_layers)
         sizes = [self.features] * layers + [self.head_dim if layers else self.features]
         return [tap for tap, size in enumerate(sizes) if size == self.classifier_inputs]
 
@@ -175,7 +176,8 @@ def _shapes(model: Model) -> dict[str, tuple[int, ...]]:
         side = 32
         resnet = ResNet(**dataclasses.asdict(model.architecture), norm=BatchNorm)
         ends, encoder = resnet.init_with_output(key, jnp.zeros((2, side, side, 3)), True)
-        head = ProjectionHead(model.head_kind, model.head_layers, model.head_dim, BatchNorm)
+        layers = recipes.layer_count(model.head_kind, model.head_layers)
+        head = ProjectionHead(model.head_kind, layers, model.head_dim, BatchNorm)
         sections = {"encoder": encoder, "head": head.init(key, ends["h"], True)}
         if model.classes:
             read = jnp.zeros((2, model.classifier_inputs))

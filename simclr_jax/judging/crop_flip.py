@@ -30,7 +30,7 @@ class Views:
 
     def __init__(self, encoder: Encoder, source: Source, seed: int):
         check_one_label(source, "a probe on crops and flips")
-        c = encoder.config.copy_and_resolve_references()
+        c = recipes.copied(encoder.config)
         recipes.crop_and_flip(c)
         c.seed = seed
         if c.augment.placement == "device" and not isinstance(source, Images):
@@ -53,7 +53,7 @@ class Views:
         requests = (Request(start + np.arange(batch_size), start) for start in starts)
         for batch in self._inputs.stream(requests):
             labels = batch.pop("label")
-            views = np.asarray(self._view(batch)[0], np.float32)  # [b, h, w, c]
+            views = np.asarray(self._view(batch)["views"][:, 0], np.float32)  # [b, h, w, c]
             views = self._encoder.preprocessing.with_channels(views)
             found = self._encoder.extract(views, (tap,), batch_size, prepared=True)
             yield found[tap], np.asarray(labels)

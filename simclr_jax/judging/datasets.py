@@ -10,6 +10,7 @@ from typing import Any
 from etils import epath
 from ml_collections import ConfigDict
 
+from simclr_jax import recipes
 from simclr_jax.data import sources
 from simclr_jax.data.sources import Source, Splits
 from simclr_jax.errors import UserError, choose
@@ -77,8 +78,8 @@ def open_data(config: ConfigDict, workdir: epath.PathLike, wanted: Wanted) -> Da
       UserError: if the data cannot be opened, or there is no such split.
     """
     data = recipe_data(config, wanted)
-    kept = epath.Path(workdir) / "index"
-    kept = kept if not wanted.data and kept.exists() else None  # type: ignore[assignment]
+    index = epath.Path(workdir) / "index"
+    kept = index if not wanted.data and index.exists() else None
     found = sources.OPENERS[data.source](data, kept)
     for flag, name in (("--split", wanted.split), ("--eval_split", wanted.eval_split)):
         if name:
@@ -109,7 +110,7 @@ def open_data(config: ConfigDict, workdir: epath.PathLike, wanted: Wanted) -> Da
 
 def recipe_data(config: ConfigDict, wanted: Wanted) -> ConfigDict:
     """Return `config.data` changed to what is wanted."""
-    data = config.data.copy_and_resolve_references()
+    data = recipes.copied(config.data)
     with data.unlocked():
         data.labels = True
         if wanted.data:

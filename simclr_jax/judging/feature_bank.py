@@ -37,7 +37,9 @@ BATCH = 512  # images in a forward pass, over all devices
 SPOKEN = 10.0  # seconds between lines of progress
 FORMAT = 1  # of the files
 
-Say = Callable[[str], object]
+NO_CACHE = "none"  # in place of the directory that keeps features
+
+Say = Callable[[str], object]  # takes a line of what a command has to say
 
 
 @dataclasses.dataclass(frozen=True)
@@ -75,6 +77,16 @@ class Features:
         """Return the rows `rows`, in that order."""
         labels = None if self.labels is None else self.labels[rows]
         return Features(self.x[rows], labels, self.classes, self.examples[rows])
+
+
+def cache_of(workdir: epath.PathLike, cache: str) -> epath.Path | None:
+    """Return the directory that keeps features, which is the run's own if `cache` is "".
+
+    None if it is `NO_CACHE`: then they are kept nowhere.
+    """
+    if cache == NO_CACHE:
+        return None
+    return epath.Path(files.expand_home(cache)) if cache else epath.Path(workdir) / "features"
 
 
 def extract(

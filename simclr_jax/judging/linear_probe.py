@@ -9,19 +9,17 @@ from typing import Any
 import numpy as np
 from etils import epath
 
-from simclr_jax import files, tables
+from simclr_jax import tables
 from simclr_jax.data.sources import NO_LABEL
 from simclr_jax.errors import UserError, choose, number
 from simclr_jax.evaluate import scores, significance
 from simclr_jax.judging import datasets, feature_bank, results
 from simclr_jax.judging.datasets import Data, Wanted
-from simclr_jax.judging.feature_bank import Features, Say
+from simclr_jax.judging.feature_bank import Features, Say, cache_of
 from simclr_jax.judging.solvers import LEARN, SOLVERS, Outcome, Settings, Task
 from simclr_jax.stages import labels as label_choice
 from simclr_jax.stages.encoder import Encoder
 from simclr_jax.train import saved
-
-NO_CACHE = "none"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -82,7 +80,7 @@ def run(checkpoints: Sequence[str], wanted: Wanted, options: Options, say: Say =
         run = saved.read(checkpoint)
         encoder = Encoder.of(run)
         if options.max_bad_fraction is not None:
-            encoder.config.data.max_bad_fraction = options.max_bad_fraction
+            encoder = encoder.changed({"data.max_bad_fraction": options.max_bad_fraction})
         for tap in options.taps:
             choose("--tap", tap, encoder.taps)
         data = datasets.open_data(run.config, run.workdir, wanted)
@@ -115,13 +113,6 @@ def neighbours(text: str) -> tuple[int, float | None]:
     if not k.isdecimal() or not int(k):
         raise UserError(f'--knn has "{text}": give k, or k:temperature, such as 200:0.1')
     return int(k), number("--knn", temperature) if colon else None
-
-
-def cache_of(workdir: epath.PathLike, cache: str) -> epath.Path | None:
-    """Return the directory that keeps features, or None."""
-    if cache == NO_CACHE:
-        return None
-    return epath.Path(files.expand_home(cache)) if cache else epath.Path(workdir) / "features"
 
 
 def make_tasks(

@@ -57,15 +57,6 @@ def write(workdir: epath.PathLike, result: Mapping[str, Any], arrays: Mapping[st
     return str(path)
 
 
-def read_all(workdir: epath.PathLike) -> list[dict[str, Any]]:
-    """Return the results of a run that `write` has written, by name.
-
-    Raises:
-      UserError: if one of them is damaged.
-    """
-    return [read(path) for path in paths(workdir)]
-
-
 def paths(workdir: epath.PathLike) -> list[epath.Path]:
     """Return the JSON files of a run's results, by name; SUMMARY is another kind of file."""
     found = (epath.Path(workdir) / "results").glob("*.json")

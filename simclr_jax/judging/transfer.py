@@ -13,7 +13,7 @@ from simclr_jax import tables
 from simclr_jax.errors import UserError, choose
 from simclr_jax.judging import datasets, linear_probe, results, transfer_sets
 from simclr_jax.judging.datasets import Data, Wanted
-from simclr_jax.judging.feature_bank import Say
+from simclr_jax.judging.feature_bank import Say, cache_of
 from simclr_jax.judging.linear_probe import Options, Scored
 from simclr_jax.judging.solvers import Settings
 from simclr_jax.judging.transfer_sets import NAMES, SEEDED, SETS, TransferSet
@@ -66,10 +66,9 @@ def run(
     for name in sets:
         choose("--sets", name, NAMES)
     read = saved.read(checkpoint)
+    fields = {} if max_bad_fraction is None else {"data.max_bad_fraction": max_bad_fraction}
     encoder = Encoder.of(read)
-    encoder.preprocessing = transfer_sets.whole_image(encoder.preprocessing)
-    if max_bad_fraction is not None:
-        encoder.config.data.max_bad_fraction = max_bad_fraction
+    encoder = encoder.changed(fields, transfer_sets.whole_image(encoder.preprocessing))
     p = encoder.preprocessing
     say(f"run       {encoder.run}")
     say(f"images    short side to {p.size} pixels (grid {p.grid}), central crop, no augmentation")
@@ -87,7 +86,7 @@ def run(
             )
         ways[other.data.slug] = functools.partial(_same, other)
     targets, left_out = _attempt(ways, say)
-    kept = linear_probe.cache_of(read.workdir, cache)
+    kept = cache_of(read.workdir, cache)
     judge = functools.partial(_judge, encoder, read.workdir, kept, seed, say)
     work = {name: functools.partial(judge, name, target) for name, target in targets.items()}
     found, failed = _attempt(work, say)

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import optax
 from jax import lax
 
-NO_LABEL = -1
+from simclr_jax.unlabelled import NO_LABEL
 
 
 def cross_entropy(
@@ -25,7 +25,7 @@ def cross_entropy(
 
     Args:
       logits: `[n, classes]`; computed in float32, or float64 if they are.
-      labels: int32 `[n]`, -1 for none.
+      labels: int32 `[n]`, `NO_LABEL` (-1) for none.
       over_all_rows: divide the sum of the losses by the number of all rows: a row weighs the same
         whatever share of the batch has a label.
       axis_name: mesh axis over which the batch is spread; None if this is all of it.

@@ -9,13 +9,10 @@ import optax
 from jax import lax
 
 from simclr_jax.errors import choose
+from simclr_jax.losses.unit import l2_normalize
 
 SCALES = ("sum", "mean")
-
-
-def l2_normalize(x: jax.Array) -> jax.Array:
-    """Scale each row of `[n, d]` to length 1; a row of zeros stays zero (as TensorFlow's)."""
-    return x * lax.rsqrt(jnp.maximum(jnp.sum(jnp.square(x), -1, keepdims=True), 1e-12))
+NO_IMAGE = -1  # in place of the number of an image
 
 
 def nt_xent(
@@ -26,6 +23,7 @@ def nt_xent(
     scale: str = "sum",
     normalize: bool = True,
     weights: jax.Array | None = None,
+    example: jax.Array | None = None,
     memory: tuple[jax.Array, jax.Array] | None = None,
     axis_name: str | None = None,
 ) -> tuple[jax.Array, dict[str, jax.Array]]:
@@ -46,9 +44,10 @@ def nt_xent(
       normalize: compare by cosine rather than by inner product.
       weights: `[n]` weight of each image's loss; the mean is over images of nonzero weight. None
         weighs all equally.
+      example: int `[n]`, the number of each image; needed with a memory.
       memory: more negatives, the same on every device: embeddings `[K, d]`, of length 1 if
-        `normalize`, and which of them are negatives of each image, bool `[n, K]`. They carry no
-        gradient.
+        `normalize`, and the number of the image that each is of, int `[K]`, `NO_IMAGE` for none.
+        An image is no negative of itself. They carry no gradient.
       axis_name: mesh axis over which the global batch is spread; None if this is all of it.
 
     Returns:
@@ -82,7 +81,10 @@ def nt_xent(
         to_same_view = jnp.where(itself, -jnp.inf, to_same_view)
         logits = [to_other_view, to_same_view]  # [n, N] each
         if memory is not None:
-            kept, negative = memory
+            if example is None:
+                raise ValueError("a memory needs the number of each image: give `example`")
+            kept, number = memory
+            negative = (number != NO_IMAGE) & (number != example[:, None])  # [n, K]
             to_kept = similarity(anchors, lax.stop_gradient(kept).astype(wide))  # [n, K]
             logits.append(jnp.where(negative, to_kept, -jnp.inf))
         return optax.softmax_cross_entropy_with_integer_labels(

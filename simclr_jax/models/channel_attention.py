@@ -26,7 +26,7 @@ class SelectiveKernel(nn.Module):
       stride: of both convolutions.
       ratio: the squeezed vector has max(int(features * ratio), 32) channels.
       conv: makes a convolution from `(features, size, stride)`.
-      norm: makes a normalisation layer.
+      norm: makes a normalisation layer, which is given the normalisation groups of the rows.
     """
 
     features: int
@@ -36,15 +36,15 @@ class SelectiveKernel(nn.Module):
     norm: Factory
 
     @nn.compact
-    def __call__(self, x: jax.Array, train: bool) -> jax.Array:
+    def __call__(self, x: jax.Array, train: bool, group: jax.Array | None = None) -> jax.Array:
         x = self.conv(2 * self.features, 3, self.stride, name="conv")(x)
-        x = nn.relu(self.norm(name="bn")(x, train))
+        x = nn.relu(self.norm(name="bn")(x, train, group))
         streams = jnp.stack(jnp.split(x, 2, axis=-1))  # [2, b, h, w, f]
 
         wide = jnp.promote_types(x.dtype, jnp.float32)
         pooled = jnp.mean(streams, (2, 3), keepdims=True, dtype=wide).sum(0)  # [b, 1, 1, f]
         squeezed = self.conv(max(int(self.features * self.ratio), 32), 1, 1, name="squeeze")(pooled)
-        squeezed = nn.relu(self.norm(name="squeeze_bn")(squeezed, train))
+        squeezed = nn.relu(self.norm(name="squeeze_bn")(squeezed, train, group))
         logits = self.conv(2 * self.features, 1, 1, name="excite")(squeezed)  # [b, 1, 1, 2f]
         # In float32: rounded to bfloat16, weights would miss their sum of 1 by half a percent.
         logits = jnp.stack(jnp.split(logits.astype(wide), 2, axis=-1))

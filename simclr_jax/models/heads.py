@@ -8,12 +8,25 @@ import jax.numpy as jnp
 
 from simclr_jax.models.resnet import Norm
 
+OFFICIAL_KERNEL = nn.initializers.normal(0.01)
 
-def _dense(features: int, use_bias: bool, dtype, param_dtype, name: str) -> nn.Dense:
+
+def haiku_kernel(inputs: int) -> nn.initializers.Initializer:
+    """Return how Haiku starts the kernel of a linear layer with so many inputs.
+
+    A normal of variance 1/inputs, cut at two deviations and not widened again: its deviation is
+    0.88 / sqrt(inputs).
+    """
+    return nn.initializers.truncated_normal(inputs**-0.5)
+
+
+def _dense(
+    features: int, use_bias: bool, dtype, param_dtype, name: str, kernel_init=OFFICIAL_KERNEL
+) -> nn.Dense:
     return nn.Dense(
         features,
         use_bias=use_bias,
-        kernel_init=nn.initializers.normal(0.01),
+        kernel_init=kernel_init,
         dtype=dtype,
         param_dtype=param_dtype,
         name=name,
@@ -23,17 +36,22 @@ def _dense(features: int, use_bias: bool, dtype, param_dtype, name: str) -> nn.D
 class ProjectionHead(nn.Module):
     """Map representations `h` to the space in which views are contrasted.
 
-    Every layer is dense without bias, then batch normalisation; all but the last have the width of
-    `h` and end in a ReLU; the last has `dim` outputs and a normalisation without bias (official
-    `model_util.py:projection_head`).
+    Of kind "nonlinear" every layer is dense without bias, then batch normalisation; all but the
+    last end in a ReLU; the last has `dim` outputs and a normalisation without bias (official
+    `model_util.py:projection_head`). "linear" is that last layer alone, "none" the identity.
+
+    Of kind "mlp" the hidden layers are dense with bias, then batch normalisation, then ReLU; the
+    last is dense without bias, and nothing after it (BYOL's projector and predictor: deepmind-
+    research `byol/utils/networks.py:MLP`).
 
     Attributes:
-      kind: "nonlinear" (`layers` of them), "linear" (the last layer alone) or "none" (identity).
-      layers: number of layers of a nonlinear head: 2 in SimCLR, 3 in SimCLRv2.
+      kind: "nonlinear", "linear", "mlp" or "none".
+      layers: how many: 2 in SimCLR and BYOL, 3 in SimCLRv2; 1 of kind "linear", 0 of "none".
       dim: outputs of the last layer.
       norm: makes a normalisation layer from keyword arguments `center` and `name`.
       dtype: what all but the last layer compute in; None computes in the dtype of the input.
       param_dtype: dtype of the parameters.
+      hidden: outputs of every other layer; 0 is the width of `h`.
 
     Returns:
       `[h, after layer 1, ..., z]`: element 0 is the input, the last one the projection
@@ -46,18 +64,28 @@ class ProjectionHead(nn.Module):
     norm: Norm
     dtype: jnp.dtype | None = None
     param_dtype: jnp.dtype = jnp.float32
+    hidden: int = 0
 
     @nn.compact
-    def __call__(self, h: jax.Array, train: bool) -> list[jax.Array]:
-        count = {"none": 0, "linear": 1, "nonlinear": self.layers}[self.kind]
+    def __call__(
+        self, h: jax.Array, train: bool, group: jax.Array | None = None
+    ) -> list[jax.Array]:
+        """Project `h` `[b, d]`; `group` is of the normalisation, as in `ResNet`."""
+        mlp = self.kind == "mlp"
+        fixed = {"none": 0, "linear": 1}.get(self.kind, self.layers)
+        if self.layers != fixed:
+            raise ValueError(f"a head of kind {self.kind} has {fixed} layers, not {self.layers}")
         hiddens = [h]
-        for i in range(1, count + 1):
-            last = i == count
-            features = self.dim if last else h.shape[-1]
+        for i in range(1, self.layers + 1):
+            x, last = hiddens[-1], i == self.layers
+            features = self.dim if last else self.hidden or h.shape[-1]
             # What is contrasted is never rounded to bfloat16: the last layer computes in float32.
             dtype = None if last else self.dtype
-            x = _dense(features, False, dtype, self.param_dtype, f"dense{i}")(hiddens[-1])
-            x = self.norm(center=not last, name=f"bn{i}")(x, train)
+            kernel_init = haiku_kernel(x.shape[-1]) if mlp else OFFICIAL_KERNEL
+            bias = mlp and not last
+            x = _dense(features, bias, dtype, self.param_dtype, f"dense{i}", kernel_init)(x)
+            if not (mlp and last):
+                x = self.norm(center=not last, name=f"bn{i}")(x, train, group)
             hiddens.append(x if last else nn.relu(x))
         return hiddens
 

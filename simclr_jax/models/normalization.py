@@ -1,4 +1,4 @@
-"""Batch normalisation over the global batch, with a backward pass that saves little.
+"""Batch normalisation over the global batch or groups of it, whose backward pass saves little.
 
 Differs from `flax.linen.BatchNorm` in three ways that matter at batch 4096:
 
@@ -8,6 +8,11 @@ Differs from `flax.linen.BatchNorm` in three ways that matter at batch 4096:
 * the backward pass keeps only the input in its own dtype and two vectors per layer, where automatic
   differentiation keeps float32 copies: half the activation memory of a bfloat16 ResNet-50;
 * across devices it moves one pair of vectors forward and one pair backward, and nothing else.
+
+With G normalisation groups each group of images has statistics of its own: image i of the global
+batch belongs to group i mod G, on any number of devices. What G devices do that each normalise by
+their own rows, one device or any other number does as well. The vectors `[c]` are then arrays
+`[G, c]`.
 """
 
 from __future__ import annotations
@@ -92,6 +97,104 @@ def _backward(epsilon, axis_name, residuals, cotangents):
 batch_normalize.defvjp(_forward, _backward)
 
 
+def group_sums(x: jax.Array, member: jax.Array) -> jax.Array:
+    """Return the sum over the rows and pixels of each group, `[G, c]`.
+
+    Args:
+      x: `[rows, ..., c]`.
+      member: `[rows, G]`, 1 where a row belongs to a group and 0 elsewhere.
+    """
+    by_row = jnp.sum(x, tuple(range(1, x.ndim - 1)))
+    return jnp.einsum("rg,rc->gc", member, by_row, precision=lax.Precision.HIGHEST)
+
+
+def group_moments(
+    x: jax.Array, group: jax.Array, groups: int, axis_name: str | None = None
+) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """Return mean and biased variance per group and channel, over pixels and devices.
+
+    Args:
+      x: `[rows, ..., c]`, the same shape on every device.
+      group: int32 `[rows]` from 0 to `groups` - 1: where each row of this device belongs.
+      groups: how many there are.
+      axis_name: mesh axis to reduce over as well, or None for this device's rows alone.
+
+    Returns:
+      mean `[G, c]`, variance `[G, c]` and how many numbers each is taken over `[G]`, in float32, or
+      float64 if `x` is. A group without rows has mean and variance 0.
+    """
+
+    def over_devices(tree):
+        return tree if axis_name is None else lax.psum(tree, axis_name)
+
+    x = x.astype(jnp.promote_types(x.dtype, jnp.float32))
+    member = jax.nn.one_hot(group, groups, dtype=x.dtype)
+    pixels = x.size // (x.shape[0] * x.shape[-1])
+    total, count = over_devices((group_sums(x, member), pixels * jnp.sum(member, 0)))
+    divisor = jnp.maximum(count, 1)[:, None]
+    mean = total / divisor
+    squares = group_sums(jnp.square(x - _of_rows(mean, group, x)), member)
+    return mean, over_devices(squares) / divisor, count
+
+
+def _of_rows(values: jax.Array, group: jax.Array, x: jax.Array) -> jax.Array:
+    """Return for each row of `x` the values `[G, c]` of its group, to be broadcast over pixels."""
+    return values[group].reshape(x.shape[0], *[1] * (x.ndim - 2), x.shape[-1])
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(4, 5, 6))
+def group_normalize(
+    x, group, scale, bias, groups: int, epsilon: float, axis_name: str | None = None
+):
+    """Normalise each row of `x` by the statistics of its group, then scale and shift.
+
+    Args:
+      x: `[rows, ..., c]`.
+      group: int32 `[rows]`, see `group_moments`.
+      scale: `[c]`.
+      bias: `[c]`, or None for no shift.
+      groups: how many there are.
+      epsilon: added to the variance.
+      axis_name: mesh axis over which the batch is spread, or None.
+
+    Returns:
+      y like `x`, and what `group_moments` returns, which carries no gradient.
+    """
+    return _group_forward(x, group, scale, bias, groups, epsilon, axis_name)[0]
+
+
+def _group_forward(x, group, scale, bias, groups, epsilon, axis_name):
+    mean, variance, count = group_moments(x, group, groups, axis_name)
+    rstd = lax.rsqrt(variance + epsilon)
+    y = _affine(x, _of_rows(mean, group, x), _of_rows(rstd, group, x), scale, bias)
+    return (y, mean, variance, count), (x, group, mean, rstd, count, scale, bias)
+
+
+def _group_backward(groups, epsilon, axis_name, residuals, cotangents):
+    x, group, mean, rstd, count, scale, bias = residuals
+    dy = cotangents[0].astype(mean.dtype)
+    rstd_rows = _of_rows(rstd, group, x)
+    normalized = (x.astype(mean.dtype) - _of_rows(mean, group, x)) * rstd_rows
+    member = jax.nn.one_hot(group, groups, dtype=mean.dtype)
+    sums = group_sums(dy * normalized, member), group_sums(dy, member)
+    # As without groups, gradients of scale and bias stay this device's own.
+    d_scale, d_bias = (jnp.sum(of_groups, 0) for of_groups in sums)
+    if axis_name is not None:
+        sums = lax.psum(sums, axis_name)
+    divisor = jnp.maximum(count, 1)[:, None]
+    mean_dy_normalized, mean_dy = (_of_rows(total / divisor, group, x) for total in sums)
+    dx = (dy - mean_dy - normalized * mean_dy_normalized) * (rstd_rows * scale)
+    return (
+        dx.astype(x.dtype),
+        None,
+        d_scale.astype(scale.dtype),
+        None if bias is None else d_bias.astype(bias.dtype),
+    )
+
+
+group_normalize.defvjp(_group_forward, _group_backward)
+
+
 class BatchNorm(nn.Module):
     """Normalise channels by batch statistics (`train=True`) or by their moving averages.
 
@@ -102,10 +205,13 @@ class BatchNorm(nn.Module):
       momentum: share of the old moving average that an update keeps.
       epsilon: added to the variance.
       axis_name: mesh axis over which the batch is spread; None outside `shard_map`.
-      sync: normalise by the statistics of all devices. If False each device normalises by its own
-        rows, and the moving averages are the mean over devices.
-      unbiased_moving: put n/(n-1) times the variance into the moving average, as the fused kernel
-        did with which TensorFlow 1 computed unsynchronised 4-D batch normalisation.
+      groups: 1 normalises by the statistics of the whole batch, over all devices. G > 1 normalises
+        by those of G groups, wherever their rows lie: image i of the global batch belongs to group
+        i mod G, which whoever calls says of each row. 0 normalises on each device by its own rows,
+        which needs no exchange; the result then depends on the number of devices. The moving
+        averages are the mean over groups, or with 0 over devices.
+      unbiased_moving: put n/(n-1) times the variance of n numbers into the moving average, as the
+        fused kernel did with which TensorFlow 1 computed unsynchronised 4-D batch normalisation.
       center: whether there is a bias.
       scale_init: initial value of the scale.
       param_dtype: dtype of parameters and statistics.
@@ -114,14 +220,25 @@ class BatchNorm(nn.Module):
     momentum: float = 0.9
     epsilon: float = 1e-5
     axis_name: str | None = None
-    sync: bool = True
+    groups: int = 1
     unbiased_moving: bool = False
     center: bool = True
     scale_init: nn.initializers.Initializer = nn.initializers.ones
     param_dtype: jnp.dtype = jnp.float32
 
     @nn.compact
-    def __call__(self, x: jax.Array, train: bool) -> jax.Array:
+    def __call__(self, x: jax.Array, train: bool, group: jax.Array | None = None) -> jax.Array:
+        """Normalise `x` `[rows, ..., c]`.
+
+        Args:
+          x: the rows of this device; all pixels of a row belong to its group.
+          train: normalise by the batch, and move the averages.
+          group: int32 `[rows]`, the group of each row: needed in train mode if there are several
+            groups, else ignored.
+
+        Raises:
+          ValueError: if it is needed and missing, or not one number for each row.
+        """
         shape = (x.shape[-1],)
         scale = self.param("scale", self.scale_init, shape, self.param_dtype)
         bias = None
@@ -132,20 +249,48 @@ class BatchNorm(nn.Module):
 
         if not train:
             return _affine(x, mean.value, lax.rsqrt(var.value + self.epsilon), scale, bias)
+        if self.is_initializing():
+            # The shapes are all that initialisation is for, and it runs outside any mesh.
+            return batch_normalize(x, scale, bias, self.epsilon)[0]
 
-        # The shapes are all that initialisation is for, and it runs outside any mesh.
-        axis_name = None if self.is_initializing() else self.axis_name
-        y, batch_mean, batch_var = batch_normalize(
-            x, scale, bias, self.epsilon, axis_name if self.sync else None
-        )
+        if self.groups > 1:
+            y, batch_mean, batch_var = self._by_groups(x, group, scale, bias)
+        else:
+            y, batch_mean, batch_var = self._by_batch(x, scale, bias)
+        mean.value = self.momentum * mean.value + (1 - self.momentum) * batch_mean
+        var.value = self.momentum * var.value + (1 - self.momentum) * batch_var
+        return y
+
+    def _by_batch(self, x, scale, bias):
+        """Return y and what the averages move to, by the rows of all devices or of each."""
+        axis_name = self.axis_name if self.groups == 1 else None
+        y, mean, var = batch_normalize(x, scale, bias, self.epsilon, axis_name)
         if self.unbiased_moving:
             rows = x.size // x.shape[-1]
-            if axis_name is not None and self.sync:
+            if axis_name is not None:
                 rows *= lax.axis_size(axis_name)
-            batch_var = batch_var * (rows / max(rows - 1, 1))
-        if axis_name is not None and not self.sync:
-            batch_mean, batch_var = lax.pmean((batch_mean, batch_var), axis_name)
-        if not self.is_initializing():
-            mean.value = self.momentum * mean.value + (1 - self.momentum) * batch_mean
-            var.value = self.momentum * var.value + (1 - self.momentum) * batch_var
-        return y
+            var = var * (rows / max(rows - 1, 1))
+        if self.axis_name is not None and self.groups == 0:
+            mean, var = lax.pmean((mean, var), self.axis_name)
+        return y, mean, var
+
+    def _by_groups(self, x, group, scale, bias):
+        """Return y and what the averages move to, by groups of rows."""
+        if group is None:
+            raise ValueError(
+                f"BatchNorm(groups={self.groups}) in train mode lacks `group`: pass the "
+                f"normalisation group of each of the {x.shape[0]} rows"
+            )
+        if group.shape != x.shape[:1]:
+            raise ValueError(
+                f"BatchNorm(groups={self.groups}): `group` has shape {group.shape}, but x "
+                f"{x.shape[0]} rows: pass the normalisation group of each"
+            )
+        y, mean, var, count = group_normalize(
+            x, group, scale, bias, self.groups, self.epsilon, self.axis_name
+        )
+        if self.unbiased_moving:
+            var = var * (count / jnp.maximum(count - 1, 1))[:, None]
+        # A part of a batch may have no row of some group.
+        present = count[:, None] > 0
+        return y, jnp.mean(mean, 0, where=present), jnp.mean(var, 0, where=present)

@@ -82,7 +82,7 @@ class ResidualBlock(nn.Module):
         3x3 convolution of a bottleneck is a `SelectiveKernel` of this ratio.
       se_ratio: above 0 the branch ends in a `SqueezeExcitation` to this share of `features`.
       conv: makes a convolution from `(features, size, stride)`.
-      norm: makes a normalisation layer.
+      norm: makes a normalisation layer, which is given the normalisation groups of the rows.
     """
 
     features: int
@@ -95,9 +95,9 @@ class ResidualBlock(nn.Module):
     norm: Norm
 
     @nn.compact
-    def __call__(self, x: jax.Array, train: bool) -> jax.Array:
+    def __call__(self, x: jax.Array, train: bool, group: jax.Array | None = None) -> jax.Array:
         outputs = 4 * self.features if self.bottleneck else self.features
-        shortcut = self._shortcut(x, outputs, train) if self.project else x
+        shortcut = self._shortcut(x, outputs, train, group) if self.project else x
 
         if self.bottleneck:
             branch = [(self.features, 1, 1), (self.features, 3, self.stride), (outputs, 1, 1)]
@@ -107,19 +107,21 @@ class ResidualBlock(nn.Module):
             if self.sk_ratio > 0 and self.bottleneck and size == 3:
                 x = SelectiveKernel(
                     features, stride, self.sk_ratio, self.conv, self.norm, name=f"sk{i}"
-                )(x, train)
+                )(x, train, group)
                 continue
             last = i == len(branch)
             x = self.conv(features, size, stride, name=f"conv{i}")(x)
             init = nn.initializers.zeros if last else nn.initializers.ones
-            x = self.norm(scale_init=init, name=f"bn{i}")(x, train)
+            x = self.norm(scale_init=init, name=f"bn{i}")(x, train, group)
             x = x if last else nn.relu(x)
         if self.se_ratio > 0:
             squeezed = max(1, int(self.features * self.se_ratio))
             x = SqueezeExcitation(squeezed, self.conv, name="se")(x)
         return nn.relu(x + shortcut)
 
-    def _shortcut(self, x: jax.Array, outputs: int, train: bool) -> jax.Array:
+    def _shortcut(
+        self, x: jax.Array, outputs: int, train: bool, group: jax.Array | None
+    ) -> jax.Array:
         stride = self.stride
         if self.sk_ratio > 0:
             if stride == 1:
@@ -128,7 +130,7 @@ class ResidualBlock(nn.Module):
                 x = nn.avg_pool(x, (2, 2), (2, 2), padding=((0, 1), (0, 1)))
             stride = 1
         x = self.conv(outputs, 1, stride, name="shortcut_conv")(x)
-        return self.norm(name="shortcut_bn")(x, train)
+        return self.norm(name="shortcut_bn")(x, train, group)
 
 
 class ResNet(nn.Module):
@@ -139,7 +141,9 @@ class ResNet(nn.Module):
       width: multiplies the channels 64, 128, 256, 512; may be a fraction.
       stem: "cifar" (3x3, stride 1, no pooling: for images of 32 pixels) or "imagenet" (7x7, stride
         2, max-pool; with selective kernels three 3x3).
-      norm: makes a normalisation layer from keyword arguments `scale_init` and `name`.
+      norm: makes a normalisation layer from keyword arguments `scale_init` and `name`; what it
+        makes is called with `(x, train, group)`, where `group` int32 `[b]` says which images are
+        normalised together (`BatchNorm`), or is None.
       sk_ratio: of selective kernels; SimCLRv2 has 0.0625, 0 is without.
       se_ratio: of squeeze-excitation; 0 is without.
       dtype: what convolutions compute in; None computes in the dtype of image and parameters.
@@ -164,7 +168,9 @@ class ResNet(nn.Module):
     remat: bool = False
 
     @nn.compact
-    def __call__(self, images: jax.Array, train: bool) -> dict[str, jax.Array]:
+    def __call__(
+        self, images: jax.Array, train: bool, group: jax.Array | None = None
+    ) -> dict[str, jax.Array]:
         bottleneck, blocks = ARCHITECTURES[self.depth]
         ends = {}
 
@@ -175,9 +181,9 @@ class ResNet(nn.Module):
         x = images
         for i, (features_i, kernel_i, stride_i) in enumerate(before, start=1):
             x = conv(features_i, kernel_i, stride_i, name=f"stem{i}_conv")(x)
-            x = nn.relu(self.norm(name=f"stem{i}_bn")(x, train))
+            x = nn.relu(self.norm(name=f"stem{i}_bn")(x, train, group))
         x = ends["initial_conv"] = conv(features, kernel, stride, name="stem_conv")(x)
-        x = nn.relu(self.norm(name="stem_bn")(x, train))
+        x = nn.relu(self.norm(name="stem_bn")(x, train, group))
         if self.stem == "imagenet":
             x = nn.max_pool(x, (3, 3), (2, 2), padding="SAME")
         ends["initial_max_pool"] = x
@@ -185,20 +191,20 @@ class ResNet(nn.Module):
         make_block = ResidualBlock
         if self.remat and train and not self.is_initializing():
             make_block = nn.remat(ResidualBlock, policy=keep, static_argnums=(2,))
-        for group, count in enumerate(blocks, start=1):
+        for stage, count in enumerate(blocks, start=1):
             for block in range(1, count + 1):
                 x = make_block(
-                    features=int(64 * self.width) * 2 ** (group - 1),
-                    stride=2 if group > 1 and block == 1 else 1,
+                    features=int(64 * self.width) * 2 ** (stage - 1),
+                    stride=2 if stage > 1 and block == 1 else 1,
                     bottleneck=bottleneck,
                     project=block == 1,
                     sk_ratio=self.sk_ratio,
                     se_ratio=self.se_ratio,
                     conv=conv,
                     norm=self.norm,
-                    name=f"group{group}_block{block}",
-                )(x, train)
-            ends[f"block_group{group}"] = x
+                    name=f"group{stage}_block{block}",
+                )(x, train, group)
+            ends[f"block_group{stage}"] = x
 
         wide = jnp.promote_types(x.dtype, jnp.float32)
         ends["h"] = jnp.mean(x, (1, 2), dtype=wide)

@@ -1,4 +1,7 @@
-"""The optimisers of SimCLR as optax transformations, each with the official rules of exclusion."""
+"""The optimisers of SimCLR as optax transformations.
+
+Which parameters each of them decays and adapts is in `masks.py`.
+"""
 
 from __future__ import annotations
 
@@ -10,25 +13,13 @@ import jax.numpy as jnp
 import optax
 
 from simclr_jax.optim import masks
-
-# What each optimiser of the official code decays and adapts. Under LARS the decay of a classifier's
-# kernel stands in the official loss; added to the gradient instead it is the same update. The other
-# official optimisers decay every trained variable without "batch_normalization" in its name, so
-# biases too (`model_util.py:add_weight_decay`).
-LARS_DECAYED = ("kernel", "classifier")
-LARS_ADAPTED = ("kernel",)
-SGD_DECAYED = ("kernel", "classifier", "bias")
-ADAMW_DECAYED = ("kernel", "classifier")
+from simclr_jax.optim.masks import ADAMW_DECAYED, LARS_ADAPTED, LARS_DECAYED, SGD_DECAYED
 
 Mask = Callable[[optax.Params], jax.typing.ArrayLike]
 
 
 def _roles(*roles: str) -> Mask:
     return functools.partial(masks.mask, roles=roles)
-
-
-ADAPT = _roles(*LARS_ADAPTED)
-ADAPT_CLASSIFIER_TOO = _roles(*LARS_ADAPTED, "classifier")  # as `distillation_self_training.ipynb`
 
 
 def lars(
@@ -40,7 +31,7 @@ def lars(
     nesterov: bool = False,
     classic_momentum: bool = True,
     decayed: Mask = _roles(*LARS_DECAYED),
-    adapted: Mask = ADAPT,
+    adapted: Mask = _roles(*LARS_ADAPTED),
 ) -> optax.GradientTransformation:
     """Build LARS as the official code runs it (`lars_optimizer.py:LARSOptimizer`).
 

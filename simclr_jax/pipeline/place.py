@@ -9,15 +9,15 @@ import jax
 from etils import epath
 from ml_collections import ConfigDict
 
-from simclr_jax import files
+from simclr_jax import files, recipes
 from simclr_jax.data import sources
 from simclr_jax.errors import UserError, choose
 from simclr_jax.judging import results
 from simclr_jax.pipeline import recipe
-from simclr_jax.stages import run as runs
-from simclr_jax.stages.adapt import adapt
+from simclr_jax.stages.adapt import as_before
 from simclr_jax.stages.inherit import inherit
 from simclr_jax.stages.labels import tag
+from simclr_jax.stages.prepare import prepare
 from simclr_jax.train import saved
 from simclr_jax.train.profile import Profiler
 from simclr_jax.train.workdir import RESUME, check_recipe, started
@@ -49,10 +49,10 @@ class Place:
 
     def recipe(self, name: str) -> ConfigDict:
         """Return the recipe of a run, with workdirs in place of names."""
-        c = self._config.runs[name].copy_and_resolve_references()
+        c = recipes.copied(self._config.runs[name])
         for pointer in recipe.POINTERS:
-            if recipe.get(c, pointer) in self._config.runs:
-                c.update_from_flattened_dict({pointer: str(self.of(recipe.get(c, pointer)))})
+            if (to := recipes.get(c, pointer)) in self._config.runs:
+                recipes.put(c, pointer, str(self.of(to)))
         return c
 
     def result(self, probe: str) -> epath.Path:
@@ -86,7 +86,7 @@ class Place:
             if self.begun(name):
                 return self._as_begun(name, c)
             c, _ = inherit(c, before)
-            ready = runs.prepare(c, jax.device_count(), open_splits=open_splits)
+            ready = prepare(c, jax.device_count(), open_splits=open_splits)
             Profiler(profile_steps, self.of(name), ready.timetable.total_steps)
             if not ready.test.classes and name in {entry[2] for entry in self._config.table}:
                 raise UserError("the held-out images have no labels, which the table needs")
@@ -102,10 +102,10 @@ class Place:
         """
         record, path = files.read_json(self.of(name) / "config.json"), self.of(name)
         c, _ = inherit(c, record)
-        c, _ = adapt(c, None, None, record)  # type: ignore[arg-type]
-        same = c.copy_and_resolve_references()
+        c = as_before(c, record)
+        same = recipes.copied(c)
         for pointer in recipe.POINTERS:
-            source = recipe.get(c, pointer)
+            source = recipes.get(c, pointer)
             if source not in self._config.runs:
                 continue
             if not self.begun(source):
@@ -113,14 +113,9 @@ class Place:
                     f"{path} was made with {self.of(source)}, which is not there: remove {path}"
                 )
             # Where a pipeline lies, and from where it is called, may change.
-            group, field = pointer.split(".")
-            before = record.get(group, {}).get(field, "")
-            moved = (
-                before
-                if epath.Path(saved.split(before)[0]).name == source
-                else str(self.of(source))
-            )
-            same.update_from_flattened_dict({pointer: moved})
+            before = recipes.get(recipes.of_record(record), pointer)
+            as_it_was = epath.Path(saved.split(before)[0]).name == source
+            recipes.put(same, pointer, before if as_it_was else str(self.of(source)))
         images = {"images": record.get("images")}
         check_recipe(path, same.to_dict() | images, "auto", fresh=False)
         return c

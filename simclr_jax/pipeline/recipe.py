@@ -208,7 +208,7 @@ def _labelled(
     c.eval.every_epochs = 0.0  # an epoch of few images is a step or two: at the end alone
     for field, value in fields[kind.rates].items():
         value = value[share] if isinstance(value, Mapping) else value
-        c.update_from_flattened_dict({field: value})
+        recipes.put(c, field, value)
     return c
 
 
@@ -265,12 +265,6 @@ def check(c: ConfigDict) -> None:
     _check_table(c)
 
 
-def get(c: ConfigDict, pointer: str) -> str:
-    """Return which run one of `POINTERS` names in the recipe of a run, or ""."""
-    group, _, field = pointer.partition(".")
-    return c[group][field]
-
-
 def draw(c: ConfigDict, name: str) -> int:
     """Return which draw of labels a run or a probe of a pipeline has, or a student's teacher."""
     if name in c.probes:
@@ -290,7 +284,7 @@ def _check_order(c: ConfigDict) -> None:
             raise UserError(f"order has {name} {times} times: name each run once")
     for place, name in enumerate(c.order):
         for pointer in POINTERS:
-            if (to := get(c.runs[name], pointer)) in c.order[place:]:
+            if (to := recipes.get(c.runs[name], pointer)) in c.order[place:]:
                 raise UserError(
                     f"runs.{name}.{pointer} is {to}, which does not come before it in order: put "
                     f"{to} first"

@@ -36,7 +36,7 @@ def run(config: ConfigDict, workdir: str, resume: str = "auto", profile_steps: s
     """Make all runs and probes that are not there yet, then the table.
 
     Args:
-      config: the recipe of a pipeline, see `pipelines`.
+      config: the recipe of a pipeline, see `pipeline.recipe`.
       workdir: of the pipeline, whose runs live in it.
       resume: "auto" makes what is missing, "never" refuses a directory that holds a run, "must" one
         that holds none.
@@ -100,10 +100,10 @@ def settle(config: ConfigDict, devices: int, finish: Settle) -> dict[str, Config
     recipe.check(config)
     known: dict[str, ConfigDict] = {}
     for name in config.order:
-        c = config.runs[name].copy_and_resolve_references()
+        c = recipes.copied(config.runs[name])
         with _of_run(name):
             for pointer in recipe.POINTERS:
-                if (to := recipe.get(c, pointer)) and to not in known:
+                if (to := recipes.get(c, pointer)) and to not in known:
                     _check_workdir(pointer, to, known)
             origin = known.get(c.init.run or c.distill.teacher)
             c = finish(name, c, origin.to_dict() if origin else None)

@@ -11,15 +11,16 @@ from jax.sharding import AbstractMesh, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 from ml_collections import ConfigDict
 
-from simclr_jax import parallel, validation
+from simclr_jax import parallel, recipes, validation
 from simclr_jax.data import sources
 from simclr_jax.data.sources import Images, Source
 from simclr_jax.errors import UserError
 from simclr_jax.planning import ahead, program
 from simclr_jax.planning.ahead import Compiled
 from simclr_jax.planning.any_batch import AnyBatch
-from simclr_jax.stages import run
+from simclr_jax.stages import build, run
 from simclr_jax.stages.inputs import Inputs
+from simclr_jax.stages.prepare import Prepared, prepare
 from simclr_jax.train.stage import Stage, TrainState
 from simclr_jax.train.step import make_step
 
@@ -79,12 +80,12 @@ class Case:
 
     Attributes:
       config: the recipe.
-      prepared: by `stages.run.prepare`.
+      prepared: by `stages.prepare.prepare`.
       devices: over which a batch is spread.
     """
 
     config: ConfigDict
-    prepared: run.Prepared
+    prepared: Prepared
     devices: int
 
     @classmethod
@@ -96,7 +97,7 @@ class Case:
         """
         if config.stage not in STAGES:
             raise UserError(f"stage is {config.stage}: plan knows {' and '.join(STAGES)}")
-        found = run.prepare(config, count, open_splits=lambda *_: splits(config, images, classes))
+        found = prepare(config, count, open_splits=lambda *_: splits(config, images, classes))
         return cls(found.config, found, count)
 
     @property
@@ -122,7 +123,7 @@ class Case:
 
     def changed(self, **fields: Any) -> Case:
         """Return the case with other fields of the group `train`."""
-        config = self.config.copy_and_resolve_references()
+        config = recipes.copied(self.config)
         config.train.update(fields)
         validation.validate(config, self.devices)
         return dataclasses.replace(self, config=config)
@@ -132,6 +133,11 @@ class Case:
         found = self.prepared
         inputs = Inputs(self.config, found.train, found.test)
         return run.STAGES[self.config.stage](self.config, found.timetable, inputs, mesh)
+
+    @property
+    def views(self) -> int:
+        """Return how many views of an image pass through the network."""
+        return self.stage(parallel.make_mesh(1)).views
 
     def state(self) -> TrainState:
         """Return a description of the state."""
@@ -158,8 +164,8 @@ class Case:
 
     def at_any_batch(self) -> AnyBatch:
         """Return what one device does, at any batch size."""
-        mesh = program.abstract_mesh(self.devices)
-        state, step = self.state(), make_step(self.stage(mesh), mesh)  # type: ignore
+        mesh: Any = program.abstract_mesh(self.devices)  # will do, for nothing is run on it
+        state, step = self.state(), make_step(self.stage(mesh), mesh)
 
         def read(images: int) -> program.Program:
             return program.read(step, state, self.batch(images, mesh))
@@ -176,11 +182,13 @@ class Case:
 
 def _images_of(config: ConfigDict, train: Source) -> dict[str, tuple[tuple[int, ...], Any]]:
     """Return shape, without the batch, and dtype of what holds the images."""
-    side, views = config.data.image_size, len(config.augment.views)
-    made = (views, side, side, train.channels)
-    if config.augment.placement == "host":
-        return {"views": (made, np.float32)}
-    if config.augment.placement == "split":
-        return {"crops": (made, np.uint8)}
+    kinds = {"host": ("views", np.float32), "split": ("crops", np.uint8)}
+    if config.augment.placement in kinds:
+        kind, dtype = kinds[config.augment.placement]
+        return {
+            f"{kind}/{group}": ((len(some), some[0].size, some[0].size, train.channels), dtype)
+            for group, some in build.policies(config).items()
+        }
+    side = config.data.image_size
     shape = train.pixels.shape[1:] if isinstance(train, Images) else (side, side, train.channels)
     return {"image": (shape, np.uint8)}

@@ -22,15 +22,30 @@ PRODUCTS = frozenset({"conv_general_dilated", "dot_general"})
 # Read and write memory: neither what they read nor what they make is computed on the way.
 WHOLE = PRODUCTS | frozenset(
     {
-        *("sort", "gather", "scatter-add", "scatter-max"),
-        *("reduce_window", "reduce_window_max", "reduce_window_sum"),
-        *("select_and_scatter_add", "select_and_gather_add", "scan", "while", "cond"),
+        "sort",
+        "gather",
+        "scatter-add",
+        "scatter-max",
+        "reduce_window",
+        "reduce_window_max",
+        "reduce_window_sum",
+        "select_and_scatter_add",
+        "select_and_gather_add",
+        "scan",
+        "while",
+        "cond",
     }
 )
 # Their result is in memory; what they read may be computed on the way.
 REDUCTIONS = frozenset(
     {
-        *("reduce_sum", "reduce_max", "reduce_min", "reduce_or", "reduce_and", "argmax", "argmin"),
+        "reduce_sum",
+        "reduce_max",
+        "reduce_min",
+        "reduce_or",
+        "reduce_and",
+        "argmax",
+        "argmin",
         # Where gradients of two readers meet: else each block's would be a sum of all before it.
         "add_any",
     }

@@ -122,7 +122,7 @@ def _check(asked: Asked, json_file: str) -> None:
 def estimate(case: Case, steps: AnyBatch, asked: Asked) -> dict[str, Any]:
     """Return all that is known without a compiler, bytes and operations of one device."""
     memory, flops = steps.footprint(case.images, asked.rules), steps.flops(case.images)
-    views = case.images * len(case.config.augment.views)
+    views = case.images * case.views
     held = beside(case, memory, asked)
     return {
         "device": asked.device,
@@ -153,7 +153,7 @@ def parts_of(state: TrainState) -> dict[str, int]:
         "parameters": state.params,
         "statistics": state.batch_stats,
         "optimiser": state.opt_state,
-        "memory of negatives": state.extra,
+        "averages, queues": state.extra,
     }
     sizes = {name: sum(map(nbytes, jax.tree.leaves(tree))) for name, tree in named.items()}
     return {name: size for name, size in sizes.items() if size}
@@ -183,7 +183,7 @@ def _choice(name: str, case: Case, steps: AnyBatch, asked: Asked) -> Choice:
 def report(case: Case, asked: Asked, plan: dict[str, Any], compiled: Compiled | None) -> str:
     """Return a plan as a person reads it."""
     c, device = case.config, devices.find(asked.device)
-    views = case.images * len(c.augment.views)
+    views = case.images * case.views
     held = (asked.memory or device.memory) / GIB
     lines = [
         f"network   ResNet-{c.model.depth} x {c.model.width:g}, views of {c.data.image_size} "

@@ -239,30 +239,3 @@ def collectives(program: Program) -> dict[str, int]:
         if kind := COLLECTIVES.get(op.name):
             found[kind] = found.get(kind, 0) + sum(map(program.bytes, op.outputs))
     return found
-
-
-def by_purpose(program: Program) -> dict[str, tuple[int, int]]:
-    """Return the bytes that a device sends on a ring in a step, and the rounds, by what they are.
-
-    `statistics`: of batch normalisation; `embeddings`: gathered, and their gradient; `gradients`:
-    all that is reduced once the backward pass is done, metrics with them. A ring sends nearly all
-    of an array once for a gather or a scatter, and twice for an all-reduce. Collectives that do not
-    wait for each other are one round; gradients are one in all, as compilers combine them.
-    """
-    last = max(t for t, op in enumerate(program.ops) if op.name == "conv_general_dilated")
-    sent = {"statistics": 0, "embeddings": 0, "gradients": 0}
-    rounds: dict[str, set[int]] = {purpose: set() for purpose in sent}
-    waited: dict[int, int] = {}  # collectives, one after another, behind each array
-    for time, op in enumerate(program.ops):
-        before = max((waited.get(array, 0) for array in op.inputs), default=0)
-        kind = COLLECTIVES.get(op.name)
-        waited |= dict.fromkeys(op.outputs, before + (kind is not None))
-        if kind is None:
-            continue
-        # The larger side is the whole, whichever way the collective goes.
-        whole = max(sum(map(program.bytes, arrays)) for arrays in (op.inputs, op.outputs))
-        after = "gradients" if time > last else "statistics"
-        purpose = after if kind == "all-reduce" else "embeddings"
-        sent[purpose] += 2 * whole if kind == "all-reduce" else whole
-        rounds[purpose].add(before if purpose != "gradients" else 0)
-    return {purpose: (sent[purpose], len(rounds[purpose])) for purpose in sent}

@@ -91,10 +91,11 @@ def y_axis(low: float, high: float, percent: bool = False) -> Axis:
 def frame(x: Axis, x_label: str, y: Axis | None = None) -> Html:
     """Draw the axes: a base line with ticks and, with `y`, a grid line at each of its ticks."""
     bottom, parts = HEIGHT - BOTTOM, []
-    for tick in y.ticks if y else ():
-        at = round(float(y(tick)), 1)  # type: ignore[misc]
-        parts.append(line(LEFT, at, WIDTH - RIGHT, at, "gridline"))
-        parts.append(text(LEFT - 6, at + 4, y.label(tick), "end"))  # type: ignore[union-attr]
+    if y is not None:
+        for tick in y.ticks:
+            at = round(float(y(tick)), 1)
+            parts.append(line(LEFT, at, WIDTH - RIGHT, at, "gridline"))
+            parts.append(text(LEFT - 6, at + 4, y.label(tick), "end"))
     parts.append(line(LEFT, bottom, WIDTH - RIGHT, bottom, "axis"))
     for tick in x.ticks:
         at = round(float(x(tick)), 1)

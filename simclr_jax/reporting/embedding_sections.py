@@ -101,7 +101,8 @@ def geometry(name: str, found: Examined) -> Html:
     """Return the indicators and the histograms of similarities of one run."""
     rows = [
         [
-            *(tap, f"{pairs.width:,}"),
+            tap,
+            f"{pairs.width:,}",
             *(f"{pairs.indicators[n]:.3g}" for n in ("alignment", "uniformity", "effective_rank")),
             f"{separation(pairs.positives, pairs.negatives):.1%}",
         ]
@@ -139,7 +140,7 @@ def embedding_map(name: str, found: Examined) -> Html:
     """Return the map of one run."""
     if found.points is None:
         return join([_heading(name), paragraph("There are too few images for a map.")])
-    groups, names, note = _groups(found)
+    groups, names, note = _groups(found, len(found.points))
     about = f"Map of {len(found.points)} embeddings, {found.method}"
     drawn = charts.scatter_map(found.points, groups, names, about)
     legend = charts.legend(names, marks=True) if names else ""
@@ -147,13 +148,13 @@ def embedding_map(name: str, found: Examined) -> Html:
     return figure(name, drawn, said, legend)
 
 
-def _groups(found: Examined) -> tuple[np.ndarray, list[str], str]:
-    """Return the group of each image, the groups' names, and what is to be said of them."""
+def _groups(found: Examined, images: int) -> tuple[np.ndarray, list[str], str]:
+    """Return the group of each of the images, the groups' names, and what to say of them."""
     if found.labels is None:
         why = "Without labels there are no colours."
         if found.several:
             why = "There are no colours, for an image may have several labels."
-        return np.full(len(found.points), -1), [], f" {why}"  # type: ignore[arg-type]
+        return np.full(images, -1), [], f" {why}"
     names = list(found.class_names)
     if len(names) <= charts.MOST_GROUPS:
         return found.labels, names, ""

@@ -16,7 +16,7 @@ MOST = 6  # said of a run
 FEW_DIMENSIONS = 3.0  # an effective rank below this is collapse, whatever the width
 ONE_DIRECTION = -0.05  # uniformity above this: all embeddings point the same way
 RANK_LOST = 0.8  # of the effective rank before training
-BY_CHANCE = 0.98  # of the loss of equal embeddings, ln(2N - 1) a row: nothing was learned
+BY_CHANCE = 0.98  # of the loss of an encoder that has learned nothing
 TOO_EASY = 0.99  # partners found
 LAST = 0.2  # the share of a run that is compared with the stretch before it
 STILL_FALLING = 0.03  # of the loss's whole fall, in the last stretch
@@ -123,13 +123,12 @@ def _baselines(record: Record) -> Iterator[Finding]:
 
 
 def _learning(record: Record) -> Iterator[Finding]:
-    batch, curve = record.recipe.get("train.batch_size"), record.curves.get("loss_mean")
-    if not batch or curve is None:
+    curve, chance = record.curves.get("loss"), record.chance
+    if curve is None or chance is None:
         return
-    chance = np.log(2 * batch - 1)
     if curve.last > BY_CHANCE * chance:
         yield Finding(
-            f"The loss is {curve.last:.2f} a row, and embeddings that are all equal would give "
+            f"The loss is {curve.last:.2f}, that of an encoder that has learned nothing "
             f"{chance:.2f}: hardly anything has been learned so far."
         )
 

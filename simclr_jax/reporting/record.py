@@ -12,7 +12,8 @@ from typing import Any
 import numpy as np
 from etils import epath
 
-from simclr_jax import files
+from simclr_jax import declaration, files, recipes
+from simclr_jax.declaration import Declaration
 from simclr_jax.errors import UserError
 from simclr_jax.judging import results
 from simclr_jax.optim import schedules
@@ -52,6 +53,8 @@ class Record:
       devices: such as "8 x TPU v5", or "".
       alive: a process is at work on it.
       unreadable: how many images of the training data could not be read so far.
+      method: what the method of pretraining says of itself; None of other stages.
+      chance: the metric `loss` of an encoder that has learned nothing, if that is known.
     """
 
     path: epath.Path
@@ -68,6 +71,8 @@ class Record:
     devices: str
     alive: bool
     unreadable: int
+    method: Declaration | None = None
+    chance: float | None = None
 
     @property
     def step(self) -> int:
@@ -117,6 +122,7 @@ def read(run: str, flag: str = "--checkpoint") -> Record:
         raise UserError(f"{flag}={run} has no checkpoint of step {at}: steps there: {steps}")
     config = files.read_json(path / "config.json") if (path / "config.json").exists() else {}
     found, outputs, damaged = _results(path)
+    method = _method(config)
     views = path / "views.png"
     return Record(
         path=path,
@@ -133,7 +139,16 @@ def read(run: str, flag: str = "--checkpoint") -> Record:
         devices=_devices(path / "log.txt"),
         alive=_alive(path / "lock.json"),
         unreadable=_unreadable(path),
+        method=method,
+        chance=method.chance(recipes.of_record(config)) if method else None,
     )
+
+
+def _method(config: Mapping[str, Any]) -> Declaration | None:
+    """Return what the method of a run says of itself, if the run is pretraining."""
+    if config.get("stage", "pretrain") != "pretrain" or "train" not in config:
+        return None
+    return declaration.find(config.get("method", declaration.DEFAULT))
 
 
 def named(records: list[Record]) -> list[Record]:

@@ -13,7 +13,7 @@ import numpy as np
 from etils import epath
 from ml_collections import ConfigDict
 
-from simclr_jax import files
+from simclr_jax import files, recipes
 from simclr_jax.data import order
 from simclr_jax.data.sources import NO_LABEL, Source
 from simclr_jax.errors import UserError
@@ -21,7 +21,7 @@ from simclr_jax.evaluate import geometry, knn
 from simclr_jax.judging import datasets
 from simclr_jax.judging.datasets import Data
 from simclr_jax.judging.feature_bank import Features, Say, extract
-from simclr_jax.losses.nt_xent import l2_normalize
+from simclr_jax.losses.unit import l2_normalize
 from simclr_jax.reporting import (
     embedding_sections,
     findings,
@@ -32,10 +32,11 @@ from simclr_jax.reporting import (
 )
 from simclr_jax.reporting.embedding_sections import Examined, Judged, Pairs, Tile
 from simclr_jax.reporting.record import Record
+from simclr_jax.stages import build
 from simclr_jax.stages.encoder import Encoder
 from simclr_jax.stages.inputs import Inputs
 from simclr_jax.stages.monitor import PAIRS
-from simclr_jax.stages.views import view_maker
+from simclr_jax.stages.views import pair, view_maker
 from simclr_jax.train import saved
 
 HELD_OUT = 2000  # images, at most, on the map and in the confusion matrix
@@ -150,21 +151,22 @@ def _pairs(encoder: Encoder, source: Source) -> dict[str, Pairs]:
         return {}
     config = _two_views(encoder.config)
     batch = Inputs(config, few, few).held_out(PAIRS)
-    views = np.asarray(jax.jit(view_maker(config))(batch), np.float32)
+    views = pair(jax.jit(view_maker(config))(batch))
     taps = [tap for tap in ("h", "z") if tap in encoder.taps]
     # Views are what the network sees in training: no evaluation crop is taken of them.
-    first, second = (encoder.extract(view, taps, prepared=True) for view in views)
+    first, second = (
+        encoder.extract(np.asarray(view, np.float32), taps, prepared=True) for view in views
+    )
     return {tap: pairs(first[tap], second[tap]) for tap in taps}
 
 
 def _two_views(config: ConfigDict) -> ConfigDict:
-    """Return a recipe of two views: stages that learn from labels have one, drawn twice here."""
-    if len(config.augment.views) > 1:
+    """Return a recipe of two views or more: stages that learn from labels have one, drawn twice."""
+    if any(len(policies) > 1 for policies in build.policies(config).values()):
         return config
-    c = config.copy_and_resolve_references()
-    (name,) = c.augment.views
-    with c.unlocked():
-        c.augment.views[f"{name}_again"] = c.augment.views[name].copy_and_resolve_references()
+    c = recipes.copied(config)
+    for view in c.augment.views.values():
+        view.copies = 2
     return c
 
 
@@ -174,12 +176,9 @@ def pairs(first: np.ndarray, second: np.ndarray) -> Pairs:
     cosines = np.clip(a @ b.T, -1, 1)
     negatives = cosines[~np.eye(len(a), dtype=bool)]
     step = -(-len(negatives) // NEGATIVES)
-    indicators = {
-        "alignment": float(geometry.alignment(jnp.asarray(a), jnp.asarray(b))),
-        "uniformity": float(geometry.uniformity(jnp.asarray(a))),
-        "effective_rank": float(geometry.effective_rank(jnp.asarray(first))),
-    }
-    return Pairs(indicators, np.diag(cosines), negatives[::step], a.shape[1])
+    return Pairs(
+        geometry.indicators(first, second), np.diag(cosines), negatives[::step], a.shape[1]
+    )
 
 
 def project(x: np.ndarray, seed: int = 0) -> tuple[np.ndarray | None, str]:

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
 from simclr_jax import recipes
+from simclr_jax.declaration import Chart
 from simclr_jax.reporting import charts
 from simclr_jax.reporting.charts import Series
 from simclr_jax.reporting.findings import Finding
@@ -30,28 +30,12 @@ from simclr_jax.reporting.record import Record, flatten
 HIDDEN = ("epoch",)  # metrics that say nothing a step does not
 
 
-@dataclasses.dataclass(frozen=True)
-class Chart:
-    """Metrics that share an axis, with what each is called; `percent`: they are fractions."""
-
-    title: str
-    metrics: Mapping[str, str]
-    percent: bool = False
-    caption: str = ""
-
-
 CHARTS = (
     Chart("Loss", {"loss": "loss"}),
     Chart(
         "Accuracy on held-out images",
         {"knn_accuracy": "kNN", "probe_accuracy": "linear probe", "accuracy": "classifier"},
         True,
-    ),
-    Chart(
-        "Partner found",
-        {"contrast_accuracy": "partner found"},
-        True,
-        "How often the other view of an image is nearer than all other images of the batch.",
     ),
     Chart("Accuracy on training images", {"train_accuracy": "classifier"}, True),
     Chart(
@@ -61,6 +45,19 @@ CHARTS = (
         "How often student and teacher choose the same class of a training image.",
     ),
     Chart("Learning rate", {"lr": "rate"}),
+    Chart("Gradient norm", {"gradient_norm": "gradient"}, False, "L2 norm over all parameters."),
+    Chart(
+        "Parameter norm",
+        {"parameter_norm": "parameters"},
+        False,
+        "L2 norm over all parameters, before the update.",
+    ),
+    Chart(
+        "Update norm",
+        {"update_norm": "update"},
+        False,
+        "L2 norm of what a step adds to the parameters.",
+    ),
     Chart(
         "Effective rank",
         {"effective_rank_h": "h", "effective_rank_z": "z"},
@@ -107,12 +104,13 @@ def _sentence(record: Record, named: bool) -> Html:
     count = f", {record.examples:,} images" if record.examples else ""
     start = element("b", record.name, ": ") if named else ""
     stage = {
-        "pretrain": "SimCLR pretraining",
         "finetune": "Fine-tuning on labels",
         "distill": "Distillation into a student",
         "convert": "Converted weights",
     }
     what = stage.get(r.get("stage", ""), "A run")
+    if record.method:
+        what = f"{record.method.title} pretraining"
     return join([start, f"{what} of a {network} on {data}{count}. {state(record)}"], "")
 
 
@@ -226,9 +224,11 @@ def curves(records: Sequence[Record]) -> Section:
     if not any(record.curves for record in records):
         return section("Curves", paragraph("There is no metrics.jsonl in the run."))
     several = len(records) > 1
-    known = {metric for chart in CHARTS for metric in chart.metrics}
+    methods = dict.fromkeys(record.method for record in records if record.method)
+    shown = [*CHARTS[:2], *(chart for method in methods for chart in method.charts), *CHARTS[2:]]
+    known = {metric for chart in shown for metric in chart.metrics}
     there = dict.fromkeys(metric for record in records for metric in record.curves)
-    main = [shown for c in CHARTS for shown in _drawn(records, c)]
+    main = [figure for chart in shown for figure in _drawn(records, chart)]
     others = [
         shown
         for metric in there
@@ -265,7 +265,7 @@ def _series(record: Record, metric: str, name: str, colour: int) -> Series:
 def _figure(
     records: Sequence[Record], chart: Chart, title: str, series: Sequence[Series], legend: object
 ) -> Html:
-    reference = _equal_embeddings(records) if "loss" in chart.metrics else None
+    reference = _chance(records) if "loss" in chart.metrics else None
     said = [f"{s.name} ends at {charts.written(s.y[-1], chart.percent)}" for s in series]
     about = f"{title} over steps: {'; '.join(said)}"
     until = max(record.step for record in records)
@@ -278,18 +278,11 @@ def _figure(
     return figure(title, drawn, caption.strip(), legend)
 
 
-def _equal_embeddings(records: Sequence[Record]) -> tuple[float, str] | None:
-    """Return the loss of embeddings that are all equal, if it is the same for all runs."""
-    found = set()
-    for record in records:
-        batch, scale = (record.recipe.get(name) for name in ("train.batch_size", "loss.scale"))
-        contrast = record.recipe.get("stage") not in ("finetune", "distill")
-        if contrast and batch and scale in ("sum", "mean"):
-            found.add((2 if scale == "sum" else 1) * float(np.log(2 * batch - 1)))
-        else:
-            found.add(float("nan"))
+def _chance(records: Sequence[Record]) -> tuple[float, str] | None:
+    """Return the loss of an encoder that has learned nothing, if it is the same for all runs."""
+    found = {record.chance for record in records}
     value = found.pop()
-    return None if found or not np.isfinite(value) else (value, "all embeddings equal")
+    return None if found or value is None else (value, "nothing learned")
 
 
 def views(records: Sequence[Record]) -> Section:
@@ -303,7 +296,7 @@ def views(records: Sequence[Record]) -> Section:
     figures = [
         figure(
             ", ".join(names) if len(records) > 1 else "",
-            picture(content, "training images and their two views", "sheet"),
+            picture(content, "training images and their views", "sheet"),
         )
         for content, names in pictures.items()
     ]

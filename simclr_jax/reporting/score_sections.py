@@ -68,8 +68,12 @@ def _table(results: Sequence[Mapping[str, Any]]) -> Html:
         cells = [score(result["scores"].get(name)) for name in scores]
         rows.append(
             [
-                *(result["name"], result.get("solver", ""), result.get("tap", ""), where),
-                *(images, step),
+                result["name"],
+                result.get("solver", ""),
+                result.get("tap", ""),
+                where,
+                images,
+                step,
                 *cells,
             ]
         )

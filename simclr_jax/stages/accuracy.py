@@ -14,7 +14,7 @@ from simclr_jax.data.sources import NO_LABEL
 from simclr_jax.evaluate import features, scores
 from simclr_jax.stages import labels as label_choice
 from simclr_jax.stages.inputs import Inputs
-from simclr_jax.stages.labelled_network import Network
+from simclr_jax.stages.labelled_network import LabelledNetwork
 from simclr_jax.train.stage import TrainState
 
 # From variables and images `[b, h, w, c]` to logits `[b, classes]`.
@@ -37,7 +37,7 @@ class Accuracy:
     def __init__(
         self,
         config: ConfigDict,
-        network: Network,
+        network: LabelledNetwork,
         inputs: Inputs,
         mesh: Mesh,
         beside: Mapping[str, tuple[Classify, Any]] | None = None,
@@ -67,7 +67,7 @@ class Accuracy:
         """Return `accuracy` (top-1) and `held_out_loss` (nats) on held-out images."""
         if not self._inputs.test.classes:
             return {}
-        logits, labels = self._outputs(self._classify, _variables(state))
+        logits, labels = self._outputs(self._classify, state.variables)
         losses = jax.nn.logsumexp(logits, axis=1) - logits[np.arange(len(labels)), labels]
         right = np.argmax(logits, axis=1) == labels
         return {"accuracy": float(np.mean(right)), "held_out_loss": float(np.mean(losses))}
@@ -76,7 +76,7 @@ class Accuracy:
         """Return top-1, mean per class and, of more than 5 classes, top-5 with 95 % intervals."""
         if not (self._config.eval.compare and self._inputs.test.classes):
             return {}
-        scored = {"classifier": (self._classify, _variables(state)), **self._beside}
+        scored = {"classifier": (self._classify, state.variables), **self._beside}
         found = {}
         for name, (classify, variables) in scored.items():
             logits, labels = self._outputs(classify, variables)
@@ -100,7 +100,3 @@ class Accuracy:
             logits, labels = logits[readable], labels[readable]
         known = labels != NO_LABEL
         return logits[known], labels[known]
-
-
-def _variables(state: TrainState) -> dict[str, Any]:
-    return {"params": state.params, "batch_stats": state.batch_stats}

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 from ml_collections import ConfigDict
 
+from simclr_jax import recipes
 from simclr_jax.data.decode import BadImage
 from simclr_jax.data.sources import Source
 from simclr_jax.errors import UserError
@@ -21,16 +22,27 @@ SEEN = 20_000_000  # images that a run should see, all epochs together (CIFAR-10
 EPOCHS = (100, 1000)  # fewest and most
 
 
-def adapt(
-    config: ConfigDict, train: Source, test: Source, before: Mapping[str, Any] | None = None
-) -> tuple[ConfigDict, list[str]]:
-    """Choose the fields of `config.OPEN` that are None.
+def as_before(config: ConfigDict, before: Mapping[str, Any]) -> ConfigDict:
+    """Return a recipe whose fields of `recipes.OPEN` that are None are as in the run resumed.
+
+    Args:
+      config: a recipe.
+      before: the recipe of that run, whose choices stand: images may have come or gone since.
+    """
+    c, there = recipes.copied(config), recipes.of_record(before)
+    for name in OPEN:
+        if recipes.get(c, name) is None:
+            recipes.put(c, name, recipes.get(there, name))
+    return c
+
+
+def adapt(config: ConfigDict, train: Source, test: Source) -> tuple[ConfigDict, list[str]]:
+    """Choose the fields of `recipes.OPEN` that are None.
 
     Args:
       config: a recipe.
       train: the images it is to learn from.
       test: the held-out images.
-      before: the recipe of the run that is resumed, whose choices stand.
 
     Returns:
       The recipe with these fields set, and for each a line to print: its name, value and why.
@@ -38,18 +50,11 @@ def adapt(
     Raises:
       UserError: if a field has to be chosen by the images, and none of those looked at is readable.
     """
-    c, chosen = config.copy_and_resolve_references(), []
-    if before is not None:
-        for name in OPEN:
-            group, field = name.split(".")
-            if c[group][field] is None:
-                c[group][field] = before[group][field]
-        return c, []
+    c, chosen = recipes.copied(config), []
 
     def choose(name: str, value: object, reason: str) -> None:
-        group, field = name.split(".")
-        if name in OPEN and c[group][field] is None:
-            c[group][field] = value
+        if name in OPEN and recipes.get(c, name) is None:
+            recipes.put(c, name, value)
             chosen.append(f"chosen    {name}={value}: {reason}")
 
     count = len(train)

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import functools
+from collections.abc import Callable, Mapping
 from typing import Any
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -16,15 +18,19 @@ from simclr_jax.augment.policy import Policy
 from simclr_jax.data.sources import NO_LABEL, Images, Source
 from simclr_jax.errors import UserError
 from simclr_jax.frame import modules
-from simclr_jax.optim import optimizers, schedules
-from simclr_jax.stages.memory import Memory
-from simclr_jax.train.stage import Params, Stats
+from simclr_jax.frame.average import Variables
+from simclr_jax.frame.net import Recorder, project
+from simclr_jax.optim import masks, optimizers, schedules
 from simclr_jax.train.timetable import Timetable
+
+# What becomes of a parameter, where not all are treated alike. As words for yes and no they name
+# the same leaves of the optimiser's state as in older checkpoints.
+MOVES, STILL = "True", "False"
 
 
 def first_parts(
     config: ConfigDict, channels: int, classifier: tuple[str, int, int] | None = None
-) -> dict[str, dict[str, Any]]:
+) -> Variables:
     """Return the first values of encoder, head and a classifier, as `{params, batch_stats}`.
 
     Args:
@@ -35,59 +41,35 @@ def first_parts(
     Returns:
       For each of `params` and `batch_stats` the trees of the parts that have any.
     """
-    parts, keys = (
-        (modules.encoder(config), modules.projection_head(config)),
-        first_keys(config.seed),
-    )
-    side = config.data.image_size
-    images = jnp.zeros((1, side, side, channels), config.train.dtype)
-    made: dict[str, Any] = {"encoder": parts[0].init(keys[0], images, train=True)}
-    h: Any = parts[0].apply(made["encoder"], images, train=False)
-    hiddens, made["head"] = parts[1].init_with_output(keys[1], h["h"], train=True)
+    parts: dict[str, nn.Module] = {
+        "encoder": modules.encoder(config),
+        "head": modules.projection_head(config),
+    }
     if classifier:
         part, tap, classes = classifier
-        made[part] = modules.classifier(config, classes).init(keys[2], hiddens[tap])
-    kinds = ("params", "batch_stats")
-    return {kind: {part: v[kind] for part, v in made.items() if kind in v} for kind in kinds}
+        parts[part] = modules.classifier(config, classes)
+    net, side = Recorder(parts, jax.random.key(config.seed)), config.data.image_size
+    hiddens = project(net, jnp.zeros((2, 1, side, side, channels), config.train.dtype))
+    if classifier:
+        net(part, hiddens[tap])
+    return net.variables
 
 
-def first_variables(config: ConfigDict, channels: int) -> dict[str, dict[str, Any]]:
+def first_variables(config: ConfigDict, channels: int) -> Variables:
     """Return the first values of encoder and head on the host, see `first_parts`."""
     return jax.device_get(jax.jit(lambda: first_parts(config, channels))())
 
 
-def first_keys(seed: int) -> jax.Array:
-    """Return the keys that encoder, projection head and classifier start from."""
-    return jax.random.split(jax.random.key(seed), 3)
+def policies(config: ConfigDict) -> dict[str, tuple[Policy, ...]]:
+    """Return for each group of views, in the order of their names, the augmentation of its views.
 
-
-def memory(config: ConfigDict) -> Memory | None:
-    """Build the memory of more negatives, if the recipe has one."""
-    if not config.memory.size:
-        return None
-    return Memory(
-        size=config.memory.size,
-        momentum=config.memory.momentum,
-        parts=("encoder", "head"),
-        normalize=config.loss.normalize,
-    )
-
-
-def in_training(
-    module: Any, name: str, params: Params, batch_stats: Stats, x: jax.Array
-) -> tuple[Any, Stats]:
-    """Apply a part in train mode; return its outputs and, under its name, moved statistics."""
-    variables = {"params": params.get(name, {}), "batch_stats": batch_stats.get(name, {})}
-    outputs, moved = module.apply(variables, x, train=True, mutable=["batch_stats"])
-    statistics = moved.get("batch_stats")  # empty, not missing, where the part has none
-    return outputs, {name: statistics} if statistics else {}
-
-
-def policies(config: ConfigDict) -> tuple[Policy, ...]:
-    """Return the augmentation of each view."""
-    return tuple(
-        Policy(
-            size=config.data.image_size,
+    Inside a group they have the order of their names in the recipe, each as often as its `copies`.
+    """
+    groups: dict[str, tuple[Policy, ...]] = {}
+    views = sorted(config.augment.views.items())  # first, second
+    for _, view in sorted(views, key=lambda named: named[1].group):
+        policy = Policy(
+            size=config.data.image_size if view.size is None else view.size,
             crop=view.crop,
             area=(view.area_min, view.area_max),
             aspect=(view.aspect_min, view.aspect_max),
@@ -103,46 +85,84 @@ def policies(config: ConfigDict) -> tuple[Policy, ...]:
             grayscale=view.grayscale,
             blur=view.blur,
             blur_sigma=(view.blur_sigma_min, view.blur_sigma_max),
+            solarize=view.solarize,
+            solarize_threshold=view.solarize_threshold,
+            grayscale_first=view.grayscale_first,
         )
-        for _, view in sorted(config.augment.views.items())  # first, second
-    )
+        groups[view.group] = groups.get(view.group, ()) + (policy,) * view.copies
+    return groups
+
+
+def schedule(timetable: Timetable) -> optax.Schedule:
+    """Return the learning rate over a run: warm-up, then a cosine."""
+    t = timetable
+    return schedules.warmup_cosine(t.peak_rate, t.warmup_steps, t.total_steps)
 
 
 def optimizer(
-    config: ConfigDict, timetable: Timetable, learns: Callable[[Params], Any] | None = None
-) -> tuple[optax.GradientTransformation, optax.Schedule]:
-    """Return the optimiser and the learning-rate schedule in it.
+    config: ConfigDict,
+    rate: optax.Schedule,
+    *,
+    learns: Callable[[tuple[str, ...]], bool] | None = None,
+    rates: Mapping[str, optax.Schedule] | None = None,
+    roles: Mapping[str, str] | None = None,
+) -> optax.GradientTransformation:
+    """Return the optimiser of a recipe.
 
     Args:
       config: a recipe.
-      timetable: the run in numbers.
-      learns: from parameters to a tree of booleans; the others stay as they are. None: all learn.
+      rate: the learning rate.
+      learns: does the parameter at a path such as `("head", "dense1", "bias")` learn? The others
+        stay as they are. None: all learn.
+      rates: the learning rates of parts that have another.
+      roles: of parameters whose names do not say it, see `optim/masks.py`.
     """
+    rates = rates or {}
+    if not (learns or rates):
+        return _one_rate(config, rate, roles)
+
+    def label(path: Any, _: Any) -> str:
+        names = tuple(str(key.key) for key in path)
+        if learns and not learns(names):
+            return STILL
+        return names[0] if names[0] in rates else MOVES
+
+    made = {MOVES: _one_rate(config, rate, roles), STILL: optax.set_to_zero()}
+    made |= {part: _one_rate(config, own, roles) for part, own in rates.items()}
+    return optax.partition(made, lambda params: jax.tree_util.tree_map_with_path(label, params))
+
+
+def _one_rate(
+    config: ConfigDict, rate: optax.Schedule, roles: Mapping[str, str] | None
+) -> optax.GradientTransformation:
     o = config.optim
-    schedule = schedules.warmup_cosine(
-        timetable.peak_rate, timetable.warmup_steps, timetable.total_steps
-    )
+
+    def mask(*of: str) -> optimizers.Mask:
+        return functools.partial(masks.mask, roles=of, declared=roles)
+
     if o.name == "lars":
-        made = optimizers.lars(
-            schedule,
+        adapted = (*masks.LARS_ADAPTED, *(["classifier"] if o.adapt_classifier else []))
+        return optimizers.lars(
+            rate,
             momentum=o.momentum,
             weight_decay=o.weight_decay,
             trust_coefficient=o.trust_coefficient,
-            adapted=optimizers.ADAPT_CLASSIFIER_TOO if o.adapt_classifier else optimizers.ADAPT,
+            decayed=mask(*masks.LARS_DECAYED),
+            adapted=mask(*adapted),
         )
-    elif o.name == "sgd":
-        made = optimizers.sgd(
-            schedule,
+    if o.name == "sgd":
+        return optimizers.sgd(
+            rate,
             momentum=o.momentum,
             weight_decay=o.weight_decay,
             rate_in_momentum=o.rate_in_momentum,
+            decayed=mask(*masks.SGD_DECAYED),
         )
-    else:
-        make = {"adam": optimizers.adam, "adamw": optimizers.adamw}[o.name]
-        made = make(schedule, weight_decay=o.weight_decay)
-    if learns:
-        made = optax.partition({True: made, False: optax.set_to_zero()}, learns)
-    return made, schedule
+    make, decayed = {
+        "adam": (optimizers.adam, masks.SGD_DECAYED),
+        "adamw": (optimizers.adamw, masks.ADAMW_DECAYED),
+    }[o.name]
+    return make(rate, weight_decay=o.weight_decay, decayed=mask(*decayed))
 
 
 def check_images(config: ConfigDict, train: Source, test: Source) -> None:

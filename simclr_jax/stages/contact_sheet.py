@@ -3,38 +3,68 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 from PIL import Image, ImageOps
 
-GAP = 2  # pixels between tiles
-TALLEST = 96  # tiles are shown no smaller than half this and no larger than it, in pixels
+GAP = 2  # pixels between tiles; twice that between groups of them
+TALLEST = 96  # the largest views are shown no smaller than half this and no larger than it
 
 
-def contact_sheet(originals: Sequence[np.ndarray], views: np.ndarray) -> bytes:
+def contact_sheet(originals: Sequence[np.ndarray], views: Mapping[str, np.ndarray]) -> bytes:
     """Draw images and their views as a PNG: each column an image, above its views.
+
+    Groups of views follow one another from the largest views to the smallest. Smaller views are
+    shown to scale, but not shrunk to less than half the side of the largest, and stand beside one
+    another where there is room.
 
     Args:
       originals: `n` images, uint8 `[h, w, c]` of any sizes, c 1 or 3; shown whole.
-      views: floats in [0, 1], `[v, n, h', w', c]`.
+      views: of each group floats in [0, 1], `[n, v, h', w', c]`.
     """
-    side = max(TALLEST // 2, min(TALLEST, views.shape[2]))
-    rows = [[_tile(image, side) for image in originals]]
-    rows += [[_tile(np.rint(view * 255), side) for view in row] for row in views]
-    columns = len(originals)
-    pitch = side + GAP
-    sheet = Image.new("RGB", (columns * pitch + GAP, len(rows) * pitch + 2 * GAP), "white")
-    for r, row in enumerate(rows):
-        for c, tile in enumerate(row):
-            below_originals = GAP if r else 0
-            sheet.paste(tile, (GAP + c * pitch, GAP + r * pitch + below_originals))
+    ordered = sorted(views.values(), key=_size, reverse=True)
+    largest = _size(ordered[0])
+    side = max(TALLEST // 2, min(TALLEST, largest))
+    blocks = [([[image] for image in originals], side, 1)]
+    for group in ordered:
+        tile = max(round(_size(group) * side / largest), min(_size(group), side // 2))
+        pixels = np.rint(group * 255).astype(np.uint8)
+        blocks.append(([list(some) for some in pixels], tile, side // tile))
+
+    width = max(_length(abreast, tile) for _, tile, abreast in blocks)
+    apart = 4 * GAP if any(abreast > 1 for _, _, abreast in blocks) else GAP  # columns
+    rows = [-(-len(columns[0]) // abreast) for columns, _, abreast in blocks]
+    heights = [_length(count, tile) for count, (_, tile, _) in zip(rows, blocks, strict=True)]
+    sheet = Image.new(
+        "RGB",
+        (len(originals) * (width + apart) - apart + 2 * GAP, sum(heights) + 2 * GAP * len(blocks)),
+        "white",
+    )
+    top = GAP
+    for (columns, tile, abreast), height in zip(blocks, heights, strict=True):
+        for c, images in enumerate(columns):
+            for i, image in enumerate(images):
+                row, place = divmod(i, abreast)
+                left = GAP + c * (width + apart) + place * (tile + GAP)
+                sheet.paste(_tile(image, tile), (left, top + row * (tile + GAP)))
+        top += height + 2 * GAP
     buffer = io.BytesIO()
     sheet.save(buffer, "PNG")
     return buffer.getvalue()
 
 
+def _size(views: np.ndarray) -> int:
+    """Return the longer side of views `[n, v, h, w, c]`, pixels."""
+    return max(views.shape[2:4])
+
+
+def _length(count: int, tile: int) -> int:
+    """Return what so many tiles take in a row, with the gaps between them."""
+    return count * (tile + GAP) - GAP
+
+
 def _tile(image: np.ndarray, side: int) -> Image.Image:
-    image = np.broadcast_to(np.asarray(image, np.uint8), (*image.shape[:2], 3))
+    image = np.broadcast_to(image, (*image.shape[:2], 3))
     tile = Image.fromarray(np.ascontiguousarray(image))
     return ImageOps.pad(tile, (side, side), Image.Resampling.BOX, color="white")

@@ -13,11 +13,11 @@ from simclr_jax.losses.distillation import distillation
 from simclr_jax.stages import build, views
 from simclr_jax.stages.accuracy import Accuracy
 from simclr_jax.stages.inputs import Inputs
-from simclr_jax.stages.labelled_network import Network
+from simclr_jax.stages.labelled_network import LabelledNetwork
 from simclr_jax.stages.teacher import Teacher
 from simclr_jax.stages.warm_start import load_parts
 from simclr_jax.train import saved
-from simclr_jax.train.stage import Batch, Extra, Metrics, Outputs, Params, Stage, Stats
+from simclr_jax.train.stage import Batch, Extra, Metrics, Moved, Outputs, Params, Stage, Stats
 from simclr_jax.train.timetable import Timetable
 
 FORMATS = {
@@ -41,21 +41,24 @@ def make_stage(config: ConfigDict, timetable: Timetable, inputs: Inputs, mesh: M
     """
     d = config.distill
     teacher = Teacher(saved.read(d.teacher, "distill.teacher"), d.teacher_dtype, mesh)
-    network = Network(config, teacher.classes)
-    optimizer, schedule = build.optimizer(config, timetable, network.learns)
+    network = LabelledNetwork(config, teacher.classes)
+    schedule = build.schedule(timetable)
+    optimizer = build.optimizer(config, schedule, learns=network.learns)
     make_views = views.view_maker(config)
 
-    def embed(
-        params: Params, batch_stats: Stats, extra: Extra, batch: Batch
-    ) -> tuple[Outputs, Stats]:
-        (images,) = make_views(batch)  # [n, h, w, c], the same for both
-        logits, batch_stats = network.in_training(params, batch_stats, images)
+    def forward(
+        params: Params, batch_stats: Stats, extra: Extra, batch: Batch, step: jax.Array
+    ) -> tuple[Outputs, Moved]:
+        images = make_views(batch)["views"][:, 0]  # [n, h, w, c], the same for both
+        logits, moved = network.in_training(params, batch_stats, images)
         outputs = {"logits": logits, "teacher": teacher(extra["teacher"], images)}
         if d.alpha < 1:
             outputs["label"] = batch["label"]
-        return outputs, batch_stats
+        return outputs, moved
 
-    def objective(outputs: Outputs, extra: Extra, axis_name: str) -> tuple[jax.Array, Metrics]:
+    def objective(
+        outputs: Outputs, extra: Extra, step: jax.Array, axis_name: str
+    ) -> tuple[jax.Array, Metrics]:
         loss, agreement = distillation(
             outputs["logits"],
             outputs["teacher"],
@@ -78,7 +81,7 @@ def make_stage(config: ConfigDict, timetable: Timetable, inputs: Inputs, mesh: M
     return Stage(
         init=functools.partial(network.first_state, inputs.train.channels, optimizer, mesh),
         warm_start=functools.partial(load_parts, config.init, tap=config.finetune.tap),
-        embed=embed,
+        forward=forward,
         objective=objective,
         optimizer=optimizer,
         learning_rate=schedule,
@@ -87,5 +90,6 @@ def make_stage(config: ConfigDict, timetable: Timetable, inputs: Inputs, mesh: M
         compare=accuracy.compare,
         protocol=accuracy.protocol | {"teacher": teacher.name},
         formats=FORMATS,
+        look=make_views,
         frozen={"teacher": teacher.variables},
     )

@@ -11,9 +11,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
-from ml_collections import ConfigDict
+from ml_collections import ConfigDict, FrozenConfigDict
 
-from simclr_jax import parallel
+from simclr_jax import parallel, recipes
 from simclr_jax.augment.resize import to_float
 from simclr_jax.errors import UserError, choose
 from simclr_jax.evaluate import features
@@ -83,8 +83,10 @@ def embedder(
 class Encoder:
     """A frozen encoder: images in, vectors out.
 
+    Nothing about it changes once it is made; `changed` makes another that shares its weights.
+
     Attributes:
-      config: the recipe of its run.
+      config: the recipe of its run, which refuses to be changed; `recipes.copied` of it does not.
       run: what a person calls it: `WORKDIR@STEP`.
       step: finished updates.
       taps: names of the vectors it can give, see `taps`.
@@ -102,12 +104,14 @@ class Encoder:
         step: int,
         mesh: Mesh | None = None,
         classifier: tuple[str, Weights] | None = None,
+        preprocessing: Preprocessing | None = None,
     ):
-        self.config, self.run, self.step = config, run, step
-        self.classifier = classifier
+        self.config = FrozenConfigDict(recipes.copied(config))
+        self.run, self.step, self.classifier = run, step, classifier
         self.taps = taps(config)
         self.mesh = mesh or parallel.make_mesh()
-        self.preprocessing = Preprocessing.of(config, channels_of(variables["params"]["encoder"]))
+        channels = channels_of(variables["params"]["encoder"])
+        self.preprocessing = preprocessing or Preprocessing.of(config, channels)
         self.variables = parallel.replicate(self.mesh, variables)
         self._encoders: dict[tuple, Callable] = {}
 
@@ -124,7 +128,33 @@ class Encoder:
     def untrained(self) -> Encoder:
         """Return the same network with the first values of its recipe's seed."""
         variables = build.first_variables(self.config, self.channels)
-        return Encoder(self.config, variables, f"{self.run} untrained", 0, self.mesh)
+        run = f"{self.run} untrained"
+        return Encoder(self.config, variables, run, 0, self.mesh, None, self.preprocessing)
+
+    def changed(
+        self,
+        fields: Mapping[str, Any] | None = None,
+        preprocessing: Preprocessing | None = None,
+    ) -> Encoder:
+        """Return an encoder of the same weights that is used in another way.
+
+        Args:
+          fields: of the recipe, by dotted names, such as `train.dtype`; not those that decide which
+            weights or which size of images there are, such as `model.depth`.
+          preprocessing: from an image to what the network sees; None is that of this encoder.
+        """
+        config = recipes.copied(self.config)
+        for name, value in (fields or {}).items():
+            recipes.put(config, name, value)
+        return Encoder(
+            config,
+            self.variables,
+            self.run,
+            self.step,
+            self.mesh,
+            self.classifier,
+            preprocessing or self.preprocessing,
+        )
 
     @property
     def size(self) -> int:

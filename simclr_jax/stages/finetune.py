@@ -16,9 +16,9 @@ from simclr_jax.losses.cross_entropy import cross_entropy
 from simclr_jax.stages import build, views
 from simclr_jax.stages.accuracy import Accuracy
 from simclr_jax.stages.inputs import Inputs
-from simclr_jax.stages.labelled_network import Network
+from simclr_jax.stages.labelled_network import LabelledNetwork
 from simclr_jax.stages.warm_start import load_parts
-from simclr_jax.train.stage import Batch, Extra, Metrics, Outputs, Params, Stage, Stats
+from simclr_jax.train.stage import Batch, Extra, Metrics, Moved, Outputs, Params, Stage, Stats
 from simclr_jax.train.timetable import Timetable
 
 FORMATS = {
@@ -38,18 +38,21 @@ def make_stage(config: ConfigDict, timetable: Timetable, inputs: Inputs, mesh: M
       inputs: labelled images to learn from, and held-out ones.
       mesh: the devices.
     """
-    network = Network(config, inputs.train.classes)
-    optimizer, schedule = build.optimizer(config, timetable, network.learns)
+    network = LabelledNetwork(config, inputs.train.classes)
+    schedule = build.schedule(timetable)
+    optimizer = build.optimizer(config, schedule, learns=network.learns)
     make_views = views.view_maker(config)
 
-    def embed(
-        params: Params, batch_stats: Stats, extra: Extra, batch: Batch
-    ) -> tuple[Outputs, Stats]:
-        (images,) = make_views(batch)  # [n, h, w, c]
-        logits, batch_stats = network.in_training(params, batch_stats, images)
-        return {"logits": logits, "label": batch["label"]}, batch_stats
+    def forward(
+        params: Params, batch_stats: Stats, extra: Extra, batch: Batch, step: jax.Array
+    ) -> tuple[Outputs, Moved]:
+        images = make_views(batch)["views"][:, 0]  # [n, h, w, c]
+        logits, moved = network.in_training(params, batch_stats, images)
+        return {"logits": logits, "label": batch["label"]}, moved
 
-    def objective(outputs: Outputs, extra: Extra, axis_name: str) -> tuple[jax.Array, Metrics]:
+    def objective(
+        outputs: Outputs, extra: Extra, step: jax.Array, axis_name: str
+    ) -> tuple[jax.Array, Metrics]:
         logits, label = outputs["logits"], outputs["label"]
         loss, accuracy = cross_entropy(logits, label, axis_name=axis_name)
         return loss, {"loss": loss, "train_accuracy": accuracy}
@@ -58,7 +61,7 @@ def make_stage(config: ConfigDict, timetable: Timetable, inputs: Inputs, mesh: M
     return Stage(
         init=functools.partial(network.first_state, inputs.train.channels, optimizer, mesh),
         warm_start=functools.partial(load_parts, config.init, tap=config.finetune.tap),
-        embed=embed,
+        forward=forward,
         objective=objective,
         optimizer=optimizer,
         learning_rate=schedule,
@@ -67,4 +70,5 @@ def make_stage(config: ConfigDict, timetable: Timetable, inputs: Inputs, mesh: M
         compare=accuracy.compare,
         protocol=accuracy.protocol,
         formats=FORMATS,
+        look=make_views,
     )

@@ -8,7 +8,7 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from simclr_jax import files, processes
+from simclr_jax import files, processes, recipes
 from simclr_jax.errors import UserError
 from simclr_jax.recipes import INHERITED, INHERITED_CROP, OPEN, base, of_record
 from simclr_jax.stages import warm_start
@@ -18,7 +18,7 @@ from simclr_jax.train import saved
 def inherit(
     config: ConfigDict, before: Mapping[str, Any] | None = None
 ) -> tuple[ConfigDict, list[str]]:
-    """Fill what a recipe leaves open of `config.INHERITED` from `init.run`, or from its teacher.
+    """Fill what a recipe leaves open of `recipes.INHERITED` from `init.run`, or from its teacher.
 
     Args:
       config: a recipe.
@@ -30,14 +30,14 @@ def inherit(
     Raises:
       UserError: if there is nothing to take them from.
     """
-    c = config.copy_and_resolve_references()
+    c = recipes.copied(config)
     given = "init.run" if c.init.run or c.stage != "distill" else "distill.teacher"
-    from_run = c[given.split(".")[0]][given.split(".")[1]]
+    from_run = recipes.get(c, given)
     wanted = [name for name in _open(c) if from_run or name not in OPEN]
     if not wanted:  # what the images decide is left to `stages.adapt`
         return c, []
     if before is not None:
-        _fill(c, before, wanted)
+        _fill(c, of_record(before).to_dict(), wanted)
         return c, []
     if not from_run:
         raise UserError(
@@ -61,38 +61,39 @@ def pin(config: ConfigDict, before: Mapping[str, Any] | None) -> None:
     The other runs may train on, lose a checkpoint, or, once this one has saved, be gone. Each
     process has to read the same one, and a teacher is read again whenever this run is resumed.
     """
-    pointers = [("init", "run")] if warm_start.parts_of(config.init) else []
-    pointers += [("distill", "teacher")] if config.stage == "distill" else []
-    for group, field in pointers:
-        run = config[group][field]
+    pointers = ["init.run"] if warm_start.wanted(config) else []
+    pointers += ["distill.teacher"] if config.stage == "distill" else []
+    for pointer in pointers:
+        run = recipes.get(config, pointer)
         if before is None:
-            newest = functools.partial(saved.newest, run, f"{group}.{field}")
-            config[group][field] = processes.on_first(newest)
+            newest = functools.partial(saved.newest, run, pointer)
+            recipes.put(config, pointer, processes.on_first(newest))
             continue
-        then = of_record(before)[group][field]
+        then = recipes.get(of_record(before), pointer)
         if saved.split(then)[0] == files.expand_home(run):
-            config[group][field] = then
+            recipes.put(config, pointer, then)
 
 
 def _open(c: ConfigDict) -> list[str]:
-    """Name the fields that are to be inherited; those of a crop as `augment.VIEW.FIELD`."""
-    found = [name for name in INHERITED if c[name.split(".")[0]][name.split(".")[1]] is None]
-    for name, view in c.augment.views.items():
-        found += [f"augment.{name}.{field}" for field in INHERITED_CROP if view[field] is None]
-    return found
+    """Name the fields that are to be inherited; those of a crop are `augment.views.VIEW.FIELD`."""
+    views = [f"augment.views.{view}" for view in c.augment.views]
+    crops = [f"{view}.{field}" for view in views for field in INHERITED_CROP]
+    return [name for name in (*INHERITED, *crops) if recipes.get(c, name) is None]
 
 
 def _fill(c: ConfigDict, there: Mapping[str, Any], wanted: list[str]) -> None:
+    """Set the `wanted` fields to what they are in the recipe `there`.
+
+    There, views may have other names and another number: the crop is that of the first.
+    """
     first = there["augment"]["views"][min(there["augment"]["views"])]
     with c.unlocked():
         if "data.source" in wanted:
             c.data.update({n: v for n, v in _data(there).items() if not _is_set(c, n)})
         for name in wanted:
-            group, *view, field = name.split(".")
-            if view:
-                c.augment.views[view[0]][field] = first[field]
-            else:
-                c[group][field] = there[group][field]
+            of_crop = name.startswith("augment.views.")
+            value = first[name.rpartition(".")[2]] if of_crop else recipes.get(there, name)
+            recipes.put(c, name, value)
 
 
 def _data(there: Mapping[str, Any]) -> dict[str, Any]:

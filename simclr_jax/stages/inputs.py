@@ -120,7 +120,8 @@ class Inputs:
         follow: Callable[[np.ndarray], np.ndarray]
         if role == "train" and c.data.order == "stream":
             follow = Stream(
-                *(c.seed, len(source)),
+                c.seed,
+                len(source),
                 batch_size=c.train.batch_size,
                 block=c.data.stream_block,
                 window=c.data.stream_window,

@@ -19,15 +19,16 @@ from ml_collections import ConfigDict
 
 from simclr_jax import parallel
 from simclr_jax.frame import modules
+from simclr_jax.frame.net import Net, Rows
 from simclr_jax.recipes import head_layers
 from simclr_jax.stages import build
 from simclr_jax.stages.encoder import embedder, tap_name
-from simclr_jax.train.stage import Params, Stats, TrainState
+from simclr_jax.train.stage import Moved, Params, Stats, TrainState
 
 PART = "classifier"
 
 
-class Network:
+class LabelledNetwork:
     """Images in, logits out.
 
     Args:
@@ -37,8 +38,11 @@ class Network:
 
     def __init__(self, config: ConfigDict, classes: int):
         self._config, self._classes = config, classes
-        self._encoder, self._head = modules.encoder(config), modules.projection_head(config)
-        self._classifier = modules.classifier(config, classes)
+        self._modules = {
+            "encoder": modules.encoder(config),
+            "head": modules.projection_head(config),
+            PART: modules.classifier(config, classes),
+        }
         layers = head_layers(config)
         self._tap = config.finetune.tap % (layers + 1)
         self.tap = tap_name(config, self._tap)
@@ -64,41 +68,9 @@ class Network:
 
         return parallel.replicate(mesh, first())
 
-    def learns(self, params: Params) -> Any:
-        """Return a tree like `params` of booleans: is this parameter trained?"""
-        return jax.tree_util.tree_map_with_path(
-            lambda path, _: self._learns(*(key.key for key in path)), params
-        )
-
-    def in_training(
-        self, params: Params, batch_stats: Stats, images: jax.Array
-    ) -> tuple[jax.Array, Stats]:
-        """Return logits `[n, classes]` of images `[n, h, w, c]`, and moved statistics.
-
-        No gradient reaches what does not learn; blocks below the first that learns are not
-        differentiated at all.
-        """
-        params = jax.tree.map(
-            lambda p, learns: p if learns else lax.stop_gradient(p), params, self.learns(params)
-        )
-        if self._config.finetune.encoder_bn == "batch":
-            ends, moved = build.in_training(self._encoder, "encoder", params, batch_stats, images)
-        else:
-            variables = {"params": params["encoder"], "batch_stats": batch_stats["encoder"]}
-            ends, moved = self._encoder.apply(variables, images, train=False), {}  # type: ignore
-        # The whole head, as officially: statistics above the tap move too.
-        hiddens, more = build.in_training(self._head, "head", params, batch_stats, ends["h"])
-        return self._logits(params, hiddens[self._tap]), batch_stats | moved | more
-
-    def __call__(self, variables: Any, images: jax.Array) -> jax.Array:
-        """Return logits `[n, classes]` of prepared images `[n, h, w, c]` in inference mode."""
-        tapped = self._tapped(variables, images)[self.tap]
-        return self._logits(variables["params"], tapped)
-
-    def _logits(self, params: Params, x: jax.Array) -> jax.Array:
-        return self._classifier.apply({"params": params[PART]}, x)  # type: ignore
-
-    def _learns(self, part: str, module: str, *_: str) -> bool:
+    def learns(self, path: tuple[str, ...]) -> bool:
+        """Tell whether the parameter at a path, such as `("head", "dense1", "kernel")`, learns."""
+        part, module, *_ = path
         f = self._config.finetune
         if part == "encoder":
             group = re.match(r"group(\d+)_", module)
@@ -107,3 +79,30 @@ class Network:
             (layer,) = re.findall(r"\d+$", module)
             return f.train_head and int(layer) <= self._tap
         return True
+
+    def in_training(
+        self, params: Params, batch_stats: Stats, images: jax.Array
+    ) -> tuple[jax.Array, Moved]:
+        """Return logits `[n, classes]` of images `[n, h, w, c]`, and moved statistics.
+
+        No gradient reaches what does not learn; blocks below the first that learns are not
+        differentiated at all.
+        """
+        params = jax.tree_util.tree_map_with_path(
+            lambda path, p: p if self.learns(_names(path)) else lax.stop_gradient(p), params
+        )
+        rows = Rows.of_device(len(images), self._config.bn.groups)
+        net = Net(self._modules, params, batch_stats, rows=rows)
+        ends = net("encoder", images, train=self._config.finetune.encoder_bn == "batch")
+        # The whole head, as officially: statistics above the tap move too.
+        hiddens = net("head", ends["h"])
+        return net(PART, hiddens[self._tap]), net.moved
+
+    def __call__(self, variables: Any, images: jax.Array) -> jax.Array:
+        """Return logits `[n, classes]` of prepared images `[n, h, w, c]` in inference mode."""
+        tapped = self._tapped(variables, images)[self.tap]
+        return Net(self._modules, variables["params"], {})(PART, tapped, train=False)
+
+
+def _names(path: Any) -> tuple[str, ...]:
+    return tuple(str(key.key) for key in path)

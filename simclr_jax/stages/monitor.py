@@ -12,10 +12,10 @@ import numpy as np
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
+from simclr_jax import recipes
 from simclr_jax.data.sources import Source
 from simclr_jax.evaluate import features, geometry, knn, linear_probe, logistic, scores
 from simclr_jax.evaluate.subsets import few_labels
-from simclr_jax.losses.nt_xent import l2_normalize
 from simclr_jax.stages.encoder import PIXELS, embedder, tap_name
 from simclr_jax.stages.inputs import Inputs
 from simclr_jax.stages.views import view_maker
@@ -47,7 +47,9 @@ class Monitor:
             return {"h": found["h"], "guess": jnp.argmax(logits, axis=-1)}
 
         # Kept as attributes: `features.extract` compiles once per function object.
-        self._encode, self._encode_views = judged, embedder(config, ("h", "z"))
+        vectors_seen = ("h", "z") if recipes.head_layers(config) else ("h",)
+        self._encode, self._encode_views = judged, embedder(config, vectors_seen)
+        self._encoders: dict[str, Callable] = {}
         pixels = embedder(config, ("pixels",))
         self._pixels = lambda _, images: pixels({}, inputs.prepare(images))["pixels"]
         self._make_views = jax.jit(view_maker(config))
@@ -77,7 +79,7 @@ class Monitor:
     def evaluate(self, state: TrainState) -> dict[str, float]:
         """Return kNN and probe accuracy on held-out images, and label-free signs of collapse."""
         metrics = self._geometry(state)
-        encode = functools.partial(self._extract, self._encode, _variables(state))
+        encode = functools.partial(self._extract, self._encode, state.variables)
         wanted = self._config.eval
         if not (wanted.probe or wanted.knn):
             return metrics
@@ -105,11 +107,9 @@ class Monitor:
         rows: dict[str, Callable[[Source], Any]] = {
             "raw pixels": functools.partial(self._extract, self._pixels, None),
             "untrained encoder": functools.partial(
-                self._extract, self._encode, _variables(untrained)
+                self._extract, self._encode, untrained.variables
             ),
-            "pretrained encoder": functools.partial(
-                self._extract, self._encode, _variables(trained)
-            ),
+            "pretrained encoder": functools.partial(self._extract, self._encode, trained.variables),
         }
         return {
             name: self._scores(make(self._train), make(self._test)) for name, make in rows.items()
@@ -144,20 +144,41 @@ class Monitor:
             found[name] = {"accuracy": float(np.mean(right)), "low": low, "high": high}
         return found
 
+    def training_features(
+        self, variables: Variables, tap: str = "h"
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Encode the training images that can be read, in inference mode.
+
+        Returns:
+          Features `[m, d]`, and the number of each image, int `[m]`.
+        """
+        if tap not in self._encoders:  # `features.extract` compiles once per function object
+            vectors = embedder(self._config, (tap,))
+            self._encoders[tap] = lambda variables, images: vectors(
+                variables, self._inputs.prepare(images)
+            )
+        images = self._inputs.for_evaluation(self._train)
+        found = features.extract(self._encoders[tap], variables, images, self._mesh)[tap]
+        readable = self._inputs.readable(self._train, images)
+        numbers = np.arange(len(found)) if readable is None else readable
+        return found[numbers], numbers
+
     def _geometry(self, state: TrainState) -> dict[str, float]:
-        """Compare the two views of held-out images; every evaluation uses the same views."""
-        views = np.asarray(self._make_views(self._inputs.held_out(PAIRS)), np.float32)
-        found = {}
-        first, second = (  # views [2, count, h, w, c]
-            features.extract(self._encode_views, _variables(state), view, self._mesh)
+        """Look at embeddings of held-out views, which are the same at every evaluation."""
+        views = pair(self._make_views(self._inputs.held_out(PAIRS)))
+        first, *second = (
+            features.extract(
+                self._encode_views, state.variables, np.asarray(view, np.float32), self._mesh
+            )
             for view in views
         )
-        for name in ("h", "z"):
-            a, b = l2_normalize(first[name]), l2_normalize(second[name])
-            found[f"alignment_{name}"] = float(geometry.alignment(a, b))
-            found[f"uniformity_{name}"] = float(geometry.uniformity(a))
-            found[f"effective_rank_{name}"] = float(geometry.effective_rank(first[name]))
-        return found
+        return {
+            f"{indicator}_{name}": value
+            for name in first
+            for indicator, value in geometry.indicators(
+                first[name], second[0][name] if second else None
+            ).items()
+        }
 
     def _extract(self, encode: Callable, variables: Variables | None, source: Source) -> Any:
         """Return what `encode` makes of all readable images, and their `label`."""
@@ -172,7 +193,3 @@ class Monitor:
         e, classes = self._config.eval, self._train.classes
         k = min(e.knn_k, len(bank))
         return knn.classify(bank, labels, queries, classes, k, e.knn_temperature)
-
-
-def _variables(state: TrainState) -> Variables:
-    return {"params": state.params, "batch_stats": state.batch_stats}

@@ -1,47 +1,55 @@
-"""Pretraining: two views of each image, one encoder, NT-Xent (SimCLR, section 2)."""
+"""Pretraining by a method: its network and loss, a probe that watches, a monitor.
+
+What a method is stands in `frame/method.py`; each is a file of `methods/`, and `config.method`
+names it.
+"""
 
 from __future__ import annotations
 
 import functools
+from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
+import optax
 from jax import lax
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from simclr_jax import parallel
+from simclr_jax import declaration, parallel
 from simclr_jax.frame import modules
+from simclr_jax.frame.keys import Keys, root
+from simclr_jax.frame.method import Method, Setting, Views
+from simclr_jax.frame.net import Net, Recorder, Rows, image_major, view_major
 from simclr_jax.losses.cross_entropy import cross_entropy
-from simclr_jax.losses.nt_xent import nt_xent
-from simclr_jax.stages import build, views
-from simclr_jax.stages.encoder import embedder
+from simclr_jax.stages import build
 from simclr_jax.stages.inputs import Inputs
 from simclr_jax.stages.monitor import Monitor
+from simclr_jax.stages.views import view_maker
 from simclr_jax.stages.warm_start import load_parts
 from simclr_jax.train.stage import (
     Batch,
     Extra,
     Metrics,
+    Moved,
     Outputs,
     Params,
     Stage,
     Stats,
     TrainState,
-    nothing_more,
+    Update,
 )
 from simclr_jax.train.timetable import Timetable
 
 FORMATS = {
-    "loss": "loss {:.4f}",
-    "contrast_accuracy": "partner found {:.1%}",
     "train_probe_accuracy": "train probe {:.1%}",
     "lr": "lr {:.3g}",
     "knn_accuracy": "kNN {:.1%}",
     "probe_accuracy": "probe {:.1%}",
-    "alignment_z": "alignment {:.3f}",
-    "uniformity_z": "uniformity {:.2f}",
-    "effective_rank_h": "rank of h {:.1f}",
+    "alignment_z": "alignment of z {:.3f}",
+    "uniformity_z": "uniformity of z {:.2f}",
+    "effective_rank_h": "effective rank of h {:.1f}",
     "effective_rank_z": "of z {:.1f}",
 }
 
@@ -52,92 +60,201 @@ def make_stage(config: ConfigDict, timetable: Timetable, inputs: Inputs, mesh: M
     Args:
       config: a validated recipe.
       timetable: the run in numbers.
-      inputs: images to learn from, whose labels, if any, train the online probe and nothing else;
-        and held-out images for the evaluations during the run.
+      inputs: images to learn from, whose labels, if any, train the online probe and, if the method
+        says so, the encoder; and held-out images for the evaluations during the run.
       mesh: the devices.
     """
-    encoder, head = modules.encoder(config), modules.projection_head(config)
-    probe = modules.classifier(config, inputs.train.classes) if config.eval.probe else None
-    optimizer, schedule = build.optimizer(config, timetable)
-    memory = build.memory(config)
-    make_views = views.view_maker(config)
+    schedule = build.schedule(timetable)
+    method = make_method(config, timetable, inputs, schedule)
+    said, network = declaration.find(config.method), Pretrained(config, method, inputs)
+    optimizer = build.optimizer(
+        config,
+        schedule,
+        learns=method.learns,
+        rates=method.rates,
+        roles=said.roles,
+    )
 
     @jax.jit
     def first_state() -> TrainState:
-        on_top = ("probe", config.eval.probe_tap, inputs.train.classes) if probe else None
-        made = build.first_parts(config, inputs.train.channels, on_top)
-        params, stats = made["params"], made["batch_stats"]
-        state = TrainState(jnp.zeros((), jnp.int32), params, stats, optimizer.init(params))
-        if memory:
-            side = config.data.image_size
-            images = jnp.zeros((1, side, side, inputs.train.channels))
-            z = embedder(config, ("z",))(made, images)["z"]
-            state = state._replace(extra=memory.first(params, stats, z))
-        return state
-
-    def project(params: Params, batch_stats: Stats, images: jax.Array):
-        """Return h and every layer of the head, `[rows, d]` each, and moved statistics."""
-        ends, encoder_stats = build.in_training(encoder, "encoder", params, batch_stats, images)
-        hiddens, head_stats = build.in_training(head, "head", params, batch_stats, ends["h"])
-        return hiddens, encoder_stats | head_stats
-
-    def embed(
-        params: Params, batch_stats: Stats, extra: Extra, batch: Batch
-    ) -> tuple[Outputs, Stats]:
-        pair = make_views(batch)  # [2, n, h, w, c]
-        images = pair.reshape(-1, *pair.shape[2:])  # [2n, h, w, c]: both views in one forward
-        hiddens, batch_stats = project(params, batch_stats, images)
-        outputs: Outputs = {"z": hiddens[-1]}  # [2n, dim]
-        if probe:
-            # The probe watches, it does not teach.
-            tapped = lax.stop_gradient(hiddens[config.eval.probe_tap])  # [2n, d]
-            outputs["logits"] = probe.apply({"params": params["probe"]}, tapped)  # [2n, classes]
-            outputs["label"] = jnp.concatenate([batch["label"], batch["label"]])  # [2n]
-        if memory:
-            outputs |= memory.embed(project, extra, pair[1], batch["example"])
-        return outputs, batch_stats
-
-    def objective(outputs: Outputs, extra: Extra, axis_name: str) -> tuple[jax.Array, Metrics]:
-        z1, z2 = jnp.split(outputs["z"], 2)  # [n, dim] each
-        loss, metrics = nt_xent(
-            z1,
-            z2,
-            temperature=config.loss.temperature,
-            scale=config.loss.scale,
-            normalize=config.loss.normalize,
-            memory=memory.negatives(extra, outputs) if memory else None,
-            axis_name=axis_name,
-        )
-        metrics["loss"] = loss
-        if probe:
-            logits, label = outputs["logits"], outputs["label"]
-            probe_loss, accuracy = cross_entropy(logits, label, axis_name=axis_name)
-            metrics |= {"probe_loss": probe_loss, "train_probe_accuracy": accuracy}
-            loss = loss + probe_loss
-        return loss, metrics
+        variables, extra = network.first()
+        params, step = variables["params"], jnp.zeros((), jnp.int32)
+        opt_state = optimizer.init(params)
+        return TrainState(step, params, variables["batch_stats"], opt_state, extra)
 
     def init() -> TrainState:
         return parallel.replicate(mesh, first_state())
 
     def warm_start(state: TrainState) -> TrainState:
-        state = load_parts(config.init, state, tap=config.eval.probe_tap)
-        if not memory:
+        loaded = load_parts(config.init, state, tap=config.eval.probe_tap, others=said.parts)
+        if loaded is state:
             return state
-        extra = memory.averaging(state.extra, state.params, state.batch_stats)
-        return state._replace(extra=extra)
+        averages = {name: a.first(loaded.variables) for name, a in method.averages.items()}
+        return loaded._replace(extra=state.extra | averages)
 
+    probe = modules.classifier(config, inputs.train.classes) if config.eval.probe else None
     monitor = Monitor(config, probe, inputs, mesh)
+
+    def before_epoch(state: TrainState, epoch: int) -> TrainState:
+        assert method.before_epoch is not None  # or this is not called
+
+        def embed(average: str, tap: str) -> tuple[np.ndarray, np.ndarray]:
+            variables = state.extra[average] if average else state.variables
+            return monitor.training_features(variables, tap)
+
+        made = method.before_epoch(state.extra, epoch, embed)
+        for name, tree in made.items():
+            if jax.tree.map(jnp.shape, tree) != jax.tree.map(jnp.shape, state.extra[name]):
+                raise ValueError(f"{name} has another shape than before epoch {epoch}")
+        return state._replace(extra=state.extra | parallel.replicate(mesh, made))
+
     return Stage(
         init=init,
         warm_start=warm_start,
-        embed=embed,
-        objective=objective,
+        forward=network.forward,
+        objective=network.objective,
         optimizer=optimizer,
         learning_rate=schedule,
         batches=functools.partial(inputs.batches, mesh, timetable),
         evaluate=monitor.evaluate,
         compare=lambda state: monitor.compare(state, untrained=init()),
         protocol=monitor.protocol,
-        formats=FORMATS,
-        after_update=memory.after_update if memory else nothing_more,
+        formats={**method.formats, **FORMATS},
+        after_update=network.after_update,
+        look=network.look,
+        views=network.views,
+        before_epoch=before_epoch if method.before_epoch else None,
     )
+
+
+def make_method(
+    config: ConfigDict, timetable: Timetable, inputs: Inputs, schedule: optax.Schedule
+) -> Method:
+    """Build the method that a recipe names."""
+    setting = Setting(
+        examples=timetable.examples,
+        classes=inputs.train.classes,
+        channels=inputs.train.channels,
+        batch_size=timetable.batch_size,
+        total_steps=timetable.total_steps,
+        peak_rate=timetable.peak_rate,
+        rate=schedule,
+    )
+    return declaration.module(config.method).make(config, setting)
+
+
+class Pretrained:
+    """A method's network with the probe beside it, as functions over explicit state.
+
+    Args:
+      config: a recipe.
+      method: built by `make_method`.
+      inputs: the images.
+    """
+
+    def __init__(self, config: ConfigDict, method: Method, inputs: Inputs):
+        self._config, self._method, self._train = config, method, inputs.train
+        self._make_views = view_maker(config)
+        self._modules = dict(method.modules)
+        self._probe = config.eval.probe
+        if self._probe:
+            self._modules["probe"] = modules.classifier(config, inputs.train.classes)
+
+    def look(self, batch: Batch) -> Views:
+        """Return what the network looks at in the first step, `[n, v, h, w, c]` by group."""
+        return self._looked_at(self._make_views(batch), batch, jnp.zeros((), jnp.int32))
+
+    def forward(
+        self, params: Params, batch_stats: Stats, extra: Extra, batch: Batch, step: jax.Array
+    ) -> tuple[Outputs, Moved]:
+        """Pass one device's images through the network; see `Stage.forward`."""
+        rows = Rows.of_device(len(batch["position"]), self._config.bn.groups)
+        net = Net(self._modules, params, batch_stats, extra, rows)
+        return self._outputs(net, self._make_views(batch), extra, batch, step), net.moved
+
+    def objective(
+        self, outputs: Outputs, extra: Extra, step: jax.Array, axis_name: str
+    ) -> tuple[jax.Array, Metrics]:
+        """Return this device's share of loss and metrics; see `Stage.objective`."""
+        keys = Keys(self._config.seed, step)
+        loss, metrics = self._method.loss(outputs, extra, keys, axis_name)
+        metrics = {"loss": loss, **metrics}
+        if self._probe:
+            logits = outputs["probe"]["logits"]  # [n, v, classes]
+            label = jnp.tile(outputs["probe"]["label"], logits.shape[1])  # [v * n]
+            probe_loss, accuracy = cross_entropy(view_major(logits), label, axis_name=axis_name)
+            metrics |= {"probe_loss": probe_loss, "train_probe_accuracy": accuracy}
+            loss = loss + probe_loss
+        return loss, metrics
+
+    def after_update(self, extra: Extra, update: Update) -> Extra:
+        """Move averages, and what else the method keeps; see `Stage.after_update`."""
+        moved = {
+            name: average.next(
+                extra[name],
+                update.params,
+                update.moved.averages.get(name, {}),
+                update.moved.own,
+                update.step,
+            )
+            for name, average in self._method.averages.items()
+        }
+        return extra | self._method.next(extra, update) | moved
+
+    def first(self) -> tuple[dict[str, Any], Extra]:
+        """Return first parameters and statistics, and what is kept beside them."""
+        seed = jax.random.key(self._config.seed)
+        net, outputs = self._record(seed)
+        averages = {}
+        for name, average in self._method.averages.items():
+            start = net.variables
+            if average.other_start:
+                start = self._record(root(self._config.seed, name))[0].variables
+            averages[name] = average.first(start)
+        key = root(self._config.seed, "first")
+        return net.variables, self._method.first(outputs, key) | averages
+
+    @property
+    def views(self) -> int:
+        """Return how many views of an image pass through the network."""
+
+        def look() -> Views:
+            views, batch = self._zeros()
+            return self._looked_at(views, batch, jnp.zeros((), jnp.int32))
+
+        return sum(views.shape[1] for views in jax.eval_shape(look).values())
+
+    def _record(self, key: jax.Array) -> tuple[Recorder, Outputs]:
+        """Make the parts of the network by a pass over two images of zeros."""
+        net, (views, batch) = Recorder(self._modules, key), self._zeros()
+        return net, self._outputs(net, views, {}, batch, jnp.zeros((), jnp.int32))
+
+    def _zeros(self) -> tuple[Views, Batch]:
+        """Return the views of two images of zeros, and the rest of their batch."""
+        batch = {"example": jnp.zeros(2, jnp.int32), "position": jnp.zeros((2, 2), jnp.uint32)}
+        if classes := self._train.classes:
+            several = (2, classes) if self._train.multi_label else (2,)
+            batch["label"] = jnp.zeros(several, jnp.int32)
+        dtype, channels = jnp.dtype(self._config.train.dtype), self._train.channels
+        views = {
+            group: jnp.zeros((2, len(of), of[0].size, of[0].size, channels), dtype)
+            for group, of in build.policies(self._config).items()
+        }
+        return views, batch
+
+    def _looked_at(self, views: Views, batch: Batch, step: jax.Array) -> Views:
+        return self._method.look(views, Keys(self._config.seed, step, batch["position"]))
+
+    def _outputs(
+        self, net: Net, views: Views, extra: Extra, batch: Batch, step: jax.Array
+    ) -> Outputs:
+        keys = Keys(self._config.seed, step, batch["position"])
+        views = self._looked_at(views, batch, step)
+        outputs = self._method.forward(net, views, extra, batch, keys)
+        taps = outputs.pop("taps")
+        if self._probe:
+            # The probe watches, it does not teach.
+            tapped = lax.stop_gradient(taps[self._config.eval.probe_tap])  # [n, v, d]
+            logits = image_major(net("probe", view_major(tapped)), len(tapped))
+            outputs["probe"] = {"logits": logits, "label": batch["label"]}
+        return outputs

@@ -26,17 +26,19 @@ def announce(
     say, o = workdir.console.say, config.optim
     params = jax.eval_shape(stage.init).params
     kind = mesh.devices.flat[0].device_kind
+    warmup = timetable.warmup_steps
+    rising = f"learning-rate warm-up until step {warmup}" if warmup else "no warm-up"
     say(f"run       {workdir.path}")
     for line in about:
         say(line)
     say(f"devices   {mesh.size} x {kind}, computing in {config.train.dtype}")
     say(
-        f"batch     {timetable.batch_size} images ({_views(config) * timetable.batch_size} views), "
+        f"batch     {timetable.batch_size} images ({stage.views * timetable.batch_size} views), "
         f"{timetable.batch_size // mesh.size} images a device"
     )
     say(
         f"length    {timetable.total_steps} steps = {timetable.epochs:.1f} epochs of "
-        f"{timetable.examples} images; the rate rises over the first {timetable.warmup_steps} steps"
+        f"{timetable.examples} images; {rising}"
     )
     say(f"optimiser {o.name}, peak rate {timetable.peak_rate:g}, weight decay {o.weight_decay:g}")
     say(tables.parameters(params))
@@ -62,7 +64,3 @@ def conclude(workdir: Workdir, timetable: Timetable, stage: Stage, state: TrainS
     found = [name for name in names if (workdir.path / name).exists()]
     say(f"checkpoint {os.fspath(workdir.path / 'checkpoints')}/{timetable.total_steps}")
     say(f"also in {workdir.path}: {', '.join([*found, *(['results'] if results else [])])}")
-
-
-def _views(config: ConfigDict) -> int:
-    return len(config.augment.views)

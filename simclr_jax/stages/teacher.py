@@ -36,13 +36,11 @@ class Teacher:
 
     def __init__(self, run: Saved, dtype: str, mesh: Mesh):
         classifier_shape(run)
-        encoder = Encoder.of(run, mesh)
+        encoder = Encoder.of(run, mesh).changed({"train.dtype": dtype})
         assert encoder.classifier is not None  # or it had no shape
         self._tap, (kernel, bias) = encoder.classifier
         self.name, self.classes = str(run), len(bias)
-        config = run.config
-        config.train.dtype = dtype
-        self._tapped = embedder(config, (self._tap,))
+        self._tapped = embedder(encoder.config, (self._tap,))
         weights = {"kernel": jnp.asarray(kernel), "bias": jnp.asarray(bias)}
         self.variables = encoder.variables | {"classifier": parallel.replicate(mesh, weights)}
 

@@ -1,9 +1,9 @@
-"""The two views of each image, made on the device from what the placement sends there."""
+"""The views of each image, made on the device from what the placement sends there."""
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 import jax
 import jax.numpy as jnp
@@ -21,46 +21,88 @@ from simclr_jax.train.workdir import Workdir
 
 SHOWN = 12  # images on the contact sheet
 
+Views = dict[str, jax.Array]  # by the name of their group, `[n, v, h, w, c]`
 
-def view_maker(config: ConfigDict) -> Callable[[Batch], jax.Array]:
-    """Return the function from a batch to its views, `[2, n, h, w, c]` in the compute dtype.
+
+def view_maker(config: ConfigDict) -> Callable[[Batch], Views]:
+    """Return the function from a batch to its views, in the compute dtype, by group.
 
     What is random about a view is decided by `augment.draws.draw_views`, wherever it is made.
     """
-    policies = build.policies(config)
+    groups = build.policies(config)
+    cropped = {
+        group: tuple(dataclasses.replace(policy, crop=False) for policy in policies)
+        for group, policies in groups.items()
+    }
     dtype = jnp.dtype(config.train.dtype)
     wide = jnp.promote_types(dtype, jnp.float32)  # augmentation itself is never in bfloat16
     shared_sigma = config.augment.sigma_per == "batch"
 
-    def draws_of(position, start, image):
-        size = image.shape[-3:-1]
-        return draw_views(policies, config.seed, position, start, *size, shared_sigma=shared_sigma)
-
     def from_image(image, position, start):  # [h, w, c], [2], [2]
-        image = to_float(image).astype(wide)
-        drawn = draws_of(position, start, image)
-        return [augment(image, d, policy) for d, policy in zip(drawn, policies, strict=True)]
+        image, size = to_float(image).astype(wide), image.shape[:2]
+        drawn = draw_views(groups, config.seed, position, start, *size, shared_sigma=shared_sigma)
+        return {
+            group: [augment(image, *view) for view in zip(drawn[group], policies, strict=True)]
+            for group, policies in groups.items()
+        }
 
-    def from_crops(crops, position, start):  # [2, h, w, c], cut and resized by the host
-        crops = to_float(crops).astype(wide)
-        rest = [dataclasses.replace(policy, crop=False) for policy in policies]
-        drawn = draws_of(position, start, crops)
-        return [augment(*view) for view in zip(crops, drawn, rest, strict=True)]
+    def from_crops(crops, position, start):  # {group: [v, h, w, c]}, cut and resized by the host
+        # No box is read of these draws, so that they may be of any size.
+        drawn = draw_views(cropped, config.seed, position, start, 1, 1, shared_sigma=shared_sigma)
+        return {
+            group: [
+                augment(*view)
+                for view in zip(
+                    to_float(crops[group]).astype(wide), drawn[group], policies, strict=True
+                )
+            ]
+            for group, policies in cropped.items()
+        }
 
-    def views(batch: Batch) -> jax.Array:
-        if "views" in batch:
-            return jnp.moveaxis(batch["views"], 1, 0).astype(dtype)
-        name, make = ("crops", from_crops) if "crops" in batch else ("image", from_image)
-        made = jax.vmap(make)(batch[name], batch["position"], batch["start"])
-        return jnp.stack(made).astype(dtype)
+    def views(batch: Batch) -> Views:
+        ready = _of_kind(batch, "views")
+        if ready:
+            return {group: made.astype(dtype) for group, made in ready.items()}
+        crops = _of_kind(batch, "crops")
+        make, source = (from_crops, crops) if crops else (from_image, batch["image"])
+        made = jax.vmap(make)(source, batch["position"], batch["start"])
+        # View-major first, as networks take them: to turn it round and back costs nothing.
+        return {
+            group: jnp.moveaxis(jnp.stack(some).astype(dtype), 0, 1) for group, some in made.items()
+        }
 
     return views
 
 
-def draw(config: ConfigDict, inputs: Inputs, workdir: Workdir) -> None:
-    """Draw the views of the first images of the run, once, to be looked at."""
+def _of_kind(batch: Batch, kind: str) -> Views:
+    """Return the arrays `KIND/GROUP` of a batch by their group."""
+    prefix = f"{kind}/"
+    return {name.removeprefix(prefix): x for name, x in batch.items() if name.startswith(prefix)}
+
+
+def pair(views: Mapping[str, jax.Array]) -> list[jax.Array]:
+    """Return two views of each image, `[n, h, w, c]` each: the largest that there are two of.
+
+    One alone, if no group has two.
+    """
+    several = [made for made in views.values() if made.shape[1] > 1] or list(views.values())
+    largest = max(several, key=lambda made: made.shape[2])
+    return [largest[:, view] for view in range(min(2, largest.shape[1]))]
+
+
+def draw(
+    inputs: Inputs, workdir: Workdir, look: Callable[[Batch], Mapping[str, jax.Array]]
+) -> None:
+    """Draw the views of the first images of the run, once, to be looked at.
+
+    Args:
+      inputs: of the run.
+      workdir: where the picture is written, as `views.png`.
+      look: from a batch to what the network looks at, see `train.stage.Stage`.
+    """
     path = workdir.path / "views.png"
     if path.exists() and not workdir.fresh:
         return
-    made = jax.jit(view_maker(config))(inputs.first(SHOWN)).astype(jnp.float32)
-    files.write_atomically(path, contact_sheet(inputs.originals(SHOWN), np.asarray(made)))
+    made = jax.jit(look)(inputs.first(SHOWN))
+    shown = {group: np.asarray(some, np.float32) for group, some in made.items()}
+    files.write_atomically(path, contact_sheet(inputs.originals(SHOWN), shown))

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import jax
 from ml_collections import ConfigDict
 
-from simclr_jax import parallel
+from simclr_jax import declaration, parallel
 from simclr_jax.errors import UserError, choose
 from simclr_jax.recipes import head_layers
 from simclr_jax.stages.encoder import classifier_tap
@@ -19,7 +20,9 @@ PARTS = ("encoder", "head", "probe", "classifier")
 LINEAR = ("probe", "classifier")  # the same thing, taught on the side or with the encoder
 
 
-def load_parts(init: ConfigDict, state: TrainState, tap: int = 0) -> TrainState:
+def load_parts(
+    init: ConfigDict, state: TrainState, tap: int = 0, others: Sequence[str] = ()
+) -> TrainState:
     """Replace parameters and batch statistics of `init.parts` by those of `init.run`.
 
     Args:
@@ -28,12 +31,13 @@ def load_parts(init: ConfigDict, state: TrainState, tap: int = 0) -> TrainState:
       state: the first state of this run; the rest of it stays (optimiser, step 0).
       tap: layer of the head that this run's probe or classifier reads; if it is taken over, that
         of the other run must be the same.
+      others: parts, beside `PARTS`, that the network of this run has.
 
     Raises:
       UserError: if there is no such checkpoint, or a part has other leaves or shapes there, naming
         what is missing, extra or different.
     """
-    parts = parts_of(init)
+    parts = parts_of(init, others)
     if not parts:
         return state
     run = saved.read(init.run, "init.run")
@@ -53,13 +57,18 @@ def load_parts(init: ConfigDict, state: TrainState, tap: int = 0) -> TrainState:
     return jax.tree.unflatten(jax.tree.structure(state), leaves)
 
 
-def parts_of(init: ConfigDict) -> list[str]:
-    """Return the parts to be taken over; raise `UserError` if one is unknown."""
+def wanted(config: ConfigDict) -> list[str]:
+    """Return the parts that a recipe takes over; raise `UserError` if one is unknown."""
+    return parts_of(config.init, declaration.find(config.method).parts)
+
+
+def parts_of(init: ConfigDict, others: Sequence[str] = ()) -> list[str]:
+    """Return the parts that `init` names, see `load_parts`."""
     if not init.run or init.parts == NOTHING:
         return []
     parts = [part.strip() for part in init.parts.split(",")]
     for part in parts:
-        choose("init.parts", part, (*PARTS, NOTHING))
+        choose("init.parts", part, (*PARTS, *others, NOTHING))
     return parts
 
 

@@ -197,24 +197,6 @@ class Checkpoints:
         else:
             processes.on_first(functools.partial(self._set_aside, step, damages[0]))
 
-    def restore_step(self, step: int, target: Any) -> Any:
-        """Return the state of one step; `target` as in `restore`.
-
-        Raises:
-          UserError: there is no such step, it is damaged, or it holds another model.
-        """
-        self.wait()
-        steps = self.steps()
-        there = f"steps there: {', '.join(map(str, steps)) or 'none'}"
-        if step not in steps:
-            raise UserError(f"there is no checkpoint {step} in {self.place}: {there}")
-        try:
-            return self._read(step, target)
-        except Damaged as damage:
-            raise UserError(
-                f"checkpoint {self._name(step)} is damaged ({damage}): choose another, {there}"
-            ) from damage
-
     def leaves(self, step: int | None = None) -> tuple[int, dict[str, np.ndarray]]:
         """Return a step and all its arrays in host memory, by path, whatever model they are of.
 

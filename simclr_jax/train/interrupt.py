@@ -6,6 +6,7 @@ import os
 import signal
 import threading
 import time
+from typing import Any
 
 from jax.experimental import multihost_utils
 
@@ -27,15 +28,23 @@ class StopRequest:
     def __init__(self) -> None:
         self._signal = 0
         self._asked = 0.0
-        self._chunks = 0
-        self._previous: dict[int, object] = {}
+        self._calls = 0  # of `after_chunk`
+        self._previous: dict[int, Any] = {}
 
     def after_chunk(self) -> int:
-        """Return the signal after which to stop now, or 0. Called once for every chunk."""
+        """Return the signal because of which to stop now, or 0.
+
+        To be called after every chunk and, unless that has said to stop, once more at the end, when
+        the last save is done: a signal may have come meanwhile.
+
+        Every process has to call it equally often. The preemption service knows a moment by its
+        number, and that is the number of the call: all processes are told to stop by calls of the
+        same number.
+        """
         if processes.count() == 1:
             return self._signal
-        self._chunks += 1
-        now = multihost_utils.reached_preemption_sync_point(self._chunks)
+        self._calls += 1
+        now = multihost_utils.reached_preemption_sync_point(self._calls)
         return (self._signal or signal.SIGTERM) if now else 0
 
     def __enter__(self) -> StopRequest:
@@ -48,7 +57,7 @@ class StopRequest:
 
     def __exit__(self, *_) -> None:
         for number, handler in self._previous.items():
-            signal.signal(number, handler)  # type: ignore[arg-type]
+            signal.signal(number, handler)
 
     def _handle(self, number: int, frame: object) -> None:
         now = time.monotonic()

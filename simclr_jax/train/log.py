@@ -19,6 +19,8 @@ from simclr_jax.train.workdir import Workdir
 
 Batch = TypeVar("Batch")
 
+OF_ONE_STEP = ("lr",)  # a line has the last step's of these, and means of all else
+
 
 @jax.jit
 def _all_finite(tree: Params) -> jax.Array:
@@ -26,7 +28,10 @@ def _all_finite(tree: Params) -> jax.Array:
 
 
 class Log:
-    """Turns device metrics into lines, one chunk late; stops on a loss that is not finite."""
+    """Turns device metrics into lines, one chunk late; stops on a loss that is not finite.
+
+    A line has the means over the steps since the line before, not the values of one step.
+    """
 
     def __init__(
         self,
@@ -39,6 +44,7 @@ class Log:
         self._checkpoints, self._console = workdir.checkpoints, workdir.console
         first = processes.rank() == 0
         self._writer = MetricsWriter(workdir.path, first_step) if first else NoMetrics()
+        self._window = self._writer.window()
         self._speed = Speed(timetable.batch_size)
         self._pending: tuple[range, dict[str, jax.Array]] | None = None
 
@@ -61,13 +67,16 @@ class Log:
         """Read and put on disk all metrics so far; the clock of speed stands still meanwhile.
 
         A loss judges the parameters before its update. With a `state`, which is about to be saved,
-        the parameters after the last update are judged too.
+        the parameters after the last update are judged too, and what the next line has summed up
+        so far is put on disk as well.
         """
         previous, self._pending = self._pending, None
         self._read(previous)
-        if state is not None and not _all_finite(state.params):
+        if state is not None:
             done = int(state.step)
-            self._raise_not_finite("the parameters are", range(done - 1, done))
+            if not _all_finite(state.params):
+                self._raise_not_finite("the parameters are", range(done - 1, done))
+            self._writer.save_window(done, self._window)
         self._speed.pause()
         self._writer.flush()
 
@@ -85,10 +94,12 @@ class Log:
         if not np.isfinite(metrics["loss"]).all():
             self._writer.flush()
             self._raise_not_finite("the loss is", steps)
+        self._window.add(metrics)
         self._speed.add(len(steps))
         done = steps[-1] + 1
         if due(done, self._timetable.log_every) or done == self._timetable.total_steps:
-            values = {name: float(value[-1]) for name, value in metrics.items()}
+            last = {name: float(metrics[name][-1]) for name in OF_ONE_STEP}
+            values = self._window.close() | last
             values["epoch"] = done * self._timetable.batch_size / self._timetable.examples
             line = progress_line(done, self._timetable, shown(self._formats, values), self._speed)
             self._console.status(line)

@@ -68,6 +68,9 @@ def train(
         if first_step == 0:
             log.evaluation(0, stage.evaluate(state))
         for steps, batches in log.watch(stage.batches(first_step, timetable.total_steps)):
+            if stage.before_epoch and (epoch := timetable.new_epoch(steps)) is not None:
+                log.catch_up()
+                state = stage.before_epoch(state, epoch)
             profiler.before(steps)
             state, metrics = step(state, batches, stage.frozen)
             profiler.after(steps, metrics)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import sys
 import time
 from collections.abc import Iterator, Mapping
@@ -47,6 +48,8 @@ class Console:
             self._keep(text)
         if self._terminal:
             self._erase()
+            # A line that goes on in the next row cannot be erased.
+            text = text[: shutil.get_terminal_size().columns - 1]
             self._stream.write(text)
             self._stream.flush()
             self._width = len(text)
@@ -126,22 +129,27 @@ class Speed:
 
 
 def shown(formats: Mapping[str, str], metrics: Mapping[str, float]) -> str:
-    """Return those metrics that have a format, in its order."""
-    parts = [f"{form.format(metrics[name])}" for name, form in formats.items() if name in metrics]
-    return "  ".join(parts)
+    """Return those metrics that have a format, in its order.
+
+    `{}` in a format is the metric it belongs to; `{NAME}` is another one that goes with it, such as
+    in `{"loss": "loss {:.3f} (mean {loss_mean:.3f})"}`.
+    """
+    there = [(name, form) for name, form in formats.items() if name in metrics]
+    return "  ".join(form.format(metrics[name], **metrics) for name, form in there)
 
 
 def progress_line(step: int, timetable: Timetable, metrics: str, speed: Speed) -> str:
-    """Return `step 120/562  21%  loss 5.31  ...  1234 images/s  0:41 left`."""
-    parts = [
-        f"step {step}/{timetable.total_steps}",
-        f"{step / timetable.total_steps:4.0%}",
-        metrics,
-    ]
+    """Return `step 120/562  21%  0:41 left  loss 5.31  ...  1234 images/s`.
+
+    What is wanted most comes first: a narrow terminal shows the beginning.
+    """
+    parts = [f"step {step}/{timetable.total_steps}", f"{step / timetable.total_steps:4.0%}"]
     if speed.images_per_second:
         left = (timetable.total_steps - step) * timetable.batch_size / speed.images_per_second
-        parts += [f"{speed.images_per_second:.0f} images/s", f"{duration(left)} left"]
-    return "  ".join(parts)
+        return "  ".join(
+            [*parts, f"{duration(left)} left", metrics, f"{speed.images_per_second:.0f} images/s"]
+        )
+    return "  ".join([*parts, metrics])
 
 
 def duration(seconds: float) -> str:

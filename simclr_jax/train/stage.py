@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, NamedTuple
 
 import jax
 import optax
 
-Params = Any  # nested dict of arrays; at the top encoder, head, probe
-Stats = Any  # nested dict of the moving averages of batch normalisation
+Params = Any  # nested dict of arrays; at the top the parts of the network: encoder, head, probe
+Stats = Any  # nested dict of the moving averages of batch normalisation, by part
 Batch = dict[str, jax.Array]
 Outputs = dict[str, Any]  # arrays, and trees of them
 Metrics = dict[str, jax.Array]
-Extra = dict[str, Any]  # what forward passes read and no gradient reaches
+Extra = dict[str, Any]  # what forward passes and losses read and no gradient reaches
 
 
 class TrainState(NamedTuple):
@@ -30,8 +30,41 @@ class TrainState(NamedTuple):
     opt_state: optax.OptState
     extra: Extra = {}  # noqa: RUF012 (never changed in place)
 
+    @property
+    def variables(self) -> dict[str, Any]:
+        """Return parameters and statistics as Flax names them: `params` and `batch_stats`."""
+        return {"params": self.params, "batch_stats": self.batch_stats}
 
-def nothing_more(extra: Extra, params: Params, outputs: Outputs) -> Extra:
+
+class Moved(NamedTuple):
+    """The batch statistics that the forward passes of a step have moved.
+
+    Attributes:
+      own: of the network that is trained.
+      averages: of each moving average of it through which a pass was made, by its name.
+    """
+
+    own: Stats
+    averages: Mapping[str, Stats] = {}
+
+
+class Update(NamedTuple):
+    """What is known when an update is done.
+
+    Attributes:
+      params: after it.
+      moved: statistics after the forward passes.
+      outputs: of the forward passes, this device's rows.
+      step: int32, updates finished before it.
+    """
+
+    params: Params
+    moved: Moved
+    outputs: Outputs
+    step: jax.Array
+
+
+def nothing_more(extra: Extra, update: Update) -> Extra:
     """Leave `extra` as it is: the `after_update` of most stages."""
     return extra
 
@@ -43,11 +76,11 @@ class Stage:
     Attributes:
       init: makes the first `TrainState`.
       warm_start: what a new run does to it before it starts, such as to load weights.
-      embed: `(params, batch_stats, extra, batch) -> (outputs, batch_stats)`: all forward passes for
-        one device's rows of a batch. `extra` is that of the state and `frozen`.
-      objective: `(outputs, extra, axis_name) -> (loss, metrics)`: shares of loss and metrics whose
-        sums over the devices of `axis_name` are those of the global batch. The one place, besides
-        batch normalisation, where devices exchange anything.
+      forward: `(params, batch_stats, extra, batch, step) -> (outputs, moved)`: all forward passes
+        for one device's rows of a batch. `extra` is that of the state and `frozen`. Devices
+        exchange statistics of batch normalisation here, and nothing else.
+      objective: `(outputs, extra, step, axis_name) -> (loss, metrics)`: shares of loss and metrics
+        whose sums over the devices of `axis_name` are those of the global batch.
       optimizer: turns summed gradients into updates.
       learning_rate: the schedule inside `optimizer`, for the log.
       batches: `(first_step, total_steps) -> iterator` of the steps of a chunk and their batches,
@@ -60,13 +93,18 @@ class Stage:
         `{"knn_accuracy": "kNN {:.1%}"}`; the files hold all of them.
       frozen: arrays beside the state that are read and never changed, such as a teacher's; they
         are no part of checkpoints.
-      after_update: `(extra, params, outputs) -> extra` of the state, from the new parameters.
+      after_update: `(extra, update) -> extra` of the state.
+      look: from a batch to what the network looks at, for a picture: by the name of their group
+        `[n, v, h, w, c]` each.
+      views: of an image that pass through the network in a step.
+      before_epoch: `(state, epoch) -> state`: called before the first chunk whose first image lies
+        in a new epoch, also before the first of all; it may replace parts of `extra`.
     """
 
     init: Callable[[], TrainState]
     warm_start: Callable[[TrainState], TrainState]
-    embed: Callable[[Params, Stats, Extra, Batch], tuple[Outputs, Stats]]
-    objective: Callable[[Outputs, Extra, str], tuple[jax.Array, Metrics]]
+    forward: Callable[[Params, Stats, Extra, Batch, jax.Array], tuple[Outputs, Moved]]
+    objective: Callable[[Outputs, Extra, jax.Array, str], tuple[jax.Array, Metrics]]
     optimizer: optax.GradientTransformation
     learning_rate: optax.Schedule
     batches: Callable[[int, int], Iterator[tuple[range, Batch]]]
@@ -74,5 +112,8 @@ class Stage:
     compare: Callable[[TrainState], dict[str, dict[str, dict[str, float]]]]
     protocol: dict[str, Any]
     formats: dict[str, str]
+    look: Callable[[Batch], Mapping[str, jax.Array]]
     frozen: Extra = dataclasses.field(default_factory=dict)
-    after_update: Callable[[Extra, Params, Outputs], Extra] = nothing_more
+    after_update: Callable[[Extra, Update], Extra] = nothing_more
+    views: int = 1
+    before_epoch: Callable[[TrainState, int], TrainState] | None = None

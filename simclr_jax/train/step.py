@@ -12,7 +12,7 @@ from jax.sharding import Mesh
 from jax.sharding import PartitionSpec as P
 
 from simclr_jax.parallel import AXIS
-from simclr_jax.train.stage import Batch, Extra, Metrics, Stage, TrainState
+from simclr_jax.train.stage import Batch, Extra, Metrics, Stage, TrainState, Update
 
 Step = Callable[..., tuple[TrainState, Metrics]]
 
@@ -20,9 +20,13 @@ Step = Callable[..., tuple[TrainState, Metrics]]
 def make_step(stage: Stage, mesh: Mesh) -> Step:
     """Compile a function that takes a chunk of training steps.
 
-    Every device runs the code below on its own rows of the global batch. They exchange three
-    things: batch statistics (in `stage.embed`), embeddings (in `stage.objective`), and gradients,
-    once, here. Collectives are explicit, so what crosses devices is what you read.
+    Every device runs the code below on its own rows of the global batch. What devices exchange is
+    written where it happens, as an explicit collective:
+
+    * statistics of batch normalisation, in `stage.forward`;
+    * embeddings and a few counts, in `stage.objective`;
+    * gradients and metrics, once, here;
+    * rows that a stage keeps beside its network, such as a queue's, in `stage.after_update`.
 
     Args:
       stage: what is trained.
@@ -31,28 +35,34 @@ def make_step(stage: Stage, mesh: Mesh) -> Step:
     Returns:
       A function from a state, replicated and *donated* (its buffers are reused), batches
       `[steps, N, ...]` sharded on axis 1, and `stage.frozen` if there is any, replicated, to the
-      state after `steps` updates and metrics `[steps]`.
+      state after `steps` updates and metrics `[steps]`: those of `stage.objective`, the rate `lr`,
+      and the lengths (L2) of gradient, parameters before the update, and update.
     """
 
     def step(frozen: Extra, state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
         # Marked as differing between devices, parameters get gradients that are this device's own:
         # nothing is summed behind our back, and the one sum below is the only one.
         params = jax.tree.map(lambda p: lax.pcast(p, AXIS, to="varying"), state.params)
-        extra = state.extra | frozen
+        extra = _joined(state.extra, frozen)
 
         def loss_fn(params):
-            outputs, batch_stats = stage.embed(params, state.batch_stats, extra, batch)
-            loss, metrics = stage.objective(outputs, extra, AXIS)
-            return loss, (batch_stats, metrics, outputs)
+            outputs, moved = stage.forward(params, state.batch_stats, extra, batch, state.step)
+            loss, metrics = stage.objective(outputs, extra, state.step, AXIS)
+            return loss, (moved, metrics, outputs)
 
-        gradients, (batch_stats, metrics, outputs) = jax.grad(loss_fn, has_aux=True)(params)
+        gradients, (moved, metrics, outputs) = jax.grad(loss_fn, has_aux=True)(params)
         gradients, metrics = lax.psum((gradients, metrics), AXIS)
 
         updates, opt_state = stage.optimizer.update(gradients, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
-        metrics["lr"] = stage.learning_rate(state.step)
-        kept = stage.after_update(state.extra, params, outputs)
-        return TrainState(state.step + 1, params, batch_stats, opt_state, kept), metrics
+        metrics |= {
+            "lr": stage.learning_rate(state.step),
+            "gradient_norm": optax.global_norm(gradients),
+            "parameter_norm": optax.global_norm(state.params),
+            "update_norm": optax.global_norm(updates),
+        }
+        kept = stage.after_update(state.extra, Update(params, moved, outputs, state.step))
+        return TrainState(state.step + 1, params, moved.own, opt_state, kept), metrics
 
     def chunk(state: TrainState, batches: Batch, frozen: Extra) -> tuple[TrainState, Metrics]:
         # XLA keeps a loop of one step a loop, and on CPUs convolutions in loops are very slow.
@@ -69,3 +79,10 @@ def make_step(stage: Stage, mesh: Mesh) -> Step:
         return sharded(state, batches, frozen or {})
 
     return jax.jit(steps, donate_argnums=0)
+
+
+def _joined(extra: Extra, frozen: Extra) -> Extra:
+    """Return what a stage keeps and what it only reads, in one dictionary."""
+    if both := extra.keys() & frozen.keys():
+        raise ValueError(f"{sorted(both)} are in the state and frozen as well: rename one")
+    return extra | frozen

@@ -32,6 +32,12 @@ class Timetable:
         """How often the run sees each example."""
         return self.total_steps * self.batch_size / self.examples
 
+    def new_epoch(self, steps: range) -> int | None:
+        """Return the epoch in which a chunk begins, if the chunk before began in another."""
+        epoch = steps[0] * self.batch_size // self.examples
+        before = (steps[0] - self.steps_per_call) * self.batch_size // self.examples
+        return epoch if epoch > before else None
+
 
 def make(config: ConfigDict, examples: int) -> Timetable:
     """Work out the timetable of a recipe for a data set of `examples` images.

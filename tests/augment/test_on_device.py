@@ -24,13 +24,13 @@ def draws(**fields):
     """Draws that do nothing, but for `fields`."""
     nothing = {"box": (0, 0, 24, 24), "order": (0, 1, 2, 3), "sigma": 1.0, "hue": 0.0}
     nothing |= dict.fromkeys(("brightness", "contrast", "saturation"), 1.0)
-    nothing |= dict.fromkeys(("flip", "jitter", "grayscale", "blur"), False)
+    nothing |= dict.fromkeys(("flip", "jitter", "grayscale", "blur", "solarize"), False)
     return Draws(**{name: np.asarray(value) for name, value in (nothing | fields).items()})
 
 
 @given(
     order=st.permutations(range(4)),
-    flags=st.tuples(*[st.booleans()] * 4),
+    flags=st.tuples(*[st.booleans()] * 5),
     factors=st.tuples(*[st.floats(0.0, 2.0, width=32)] * 3),
     hue=st.floats(-0.5, 0.5, width=32),
     sigma=st.floats(0.125, 4.0, width=32),
@@ -47,19 +47,19 @@ def test_views_stay_in_the_unit_range(order, flags, factors, hue, sigma, corner,
         np.array(order),
         *np.float32(factors),
         np.float32(hue),
-        *flags[2:],
+        *flags[2:4],
         np.float32(sigma),
+        flags[4],
     )
-    view = augment(image, drawn, Policy(40, grid=grid))
+    view = augment(image, drawn, Policy(40, grid=grid, solarize=0.2))
     assert view.shape == (40, 40, 3)
     assert 0 <= view.min() <= view.max() <= 1
 
 
 def test_what_is_off_leaves_the_pixels_and_the_program_alone():
     policy = Policy(24, **OFF)
-    everything = draws(
-        box=(0, 0, 5, 5), flip=True, jitter=True, grayscale=True, blur=True, brightness=0.3
-    )
+    done = dict.fromkeys(("flip", "jitter", "grayscale", "blur", "solarize"), True)
+    everything = draws(box=(0, 0, 5, 5), brightness=0.3, **done)
     np.testing.assert_array_equal(augment(NOISE, everything, policy), NOISE)
     program = str(jax.make_jaxpr(on_device.augment, static_argnums=2)(NOISE, everything, policy))
     assert not any(word in program for word in ("dot_general", "scan", "select_n", "rev", "exp"))
@@ -114,6 +114,40 @@ def test_blur_is_a_truncated_gaussian_with_zeros_outside():
         NOISE.astype(float), 1.3, mode="constant", radius=(4, 4, 0), axes=(0, 1, 2)
     )
     np.testing.assert_allclose(ours, expected, atol=1e-6)
+
+
+LUMA = np.array([0.2989, 0.5870, 0.1140])
+
+
+def test_solarize_inverts_from_its_threshold_on_and_comes_last():
+    """The chain of BYOL in float64: flip, jitter, grayscale, blur, solarize."""
+    done = dict.fromkeys(("flip", "jitter", "grayscale", "blur", "solarize"), True)
+    drawn = draws(brightness=1.1, sigma=0.7, **done)
+    policy = Policy(24, crop=False, solarize=0.2, solarize_threshold=0.45)
+    gray = np.clip(1.1 * NOISE.astype(float)[:, ::-1], 0, 1) @ LUMA
+    blurred = ndimage.gaussian_filter(gray, 0.7, mode="constant", radius=1)
+    expected = np.where(blurred < 0.45, blurred, 1 - blurred)
+    ours = np.asarray(augment(NOISE, drawn, policy))
+    certain = np.abs(blurred - 0.45) > 1e-5  # elsewhere rounding decides
+    assert certain.mean() > 0.99 and 0.02 < (blurred < 0.45).mean() < 0.98
+    for channel in range(3):
+        np.testing.assert_allclose(ours[certain, channel], expected[certain], atol=2e-6)
+
+
+def test_a_value_at_the_threshold_is_inverted():
+    image = np.float32([[[0.0, 0.25, 0.26], [0.24, 0.5, 1.0]]])
+    expected = np.float32([[[0.0, 0.75, 0.74], [0.24, 0.5, 0.0]]])
+    np.testing.assert_array_equal(color.solarize(image, 0.25), expected)
+
+
+@pytest.mark.parametrize("first", [False, True])
+def test_grayscale_comes_before_the_jitter_or_after_it(first):
+    drawn = draws(jitter=True, grayscale=True, brightness=1.8)
+    policy = Policy(24, **{**OFF, "jitter": 0.8, "grayscale": 0.2}, grayscale_first=first)
+    image = NOISE.astype(float)
+    expected = np.clip(1.8 * (image @ LUMA), 0, 1) if first else np.clip(1.8 * image, 0, 1) @ LUMA
+    ours = np.asarray(augment(NOISE, drawn, policy))
+    np.testing.assert_allclose(ours, np.repeat(expected[..., None], 3, -1), atol=2e-6)
 
 
 def test_flip_mirrors_the_crop():

@@ -37,13 +37,13 @@ def photograph(height, width, channels=3):
 def draws(image, count=8):
     """Draws of the full policy: a policy that switches something off does not look at its own."""
     keys = jax.random.split(jax.random.key(44), count)
-    drawn = [draw(key, Policy(32), *image.shape[:2]) for key in keys]
+    drawn = [draw(key, Policy(32, solarize=0.5), *image.shape[:2]) for key in keys]
     return [Draws(*map(np.asarray, fields)) for fields in drawn]
 
 
 def test_the_draws_of_these_tests_do_and_do_not_do_everything():
     drawn = draws(photograph(24, 24))
-    for choice in ("flip", "jitter", "grayscale", "blur"):
+    for choice in ("flip", "jitter", "grayscale", "blur", "solarize"):
         assert {bool(getattr(d, choice)) for d in drawn} == {True, False}
     assert {(bool(d.jitter), bool(d.grayscale)) for d in drawn} >= {(True, True), (True, False)}
     assert {int(d.order[0]) for d in drawn if d.jitter} == {0, 1, 2, 3}
@@ -59,6 +59,9 @@ def test_the_draws_of_these_tests_do_and_do_not_do_everything():
         ((24, 24, 3), {"size": 24, "crop": False, "brightness_mode": "add"}),
         ((24, 30, 3), {"size": 20, "crop": False, "grid": "half_pixel"}),
         ((24, 24, 3), {"size": 16}),  # too small for the blur
+        ((24, 24, 3), {"solarize": 0.5}),
+        ((24, 30, 1), {"solarize": 0.5, "blur": 0}),
+        ((24, 24, 3), {"grayscale_first": True}),
         ((24, 24, 3), {"flip": 0, "brightness": 0, "saturation": 0}),
         ((24, 24, 3), {"blur": 0, "contrast": 0, "hue": 0}),
         ((24, 24, 3), {"brightness": 0, "contrast": 0, "saturation": 0, "hue": 0}),
@@ -76,12 +79,24 @@ def test_equal_draws_give_the_view_of_the_device(shape, switches):
         np.testing.assert_allclose(view, expected, rtol=0, atol=TOLERANCE[policy.grid])
 
 
+def test_a_threshold_off_the_middle_inverts_the_same_pixels():
+    """At 0.5 both sides meet; elsewhere rounding decides for pixels at the threshold."""
+    image, policy = photograph(24, 24), Policy(32, solarize=0.5, solarize_threshold=0.3)
+    before = Policy(32)
+    for drawn in draws(image):
+        view = on_host.augment(image, drawn, policy).numpy()
+        expected = np.asarray(device_augment(image, drawn, policy))
+        certain = np.abs(np.asarray(device_augment(image, drawn, before)) - 0.3) > 32 * EPSILON
+        assert certain.mean() > 0.99
+        np.testing.assert_allclose(view[certain], expected[certain], rtol=0, atol=32 * EPSILON)
+
+
 @pytest.mark.parametrize("grid", TOLERANCE)
 def test_what_is_off_leaves_the_pixels_alone(grid):
     off = {"crop": False, "flip": 0.0, "jitter": 0.0, "grayscale": 0.0, "blur": 0.0}
     image, yes, factor = photograph(24, 24) / np.float32(255), np.array(True), np.float32(0.3)
     everything = Draws(
-        np.array([0, 0, 5, 5]), yes, yes, np.arange(4), *[factor] * 4, yes, yes, factor
+        np.array([0, 0, 5, 5]), yes, yes, np.arange(4), *[factor] * 4, yes, yes, factor, yes
     )
     view = on_host.augment(image, everything, Policy(24, grid=grid, **off))
     np.testing.assert_array_equal(view, image)

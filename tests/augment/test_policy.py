@@ -16,6 +16,8 @@ from simclr_jax.errors import UserError
         ("jitter", -0.1),
         ("grayscale", float("nan")),
         ("blur", 2),
+        ("solarize", -0.5),
+        ("solarize_threshold", 1.1),
         ("min_object_covered", 1.1),
         ("brightness", -0.1),
         ("contrast", 1.1),

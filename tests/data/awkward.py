@@ -342,13 +342,29 @@ def not_images() -> list[Case]:
 def names() -> list[Case]:
     data, pixels = encode(RGB, "PNG"), PICTURE
     listed = [
-        *("png named.jpg", "upper.PNG", "mixed.JpEg", "with  spaces .png", "line\nbreak.png"),
-        *("Жёлтый 犬 é.png", "no utf-8 \udcff\udcfe.png", "l" * 250 + ".png", "-dash.png"),
-        *("%s {} '\"$(x);.png", "two.jpg.png", "tab\t\x1b[31m.png", "backslash\\.png"),
-        *("/".join("abcdefghijklmnopqrstuvwxyz" * 2) + "/deep.png", "directory.jpg/inside.png"),
+        "png named.jpg",
+        "upper.PNG",
+        "mixed.JpEg",
+        "with  spaces .png",
+        "line\nbreak.png",
+        "Жёлтый 犬 é.png",
+        "no utf-8 \udcff\udcfe.png",
+        "l" * 250 + ".png",
+        "-dash.png",
+        "%s {} '\"$(x);.png",
+        "two.jpg.png",
+        "tab\t\x1b[31m.png",
+        "backslash\\.png",
+        "/".join("abcdefghijklmnopqrstuvwxyz" * 2) + "/deep.png",
+        "directory.jpg/inside.png",
     ]
     skipped = [
-        *(".hidden.png", "._resource.png", ".thumbs/x.png", "Thumbs.db", "png", "x.png.part"),
+        ".hidden.png",
+        "._resource.png",
+        ".thumbs/x.png",
+        "Thumbs.db",
+        "png",
+        "x.png.part",
         "sidecar.xmp",
     ]
     return [

@@ -33,7 +33,7 @@ def loading(source):
             functools.partial(order.examples, SEED, size=len(source)),
             Unreadable("train", len(source), max_fraction=0.5),
         ),
-        policies=(Policy(2), Policy(2)),
+        policies={"views": (Policy(2), Policy(2))},
         seed=SEED,
         shared_sigma=False,
         threads=2,

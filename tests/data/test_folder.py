@@ -19,8 +19,8 @@ from ml_collections import ConfigDict
 from simclr_jax.data import sources
 from simclr_jax.data.decode import BadImage
 from simclr_jax.data.sources import folder
-from simclr_jax.data.sources.source import NO_LABEL
 from simclr_jax.errors import Unreachable, UserError
+from simclr_jax.unlabelled import NO_LABEL
 
 # Pillow says much about damaged metadata.
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning:PIL")

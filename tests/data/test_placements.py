@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import itertools
 
@@ -11,7 +12,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from simclr_jax import recipes
+from simclr_jax import parallel, recipes
+from simclr_jax.augment import on_device
 from simclr_jax.augment.draws import draw_views
 from simclr_jax.augment.policy import Policy
 from simclr_jax.data import batches, order
@@ -20,7 +22,7 @@ from simclr_jax.data.placements import Loading, split
 from simclr_jax.data.reader import Reader, Unreadable
 from simclr_jax.data.sources import Images
 from simclr_jax.errors import UserError
-from simclr_jax.stages import views
+from simclr_jax.stages import build, views
 
 SIZE, BATCH, SEED, SIDE = 30, 12, 5, 16
 PLACEMENTS = ("device", "split", "host")
@@ -63,7 +65,7 @@ def loading(source, policy=None, **fields):
             functools.partial(order.examples, SEED, size=len(source)),
             Unreadable("train", len(source), max_fraction=0.2),
         ),
-        policies=(policy, policy),
+        policies=policy if isinstance(policy, dict) else {"views": (policy, policy)},
         seed=SEED,
         **{"shared_sigma": False, "threads": 3, **fields},
     )
@@ -74,19 +76,39 @@ def read_batches(placement, of, steps=(0,), rows=slice(None)):
     return list(batches.host_batches(placement, of, requests))
 
 
-def made(placement, source, **augment):
-    """Return the views of the first batch as a stage makes them: `[2, n, s, s, c]`."""
+def recipe(placement):
     c = recipes.base()
     c.data.image_size, c.seed = SIDE, SEED
     c.augment.placement = placement
     c.augment.grid = "opencv" if placement == "split" else "half_pixel"
+    return c
+
+
+def views_of(c, source):
+    """Return the views of the first batch as a stage makes them, `{group: [n, v, s, s, c]}`."""
+    batch = read_batches(c.augment.placement, loading(source, build.policies(c)))[0]
+    return jax.tree.map(np.asarray, jax.jit(views.view_maker(c))(batch))
+
+
+def made(placement, source, **augment):
+    """Return two views of one policy, `[n, 2, s, s, c]`."""
+    c = recipe(placement)
     for view in c.augment.views.values():
         view.update(augment)
-    from simclr_jax.stages import build
+    return views_of(c, source)["views"]
 
-    of = loading(source)
-    of = Loading(of.reader, build.policies(c), SEED, False, 3)
-    return np.asarray(jax.jit(views.view_maker(c))(read_batches(placement, of)[0]))
+
+def groups(placement, copies=2, **augment):
+    """Return a recipe of two unlike views as BYOL has them, and smaller ones drawn alike."""
+    c = recipe(placement)
+    with c.unlocked():
+        c.augment.views.small = recipes.view()
+    c.augment.views.first.update(blur=1.0)
+    c.augment.views.second.update(blur=0.1, solarize=0.2)
+    c.augment.views.small.update(group="local", size=10, copies=copies, area_max=0.4)
+    for view in c.augment.views.values():
+        view.update(augment)
+    return c
 
 
 @pytest.mark.parametrize("placement", ["split", "host"])
@@ -173,20 +195,111 @@ def area(image, size):
 
 def test_split_cuts_the_drawn_boxes_by_the_law_it_names():
     laws = set()
-    of = loading(Photographs())
+    of = loading(Photographs(), build.policies(groups("split")))
     batch = read_batches("split", of)[0]
     for row, example in enumerate(batch["label"]):
         image, _ = of.reader.source.example(example)
         position, start = batch["position"][row], batch["start"][row]
         drawn = draw_views(of.policies, SEED, position, start, *image.shape[:2])
-        for view, draws in enumerate(drawn):
-            y, x, height, width = np.asarray(draws.box)
-            law = area if min(height, width) > 2 * SIDE else cubic
-            laws.add(law)
-            expected = np.clip(law(image[y : y + height, x : x + width], SIDE), 0, 255)
-            # OpenCV's weights have 11 bits, and the result is rounded.
-            assert np.abs(batch["crops"][row, view] - expected).max() <= 1.5
-    assert laws == {area, cubic}
+        for group, size in (("views", SIDE), ("local", 10)):
+            for view, draws in enumerate(drawn[group]):
+                y, x, height, width = np.asarray(draws.box)
+                law = area if min(height, width) > 2 * size else cubic
+                laws.add((group, law))
+                expected = np.clip(law(image[y : y + height, x : x + width], size), 0, 255)
+                # OpenCV's weights have 11 bits, and the result is rounded.
+                found = batch[f"crops/{group}"][row, view]
+                assert np.abs(found - expected).max() <= 1.5
+    assert len(laws) == 4
+
+
+def test_several_groups_are_made_alike_by_host_and_device():
+    images = one_size()
+    host, device = (views_of(groups(placement), images) for placement in ("host", "device"))
+    assert list(device) == list(host) == ["local", "views"]
+    assert device["local"].shape == (BATCH, 2, 10, 10, 3)
+    assert device["views"].shape == (BATCH, 2, SIDE, SIDE, 3)
+    for group in device:
+        assert device[group].std() > 0.1
+        np.testing.assert_allclose(host[group], device[group], atol=2e-5)
+
+
+def test_split_colours_its_crops_of_several_groups_by_the_draws_of_the_device():
+    c = groups("split")
+    of = loading(one_size(), build.policies(c))
+    batch = read_batches("split", of)[0]
+    found = jax.jit(views.view_maker(c))(batch)
+    for row in range(BATCH):
+        at = batch["position"][row], batch["start"][row]
+        drawn = draw_views(of.policies, SEED, *at, SIDE, SIDE)
+        for group, policies in of.policies.items():
+            for view, policy in enumerate(policies):
+                crop = batch[f"crops/{group}"][row, view]
+                policy = dataclasses.replace(policy, crop=False)
+                wanted = on_device.augment(crop, drawn[group][view], policy)
+                np.testing.assert_allclose(found[group][row, view], wanted, atol=2e-6)
+
+
+@pytest.mark.parametrize("placement", PLACEMENTS)
+def test_a_group_sees_the_same_whatever_groups_come_after_it(placement):
+    """The views of earlier groups are counted first, so `views` moves and `local` does not."""
+    images = one_size()
+    both = views_of(groups(placement), images)
+    c = groups(placement)
+    with c.unlocked():
+        del c.augment.views["first"], c.augment.views["second"]
+    alone = views_of(c, images)
+    np.testing.assert_allclose(alone["local"], both["local"], atol=1e-5)
+
+
+@pytest.mark.parametrize("placement", PLACEMENTS)
+def test_every_view_follows_its_own_policy_and_copies_are_drawn_anew(placement):
+    still = {"crop": False, "flip": 0.0, "jitter": 0.0, "grayscale": 0.0, "blur": 0.0}
+    c = groups(placement, copies=3, **still, size=SIDE)
+    c.augment.views.second.update(solarize=1.0)
+    c.augment.views.small.update(crop=True, area_max=1.0)
+    found, images = views_of(c, one_size()), one_size()
+    pixels = images.pixels[order.examples(SEED, np.arange(BATCH), SIZE)] / 255
+    np.testing.assert_allclose(found["views"][:, 0], pixels, atol=1e-6)
+    solarized = np.where(pixels < 0.5, pixels, 1 - pixels)
+    np.testing.assert_allclose(found["views"][:, 1], solarized, atol=1e-6)
+    for one, other in itertools.combinations(np.moveaxis(found["local"], 1, 0), 2):
+        assert (np.abs(one - other).mean((1, 2, 3)) > 0.01).all()
+
+
+@pytest.mark.parametrize("placement", PLACEMENTS)
+def test_eight_devices_make_the_views_of_one_in_several_groups(placement):
+    c, found = groups(placement), []
+    for devices in (1, 8):
+        stream = batches.device_batches(
+            placement,
+            loading(one_size(), build.policies(c)),
+            parallel.make_mesh(devices),
+            batch_size=16,
+            first_step=0,
+            total_steps=2,
+            steps_per_call=2,
+            resident=placement == "device" and devices == 8,
+        )
+        (_, batch) = next(stream)
+        stream.close()
+        found.append(jax.jit(jax.vmap(views.view_maker(c)))(batch))
+    one, eight = found
+    assert len(eight["local"].sharding.device_set) == 8
+    for group in ("local", "views"):
+        assert eight[group].shape[:3] == (2, 16, 2)
+        np.testing.assert_allclose(eight[group], one[group], atol=1e-6)
+
+
+def test_large_images_are_shrunk_for_the_largest_views():
+    pixels = np.random.RandomState(0).randint(0, 256, (SIZE, 210, 330, 3)).astype(np.uint8)
+    whole = Policy(70, crop=False)
+    of = loading(Images(pixels, None, 0), {"large": (whole,), "small": (Policy(10, crop=False),)})
+    batch = read_batches("split", of)[0]
+    first = pixels[order.examples(SEED, np.arange(1), SIZE)[0]]
+    # By 70 the image is not shrunk before; by 10 it would be, to a fifth.
+    assert np.abs(batch["crops/large"][0, 0] - area(first, 70)).max() <= 1
+    assert np.abs(batch["crops/small"][0, 0] - area(first, 10)).max() <= 1
 
 
 def test_large_images_are_shrunk_by_a_whole_factor_before_they_are_cropped():
@@ -205,8 +318,8 @@ def test_a_batch_may_share_the_width_of_its_blur():
     image = np.zeros((40, 40, 3), np.uint8)
     image[20, 20] = 255
     images = Images(np.tile(image, (SIZE, 1, 1, 1)), None, 0)
-    shared = read_batches("host", loading(images, policy, shared_sigma=True))[0]["views"]
-    own = read_batches("host", loading(images, policy))[0]["views"]
+    shared = read_batches("host", loading(images, policy, shared_sigma=True))[0]["views/views"]
+    own = read_batches("host", loading(images, policy))[0]["views/views"]
     assert np.ptp(shared[:, 0, 20, 20, 0]) < 1e-6 and np.ptp(own[:, 0, 20, 20, 0]) > 0.01
     assert abs(shared[0, 0, 20, 20, 0] - shared[0, 1, 20, 20, 0]) > 1e-4  # each view its own
 

@@ -54,7 +54,7 @@ class Bucket:
 def loading(source, shape, threads=1):
     return Loading(
         reader=Reader(source, Stream(3, len(source), **shape), Unreadable("train", 1, 0)),
-        policies=(Policy(4), Policy(4)),
+        policies={"views": (Policy(4), Policy(4))},
         seed=3,
         shared_sigma=False,
         threads=threads,

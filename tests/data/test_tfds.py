@@ -20,8 +20,8 @@ from PIL import Image
 from simclr_jax.data.decode import BadImage
 from simclr_jax.data.read_ahead import ReadAhead
 from simclr_jax.data.sources import open_splits, stamp, tfds
-from simclr_jax.data.sources.source import NO_LABEL
 from simclr_jax.errors import UserError
+from simclr_jax.unlabelled import NO_LABEL
 
 library = pytest.importorskip("tensorflow_datasets")
 

@@ -52,6 +52,8 @@ def test_a_checkpoint_becomes_a_run_that_training_starts_from(tmp_path):
     started = doors.run(tmp_path, *doors.TINY, f"--workdir={tmp_path / 'next'}", *arguments)
     assert started.code == 0, started
     assert f"start     from encoder,head of {run}@7" in started.out.splitlines(), started.out
+    again = doors.run(tmp_path, *doors.TINY, f"--workdir={tmp_path / 'next'}", *arguments)
+    assert again.code == 0 and "start     " not in again.out, again.out  # it has its own weights
     resumed = doors.run(tmp_path, *doors.TINY, f"--workdir={run}", *arguments)
     assert resumed.code == 1 and "holds a converted checkpoint" in resumed.err, resumed
 

@@ -24,6 +24,20 @@ def killed(finished, tmp_path_factory):
     return workdir
 
 
+EVERY_FIVE = "--config.log.every_steps=5"
+
+
+@pytest.fixture(scope="module")
+def killed_between_lines(finished, tmp_path_factory):
+    """A run with a line every five steps, killed at that of step 15, with 7 and 14 saved."""
+    workdir = tmp_path_factory.mktemp("killed between lines") / "run"
+    saved = workdir / "checkpoints" / "14" / "manifest.json"
+    arguments = (*finished.arguments, EVERY_FIVE, f"--workdir={workdir}")
+    ended = doors.run(workdir.parent, *arguments, blow=Blow(signal.SIGKILL, 15, saved))
+    assert ended.code == -signal.SIGKILL, ended
+    return workdir
+
+
 def test_killed_and_resumed_is_the_same_run_to_the_bit(finished, killed, tmp_path):
     workdir = shutil.copytree(killed, tmp_path / "run")
     ended = doors.run(tmp_path, *finished.arguments, f"--workdir={workdir}")
@@ -68,6 +82,29 @@ def test_asked_to_stop_at_its_last_step_it_saves_and_concludes_when_asked_again(
     ended = doors.run(tmp_path, *arguments)
     assert ended.code == 0 and "accuracy on held-out" in ended.out
     assert doors.metrics(workdir) == doors.metrics(finished.workdir)
+
+
+@pytest.mark.parametrize("damaged", [False, True], ids=["killed", "and damaged"])
+def test_lines_average_the_steps_between_them_also_where_the_run_was_killed(
+    finished, killed_between_lines, tmp_path, damaged
+):
+    workdir = shutil.copytree(killed_between_lines, tmp_path / "run")
+    if damaged:
+        (workdir / "checkpoints" / "14" / "manifest.json").write_text("{}")
+    arguments = (*finished.arguments, EVERY_FIVE, f"--workdir={workdir}")
+    ended = doors.run(tmp_path, *arguments)
+    assert ended.code == 0 and f"resumed at step {7 if damaged else 14} of 20" in ended.out, ended
+    steps = [line for line in doors.metrics(finished.workdir) if "loss" in line]
+    found = [line for line in doors.metrics(workdir) if "loss" in line]
+    assert [line["step"] for line in found] == [5, 10, 15, 20]
+    for line in found:
+        of_window = steps[line["step"] - 5 : line["step"]]
+        last = {name: of_window[-1][name] for name in ("step", "lr", "epoch")}
+        assert line.items() >= last.items() and line.keys() == of_window[-1].keys()
+        for name in line.keys() - last.keys():
+            np.testing.assert_allclose(
+                line[name], np.mean([step[name] for step in of_window]), rtol=1e-14, err_msg=name
+            )
 
 
 def test_complete_run_says_its_summary_again(finished, tmp_path):

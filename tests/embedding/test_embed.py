@@ -11,6 +11,7 @@ from embedding import embedded
 from simclr_jax.data import decode
 from simclr_jax.embedding import embeddings
 from simclr_jax.errors import UserError
+from simclr_jax.recipes import base
 
 
 @pytest.fixture
@@ -34,6 +35,8 @@ def test_rows_are_what_the_encoder_makes_of_the_files(folder, run):
     assert len(got) == 24 and len(set(got.names)) == 24
     images = [decode.decode((folder / name).read_bytes()) for name in got.names]
     np.testing.assert_allclose(got.features, embedded.encoder()(images), atol=1e-5)
+    # Any number of unreadable images is left out here; the encoder's own recipe is not told so.
+    assert embedded.encoder().config.data.max_bad_fraction == base().data.max_bad_fraction
     classes = [got.about["class_names"][label] for label in got.labels]
     assert classes == [name.split("/")[0] for name in got.names]
     assert got.about["directory"] == str(folder)

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from simclr_jax.errors import UserError
-from simclr_jax.evaluate.geometry import alignment, effective_rank, uniformity
+from simclr_jax.evaluate.geometry import alignment, effective_rank, indicators, uniformity
 
 
 def sphere(seed, rows=40, width=12):
@@ -14,6 +14,25 @@ def sphere(seed, rows=40, width=12):
 
 def collapsed(rows=50, width=16):
     return np.tile(sphere(3, 1, width), (rows, 1)).astype(np.float32)
+
+
+def test_indicators_are_of_directions_and_the_rank_of_the_vectors():
+    first, second = (np.random.RandomState(i).normal(size=(30, 8)) for i in range(2))
+    first *= np.arange(1, 31)[:, None]
+    a, b = (x / np.linalg.norm(x, axis=1, keepdims=True) for x in (first, second))
+    squares = np.sum((a[:, None] - a) ** 2, axis=2)[~np.eye(30, dtype=bool)]
+    values = np.linalg.svd(first - first.mean(axis=0), compute_uv=False)
+    shares = values / values.sum()
+    want = {
+        "alignment": np.mean(np.sum((a - b) ** 2, axis=1)),
+        "uniformity": np.log(np.mean(np.exp(-2 * squares))),
+        "effective_rank": np.exp(-np.sum(shares * np.log(shares))),
+    }
+    found = indicators(first.astype(np.float32), second.astype(np.float32))
+    assert found == pytest.approx(want, rel=1e-5) and list(found) == list(want)
+    alone = indicators(first.astype(np.float32))
+    del want["alignment"]
+    assert alone == pytest.approx(want, rel=1e-5)
 
 
 def test_alignment_equals_numpy():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 
 import numpy as np
 import pytest
@@ -42,6 +43,10 @@ def run(root, archive):
     return write_run(root / "run", **fields)
 
 
+def read_all(run):
+    return [results.read(path) for path in results.paths(run)]
+
+
 def probe(run, data="", options=EVERY, **wanted):
     said = []
     linear_probe.run([str(run)], Wanted(data, **wanted), options, said.append)
@@ -52,7 +57,19 @@ def probe(run, data="", options=EVERY, **wanted):
 def judged(run):
     """Every solver on two taps of the run's own data, and what lay in the run before."""
     before = {path: path.read_bytes() for path in run.rglob("*") if path.is_file()}
-    return before, probe(run), {one["name"]: one for one in results.read_all(run)}
+    return before, probe(run), {one["name"]: one for one in read_all(run)}
+
+
+def test_the_recipe_of_the_run_is_left_alone(run, tmp_path, monkeypatch):
+    """What the door is told for this evaluation is not what the run was made with."""
+    run = shutil.copytree(run, tmp_path / "run")
+    before, known = saved.read(str(run)).config.to_dict(), Encoder.of(saved.read(str(run)))
+    monkeypatch.setattr(Encoder, "of", lambda *_: known)
+    options = Options(
+        solvers=("knn",), max_bad_fraction=0.5, name="tolerant", settings=SETTINGS, cache="none"
+    )
+    probe(run, options=options)
+    assert known.config.to_dict() == before == saved.read(str(run)).config.to_dict()
 
 
 def test_no_solver_touches_a_weight(run, judged):
@@ -103,7 +120,7 @@ def test_neighbours_are_those_of_scikit_learn(run, judged, archive):
 def test_the_classifier_in_the_checkpoint_is_scored_as_it_is(run, archive):
     options = Options(("classifier",), settings=SETTINGS)
     probe(run, options=options)
-    found = {one["name"]: one for one in results.read_all(run)}["classifier-h"]
+    found = {one["name"]: one for one in read_all(run)}["classifier-h"]
     arrays, saved_run = np.load(archive), saved.read(str(run))
     h = Encoder.of(saved_run)(arrays["test_images"])
     dense = saved_run.variables("probe")["params"]["dense"]
@@ -136,7 +153,7 @@ def test_the_same_command_gives_the_same_files(run, judged):
 def test_fewer_labels_and_the_network_before_training(run, judged):
     options = Options(("lbfgs",), labels="50%", untrained=True)
     said = probe(run, options=options)
-    found = {one["name"]: one for one in results.read_all(run)}
+    found = {one["name"]: one for one in read_all(run)}
     half, untrained = (found[f"lbfgs-h-50pct_labels-seed0{tail}"] for tail in ("", "-untrained"))
     assert half["data"]["fit"]["images"] == untrained["data"]["fit"]["images"] == 24
     assert untrained["checkpoint"]["weights"] != half["checkpoint"]["weights"]
@@ -156,7 +173,7 @@ def test_two_runs_are_compared_on_the_same_images(run, archive, root):
 def test_several_labels_an_image_are_scored_by_average_precision(run, root):
     write_images(root / "several.npz", several=True)
     probe(run, str(root / "several.npz"), Options(("lbfgs", "sgd", "retrieval"), settings=SETTINGS))
-    found = {one["name"]: one["scores"] for one in results.read_all(run)}
+    found = {one["name"]: one["scores"] for one in read_all(run)}
     for name in ("several-lbfgs-h", "several-sgd-h"):
         assert set(found[name]) == {"mAP", "11-point mAP"} and found[name]["mAP"]["value"] > 0.7
     with pytest.raises(UserError, match="several labels, and --solver=knn needs one"):
@@ -167,7 +184,7 @@ def test_a_list_of_names_chooses_the_labels(run, root):
     names = root / "few.txt"
     names.write_bytes(b"\r\n".join(b"image %d" % i for i in range(8)) + b"\r\n")
     probe(run, options=Options(("knn",), labels=str(names), settings=SETTINGS))
-    found = {one["name"]: one for one in results.read_all(run)}
+    found = {one["name"]: one for one in read_all(run)}
     assert found["knn3-h-few_labels-seed0"]["data"]["fit"]["images"] == 8
     names.write_text("image 3\nimage 99\n")
     with pytest.raises(UserError, match="names 2 images, of which 1 are among those"):
@@ -183,7 +200,7 @@ def test_results_of_one_command_do_not_replace_each_other(run):
     said = []
     twice = [f"{run}@7", str(run)]
     linear_probe.run(twice, Wanted(), Options(("retrieval",)), said.append)
-    assert {"retrieval-h-step7", "retrieval-h"} <= {one["name"] for one in results.read_all(run)}
+    assert {"retrieval-h-step7", "retrieval-h"} <= {one["name"] for one in read_all(run)}
     with pytest.raises(UserError, match=r"two results would be .*retrieval-h\.json"):
         linear_probe.run([str(run)] * 2, Wanted(), Options(("retrieval",)), said.append)
 
@@ -217,7 +234,7 @@ def test_a_class_that_was_never_seen_is_named_and_counts_as_error(run, root):
     np.savez(root / "unseen.npz", **arrays)
     said = probe(run, str(root / "unseen.npz"), Options(("knn",), settings=SETTINGS))
     assert any("1 class(es) occur among the images scored on only, such as 3" in x for x in said)
-    found = {one["name"]: one["scores"] for one in results.read_all(run)}
+    found = {one["name"]: one["scores"] for one in read_all(run)}
     assert found["unseen-knn3-h"]["top-1"]["value"] <= 0.75
 
 
@@ -225,7 +242,7 @@ def test_validation_images_without_labels_choose_nothing(run, root):
     arrays = write_images(root / "half.npz")
     np.savez(root / "half.npz", **arrays, val_images=arrays["test_images"])
     probe(run, str(root / "half.npz"), Options(("lbfgs",), settings=SETTINGS))
-    found = {one["name"]: one for one in results.read_all(run)}["half-lbfgs-h"]
+    found = {one["name"]: one for one in read_all(run)}["half-lbfgs-h"]
     assert "validation" not in found["data"]
     assert found["protocol"]["chosen on"].endswith("of the training images")
 

@@ -16,6 +16,8 @@ from simclr_jax import files
 from simclr_jax.errors import UserError
 from simclr_jax.judging import transfer, transfer_sets
 from simclr_jax.stages import build, preprocessing
+from simclr_jax.stages.encoder import Encoder
+from simclr_jax.train import saved
 from simclr_jax.train.checkpoints import Checkpoints
 from simclr_jax.train.stage import TrainState
 
@@ -146,6 +148,25 @@ def test_any_other_data(run, said):
     result, _ = read(run, "other")
     assert result["published"] == {} and result["metric"] == "top-1"
     assert result["data"]["validation"]["images"] == PARTS["val"]
+
+
+def test_the_encoder_of_the_run_is_left_alone(run, tmp_path, monkeypatch):
+    """It looks at whole images here, and forgives more of them."""
+    read = saved.read(str(run))
+    known, whole = Encoder.of(read), []
+    before, preprocessing = read.config.to_dict(), known.preprocessing
+    monkeypatch.setattr(Encoder, "of", lambda *_: known)
+    changed = Encoder.changed
+    monkeypatch.setattr(
+        Encoder, "changed", lambda *given: whole.append(changed(*given)) or whole[-1]
+    )
+    with pytest.raises(UserError, match="none of 1 data set"):
+        transfer.run(
+            str(run), str(tmp_path), ["birdsnap"], max_bad_fraction=0.5, say=lambda line: None
+        )
+    (used,) = whole
+    assert used.config.data.max_bad_fraction == 0.5 and used.preprocessing.proportion == 1
+    assert known.config.to_dict() == before and known.preprocessing is preprocessing
 
 
 def test_what_cannot_be_evaluated_ends_in_one_line(run, data_dir, tmp_path):

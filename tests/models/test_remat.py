@@ -26,12 +26,14 @@ def test_a_step_on_eight_devices_is_the_same():
 
 
 @pytest.mark.x64
-def test_bottlenecks_with_channel_attention_are_the_same(monkeypatch):
+@pytest.mark.parametrize("groups", [1, 2])
+def test_bottlenecks_with_channel_attention_are_the_same(monkeypatch, groups):
     monkeypatch.setitem(resnet.ARCHITECTURES, 14, (True, (2, 0, 0, 0)))
     images = np.random.default_rng(0).uniform(size=(4, 8, 8, 3))
+    group = jnp.arange(4) % groups
 
     def gradients(remat):
-        norm = functools.partial(BatchNorm, param_dtype=jnp.float64)
+        norm = functools.partial(BatchNorm, groups=groups, param_dtype=jnp.float64)
         encoder = resnet.ResNet(
             14, 1 / 16, "cifar", norm, 0.25, 0.25, param_dtype=jnp.float64, remat=remat
         )
@@ -41,7 +43,7 @@ def test_bottlenecks_with_channel_attention_are_the_same(monkeypatch):
 
         def loss(params, images):
             state = {"params": params, "batch_stats": variables["batch_stats"]}
-            ends, moved = encoder.apply(state, images, train=True, mutable=["batch_stats"])
+            ends, moved = encoder.apply(state, images, True, group, mutable=["batch_stats"])
             return jnp.sum(jnp.sin(ends["h"])), moved
 
         return jax.jit(jax.grad(loss, (0, 1), has_aux=True))(params, images)

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 from flax.traverse_util import flatten_dict
 
+from simclr_jax.models import resnet
 from simclr_jax.models.channel_attention import SelectiveKernel
 from simclr_jax.models.normalization import BatchNorm
 from simclr_jax.models.resnet import Conv, ResNet
@@ -105,11 +106,38 @@ def test_weights_of_the_streams_sum_to_one_in_bfloat16_too():
 
 
 @pytest.mark.parametrize("stem", ["cifar", "imagenet"])
-def test_selective_kernels_start_without_synchronised_statistics(stem):
+def test_selective_kernels_start_with_statistics_of_each_device(stem):
     """Their squeezed vectors have one row for each image: n/(n-1) of one image is not a number."""
-    norm = functools.partial(BatchNorm, sync=False, unbiased_moving=True)
+    norm = functools.partial(BatchNorm, groups=0, unbiased_moving=True)
     model = ResNet(50, 1 / 16, stem, norm=norm, sk_ratio=0.0625, se_ratio=0.25)
     assert shapes(model, batch=1)["batch_stats"]
+
+
+@pytest.mark.x64
+@pytest.mark.parametrize("stem", ["cifar", "imagenet"])
+@pytest.mark.parametrize("remat", [False, True])
+def test_images_of_a_group_are_encoded_as_if_they_were_the_batch(monkeypatch, stem, remat):
+    monkeypatch.setitem(resnet.ARCHITECTURES, 14, (True, (1, 1, 0, 0)))
+    group = np.array([0, 2, 1, 1, 2, 0, 0, 2, 1])
+    images = np.random.default_rng(0).uniform(size=(len(group), 16, 16, 3))
+
+    def encode(images, groups, group=None):
+        norm = functools.partial(BatchNorm, groups=groups, param_dtype=jnp.float64)
+        model = ResNet(14, 1 / 16, stem, norm, 0.25, 0.25, param_dtype=jnp.float64, remat=remat)
+        variables = jax.jit(functools.partial(model.init, train=True))(jax.random.key(0), images)
+        # Residual branches start at scale 0, where nothing of theirs would be seen.
+        params = jax.tree.map(lambda p: p + 0.3, variables["params"])
+        variables = {"params": params, "batch_stats": variables["batch_stats"]}
+        apply = functools.partial(model.apply, train=True, mutable=["batch_stats"])
+        ends, moved = jax.jit(apply)(variables, images, group=group)
+        return ends["h"], moved
+
+    h, moved = encode(images, 3, group)
+    alone = [encode(images[group == g], 1) for g in range(3)]
+    for g, (want, _) in enumerate(alone):
+        np.testing.assert_allclose(h[group == g], want, rtol=1e-10)
+    averages = jax.tree.map(lambda *each: np.mean(each, 0), *(moved for _, moved in alone))
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-10), moved, averages)
 
 
 MODEL = ResNet(depth=10, width=0.25, stem="cifar", norm=BatchNorm)

@@ -10,7 +10,7 @@ from flax.traverse_util import flatten_dict
 from simclr_jax.models.heads import Classifier, ProjectionHead
 from simclr_jax.models.normalization import BatchNorm
 from simclr_jax.models.resnet import ResNet
-from simclr_jax.optim import masks, optimizers
+from simclr_jax.optim import masks
 
 
 def model():
@@ -53,11 +53,43 @@ def test_each_role_holds_exactly_its_parameters():
 
 def test_lars_adapts_exactly_the_kernels_outside_classifiers():
     params = model()
-    adapted = paths(masks.mask(params, optimizers.LARS_ADAPTED), lambda p, x: x)
+    adapted = paths(masks.mask(params, masks.LARS_ADAPTED), lambda p, x: x)
     # 53 convolutions and 3 layers of the projection head.
     assert len(adapted) == 56
     assert {path[-1] for path in adapted} == {"kernel"}
     assert {path[0] for path in adapted} == {"encoder", "head"}
+
+
+DECLARED = {"predictor/temperature": "bias", "predictor": "norm", "codes": "kernel"}
+
+
+@pytest.mark.parametrize(
+    "path, role",
+    [
+        ("predictor/temperature", "bias"),  # the longest says, whichever was declared first
+        ("predictor/temperature/scale", "bias"),
+        ("predictor/temperatures", "norm"),  # whole names alone
+        ("predictor/dense1/kernel", "norm"),  # before what its name would say
+        ("codes", "kernel"),
+        ("encoder/stem_bn/scale", "norm"),
+        ("codebook/kernel", "kernel"),
+    ],
+)
+def test_a_declared_role_says_more_than_a_name(path, role):
+    names = tuple(path.split("/"))
+    backwards = dict(reversed(DECLARED.items()))
+    assert masks.role(names, DECLARED) == masks.role(names, backwards) == role
+
+
+def test_declared_roles_reach_the_mask():
+    params = {"codes": 0.0, "head": {"dense1": {"kernel": 0.0, "bias": 0.0}}}
+    found = masks.mask(params, ("kernel",), {"codes": "kernel"})
+    assert found == {"codes": True, "head": {"dense1": {"kernel": True, "bias": False}}}
+
+
+def test_a_declared_role_is_one_that_there_is():
+    with pytest.raises(ValueError, match="codes is declared weight: its role must be of kernel,"):
+        masks.role(("codes",), {"codes": "weight"})
 
 
 @pytest.mark.parametrize("path", ["encoder/stem_bn/gamma", "encoder/conv/weights", "ema/scale"])

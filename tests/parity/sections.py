@@ -11,11 +11,12 @@ import jax.numpy as jnp
 import numpy as np
 from flax.traverse_util import flatten_dict
 
+from simclr_jax import recipes
 from simclr_jax.interop import official_names as official
 from simclr_jax.models.heads import Classifier, ProjectionHead
 from simclr_jax.models.normalization import BatchNorm
 from simclr_jax.models.resnet import ResNet
-from simclr_jax.optim import masks, optimizers
+from simclr_jax.optim import masks
 
 
 def architecture(recording: golden.Recording) -> official.Architecture:
@@ -42,8 +43,8 @@ def encoder(recording: golden.Recording, dtype=jnp.float32) -> ResNet:
 def head(recording: golden.Recording) -> ProjectionHead:
     flags = recording.flags
     return ProjectionHead(
-        kind=head_kind(recording),
-        layers=flags.get("num_proj_layers", 3),
+        kind=(kind := head_kind(recording)),
+        layers=recipes.layer_count(kind, flags.get("num_proj_layers", 3)),
         dim=flags.get("proj_out_dim", 128),
         norm=_norm(recording),
     )
@@ -105,9 +106,9 @@ def decay_term(params: dict, optimizer: str, weight_decay: float) -> float:
     LARS here decays and does not adapt. The other optimisers have all of it in the loss.
     """
     if optimizer == "lars":
-        roles = set(optimizers.LARS_DECAYED) - set(optimizers.LARS_ADAPTED)
+        roles = set(masks.LARS_DECAYED) - set(masks.LARS_ADAPTED)
     else:
-        roles = set(optimizers.SGD_DECAYED)
+        roles = set(masks.SGD_DECAYED)
     counted = flatten_dict(masks.mask(params, roles))
     squares = [
         np.sum(np.square(np.asarray(value, np.float64)))

@@ -27,7 +27,7 @@ from simclr_jax.interop import official_names as official
 from simclr_jax.optim import optimizers, schedules
 from simclr_jax.stages.encoder import embedder
 from simclr_jax.stages.inputs import Inputs
-from simclr_jax.stages.labelled_network import Network
+from simclr_jax.stages.labelled_network import LabelledNetwork
 from simclr_jax.train import timetable as timetables
 from simclr_jax.train.stage import Batch, Metrics, Stage, TrainState
 from simclr_jax.train.step import make_step
@@ -73,7 +73,7 @@ def recipe(recording: golden.Recording, stage: str) -> recipes.ConfigDict:
     """Return the recipe of the official flags; what a recording leaves out is their default."""
     flags, tf1, c = recording.flags, recording.tf1, recipes.base()
     c.stage = stage
-    c.bn.sync = flags.get("global_bn", True)
+    c.bn.groups = 1 if flags.get("global_bn", True) else 0
     c.finetune.train_from_block = flags.get("fine_tune_after_block", -1) + 1
     recipes.official(c, recording.spec["flavour"])
     c.augment.placement = "host"  # which is how finished views come in
@@ -114,7 +114,7 @@ def enlarged(recording: golden.Recording, images: np.ndarray) -> np.ndarray:
 
 def chunk(views: np.ndarray, labels: np.ndarray) -> dict[str, np.ndarray]:
     """Return a batch of one step from views `[n, v, h, w, c]` and labels `[n]`."""
-    return {"views": views[None], "label": labels[None].astype(np.int32)}
+    return {"views/views": views[None], "label": labels[None].astype(np.int32)}
 
 
 def feed_recorded_rates(
@@ -188,7 +188,7 @@ class Program:
         self._step = make_step(stage, self._mesh)
         self._compiled: jax.stages.Compiled | None = None
 
-        namer = official.namer(recording.tf1, c.bn.sync)
+        namer = official.namer(recording.tf1, c.bn.groups == 1)
         names = namer.encoder(sections.architecture(recording))
         names |= namer.head(c.head.kind, c.head.layers)
         if classifier:
@@ -256,7 +256,7 @@ class Program:
         """Return what the recorded images become in inference mode: h, what is read, logits."""
         recording, c = self._recording, self._config
         labelled = c.stage != "pretrain"
-        network = Network(c, classes(recording)) if labelled else None
+        network = LabelledNetwork(c, classes(recording)) if labelled else None
         tap = network.tap if network else "z"
         embed = embedder(c, ("h", tap))
 

@@ -69,7 +69,7 @@ SLOW = [
     {**line, "images_per_second": 20.0 if line["step"] > 75 else 100.0} if "loss" in line else line
     for line in healthy()
 ]
-CHANCE = [{**line, "loss_mean": math.log(127)} if "loss" in line else line for line in healthy()]
+CHANCE = [{**line, "loss": 2 * math.log(127)} if "loss" in line else line for line in healthy()]
 
 
 @pytest.mark.parametrize(
@@ -82,7 +82,7 @@ CHANCE = [{**line, "loss_mean": math.log(127)} if "loss" in line else line for l
         (changed(knn_accuracy=0.65), "kNN accuracy was still rising: by 5.0 points since step 80"),
         (FALLING, "loss was still falling at the end"),
         (SLOW, "slow: 20 images/s at the end, 100 in the median"),
-        (CHANCE, "loss is 4.84 a row, .* equal would give 4.84"),
+        (CHANCE, "loss is 9.69, that of an encoder that has learned nothing 9.69"),
         (healthy(60), "stopped at step 60 of 100"),
         ([*healthy(), {"step": 100, "loss": None}], "Not every value of loss is a finite number"),
     ],
@@ -90,6 +90,15 @@ CHANCE = [{**line, "loss_mean": math.log(127)} if "loss" in line else line for l
 def test_one_problem_is_named_alone(tmp_path, lines, words):
     said = found(write_record(tmp_path / "run", lines))
     assert len(said) == 1 and re.search(words, said[0])
+
+
+def test_chance_counts_the_negatives_of_a_memory(tmp_path):
+    """At 9.69 a run without a memory has learned nothing, one of 400 more negatives a lot."""
+    assert found(write_record(tmp_path / "run", CHANCE, memory__size=400)) == []
+    level = 2 * math.log(127 + 400)
+    lines = [{**line, "loss": level} if "loss" in line else line for line in healthy()]
+    (said,) = found(write_record(tmp_path / "memory", lines, memory__size=400))
+    assert "that of an encoder that has learned nothing 12.53" in said
 
 
 def test_an_encoder_no_better_than_pixels_is_named(tmp_path):
@@ -174,8 +183,18 @@ def test_transfer_stands_beside_what_was_published(tmp_path):
     results.write(run, {**about, "scores": scores}, {"labels": [0], "predictions": [0]})
     (_, table) = score_sections._transfer([record.read(str(run))])
     assert re.findall(r"<t[hd](?: [^>]*)?>([^<]*)<", table) == [
-        *("data", "run", "score", "here", "SimCLR", "BYOL"),
-        *("tfds:dtd", "run", "top-1", "42.0", "71.6", "78.4"),
+        "data",
+        "run",
+        "score",
+        "here",
+        "SimCLR",
+        "BYOL",
+        "tfds:dtd",
+        "run",
+        "top-1",
+        "42.0",
+        "71.6",
+        "78.4",
     ]
 
 
@@ -318,7 +337,16 @@ def test_several_labels_are_no_missing_labels():
         measured = dict.fromkeys(("alignment", "uniformity", "effective_rank"), 1.0)
         pairs = {"h": embedding_sections.Pairs(measured, np.linspace(0.5, 1, 5), np.arange(20), 3)}
         one = embedding_sections.Examined(
-            *("run@7", "5 images", pairs, np.eye(5, 2), "PCA.", None, ["a", "b"], [], None, several)
+            "run@7",
+            "5 images",
+            pairs,
+            np.eye(5, 2),
+            "PCA.",
+            None,
+            ["a", "b"],
+            [],
+            None,
+            several,
         )
         page = "".join(str(part) for part in embedding_sections.sections({"run": one}))
         said[several] = re.findall(r"[^.>]*(?:no colours|is none)[^.]*", page)

@@ -11,7 +11,7 @@ import pytest
 from simclr_jax import recipes, validation
 from simclr_jax.data.decode import BadImage
 from simclr_jax.errors import UserError
-from simclr_jax.stages.adapt import adapt
+from simclr_jax.stages.adapt import adapt, as_before
 
 CONFIGS = Path(__file__).parents[2] / "configs"
 
@@ -92,14 +92,17 @@ def test_what_the_user_set_stays():
 
 
 def test_choices_stand_when_a_run_is_resumed():
-    """Though images have vanished and the rest are larger."""
+    """Though images may have vanished or changed: none is looked at."""
     before, _ = adapt(recipe(), *[Source(5000, [(40, 40)])] * 2)
-    after, lines = adapt(recipe(), *[Source(5000, [None, (400, 400)])] * 2, before.to_dict())
-    assert after.to_dict() == before.to_dict() and not lines
-    changed, _ = adapt(
-        recipe(data__image_size=64), *[Source(5000, [(400, 400)])] * 2, before.to_dict()
-    )
+    assert as_before(recipe(), before.to_dict()).to_dict() == before.to_dict()
+    changed = as_before(recipe(data__image_size=64), before.to_dict())
     assert changed.data.image_size == 64  # for the comparison of recipes to refuse
+
+
+def test_a_choice_that_an_old_record_does_not_have_is_the_default():
+    before = adapt(recipe(), *[Source(5000, [(40, 40)])] * 2)[0].to_dict()
+    del before["eval"]["every_epochs"]
+    assert as_before(recipe(), before).eval.every_epochs == recipes.base().eval.every_epochs
 
 
 def test_a_recipe_without_open_fields_is_left_alone():

@@ -3,15 +3,23 @@
 from __future__ import annotations
 
 import io
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
+from etils import epath
 from PIL import Image
 
+from simclr_jax import recipes
+from simclr_jax.augment.geometry import quarter_turns
+from simclr_jax.data.sources import Images
+from simclr_jax.stages import views
 from simclr_jax.stages.contact_sheet import GAP, contact_sheet
+from simclr_jax.stages.inputs import Inputs
 
 
 def sheet(originals, views):
+    views = views if isinstance(views, dict) else {"views": views}
     return np.asarray(Image.open(io.BytesIO(contact_sheet(originals, views))))
 
 
@@ -27,7 +35,7 @@ def tile(picture, row, column, side):
 def test_each_column_is_an_image_above_its_views(size, side, channels):
     levels = np.array([[10, 60, 110], [20, 70, 120], [30, 80, 130]])  # row, column
     originals = np.full((3, 20, 20, channels), levels[0][:, None, None, None], np.uint8)
-    views = np.ones((2, 3, size, size, channels)) * levels[1:, :, None, None, None] / 255
+    views = np.ones((3, 2, size, size, channels)) * levels[1:].T[:, :, None, None, None] / 255
     picture = sheet(originals, views)
     assert picture.shape == (3 * (side + GAP) + 2 * GAP, 3 * (side + GAP) + GAP, 3)
     for row in range(3):
@@ -49,3 +57,67 @@ def test_originals_keep_their_shape():
     picture = tile(sheet([wide], np.zeros((1, 1, 48, 48, 3))), 0, 0, 48)
     assert (picture[18:30] == 0).all()
     assert (picture[:18] == 255).all() and (picture[30:] == 255).all()
+
+
+def test_smaller_views_are_to_scale_and_beside_one_another():
+    """Two views of 96 above five of 40: two of those in a row, three rows."""
+    views = {
+        "little": np.ones((2, 5, 40, 40, 3)) * (np.arange(10).reshape(2, 5, 1, 1, 1) + 10) / 255,
+        "whole": np.ones((2, 2, 96, 96, 3)) * (np.arange(4).reshape(2, 2, 1, 1, 1) + 1) / 255,
+    }
+    picture = sheet(np.zeros((2, 96, 96, 3), np.uint8), views)
+    little = 40
+    top = 2 * GAP + 3 * (96 + GAP) + GAP
+    assert picture.shape == (top + 3 * (little + GAP), 2 * 96 + 4 * GAP + 2 * GAP, 3)
+    for column in range(2):
+        left = GAP + column * (96 + 4 * GAP)  # further apart, so that rows can be told apart
+        for view in range(2):
+            y = 2 * GAP + (1 + view) * (96 + GAP)
+            shown = picture[y : y + 96, left : left + 96]
+            np.testing.assert_array_equal(shown, 1 + 2 * column + view)
+        for view in range(5):
+            y, x = top + view // 2 * (little + GAP), left + view % 2 * (little + GAP)
+            shown = picture[y : y + little, x : x + little]
+            np.testing.assert_array_equal(shown, 10 + 5 * column + view)
+        # The place of a sixth is empty.
+        assert (picture[y : y + little, x + little : left + 96] == 255).all()
+
+
+@pytest.mark.parametrize("size, shown", [(16, 24), (4, 6), (96, 48), (24, 36)])
+def test_views_keep_their_scale_but_not_below_half_the_largest_or_their_own(size, shown):
+    """Beside the largest of 32, shown at 48, or of 224, shown at 96."""
+    largest, side = (224, 96) if size == 96 else (32, 48)
+    views = {"a": np.zeros((1, 1, largest, largest, 3)), "b": np.zeros((1, 1, size, size, 3))}
+    picture = sheet(np.zeros((1, 8, 8, 3), np.uint8), views)
+    assert picture.shape[0] == 2 * (side + GAP) + shown + 4 * GAP
+    dark = (picture[2 * (side + GAP) + 3 * GAP :] == 0).all(-1)
+    assert dark.sum() == shown**2
+
+
+def recipe():
+    c = recipes.base()
+    c.data.image_size = 32
+    with c.unlocked():
+        c.augment.views.local = recipes.view()
+    c.augment.views.local.update(group="local", size=16, copies=4, area_max=0.3)
+    return c
+
+
+@pytest.mark.parametrize("turned", [False, True])
+def test_a_run_shows_what_the_network_looks_at(tmp_path, turned):
+    pixels = np.random.RandomState(0).randint(0, 256, (20, 32, 32, 3)).astype(np.uint8)
+    source, c = Images(pixels, None, 0), recipe()
+    workdir = SimpleNamespace(path=epath.Path(tmp_path), fresh=True)
+
+    def look(batch):
+        """The first local view of each image in its four orientations."""
+        return {"turns": quarter_turns(views.view_maker(c)(batch)["local"][:, 0])}
+
+    inputs = Inputs(c, source, source)
+    views.draw(inputs, workdir, look if turned else views.view_maker(c))
+    picture = np.asarray(Image.open(tmp_path / "views.png"))
+    made = {name: np.asarray(x) for name, x in views.view_maker(c)(inputs.first(12)).items()}
+    shown = {"turns": np.stack([np.rot90(made["local"][:, 0], k, (1, 2)) for k in range(4)], 1)}
+    expected = sheet(inputs.originals(12), shown if turned else made)
+    assert picture.shape == expected.shape
+    assert np.abs(picture.astype(int) - expected).max() <= 1  # rounded to 8 bits

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import jax
 import numpy as np
 import pytest
@@ -9,10 +11,12 @@ from stages.written import write_run
 from train import tiny
 
 import simclr_jax
-from simclr_jax import parallel
+from simclr_jax import parallel, recipes
 from simclr_jax.augment.resize import center_crop, to_float
 from simclr_jax.errors import UserError
+from simclr_jax.evaluate.logistic import Weights
 from simclr_jax.frame import modules
+from simclr_jax.stages import teacher
 from simclr_jax.stages.encoder import Encoder
 from simclr_jax.stages.preprocessing import Preprocessing
 from simclr_jax.train import saved
@@ -137,6 +141,50 @@ def test_untrained_is_where_training_starts(encoder):
                 np.testing.assert_array_equal, untrained.variables[kind][part], expected[part]
             )
     assert untrained.fingerprint != encoder.fingerprint
+
+
+def test_the_recipe_of_an_encoder_refuses_to_be_changed(workdir, encoder):
+    for change in (
+        lambda c: setattr(c.train, "dtype", "bfloat16"),
+        lambda c: c.data.update(max_bad_fraction=1.0),
+        lambda c: c.augment.views.first.__setitem__("crop", False),
+        lambda c: c.unlock(),
+    ):
+        with pytest.raises(AttributeError, match="immutable"):
+            change(encoder.config)
+    recipe = saved.read(str(workdir)).config
+    made = Encoder(recipe, encoder.variables, "run", 7)
+    recipe.train.dtype = "bfloat16"  # by whoever made it
+    assert made.config.train.dtype == "float32"
+
+
+def test_a_changed_encoder_is_another_one_of_the_same_weights(workdir, encoder):
+    recipe = saved.read(str(workdir)).config
+    whole = dataclasses.replace(encoder.preprocessing, proportion=0.5)
+    fields = {"train.dtype": "bfloat16", "data.max_bad_fraction": 0.7}
+    changed = encoder.changed(fields, whole)
+    assert encoder.config.to_dict() == recipe.to_dict() and encoder.preprocessing != whole
+    assert changed.preprocessing is whole and changed.changed().preprocessing is whole
+    for name, value in fields.items():
+        recipes.put(recipe, name, value)
+    assert changed.config.to_dict() == recipe.to_dict()
+    assert (changed.run, changed.step, changed.taps) == (encoder.run, encoder.step, encoder.taps)
+    assert changed.fingerprint == encoder.fingerprint
+    want = Encoder(recipe, encoder.variables, "run", 7).extract(IMAGES, ("h",), prepared=True)["h"]
+    found = changed.extract(IMAGES, ("h",), prepared=True)["h"]
+    np.testing.assert_array_equal(found, want)
+    assert (found != encoder.extract(IMAGES, ("h",), prepared=True)["h"]).any()
+    assert changed.untrained().preprocessing is whole
+
+
+def test_a_teacher_leaves_the_recipe_of_its_run_alone(workdir, encoder, monkeypatch):
+    weights = Weights(np.zeros((encoder(IMAGES).shape[1], 3), np.float32), np.zeros(3, np.float32))
+    run = saved.read(str(workdir))
+    known = Encoder(run.config, encoder.variables, "run", 7, None, ("h", weights))
+    monkeypatch.setattr(Encoder, "of", lambda *_: known)
+    monkeypatch.setattr(teacher, "classifier_shape", lambda run: (1, 3))
+    made = teacher.Teacher(run, "bfloat16", known.mesh)
+    assert made.classes == 3 and known.config.to_dict() == run.config.to_dict()
 
 
 def test_fingerprint_is_of_the_weights_and_not_of_the_place(workdir, encoder, tmp_path):

@@ -18,7 +18,7 @@ import simclr_jax
 from simclr_jax.data.sources import NO_LABEL
 from simclr_jax.losses.cross_entropy import cross_entropy
 from simclr_jax.stages import labels
-from simclr_jax.stages.labelled_network import Network
+from simclr_jax.stages.labelled_network import LabelledNetwork
 from simclr_jax.train import manifest, saved
 
 DEVICES = 8
@@ -28,7 +28,7 @@ EXACT = 1e-10  # float64, relative to the largest number of an array, after thre
 def test_a_zero_classifier_is_zero():
     """At step 0 it knows nothing: equal logits, a loss of exactly ln(classes)."""
     images = np.random.default_rng(0).random((5, 8, 8, 3)).astype(np.float32)
-    random = Network(taught.recipe(finetune__zero_classifier=False), tiny.CLASSES)
+    random = LabelledNetwork(taught.recipe(finetune__zero_classifier=False), tiny.CLASSES)
     state, classify = taught.initial_state(), jax.jit(random)
     zero = {"params": state.params, "batch_stats": state.batch_stats}
     logits = classify(zero, images)
@@ -137,7 +137,7 @@ def test_the_tap_is_what_the_classifier_reads(before):
     def classify(tap):
         dense = {"kernel": jnp.asarray(weights[names[tap]], jnp.float32), "bias": bias}
         params = encoder.variables["params"] | {"classifier": {"dense": dense}}
-        return Network(taught.recipe(finetune__tap=tap), tiny.CLASSES)(
+        return LabelledNetwork(taught.recipe(finetune__tap=tap), tiny.CLASSES)(
             encoder.variables | {"params": params}, images
         )
 

@@ -7,11 +7,12 @@ import shutil
 
 import numpy as np
 import pytest
+from ml_collections.config_dict import placeholder
 from train import tiny
 
 from simclr_jax import files
 from simclr_jax.errors import UserError
-from simclr_jax.recipes import INHERITED, INHERITED_CROP, base
+from simclr_jax.recipes import INHERITED, INHERITED_CROP, base, get
 from simclr_jax.stages.inherit import inherit, pin
 from simclr_jax.train.checkpoints import Checkpoints
 
@@ -61,8 +62,7 @@ def test_open_fields_are_those_of_the_run(runs):
     c, said = inherit(recipe("finetune", init__run=str(runs / "wide")))
     there = files.read_json(runs / "wide" / "config.json")
     for name in INHERITED:
-        group, field = name.split(".")
-        assert c[group][field] == there[group][field], name
+        assert get(c, name) == get(there, name), name
     # Pretraining may have been told to ignore labels, fine-tuning cannot.
     assert c.data.to_dict() == there["data"] | {"labels": True}
     (view,) = c.augment.views.values()
@@ -90,10 +90,7 @@ def test_what_a_recipe_says_stands(runs, resumed):
     before = files.read_json(runs / "wide" / "config.json") if resumed else None
     c, _ = inherit(recipe("finetune", init__run=str(runs / "wide"), **SAID), before)
     for name, value in SAID.items():
-        found = c
-        for part in name.split("__"):
-            found = found[part]
-        assert found == value, name
+        assert get(c, name.replace("__", ".")) == value, name
     assert c.data.eval_split == "dev" and c.data.source == "memory"
 
 
@@ -185,6 +182,23 @@ MISSING = {
 def test_without_a_run_there_is_nothing_to_take(stage, message):
     with pytest.raises(UserError, match=message):
         inherit(recipe(stage))
+
+
+def test_a_field_of_a_crop_is_named_as_it_is_on_the_command_line():
+    c = base()
+    c.augment.views.second.area_min = placeholder(float)
+    want = (
+        r"augment.views.second.area_min is open: .* or set --config.augment.views.second.area_min"
+    )
+    with pytest.raises(UserError, match=want):
+        inherit(c)
+
+
+def test_what_an_old_record_does_not_have_is_the_default(runs):
+    before = files.read_json(runs / "wide" / "config.json")
+    del before["model"]["se_ratio"]
+    c, _ = inherit(recipe("finetune", init__run=str(runs / "wide")), before)
+    assert c.model.se_ratio == base().model.se_ratio and c.bn.epsilon == 1e-3
 
 
 def test_a_run_that_is_none(tmp_path):

@@ -177,16 +177,6 @@ def test_saving_a_step_twice_is_refused(directory):
         Checkpoints(directory).save(20, host_state(20))
 
 
-def test_one_step_can_be_asked_for(directory):
-    checkpoints = Checkpoints(directory)
-    assert_same_bits(checkpoints.restore_step(10, TARGET), host_state(10))
-    with pytest.raises(UserError, match=r"no checkpoint 15 .*10, 20"):
-        checkpoints.restore_step(15, TARGET)
-    flip(biggest_file(directory / "10"))
-    with pytest.raises(UserError, match="10 is damaged"):
-        checkpoints.restore_step(10, TARGET)
-
-
 # Damage
 
 

@@ -94,7 +94,14 @@ def test_progress_line(clock):
     clock.now += 1
     speed.add(2)
     line = progress_line(50, timetable, metrics, speed)
-    assert line == "step 50/200   25%  loss 1.23  20 images/s  1:15 left"
+    assert line == "step 50/200   25%  1:15 left  loss 1.23  20 images/s"
+
+
+def test_a_format_may_show_other_metrics_beside_its_own():
+    formats = {"rank_h": "rank of h {:.1f}, of z {rank_z:.1f}", "loss": "loss {:.2f}"}
+    metrics = {"loss": 1.234, "rank_h": 12.34, "rank_z": 5.12}
+    assert shown(formats, metrics) == "rank of h 12.3, of z 5.1  loss 1.23"
+    assert shown(formats, {"loss": 1.234}) == "loss 1.23"
 
 
 def test_a_terminal_renews_one_line(tmp_path, clock):
@@ -107,6 +114,16 @@ def test_a_terminal_renews_one_line(tmp_path, clock):
     console.status("step 3")
     console.close()
     assert stream.screen() == ["held out", ""]
+
+
+def test_a_line_longer_than_the_terminal_is_cut_and_so_can_be_erased(tmp_path, clock, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "12")
+    stream = Terminal()
+    console = Console(epath.Path(tmp_path), stream)
+    console.status("step 1 of a long line")
+    assert stream.screen() == ["step 1 of a"]
+    console.close()
+    assert "step 1 of a long line" in (tmp_path / "log.txt").read_text()
 
 
 def test_a_file_gets_a_line_every_few_seconds_and_no_control_characters(tmp_path, clock):

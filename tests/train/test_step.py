@@ -123,7 +123,7 @@ def average_gradients(monkeypatch):
     [
         (gather_without_gradient, {}, "['state'].opt_state[0]['encoder']['stem_conv']"),
         (average_gradients, {}, "['state'].opt_state[0]['head']['bn1']['scale']"),
-        (lambda _: None, {"bn__sync": False}, "['metrics']['loss']"),
+        (lambda _: None, {"bn__groups": 0}, "['metrics']['loss']"),
     ],
     ids=["gather without gradient", "averaged gradients", "statistics of each device"],
 )
@@ -331,7 +331,7 @@ def views_at(positions, starts=0, devices=1, **fields):
         "start": parallel.split64(np.broadcast_to(starts, len(positions))),
     }
     batch = parallel.shard(parallel.make_mesh(devices), batch)
-    return np.asarray(jax.jit(views.view_maker(config))(batch))
+    return np.moveaxis(np.asarray(jax.jit(views.view_maker(config))(batch)["views"]), 1, 0)
 
 
 POSITIONS = np.array([5, 7, 2**32 + 5, 5 + 2**40, 0, 1, 2, 3])

@@ -41,6 +41,18 @@ def test_but_not_with_other_values(older, field, words):
         check_recipe(older, now(**{field: 8}), "auto", fresh=False)
 
 
+@pytest.mark.parametrize("sync, groups", [(True, 1), (False, 0)])
+def test_a_run_from_before_groups_of_normalisation_continues(tmp_path, sync, groups):
+    """`bn` as such runs wrote it: over all devices, or each by its own rows."""
+    record = now()
+    record["bn"] = {"momentum": 0.9, "epsilon": 1e-5, "sync": sync, "unbiased_moving": False}
+    (tmp_path / "config.json").write_text(json.dumps(record))
+    assert recipes.of_record(record).bn.to_dict() == now(bn__groups=groups)["bn"]
+    check_recipe(tmp_path, now(bn__groups=groups), "auto", fresh=False)
+    with pytest.raises(UserError, match=f"bn.groups: {groups} -> 8"):
+        check_recipe(tmp_path, now(bn__groups=8), "auto", fresh=False)
+
+
 def test_nor_with_other_images(older):
     with pytest.raises(UserError, match="images: "):
         check_recipe(older, now() | {"images": ["others"]}, "auto", fresh=False)

@@ -22,15 +22,25 @@ CLASSES = 4
 def recipe(**fields):
     """Return the recipe with other `fields`, their dots written as double underscores."""
     c = recipes.base()
+    shrink(c)
+    for name, value in fields.items():
+        c.update_from_flattened_dict({name.replace("__", "."): value})
+    return c
+
+
+def shrink(c):
+    """Make a recipe the smallest one."""
     c.data.image_size = 8
     c.model.depth, c.model.width, c.model.stem = 10, 1 / 16, "cifar"
     c.head.layers, c.head.dim = 2, 5
     c.optim.base_lr, c.optim.lr_scaling, c.optim.warmup_epochs = 0.3, "none", 0.0
     c.train.batch_size, c.train.steps = BATCH, STEPS
     c.eval.knn_k, c.eval.few_labels = 5, 2
-    for name, value in fields.items():
-        c.update_from_flattened_dict({name.replace("__", "."): value})
-    return c
+
+
+def timetable(config):
+    """Return the run of a recipe on `sorted_images` in numbers."""
+    return timetables.make(config, BATCH * STEPS)
 
 
 def sorted_images(seed: int = 0, count: int = BATCH * STEPS) -> Images:

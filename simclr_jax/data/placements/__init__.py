@@ -6,13 +6,14 @@
 | `split` | decodes once, crops and resizes (OpenCV) | uint8 crops | flip, colour, blur |
 | `host` | decodes once, then all (tf.data, official operations) | float32 views | nothing |
 
-All three have the same order of examples and the same draws.
+All three have the same order of examples and the same draws. Views come in groups, the views of
+one group in one array, since they have one size.
 """
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Callable, Generator, Iterator, Mapping
 from typing import NamedTuple
 
 import numpy as np
@@ -39,14 +40,14 @@ class Loading:
 
     Attributes:
       reader: of decoded images.
-      policies: one for each view.
+      policies: for each group of views, by name, one for each view, all of one size.
       seed: of the run.
       shared_sigma: one blur width for each view of a batch, not for each image.
       threads: that decode and augment.
     """
 
     reader: Reader
-    policies: tuple[Policy, ...]
+    policies: Mapping[str, tuple[Policy, ...]]
     seed: int
     shared_sigma: bool
     threads: int

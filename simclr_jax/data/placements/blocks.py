@@ -22,7 +22,7 @@ class Block(NamedTuple):
     """Consecutive rows of a batch: what a thread works on."""
 
     rows: Rows
-    draws: tuple[Draws, ...]  # one for each view, fields [b, ...]
+    draws: dict[str, tuple[Draws, ...]]  # by group, one for each view, fields [b, ...]
 
 
 def split(requests: Iterator[Request]) -> Iterator[Request]:
@@ -46,7 +46,9 @@ def reader(
     return read
 
 
-def _drawer(loading: Loading) -> Callable[[Request, np.ndarray], tuple[Draws, ...]]:
+def _drawer(
+    loading: Loading,
+) -> Callable[[Request, np.ndarray], dict[str, tuple[Draws, ...]]]:
     try:
         cpu = jax.local_devices(backend="cpu")[0]
     except RuntimeError as error:
@@ -55,9 +57,10 @@ def _drawer(loading: Loading) -> Callable[[Request, np.ndarray], tuple[Draws, ..
             f"JAX_PLATFORMS={platforms} leaves out the CPU, which draws the crops of placement "
             f"split and host: set JAX_PLATFORMS={platforms},cpu"
         ) from error
-    of_run = functools.partial(_draw, loading.policies, loading.seed, loading.shared_sigma)
+    policies = tuple(loading.policies.items())  # can be hashed
+    of_run = functools.partial(_draw, policies, loading.seed, loading.shared_sigma)
 
-    def draw(block: Request, sizes: np.ndarray) -> tuple[Draws, ...]:
+    def draw(block: Request, sizes: np.ndarray) -> dict[str, tuple[Draws, ...]]:
         count = len(sizes)
         rows = np.arange(BLOCK) % count  # always as many, so that it is compiled once
         positions = parallel.split64(block.positions)[rows]
@@ -71,5 +74,5 @@ def _drawer(loading: Loading) -> Callable[[Request, np.ndarray], tuple[Draws, ..
 
 @functools.partial(jax.jit, static_argnums=(0, 1, 2))
 def _draw(policies, seed, shared_sigma, positions, starts, heights, widths):
-    one = functools.partial(draw_views, policies, seed, shared_sigma=shared_sigma)
+    one = functools.partial(draw_views, dict(policies), seed, shared_sigma=shared_sigma)
     return jax.vmap(one)(positions, starts, heights, widths)

@@ -23,7 +23,7 @@ from simclr_jax.errors import UserError
 def batches(
     loading: Loading, requests: Iterator[Request]
 ) -> Generator[dict[str, np.ndarray], None, None]:
-    """Yield `views`, float32 `[n, views, size, size, c]`, and `label`, int32 `[n]`, if any.
+    """Yield `views/GROUP`, float32 `[n, views, size, size, c]`, and `label`, int32 `[n]`, if any.
 
     All requests have the same number of rows.
     """
@@ -50,9 +50,10 @@ def batches(
 
 
 def _dataset(loading: Loading, all_blocks: Any, failures: list[Exception]) -> Any:
-    """Return a `tf.data.Dataset` of single examples: `views [views, size, size, c]` and `label`.
+    """Return a `tf.data.Dataset` of single examples.
 
-    It ends early where reading fails, and puts the reason into `failures`.
+    Each has `views/GROUP`, `[views, size, size, c]`, for each group of views, and `label`. They end
+    early where reading fails, and the reason is put into `failures`.
     """
     tf = _tensorflow()
     policies, channels = loading.policies, loading.reader.source.channels
@@ -83,11 +84,14 @@ def _dataset(loading: Loading, all_blocks: Any, failures: list[Exception]) -> An
         return tf.data.Dataset.from_tensor_slices(per_image).map(cut)
 
     def augment(example: dict[str, Any]) -> dict[str, Any]:
-        views = [
-            on_host.augment(example["image"], Draws(**drawn), policy)
-            for drawn, policy in zip(example["draws"], policies, strict=True)
-        ]
-        return {"views": tf.stack(views), "label": example["label"]}
+        made = {"label": example["label"]}
+        for group, some in policies.items():
+            views = [
+                on_host.augment(example["image"], Draws(**drawn), policy)
+                for drawn, policy in zip(example["draws"][group], some, strict=True)
+            ]
+            made[f"views/{group}"] = tf.stack(views)
+        return made
 
     options = tf.data.Options()
     options.deterministic = True
@@ -104,12 +108,14 @@ def _tensors(block: blocks.Block) -> dict[str, Any]:
         "pixels": np.concatenate([image.ravel() for image in images]),
         "shape": np.array([image.shape for image in images], np.int64),
         "label": block.rows.labels,
-        "draws": tuple(drawn._asdict() for drawn in block.draws),
+        "draws": {
+            group: tuple(drawn._asdict() for drawn in draws) for group, draws in block.draws.items()
+        },
     }
 
 
 def _signature(tf: Any, loading: Loading) -> dict[str, Any]:
-    kinds = dict.fromkeys(("flip", "jitter", "grayscale", "blur"), tf.bool)
+    kinds = dict.fromkeys(("flip", "jitter", "grayscale", "blur", "solarize"), tf.bool)
     kinds |= dict.fromkeys(("box", "order"), tf.int32)
     draws = {
         name: tf.TensorSpec(
@@ -121,7 +127,7 @@ def _signature(tf: Any, loading: Loading) -> dict[str, Any]:
         "pixels": tf.TensorSpec([None], tf.uint8),
         "shape": tf.TensorSpec([None, 3], tf.int64),
         "label": tf.TensorSpec([None], tf.int32),
-        "draws": tuple(draws for _ in loading.policies),
+        "draws": {group: (draws,) * len(some) for group, some in loading.policies.items()},
     }
 
 

@@ -20,24 +20,29 @@ from simclr_jax.data.placements import Loading, Request, blocks
 from simclr_jax.data.reader import ahead
 from simclr_jax.errors import UserError
 
-LARGE = 4  # times the view: the shorter side of images that are shrunk before they are cropped
+LARGE = (
+    4  # times the largest view: the shorter side of images that are shrunk before they are cropped
+)
 
 
 def batches(
     loading: Loading, requests: Iterator[Request]
 ) -> Generator[dict[str, np.ndarray], None, None]:
-    """Yield `crops`, uint8 `[n, views, size, size, c]`, and `label`, int32 `[n]`, if any."""
-    source, size = loading.reader.source, loading.policies[0].size
-    resize, shrink = resizer(), shrinker(size)
+    """Yield `crops/GROUP`, uint8 `[n, views, size, size, c]`, and `label`, int32 `[n]`, if any."""
+    source = loading.reader.source
+    sizes = {group: policies[0].size for group, policies in loading.policies.items()}
+    resize, shrink = resizer(), shrinker(max(sizes.values()))
     read = blocks.reader(loading, shrink)
 
-    def cut(block: Request) -> tuple[np.ndarray, np.ndarray]:
+    def cut(block: Request) -> tuple[dict[str, np.ndarray], np.ndarray]:
         rows, draws = read(block)
-        shape = (len(rows.images), len(draws), size, size, source.channels)
-        crops = np.empty(shape, np.uint8)
-        for i, image in enumerate(rows.images):
-            for view, drawn in enumerate(draws):
-                crops[i, view] = resize(image, drawn.box[i], size)
+        crops = {}
+        for group, size in sizes.items():
+            shape = (len(rows.images), len(draws[group]), size, size, source.channels)
+            made = crops[f"crops/{group}"] = np.empty(shape, np.uint8)
+            for i, image in enumerate(rows.images):
+                for view, drawn in enumerate(draws[group]):
+                    made[i, view] = resize(image, drawn.box[i], size)
         return crops, rows.labels
 
     requests, again = itertools.tee(requests)
@@ -52,7 +57,7 @@ def batches(
         for request in again:
             count = -(-len(request.positions) // blocks.BLOCK)
             crops, labels = zip(*itertools.islice(done, count), strict=True)
-            batch = {"crops": np.concatenate(crops)}
+            batch = {name: np.concatenate([some[name] for some in crops]) for name in crops[0]}
             if source.classes:
                 batch["label"] = np.concatenate(labels)
             yield batch
@@ -84,6 +89,7 @@ def resizer() -> Any:
 def shrinker(size: int) -> Callable[[np.ndarray], np.ndarray]:
     """Return what shrinks large images by a whole factor, to a shorter side of `4 size` or more.
 
+    `size` is that of the largest view.
     A crop of 8 % of the area then still has more pixels than a view of `size`.
     """
     cv2 = _opencv()

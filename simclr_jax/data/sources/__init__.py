@@ -15,10 +15,11 @@ from simclr_jax.data import order
 from simclr_jax.data.sources import arrays, digits, folder, tfds, tfrecord
 from simclr_jax.data.sources.arrays import Images
 from simclr_jax.data.sources.hidden import hide_labels
-from simclr_jax.data.sources.source import NO_LABEL, Source
+from simclr_jax.data.sources.source import Source
 from simclr_jax.data.sources.tfds_records import Records
 from simclr_jax.data.sources.tfrecord import Examples
 from simclr_jax.errors import UserError, choose
+from simclr_jax.unlabelled import NO_LABEL
 
 __all__ = [
     "NO_LABEL",

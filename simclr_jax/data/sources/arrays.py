@@ -18,8 +18,8 @@ import numpy as np
 from etils import epath
 from ml_collections import ConfigDict
 
-from simclr_jax.data.sources.source import NO_LABEL
 from simclr_jax.errors import UserError
+from simclr_jax.unlabelled import NO_LABEL
 
 MOST_CLASSES = 1_000_000  # more are names or identifiers, not classes
 

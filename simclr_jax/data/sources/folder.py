@@ -28,8 +28,8 @@ from ml_collections import ConfigDict
 from simclr_jax import files
 from simclr_jax.data import decode
 from simclr_jax.data.decode import BadImage
-from simclr_jax.data.sources.source import NO_LABEL
 from simclr_jax.errors import Unreachable, UserError
+from simclr_jax.unlabelled import NO_LABEL
 
 JPEG = ("jpg", "jpeg", "jpe", "jfif")
 SUFFIXES = frozenset((*JPEG, "png", "webp", "bmp", "gif", "tif", "tiff", "ppm", "pgm"))
@@ -37,7 +37,11 @@ SPLITS = ("train", "test", "val", "validation", "valid")
 INDEX = "index.json"
 # What the system says of a file that is at fault itself. After anything else the next is no better.
 OF_THE_FILE = {errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.EACCES, errno.EPERM} | {
-    *(errno.ELOOP, errno.ENAMETOOLONG, errno.EINVAL, errno.ENXIO, errno.EFBIG)
+    errno.ELOOP,
+    errno.ENAMETOOLONG,
+    errno.EINVAL,
+    errno.ENXIO,
+    errno.EFBIG,
 }
 LARGEST = 2**30  # bytes of a file that is read; a sparse file may claim any size
 

@@ -9,7 +9,8 @@ from typing import Any
 import numpy as np
 
 from simclr_jax.data.sources.arrays import Images
-from simclr_jax.data.sources.source import NO_LABEL, Source
+from simclr_jax.data.sources.source import Source
+from simclr_jax.unlabelled import NO_LABEL
 
 
 def hide_labels(source: Source, rows: np.ndarray) -> Source:

@@ -6,8 +6,6 @@ from typing import Protocol
 
 import numpy as np
 
-NO_LABEL = -1
-
 
 class Source(Protocol):
     """One split of a data set.

@@ -25,10 +25,10 @@ from ml_collections import ConfigDict
 
 from simclr_jax.data.decode import BadImage
 from simclr_jax.data.read_ahead import ReadAhead
-from simclr_jax.data.sources.source import NO_LABEL
 from simclr_jax.data.sources.tfds_records import Fields, Records, class_label, find_fields
 from simclr_jax.data.sources.tfrecord_files import TFRecordFiles, index_directory
 from simclr_jax.errors import UserError, nearest
+from simclr_jax.unlabelled import NO_LABEL
 
 FORMAT = "array_record"  # which knows where its records lie; TFRecord is indexed once
 OLDER = "tfrecord"

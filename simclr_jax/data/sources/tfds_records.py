@@ -16,8 +16,8 @@ from etils import epath
 
 from simclr_jax.data.decode import BadImage, decode
 from simclr_jax.data.read_ahead import RawRecords, ReadAhead
-from simclr_jax.data.sources.source import NO_LABEL
 from simclr_jax.errors import UserError
+from simclr_jax.unlabelled import NO_LABEL
 
 LABEL_THREADS = 32  # many, for a bucket answers each of them slowly
 LABEL_BLOCK = 32  # records that are read together for their labels

@@ -29,10 +29,10 @@ from ml_collections import ConfigDict
 from simclr_jax import buckets, files
 from simclr_jax.data.decode import BadImage, decode
 from simclr_jax.data.read_ahead import ReadAhead
-from simclr_jax.data.sources.source import NO_LABEL
 from simclr_jax.data.sources.tfds_records import read_labels
 from simclr_jax.data.sources.tfrecord_files import TFRecordFiles, index_directory
 from simclr_jax.errors import UserError
+from simclr_jax.unlabelled import NO_LABEL
 
 IMAGES = ("image/encoded", "image")
 LABELS = ("image/class/label", "label")

@@ -20,7 +20,7 @@ from simclr_jax.data import order
 from simclr_jax.errors import UserError
 from simclr_jax.frame import modules
 from simclr_jax.models.normalization import BatchNorm
-from simclr_jax.stages import build, pretrain, views
+from simclr_jax.stages import pretrain, views
 from simclr_jax.train.stage import TrainState
 from simclr_jax.train.step import make_step
 
@@ -48,7 +48,7 @@ class OneConvolution(nn.Module):
     norm: Callable
 
     @nn.compact
-    def __call__(self, images, train):
+    def __call__(self, images, train, group=None):
         images = images.astype("float64")
         options = {"use_bias": False, "param_dtype": "float64", "name": "conv"}
         x = nn.Conv(6, (3, 3), (2, 2), **options)(images)
@@ -60,7 +60,7 @@ class OneConvolution(nn.Module):
 def one_convolution():
     with pytest.MonkeyPatch.context() as patch:
         norm = functools.partial(BatchNorm, axis_name=parallel.AXIS, param_dtype="float64")
-        patch.setattr(build, "encoder", lambda config: OneConvolution(norm))
+        patch.setattr(modules, "encoder", lambda config: OneConvolution(norm))
         yield
 
 
@@ -150,12 +150,20 @@ def forward():
     make_views = views.view_maker(config)
 
     def project(params, stats, images):
-        ends, encoder_stats = build.in_training(encoder, "encoder", params, stats, images)
-        hiddens, head_stats = build.in_training(head, "head", params, stats, ends["h"])
-        return hiddens[-1], encoder_stats | head_stats
+        moved = {}
+
+        def run(name, module, x):
+            variables = {"params": params[name], "batch_stats": stats[name]}
+            found, new = module.apply(variables, x, train=True, mutable=["batch_stats"])
+            moved[name] = new["batch_stats"]
+            return found
+
+        hiddens = run("head", head, run("encoder", encoder, images)["h"])
+        return hiddens[-1], moved
 
     def both(params, stats, average, batch):
-        first, second = make_views({name: rows[0] for name, rows in batch.items()})
+        made = make_views({name: rows[0] for name, rows in batch.items()})["views"]
+        first, second = made[:, 0], made[:, 1]
         z, _ = project(params, stats, jax.numpy.concatenate([first, second]))
         return z, *project(average["params"], average["batch_stats"], second)
 
@@ -287,7 +295,7 @@ def test_average_starts_from_the_weights_that_a_run_starts_from(monkeypatch):
 
 def test_a_step_changes_no_structure_no_shape_and_no_dtype():
     """In a recipe that has the other one of every choice: a second step could not take it."""
-    fields = {"head__kind": "none", "train__dtype": "bfloat16", "bn__sync": False}
+    fields = {"head__kind": "none", "train__dtype": "bfloat16", "bn__groups": 0}
     stage, mesh = tiny.make_stage(recipe(loss__normalize=False, **fields), DEVICES)
     before = jax.eval_shape(stage.init)
     after, _ = jax.eval_shape(make_step(stage, mesh), before, next(stage.batches(0, 1))[1])

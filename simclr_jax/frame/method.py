@@ -1,0 +1,103 @@
+"""What a method of pretraining is: a value that `stages/pretrain.py` makes a stage of."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+import flax.linen as nn
+import jax
+import numpy as np
+import optax
+
+from simclr_jax.frame.average import Average
+from simclr_jax.frame.keys import Keys
+from simclr_jax.frame.net import Net
+from simclr_jax.train.stage import Batch, Extra, Metrics, Outputs, Update
+
+Views = Mapping[str, jax.Array]  # by the name of their group, `[n, v, h, w, c]` each
+
+# Encodes all readable training images in inference mode: from the name of an average, or "" for
+# the trained network itself, and a tap such as "h", to features `[m, d]` and the number of each
+# image, int `[m]`.
+Embed = Callable[[str, str], tuple[np.ndarray, np.ndarray]]
+
+
+class Setting(NamedTuple):
+    """What a method may know of its run beside the recipe.
+
+    Attributes:
+      examples: images to learn from.
+      classes: of their labels; 0: they have none.
+      channels: of an image.
+      batch_size: images of a global batch.
+      total_steps: of the run.
+      peak_rate: of the schedule.
+      rate: the schedule of the learning rate.
+    """
+
+    examples: int
+    classes: int
+    channels: int
+    batch_size: int
+    total_steps: int
+    peak_rate: float
+    rate: optax.Schedule
+
+
+def as_they_are(views: Views, keys: Keys) -> Views:
+    """Look at the views that augmentation made: the `look` of most methods."""
+    return views
+
+
+def nothing(outputs: Outputs, key: jax.Array) -> Extra:
+    """Keep nothing beside the network: the `first` of most methods."""
+    return {}
+
+
+def unchanged(extra: Extra, update: Update) -> Extra:
+    """Leave what is kept as it is: the `next` of most methods."""
+    return {}
+
+
+@dataclasses.dataclass(frozen=True)
+class Method:
+    """One way to learn from images.
+
+    Attributes:
+      modules: the parts of the network, by name; `encoder` and `head` are those that are judged.
+      forward: `(net, views, extra, batch, keys) -> outputs`: all forward passes for one device's
+        images. `outputs` are `[n, ...]` or trees of such, in which micro-batches can be joined;
+        under `taps` the vectors that the probe may read, from h to z, `[n, v, d]` each. Nothing
+        here crosses devices but the statistics of batch normalisation. `extra` is empty while
+        parameters are made: what a pass needs of it is reached through `net.over`. `batch` has
+        `label` int32 `[n]` (-1: none) where there are labels, and `example` int32 `[n]`.
+      loss: `(outputs, extra, keys, axis_name) -> (loss, metrics)`: shares whose sums over the
+        devices of `axis_name` are those of the global batch. The loss is logged as `loss`.
+      formats: how a person sees metrics on a line, such as `{"turn_accuracy": "turn {:.1%}"}`.
+      look: `(views, keys) -> views`: what the network looks at, made of the augmented views, such
+        as turned copies, patches, or targets beside them.
+      averages: by name, further networks that are moving averages of this one; each lies in `extra`
+        under its name.
+      first: `(outputs, key) -> extra`: what is kept beside parameters and averages, at the start.
+        Only the shapes of `outputs` mean anything.
+      next: `(extra, update) -> extra`: that of it which an update changes.
+      before_epoch: `(extra, epoch, embed) -> extra`: called before the first chunk whose first
+        image lies in a new epoch; returns that of `extra` which it replaces, in the same shapes.
+      rates: learning rates of parts that do not follow the schedule.
+      learns: `path -> bool`: does the parameter at a path such as `("head", "dense1", "bias")`
+        learn? None: all do.
+    """
+
+    modules: Mapping[str, nn.Module]
+    forward: Callable[[Net, Views, Extra, Batch, Keys], Outputs]
+    loss: Callable[[Outputs, Extra, Keys, str], tuple[jax.Array, Metrics]]
+    formats: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    look: Callable[[Views, Keys], Views] = as_they_are
+    averages: Mapping[str, Average] = dataclasses.field(default_factory=dict)
+    first: Callable[[Outputs, jax.Array], Extra] = nothing
+    next: Callable[[Extra, Update], Extra] = unchanged
+    before_epoch: Callable[[Extra, int, Embed], dict[str, Any]] | None = None
+    rates: Mapping[str, optax.Schedule] = dataclasses.field(default_factory=dict)
+    learns: Callable[[tuple[str, ...]], bool] | None = None

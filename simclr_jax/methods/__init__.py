@@ -1,0 +1,1 @@
+"""Methods of pretraining, a file each: `declaration.py` says what a file must have in it."""

@@ -1,0 +1,85 @@
+"""BYOL: a network predicts what a moving average of it sees in the other view (arXiv 2006.07733).
+
+As deepmind-research `byol/byol_experiment.py` runs it: both views pass one after the other, each
+normalised by its own statistics; the target starts from other random values than the network, is
+run in train mode and has batch statistics of its own; its momentum rises to 1 as a cosine. Their
+online classifier is our probe. The target there has a predictor too, which nothing reads.
+"""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+from ml_collections import ConfigDict
+
+from simclr_jax.declaration import Chart, Declaration, Field
+from simclr_jax.frame import modules
+from simclr_jax.frame.average import Average
+from simclr_jax.frame.keys import Keys
+from simclr_jax.frame.method import Method, Setting, Views
+from simclr_jax.frame.net import Net, project
+from simclr_jax.losses.byol import regression
+from simclr_jax.train.stage import Batch, Extra, Metrics, Outputs
+
+
+def recipe(config: ConfigDict) -> None:
+    """Set head and views of the paper (its table 6 and appendix B)."""
+    config.head.kind, config.head.layers = "mlp", 2
+    config.head.hidden, config.head.dim = 4096, 256
+    config.augment.brightness_mode = "add"
+    for view in config.augment.views.values():
+        view.brightness = view.contrast = 0.4
+        view.saturation, view.hue = 0.2, 0.1
+    config.augment.views.first.blur = 1.0
+    config.augment.views.second.blur, config.augment.views.second.solarize = 0.1, 0.2
+
+
+DECLARATION = Declaration(
+    title="BYOL",
+    recipe=recipe,
+    reads=("head",),
+    fields={
+        "momentum": Field(0.996, "of the target at the start", "in [0, 1]", lambda x: 0 <= x <= 1),
+        "hidden": Field(4096, "width inside the predictor", "1 or more", lambda x: x > 0),
+    },
+    chance=lambda config: 4.0,  # predictions at right angles to their targets: 2 each way
+    parts=("predictor",),
+    charts=(Chart("Momentum of the target", {"target_momentum": "momentum"}),),
+)
+
+
+def make(config: ConfigDict, setting: Setting) -> Method:
+    """Build BYOL."""
+    c = config.byol
+
+    def momentum(step: jax.Array) -> jax.Array:
+        """Return tau of appendix B: official `byol/utils/schedules.py: target_ema`."""
+        return 1 - (1 - c.momentum) * (jnp.cos(jnp.pi * step / setting.total_steps) + 1) / 2
+
+    def forward(net: Net, views: Views, extra: Extra, batch: Batch, keys: Keys) -> Outputs:
+        target, pair = net.over("target"), views["views"]  # [n, 2, h, w, c]
+        taps = [project(net, pair[:, v : v + 1]) for v in (0, 1)]
+        return {
+            "taps": taps[0],  # of first views, as officially
+            "prediction": [net("predictor", tap[-1][:, 0])[-1] for tap in taps],  # [n, dim]
+            "target": [project(target, pair[:, v : v + 1])[-1][:, 0] for v in (0, 1)],
+        }
+
+    def loss(
+        outputs: Outputs, extra: Extra, keys: Keys, axis_name: str
+    ) -> tuple[jax.Array, Metrics]:
+        (p1, p2), (z1, z2) = outputs["prediction"], outputs["target"]
+        total = regression(p1, z2, axis_name=axis_name) + regression(p2, z1, axis_name=axis_name)
+        return total, {"target_momentum": momentum(keys.step) / jax.lax.axis_size(axis_name)}
+
+    return Method(
+        modules={
+            "encoder": modules.encoder(config),
+            "head": modules.projection_head(config),
+            "predictor": modules.mlp(config, c.hidden, config.head.dim),
+        },
+        forward=forward,
+        loss=loss,
+        formats={"loss": "loss {:.4f}"},
+        averages={"target": Average(("encoder", "head"), momentum, other_start=True)},
+    )

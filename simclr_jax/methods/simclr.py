@@ -1,0 +1,98 @@
+"""SimCLR: each view of an image must find the other among all views (arXiv 2002.05709, section 2).
+
+With `memory.size` also the memory of SimCLRv2 (arXiv 2006.10029, section 2): a second network, a
+moving average of the trained one, embeds the second view of every image; its embeddings of the last
+`memory.size` images are negatives beside those of the batch (as in MoCo, He et al. 2019). The
+official code does not have it; what the paper leaves open is decided here: second views are kept,
+the average normalises by statistics of the batch, an empty place is no negative, and neither is an
+image its own, which it would be whenever the memory spans the end of an epoch.
+"""
+
+from __future__ import annotations
+
+import math
+
+import jax
+from ml_collections import ConfigDict
+
+from simclr_jax.declaration import Chart, Declaration
+from simclr_jax.errors import UserError
+from simclr_jax.frame import modules
+from simclr_jax.frame.average import Average
+from simclr_jax.frame.keys import Keys
+from simclr_jax.frame.method import Method, Setting, Views
+from simclr_jax.frame.net import Net, by_view, project
+from simclr_jax.frame.queue import Queue
+from simclr_jax.losses.nt_xent import nt_xent
+from simclr_jax.losses.unit import l2_normalize
+from simclr_jax.train.stage import Batch, Extra, Metrics, Outputs, Update
+
+FOUND = "How often the other view of an image is nearer than all other images of the batch."
+
+
+def chance(config: ConfigDict) -> float:
+    """Return the loss of embeddings that are all equal: the log of the number of candidates."""
+    candidates = 2 * config.train.batch_size - 1 + config.memory.size
+    return (2 if config.loss.scale == "sum" else 1) * math.log(candidates)
+
+
+def check(config: ConfigDict) -> None:
+    """Raise `UserError` if the memory cannot hold a batch."""
+    size, batch = config.memory.size, config.train.batch_size
+    if size and batch is not None and size < batch:
+        raise UserError(f"memory.size is {size}, less than one batch: set 0, or {batch} or more")
+
+
+DECLARATION = Declaration(
+    title="SimCLR",
+    reads=("loss", "memory", "head"),
+    check=check,
+    chance=chance,
+    charts=(Chart("Partner found", {"contrast_accuracy": "partner found"}, True, FOUND),),
+)
+
+
+def make(config: ConfigDict, setting: Setting) -> Method:
+    """Build SimCLR."""
+    c, size = config.loss, config.memory.size
+    shown = "loss {:.3f} (mean {loss_mean:.3f})" if c.scale == "sum" else "loss {:.3f}"
+    queue, average = Queue(size), Average(("encoder", "head"), config.memory.momentum)
+
+    def forward(net: Net, views: Views, extra: Extra, batch: Batch, keys: Keys) -> Outputs:
+        pair = views["views"]  # [n, 2, h, w, c]
+        taps = project(net, pair)  # [n, 2, d] each, both views in one forward pass
+        outputs: Outputs = {"taps": taps, "z": taps[-1]}
+        if size:
+            z = project(net.over("average"), pair[:, 1:])[-1][:, 0]  # [n, dim]
+            z = l2_normalize(z) if c.normalize else z
+            outputs["kept"] = {"z": z, "example": batch["example"]}
+        return outputs
+
+    def loss(
+        outputs: Outputs, extra: Extra, keys: Keys, axis_name: str
+    ) -> tuple[jax.Array, Metrics]:
+        return nt_xent(
+            *by_view(outputs["z"]),  # [n, dim] each
+            temperature=c.temperature,
+            scale=c.scale,
+            normalize=c.normalize,
+            example=outputs["kept"]["example"] if size else None,
+            memory=(extra["queue"]["z"], extra["queue"]["example"]) if size else None,
+            axis_name=axis_name,
+        )
+
+    def first(outputs: Outputs, key: jax.Array) -> Extra:
+        return {"queue": queue.empty(outputs["kept"])} if size else {}
+
+    def next_extra(extra: Extra, update: Update) -> Extra:
+        return {"queue": queue.push(extra["queue"], update.outputs["kept"])} if size else {}
+
+    return Method(
+        modules={"encoder": modules.encoder(config), "head": modules.projection_head(config)},
+        forward=forward,
+        loss=loss,
+        formats={"loss": shown, "contrast_accuracy": "partner found {:.1%}"},
+        averages={"average": average} if size else {},
+        first=first,
+        next=next_extra,
+    )

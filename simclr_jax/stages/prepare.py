@@ -1,0 +1,89 @@
+"""From a recipe and a place to run it to a run that may start: all fields set, images open."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from etils import epath
+from ml_collections import ConfigDict
+
+from simclr_jax import validation
+from simclr_jax.data import sources
+from simclr_jax.data.sources import Source
+from simclr_jax.stages import build
+from simclr_jax.stages import labels as label_choice
+from simclr_jax.stages.adapt import adapt, as_before
+from simclr_jax.stages.inherit import inherit
+from simclr_jax.train import timetable as timetables
+from simclr_jax.train.timetable import Timetable
+
+
+@dataclasses.dataclass(frozen=True)
+class Prepared:
+    """A recipe with every field set, and its images.
+
+    Attributes:
+      config: the recipe.
+      images: all of the training split.
+      train: those of them to learn from, without labels that may not be used.
+      test: held-out images.
+      timetable: the run in numbers.
+      chosen: lines about fields that the recipe left open.
+    """
+
+    config: ConfigDict
+    images: Source
+    train: Source
+    test: Source
+    timetable: Timetable
+    chosen: list[str]
+
+    def about(self) -> list[str]:
+        """Return lines about the images, which a user should know before waiting for a run."""
+        train, test = self.train, self.test
+        labels = f"{train.classes} classes" if train.classes else "no labels"
+        counts = f"images    {len(train)} to learn from, {len(test)} held out, {labels}"
+        notes = dict.fromkeys((*sources.notes(train), *sources.notes(test)))
+        return [counts, *(f"note      {note}" for note in notes)]
+
+
+def prepare(
+    config: ConfigDict,
+    devices: int,
+    kept: epath.Path | None = None,
+    before: Mapping[str, Any] | None = None,
+    open_splits: Callable[..., tuple[Source, Source]] = sources.open_splits,
+) -> Prepared:
+    """Check everything that can be known before a model is built.
+
+    That a run to start from, or a teacher, fits is checked later: a pipeline has yet to train them.
+
+    Args:
+      config: a recipe.
+      devices: over which a batch is spread.
+      kept: where a run that is resumed keeps its index of images.
+      before: the recipe of that run.
+      open_splits: see `data.sources.open_splits`.
+
+    Raises:
+      UserError: for whatever a user can put right.
+    """
+    validation.check_fields(config)
+    config, inherited = inherit(config, before)
+    validation.validate(config, devices)
+    images, test = open_splits(config.data, kept)
+    train = images
+    if config.stage in validation.LABELLED:
+        if config.stage == "finetune" or test.classes:
+            label_choice.check(config, test, "held-out")
+        train = label_choice.restrict(config, images)
+    if before is None:
+        config, chosen = adapt(config, train, test)
+    else:
+        config, chosen = as_before(config, before), []
+    validation.validate(config, devices)
+    build.check_images(config, train, test)
+    timetable = timetables.make(config, len(train))
+    return Prepared(config, images, train, test, timetable, [*inherited, *chosen])

@@ -1,0 +1,153 @@
+"""Lines of the log: means over the steps since the line before, also across interruptions."""
+
+import json
+from types import SimpleNamespace
+
+import bucket
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from etils import epath
+
+from simclr_jax import files, processes
+from simclr_jax.errors import UserError
+from simclr_jax.train.log import Log
+from simclr_jax.train.timetable import Timetable
+
+TOTAL, EVERY = 22, 6
+CLOCK = ("images_per_second", "input_wait")
+
+_random = np.random.RandomState(0)
+STEPS = {  # what each step of a run measures
+    "loss": np.float32(5 + _random.rand(TOTAL)),
+    "gradient_norm": np.float32(10 ** _random.normal(size=TOTAL)),
+    "lr": np.float32(np.linspace(0, 1, TOTAL) ** 2),
+}
+
+
+@pytest.fixture(params=["disk", "bucket"])
+def workdir(request, tmp_path):
+    if request.param == "disk":
+        yield epath.Path(tmp_path)
+        return
+    with bucket.at(tmp_path):
+        yield epath.Path("gs://fake/run")
+
+
+def train(path, first=0, until=TOTAL, saves=(), chunk=1, metrics=STEPS):
+    """Log as the loop does, end after `until` steps, and return what the console has shown."""
+    shown = []
+    run = SimpleNamespace(
+        path=path,
+        checkpoints=SimpleNamespace(wait=lambda: None, steps=lambda: [0]),
+        console=SimpleNamespace(status=shown.append),
+    )
+    timetable = Timetable(100, 10, TOTAL, 0, 1.0, chunk, EVERY, 0, 1)
+    with Log(timetable, {"loss": "loss {:.6f}"}, run, first) as log:
+        for start in range(first, until, chunk):
+            done = min(start + chunk, TOTAL)
+            log.add(range(start, done), {k: jnp.asarray(v[start:done]) for k, v in metrics.items()})
+            if done in (*saves, TOTAL):
+                log.catch_up(SimpleNamespace(step=jnp.int32(done), params={"w": jnp.ones(2)}))
+    return shown
+
+
+def lines(path):
+    found = [json.loads(line) for line in (path / "metrics.jsonl").read_text().splitlines()]
+    return [{k: v for k, v in line.items() if k not in CLOCK} for line in found]
+
+
+def straight(path, chunk=1):
+    """Return the lines of a run that nothing interrupts."""
+    whole = files.make_workdir(path / "straight")
+    train(whole, chunk=chunk)
+    return lines(whole)
+
+
+@pytest.mark.parametrize("chunk", [1, 2, 3, 6])
+def test_a_line_has_the_means_since_the_line_before_and_the_rate_of_its_step(tmp_path, chunk):
+    shown = train(epath.Path(tmp_path), chunk=chunk, saves=range(0, TOTAL, 6))
+    found = lines(tmp_path)
+    windows = [(0, 6), (6, 12), (12, 18), (18, 22)]  # the last is short
+    assert [line["step"] for line in found] == [end for _, end in windows]
+    for line, (start, end) in zip(found, windows, strict=True):
+        for name in ("loss", "gradient_norm"):
+            mean = np.mean(STEPS[name][start:end], dtype=np.float64)
+            np.testing.assert_allclose(line[name], mean, rtol=1e-14)
+        assert line["lr"] == STEPS["lr"][end - 1]
+        assert line["epoch"] == end * 10 / 100
+        assert f"  loss {line['loss']:.6f}" in shown.pop(0)
+    assert not shown
+    # Each of the saves was of a step of a line: there was nothing to keep.
+    assert not (tmp_path / "log_window.jsonl").exists()
+
+
+@pytest.mark.parametrize("chunk, at", [(1, 1), (1, 5), (1, 7), (1, 20), (2, 4), (2, 20), (3, 9)])
+def test_interrupted_between_two_lines_the_file_is_the_same_to_the_bit(workdir, chunk, at):
+    train(workdir, until=at, saves=[at], chunk=chunk)
+    train(workdir, at, saves=[at], chunk=chunk)
+    assert lines(workdir) == straight(workdir, chunk)
+
+
+def test_interrupted_again_and_again_within_one_window(workdir):
+    for first, until in ((0, 7), (7, 8), (8, 10), (10, 22)):
+        train(workdir, first, until, saves=[until])
+    assert lines(workdir) == straight(workdir)
+
+
+@pytest.mark.parametrize("back", [3, 6, 8, 10])
+def test_gone_back_to_an_older_checkpoint(workdir, back):
+    train(workdir, until=17, saves=[3, 6, 8, 10, 14, 16])
+    train(workdir, back, until=11, saves=[back])  # stops again, having saved nothing
+    train(workdir, back, saves=[9, 14, 16])
+    assert lines(workdir) == straight(workdir)
+    windows = (workdir / "log_window.jsonl").read_text().splitlines()
+    of_steps = [json.loads(line)["step"] for line in windows]
+    again = [step for step in (9, 14, 16) if step > back]
+    assert of_steps == [step for step in (3, 8, 10) if step <= back] + again
+
+
+def test_a_run_that_starts_anew_forgets_what_was_summed_up(workdir):
+    train(workdir, until=4, saves=[3])
+    train(workdir, saves=[])
+    assert lines(workdir) == straight(workdir)
+
+
+def test_without_sums_on_disk_the_next_line_averages_what_was_seen(tmp_path):
+    path = epath.Path(tmp_path)
+    train(path, until=8, saves=[8])
+    (path / "log_window.jsonl").unlink()
+    train(path, 8)
+    expected = np.mean(STEPS["loss"][8:12], dtype=np.float64)
+    np.testing.assert_allclose(lines(path)[1]["loss"], expected, rtol=1e-14)
+
+
+def test_sums_of_other_metrics_are_left_alone(tmp_path):
+    path = epath.Path(tmp_path)
+    train(path, until=8, saves=[8], metrics={name: STEPS[name] for name in ("loss", "lr")})
+    train(path, 8)
+    line = lines(path)[1]
+    for name in ("loss", "gradient_norm"):
+        expected = np.mean(STEPS[name][8:12], dtype=np.float64)
+        np.testing.assert_allclose(line[name], expected, rtol=1e-14)
+
+
+def test_a_number_that_is_none_is_null_in_its_own_window_alone(workdir):
+    broken = STEPS | {"gradient_norm": np.where(np.arange(TOTAL) == 6, np.nan, 1)}
+    train(workdir, until=8, saves=[8], metrics=broken)
+    train(workdir, 8, metrics=broken)
+    assert [line["gradient_norm"] for line in lines(workdir)] == [1, None, 1, 1]
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_a_loss_that_is_not_finite_stops_the_run_before_its_line(tmp_path, value):
+    broken = STEPS | {"loss": np.where(np.arange(TOTAL) == 8, value, 1).astype(np.float32)}
+    with pytest.raises(UserError, match="the loss is not finite in steps 9 to 10; the last good"):
+        train(epath.Path(tmp_path), chunk=2, metrics=broken)
+    assert [line["step"] for line in lines(tmp_path)] == [6]
+
+
+def test_only_the_first_process_writes(tmp_path, monkeypatch):
+    monkeypatch.setattr(processes, "rank", lambda: 1)
+    train(epath.Path(tmp_path), until=8, saves=[8])
+    assert list(tmp_path.iterdir()) == []
