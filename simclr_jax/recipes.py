@@ -195,6 +195,7 @@ def base(method: str = declaration.DEFAULT) -> ConfigDict:
             "lr_scaling": "linear",  # linear: base * batch/256 | sqrt: base * sqrt(batch) | none
             "momentum": 0.9,  # lars and sgd
             "rate_in_momentum": False,  # sgd: momentum of updates (TF2), or of gradients (TF1)
+            "rate_after_momentum": False,  # lars: as BYOL; officially the momentum is of updates
             "weight_decay": 1e-4,
             "warmup_epochs": 10.0,
             "trust_coefficient": 0.001,  # lars

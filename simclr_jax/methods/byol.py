@@ -8,6 +8,8 @@ online classifier is our probe. The target there has a predictor too, which noth
 
 from __future__ import annotations
 
+import functools
+
 import jax
 import jax.numpy as jnp
 from ml_collections import ConfigDict
@@ -26,6 +28,7 @@ def recipe(config: ConfigDict) -> None:
     """Set head and views of the paper (its table 6 and appendix B)."""
     config.head.kind, config.head.layers = "mlp", 2
     config.head.hidden, config.head.dim = 4096, 256
+    config.optim.rate_after_momentum = config.optim.adapt_classifier = True
     config.augment.brightness_mode = "add"
     for view in config.augment.views.values():
         view.brightness = view.contrast = 0.4
@@ -48,13 +51,16 @@ DECLARATION = Declaration(
 )
 
 
+def momentum(base: float, total_steps: int, step: jax.Array) -> jax.Array:
+    """Return the target's momentum: official `byol/utils/schedules.py: target_ema`."""
+    done = jnp.minimum(step, total_steps) / jnp.asarray(total_steps, float)
+    return 1 - (1 - base) * (jnp.cos(jnp.pi * done) + 1) / 2
+
+
 def make(config: ConfigDict, setting: Setting) -> Method:
     """Build BYOL."""
     c = config.byol
-
-    def momentum(step: jax.Array) -> jax.Array:
-        """Return tau of appendix B: official `byol/utils/schedules.py: target_ema`."""
-        return 1 - (1 - c.momentum) * (jnp.cos(jnp.pi * step / setting.total_steps) + 1) / 2
+    tau = functools.partial(momentum, c.momentum, setting.total_steps)
 
     def forward(net: Net, views: Views, extra: Extra, batch: Batch, keys: Keys) -> Outputs:
         target, pair = net.over("target"), views["views"]  # [n, 2, h, w, c]
@@ -70,7 +76,7 @@ def make(config: ConfigDict, setting: Setting) -> Method:
     ) -> tuple[jax.Array, Metrics]:
         (p1, p2), (z1, z2) = outputs["prediction"], outputs["target"]
         total = regression(p1, z2, axis_name=axis_name) + regression(p2, z1, axis_name=axis_name)
-        return total, {"target_momentum": momentum(keys.step) / jax.lax.axis_size(axis_name)}
+        return total, {"target_momentum": tau(keys.step) / jax.lax.axis_size(axis_name)}
 
     return Method(
         modules={
@@ -81,5 +87,5 @@ def make(config: ConfigDict, setting: Setting) -> Method:
         forward=forward,
         loss=loss,
         formats={"loss": "loss {:.4f}"},
-        averages={"target": Average(("encoder", "head"), momentum, other_start=True)},
+        averages={"target": Average(("encoder", "head"), tau, other_start=True)},
     )

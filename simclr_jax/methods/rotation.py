@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 from ml_collections import ConfigDict
 
+from simclr_jax import recipes
 from simclr_jax.augment.geometry import quarter_turns
 from simclr_jax.declaration import Chart, Declaration
 from simclr_jax.frame import modules
@@ -29,10 +30,7 @@ def recipe(config: ConfigDict) -> None:
     config.head.kind = "none"
     config.optim.name, config.optim.base_lr = "sgd", 0.1
     config.optim.lr_scaling, config.optim.weight_decay = "none", 5e-4
-    with config.unlocked():
-        del config.augment.views["second"]
-    view = config.augment.views.first
-    view.jitter = view.grayscale = view.blur = 0.0
+    recipes.crop_and_flip(config)
 
 
 DECLARATION = Declaration(

@@ -30,6 +30,7 @@ def lars(
     trust_coefficient: float = 0.001,
     nesterov: bool = False,
     classic_momentum: bool = True,
+    rate_in_momentum: bool = True,
     decayed: Mask = _roles(*LARS_DECAYED),
     adapted: Mask = _roles(*LARS_ADAPTED),
 ) -> optax.GradientTransformation:
@@ -44,10 +45,12 @@ def lars(
       nesterov: look ahead.
       classic_momentum: keep the rate inside the momentum buffer (the default of the official code);
         False adapts and scales after the momentum, as You et al. 2017.
+      rate_in_momentum: False adapts before the momentum and applies the rate to it, as BYOL
+        (deepmind-research `byol/utils/optimizers.py: lars`). They differ while the rate changes.
       decayed: tree of booleans, or function from parameters to one.
       adapted: likewise.
     """
-    if classic_momentum:
+    if classic_momentum and rate_in_momentum:
         return optax.lars(
             learning_rate,
             weight_decay=weight_decay,
@@ -58,10 +61,10 @@ def lars(
             nesterov=nesterov,
         )
     trust = optax.scale_by_trust_ratio(trust_coefficient=trust_coefficient)
+    adapt, trace = optax.masked(trust, adapted), optax.trace(momentum, nesterov)
     return optax.chain(
         optax.add_decayed_weights(weight_decay, decayed),
-        optax.trace(momentum, nesterov),
-        optax.masked(trust, adapted),
+        *((adapt, trace) if classic_momentum else (trace, adapt)),
         optax.scale_by_learning_rate(learning_rate),
     )
 

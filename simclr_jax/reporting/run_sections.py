@@ -224,8 +224,7 @@ def curves(records: Sequence[Record]) -> Section:
     if not any(record.curves for record in records):
         return section("Curves", paragraph("There is no metrics.jsonl in the run."))
     several = len(records) > 1
-    methods = dict.fromkeys(record.method for record in records if record.method)
-    shown = [*CHARTS[:2], *(chart for method in methods for chart in method.charts), *CHARTS[2:]]
+    shown = _charts(records)
     known = {metric for chart in shown for metric in chart.metrics}
     there = dict.fromkeys(metric for record in records for metric in record.curves)
     main = [figure for chart in shown for figure in _drawn(records, chart)]
@@ -238,6 +237,15 @@ def curves(records: Sequence[Record]) -> Section:
     legend = charts.legend([record.name for record in records]) if several else ""
     more = details(f"{len(others)} more metrics", grid(others)) if others else ""
     return section("Curves", legend, grid(main), more)
+
+
+def _charts(records: Sequence[Record]) -> list[Chart]:
+    """Return the charts of runs, those that their methods declare after loss and accuracy."""
+    declared: list[Chart] = []
+    for record in records:
+        charts = record.method.charts if record.method else ()
+        declared += [chart for chart in charts if chart not in declared]
+    return [*CHARTS[:2], *declared, *CHARTS[2:]]
 
 
 def _drawn(records: Sequence[Record], chart: Chart) -> list[Html]:

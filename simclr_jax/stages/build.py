@@ -147,6 +147,7 @@ def _one_rate(
             momentum=o.momentum,
             weight_decay=o.weight_decay,
             trust_coefficient=o.trust_coefficient,
+            rate_in_momentum=not o.rate_after_momentum,
             decayed=mask(*masks.LARS_DECAYED),
             adapted=mask(*adapted),
         )

@@ -18,7 +18,7 @@ from simclr_jax.evaluate import features, geometry, knn, linear_probe, logistic,
 from simclr_jax.evaluate.subsets import few_labels
 from simclr_jax.stages.encoder import PIXELS, embedder, tap_name
 from simclr_jax.stages.inputs import Inputs
-from simclr_jax.stages.views import view_maker
+from simclr_jax.stages.views import pair, view_maker
 from simclr_jax.train.stage import TrainState
 
 Variables = dict[str, Any]  # params and batch_stats

@@ -12,7 +12,7 @@ from ml_collections import ConfigDict
 from simclr_jax import validation
 from simclr_jax.data import sources
 from simclr_jax.data.sources import Source
-from simclr_jax.stages import build
+from simclr_jax.stages import build, pretrain
 from simclr_jax.stages import labels as label_choice
 from simclr_jax.stages.adapt import adapt, as_before
 from simclr_jax.stages.inherit import inherit
@@ -86,4 +86,6 @@ def prepare(
     validation.validate(config, devices)
     build.check_images(config, train, test)
     timetable = timetables.make(config, len(train))
+    if config.stage not in validation.LABELLED:
+        pretrain.check(config, timetable, train)
     return Prepared(config, images, train, test, timetable, [*inherited, *chosen])

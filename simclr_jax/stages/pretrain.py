@@ -12,12 +12,13 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 from jax import lax
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from simclr_jax import declaration, parallel
+from simclr_jax.data.sources import Source
+from simclr_jax.errors import UserError
 from simclr_jax.frame import modules
 from simclr_jax.frame.keys import Keys, root
 from simclr_jax.frame.method import Method, Setting, Views
@@ -65,7 +66,7 @@ def make_stage(config: ConfigDict, timetable: Timetable, inputs: Inputs, mesh: M
       mesh: the devices.
     """
     schedule = build.schedule(timetable)
-    method = make_method(config, timetable, inputs, schedule)
+    method = make_method(config, timetable, inputs.train)
     said, network = declaration.find(config.method), Pretrained(config, method, inputs)
     optimizer = build.optimizer(
         config,
@@ -127,18 +128,38 @@ def make_stage(config: ConfigDict, timetable: Timetable, inputs: Inputs, mesh: M
     )
 
 
-def make_method(
-    config: ConfigDict, timetable: Timetable, inputs: Inputs, schedule: optax.Schedule
-) -> Method:
+def check(config: ConfigDict, timetable: Timetable, train: Source) -> None:
+    """Check what a method asks of the run.
+
+    Raises:
+      UserError: if it learns from labels and there are none, or wants to be called before every
+        epoch and a call of the device takes longer than one.
+    """
+    if declaration.find(config.method).labels and not train.classes:
+        raise UserError(
+            f"the images have no labels, from which method {config.method} learns: give a data set "
+            "that has, and data.labels=True"
+        )
+    images = timetable.steps_per_call * timetable.batch_size
+    method = make_method(config, timetable, train)
+    if method.before_epoch and images > timetable.examples:
+        most = max(1, timetable.examples // timetable.batch_size)
+        raise UserError(
+            f"train.steps_per_call is {timetable.steps_per_call}, longer than an epoch, and method "
+            f"{config.method} has work before each: set --config.train.steps_per_call={most}"
+        )
+
+
+def make_method(config: ConfigDict, timetable: Timetable, train: Source) -> Method:
     """Build the method that a recipe names."""
     setting = Setting(
         examples=timetable.examples,
-        classes=inputs.train.classes,
-        channels=inputs.train.channels,
+        classes=train.classes,
+        channels=train.channels,
         batch_size=timetable.batch_size,
         total_steps=timetable.total_steps,
         peak_rate=timetable.peak_rate,
-        rate=schedule,
+        rate=build.schedule(timetable),
     )
     return declaration.module(config.method).make(config, setting)
 

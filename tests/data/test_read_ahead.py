@@ -164,8 +164,8 @@ def on_devices(of, requests):
     return batches.device_batches("split", of, mesh, first_step=0, total_steps=9, **fields)
 
 
-@pytest.mark.parametrize("batches", [on_the_host, on_devices])
-def test_a_stream_that_closes_leaves_no_fetch_behind(monkeypatch, batches):
+@pytest.mark.parametrize("streamed", [on_the_host, on_devices])
+def test_a_stream_that_closes_leaves_no_fetch_behind(monkeypatch, streamed):
     """The first batch is four blocks; whatever waits for the ones after it is not kept waiting."""
     monkeypatch.setattr(read_ahead, "THREADS", 1)
     shape = {"batch_size": 32, "block": 8, "window": 32, "lanes": 1}
@@ -177,7 +177,8 @@ def test_a_stream_that_closes_leaves_no_fetch_behind(monkeypatch, batches):
         source.gate.set()
 
     monkeypatch.setattr(ReadAhead, "close", closed)
-    stream = batches(loading(source, shape, threads=2), (batches.request(i, 32) for i in range(9)))
+    requests = (batches.request(i, 32) for i in range(9))
+    stream = streamed(loading(source, shape, threads=2), requests)
     next(stream)
     stream.close()
     for pool in filter(None, pools):

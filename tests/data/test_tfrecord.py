@@ -230,8 +230,8 @@ def test_an_index_of_files_on_a_disk_reads_their_heads_alone(tmp_path):
 def test_tensorflow_is_not_loaded(root):
     program = (
         "import sys; from simclr_jax.data.sources import tfrecord\n"
-        "from simclr_jax import config\n"
-        f"data = config.base().data; data.path = {str(root)!r}\n"
+        "from simclr_jax import recipes\n"
+        f"data = recipes.base().data; data.path = {str(root)!r}\n"
         "tfrecord.splits(data)['train']().example(1)\n"
         "print('tensorflow' in sys.modules)"
     )

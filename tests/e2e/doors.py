@@ -79,6 +79,7 @@ def _run(
         os.dup2(os.open(f"{directory}/{name}", os.O_WRONLY | os.O_CREAT | os.O_TRUNC), stream)
     os.environ.update(environment)
     os.chdir(ROOT)
+    sys.path.insert(0, "")  # as `python -m` does
     sys.argv = [f"simclr_jax/{door}.py", *arguments]
 
     from simclr_jax import errors

@@ -24,7 +24,7 @@ def mentions(ended: doors.Ended, *words: str) -> None:
 FLAGS = {
     "misspelt field": (["--config.train.batchsize=8"], ["batchsize", '"batch_size"']),
     "misspelt group": (["--config.trian.batch_size=8"], ["trian", '"train"']),
-    "field like no other": (["--config.zzz=8"], ["zzz", "config.py"]),
+    "field like no other": (["--config.zzz=8"], ["zzz", "recipes.py"]),
     "word for a whole number": (
         ["--config.train.batch_size=big"],
         ["--config.train.batch_size=big", "whole number"],
@@ -47,22 +47,26 @@ def test_flags_that_cannot_be_parsed(tmp_path, arguments, words):
 RECIPES = {
     "no get_config": ("x = 1", ["no get_config()", "configs/digits.py"]),
     "no Python": ("def get_config(:", ["SyntaxError"]),
+    "of before recipes.py": (
+        "from simclr_jax import config\ndef get_config(): return config.base()",
+        ["simclr_jax.recipes"],
+    ),
     "failing": ("def get_config():\n  return 1 // 0", ["ZeroDivisionError", "--debug"]),
     "returning nothing": ("def get_config(): pass", ["must return a ConfigDict"]),
     "misspelt field": (
-        "from simclr_jax import config\n"
-        "def get_config():\n  c = config.base()\n  c.train.bach_size = 8\n  return c",
+        "from simclr_jax import recipes\n"
+        "def get_config():\n  c = recipes.base()\n  c.train.bach_size = 8\n  return c",
         ["bach_size", '"batch_size"'],
     ),
     "wrong type": (
-        "from simclr_jax import config\n"
-        "def get_config():\n  c = config.base()\n  c.train.batch_size = 'big'\n  return c",
+        "from simclr_jax import recipes\n"
+        "def get_config():\n  c = recipes.base()\n  c.train.batch_size = 'big'\n  return c",
         ["batch_size", "int"],
     ),
     "not from base": (
         "from ml_collections import ConfigDict\n"
         "def get_config():\n  return ConfigDict({'seed': 0, 'stage': 'pretrain'})",
-        ["lacks", "config.base()"],
+        ["lacks", "recipes.base()"],
     ),
 }
 

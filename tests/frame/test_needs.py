@@ -17,6 +17,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 
 import flax.linen as nn
@@ -29,12 +30,14 @@ from frame import toys
 from jax import lax
 from train import tiny
 
-from simclr_jax import parallel
+from simclr_jax import parallel, recipes
 from simclr_jax.data import order
+from simclr_jax.errors import UserError
 from simclr_jax.frame import modules
 from simclr_jax.frame.average import Average
 from simclr_jax.frame.net import project
 from simclr_jax.frame.queue import Queue
+from simclr_jax.stages import pretrain
 
 pytestmark = pytest.mark.x64
 
@@ -247,6 +250,17 @@ def test_before_an_epoch_means_before_the_first_chunk_that_begins_in_it(steps_pe
     assert [timetable.new_epoch(chunk) for chunk in chunks if chunk[0] in epochs] == [0, 1, 2, 3]
 
 
+def test_before_an_epoch_needs_calls_no_longer_than_one():
+    c = toys.recipe(epoch_method([]), train__steps=8, **WIDE)
+    for name in ("train.steps_per_call", "log.every_steps", "checkpoint.every_steps"):
+        recipes.put(c, name, 4)
+    train = tiny.sorted_images()
+    with pytest.raises(UserError, match=r"steps_per_call is 4, longer than an epoch.*per_call=3"):
+        pretrain.check(c, tiny.timetable(c), train)
+    recipes.put(c, "train.steps_per_call", 3)
+    pretrain.check(c, tiny.timetable(c), train)
+
+
 # Views ------------------------------------------------------------------------------------------
 
 
@@ -404,6 +418,17 @@ def test_labels_reach_the_loss():
 
     _, metrics = toys.both(toys.recipe(toys.declare(make, labels=True), **WIDE))
     close([m["label"][0] for m in metrics], [1.5] * tiny.STEPS)  # 4 of each of 4 classes
+
+
+def test_labels_must_be_there():
+    def make(config, setting):
+        return toys.simplest(config, setting)
+
+    c = toys.recipe(toys.declare(make, labels=True), **WIDE)
+    with pytest.raises(UserError, match="the images have no labels, from which method toys"):
+        pretrain.check(
+            c, tiny.timetable(c), dataclasses.replace(tiny.sorted_images(), labels=None, classes=0)
+        )
 
 
 # The network ------------------------------------------------------------------------------------

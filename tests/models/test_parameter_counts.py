@@ -68,7 +68,8 @@ def head(dim: int, layers: int, outputs: int) -> Size:
 
 
 def recorded(flavour: str) -> dict:
-    path = golden.folder() / f"parameter_counts-{flavour}.json"
+    name = f"parameter_counts-{flavour}.json"
+    path = next(folder / name for folder in golden.folders() if (folder / name).exists())
     if not path.exists():
         pytest.skip(f"no {path}", allow_module_level=True)
     return json.loads(path.read_text())

@@ -26,9 +26,18 @@ EVERYTHING = os.environ.get("SIMCLR_PARITY") == "all"
 SLOW = pytest.mark.skip(reason="slow: runs under SIMCLR_PARITY=all")
 
 
-def folder() -> Path:
-    """Return the folder of recordings: `SIMCLR_GOLDEN`, else the part of them in `tests/golden`."""
-    return Path(os.environ.get("SIMCLR_GOLDEN") or _OWN)
+def folders() -> list[Path]:
+    """Return the folders of recordings: those that `SIMCLR_GOLDEN` names, else `tests/golden`.
+
+    Several have the separator of paths between them, as in `PATH`.
+    """
+    named = os.environ.get("SIMCLR_GOLDEN", "").split(os.pathsep)
+    return [Path(name) for name in named if name] or [_OWN]
+
+
+def places() -> str:
+    """Name the folders of recordings, for a message."""
+    return ", ".join(map(str, folders()))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -79,17 +88,17 @@ class Recording:
 
 @functools.cache
 def recordings() -> tuple[Recording, ...]:
-    """Return every recording in the folder, by name.
+    """Return every recording in the folders, by name.
 
     Raises:
       FileNotFoundError: if there is none, which would make every test pass.
     """
     found = []
-    for path in sorted(folder().glob("*.npz")):
+    for path in (path for folder in folders() for path in sorted(folder.glob("*.npz"))):
         with np.load(path) as file:
             found.append(Recording(path, json.loads(str(file["spec_json"]))))
     if not found:
-        raise FileNotFoundError(f"no recordings in {folder()} (SIMCLR_GOLDEN names another folder)")
+        raise FileNotFoundError(f"no recordings in {places()} (SIMCLR_GOLDEN names other folders)")
     return tuple(found)
 
 
@@ -97,7 +106,7 @@ def cases(kind: str, wanted: Callable[[Recording], bool] = lambda _: True) -> li
     """Return pytest parameters: the recordings of a kind, or one that is skipped."""
     chosen = [r for r in recordings() if r.spec["kind"] == kind and wanted(r)]
     if not chosen:
-        reason = f"no such {kind} recording in {folder()}"
+        reason = f"no such {kind} recording in {places()}"
         return [pytest.param(None, marks=pytest.mark.skip(reason=reason), id="none")]
     return [pytest.param(recording, id=recording.path.stem) for recording in chosen]
 

@@ -1,15 +1,6 @@
-"""Operations on images that methods other than SimCLR add, against recordings of official code.
-
-A recording says by its `kind` what was run. The folders are those that `SIMCLR_GOLDEN` names, with
-the separator of paths between them, else `../shared/golden_methods` beside the checkout.
-"""
+"""Operations on images that methods other than SimCLR add, against recordings of official code."""
 
 from __future__ import annotations
-
-import functools
-import json
-import os
-from pathlib import Path
 
 import golden
 import jax
@@ -18,34 +9,9 @@ import pytest
 
 from simclr_jax.augment import color, geometry, on_host
 
-BESIDE = Path(__file__).resolve().parents[3] / "shared" / "golden_methods"
-
-
-def folders() -> list[Path]:
-    named = os.environ.get("SIMCLR_GOLDEN", "").split(os.pathsep)
-    return [*[Path(name) for name in named if name], BESIDE]
-
-
-@functools.cache
-def every() -> tuple[golden.Recording, ...]:
-    found = []
-    for path in (path for folder in folders() for path in sorted(folder.glob("*.npz"))):
-        with np.load(path) as file:
-            found.append(golden.Recording(path, json.loads(str(file["spec_json"]))))
-    return tuple(found)
-
-
-def recordings(kind: str) -> list:
-    """Return pytest parameters: all recordings of a kind, or one that is skipped."""
-    found = {recording.name: recording for recording in every() if recording.spec["kind"] == kind}
-    if not found:
-        reason = f"no {kind} recording in {', '.join(map(str, folders()))}"
-        return [pytest.param(None, marks=pytest.mark.skip(reason=reason), id="none")]
-    return [pytest.param(recording, id=recording.path.stem) for recording in found.values()]
-
 
 @pytest.mark.parametrize("placement", ["device", "host"])
-@pytest.mark.parametrize("recording", recordings("solarize"))
+@pytest.mark.parametrize("recording", golden.cases("solarize"))
 def test_solarize(recording, placement, record_parity):
     if placement == "host":
         pytest.importorskip("tensorflow")
@@ -61,7 +27,7 @@ def test_solarize(recording, placement, record_parity):
     record_parity(kind, recording.name, error, golden.EPS32)
 
 
-@pytest.mark.parametrize("recording", recordings("rotation"))
+@pytest.mark.parametrize("recording", golden.cases("rotation"))
 def test_rotation(recording, record_parity):
     image, official = recording.arrays["image"], recording.arrays["images"]
     turns = np.asarray(jax.jit(geometry.quarter_turns)(image[None]))[0]

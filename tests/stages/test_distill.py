@@ -48,15 +48,15 @@ def test_the_teacher_looks_at_a_batch_once_and_is_not_differentiated(teacher):
     stage, mesh = taught.make_stage(recipe(teacher))
     assert_one_teacher(stage, mesh)
 
-    def embed(params, stats, extra, batch):
+    def forward(params, stats, extra, batch, step):
         """Look twice, as if the teacher had views of its own."""
-        outputs, stats = stage.embed(params, stats, extra, batch)
+        outputs, moved = stage.forward(params, stats, extra, batch, step)
         flipped = batch | {"image": jnp.flip(batch["image"], 2)}
-        again, _ = stage.embed(params, stats, extra, flipped)
-        return outputs | {"teacher": outputs["teacher"] + again["teacher"]}, stats
+        again, _ = stage.forward(params, stats, extra, flipped, step)
+        return outputs | {"teacher": outputs["teacher"] + again["teacher"]}, moved
 
     with pytest.raises(AssertionError, match="convolutions"):
-        assert_one_teacher(dataclasses.replace(stage, embed=embed), mesh)
+        assert_one_teacher(dataclasses.replace(stage, forward=forward), mesh)
 
 
 @pytest.fixture(scope="module")
@@ -169,7 +169,7 @@ def test_the_two_terms_are_sums_over_their_images(teacher, names):
     labels = np.array([1, -1, -1, 0, -1, -1, -1, -1], np.int32)
     outputs = {"logits": student, "teacher": of_teacher, "label": labels}
     outputs = jax.tree.map(lambda x: x[None], outputs)  # of one device
-    loss, _ = jax.vmap(lambda o: stage.objective(o, {}, parallel.AXIS), axis_name=parallel.AXIS)(
+    loss, _ = jax.vmap(lambda o: stage.objective(o, {}, 0, parallel.AXIS), axis_name=parallel.AXIS)(
         outputs
     )
     log_student = np.log(np.exp(student) / np.exp(student).sum(1, keepdims=True))

@@ -233,13 +233,13 @@ def test_inspection_sees_a_gather_without_gradient(monkeypatch):
 def test_inspection_sees_a_doubled_forward():
     stage, mesh = tiny.make_stage(tiny.recipe(), DEVICES)
 
-    def embed(params, stats, extra, batch):
-        first, stats = stage.embed(params, stats, extra, batch)
-        second, stats = stage.embed(params, stats, extra, batch)
-        return first | {"z": (first["z"] + second["z"]) / 2}, stats
+    def forward(params, stats, extra, batch, step):
+        first, moved = stage.forward(params, stats, extra, batch, step)
+        second, moved = stage.forward(params, moved.own, extra, batch, step)
+        return first | {"z": (first["z"] + second["z"]) / 2}, moved
 
     with pytest.raises(AssertionError, match="convolutions"):
-        assert_step_is_clean(dataclasses.replace(stage, embed=embed), mesh)
+        assert_step_is_clean(dataclasses.replace(stage, forward=forward), mesh)
 
 
 def test_inspection_sees_a_view_major_batch():
@@ -295,8 +295,8 @@ def test_first_state_does_not_depend_on_the_devices():
 def test_probe_teaches_the_encoder_nothing():
     stage, mesh = recorded_stage(1)
 
-    def only_the_probe(outputs, extra, axis_name):
-        metrics = stage.objective(outputs, extra, axis_name)[1]
+    def only_the_probe(outputs, extra, step, axis_name):
+        metrics = stage.objective(outputs, extra, step, axis_name)[1]
         return metrics["probe_loss"], metrics
 
     step = make_step(dataclasses.replace(stage, objective=only_the_probe), mesh)
