@@ -12,7 +12,8 @@ import pytest
 from jax import lax
 
 from simclr_jax import parallel
-from simclr_jax.losses.nt_xent import l2_normalize, nt_xent
+from simclr_jax.losses.nt_xent import NO_IMAGE, nt_xent
+from simclr_jax.losses.unit import l2_normalize
 
 DEVICES = 8
 
@@ -110,23 +111,24 @@ def test_eight_devices_give_the_value_and_gradient_of_one():
 
 
 def kept_of(size, images):
-    """Return embeddings `[size, 7]` of the images in turn; those of others are negatives."""
+    """Return embeddings `[size, 7]` of the images in turn, and the number of each one's image."""
     kept = l2_normalize(jnp.asarray(np.random.default_rng(7).normal(size=(size, 7))))
-    return kept, np.arange(size) % images != np.arange(images)[:, None]
+    return kept, np.arange(size) % images
 
 
-def gradients_with_memory(z, kept, negative):
+def gradients_with_memory(z, kept, number):
     """Return the loss and its gradient with respect to `z` and to `kept`."""
-    options = {"temperature": 0.5, "scale": "sum"}
+    options = {"temperature": 0.5, "scale": "sum", "example": np.arange(len(z) // 2)}
     return jax.value_and_grad(
-        lambda z, kept: value(z, memory=(kept, negative), **options), argnums=(0, 1)
+        lambda z, kept: value(z, memory=(kept, number), **options), argnums=(0, 1)
     )(z, kept)
 
 
 @pytest.mark.x64
 def test_a_memory_adds_negatives_that_do_not_move():
-    z, (kept, negative) = draw(5, 7, jnp.float64), kept_of(11, images=5)
-    got, (gradient, of_kept) = gradients_with_memory(z, kept, negative)
+    z, (kept, number) = draw(5, 7, jnp.float64), kept_of(11, images=5)
+    got, (gradient, of_kept) = gradients_with_memory(z, kept, number)
+    negative = number != np.arange(5)[:, None]  # an image is none of its own
     want, want_gradient = brute_force(np.asarray(z), 0.5, np.asarray(kept), negative)
     np.testing.assert_allclose(got, 2 * want, rtol=1e-13)
     np.testing.assert_allclose(gradient, 2 * want_gradient, rtol=1e-11, atol=1e-14)
@@ -138,7 +140,7 @@ def test_a_memory_adds_negatives_that_do_not_move():
 def test_a_memory_without_negatives_is_none():
     """As one that has just started: all zeros, whose cosine of 0 must not count."""
     z, empty = draw(5, 7, jnp.float64), jnp.zeros((11, 7))
-    got, (gradient, _) = gradients_with_memory(z, empty, np.zeros((5, 11), bool))
+    got, (gradient, _) = gradients_with_memory(z, empty, np.full(11, NO_IMAGE))
     want, want_gradient = value_and_gradient(z, temperature=0.5, scale="sum")
     np.testing.assert_allclose(got, want, rtol=1e-14)
     np.testing.assert_allclose(gradient, want_gradient, rtol=1e-12, atol=1e-15)
@@ -146,15 +148,16 @@ def test_a_memory_without_negatives_is_none():
 
 @pytest.mark.x64
 def test_eight_devices_with_a_memory_are_one():
-    z, (kept, negative) = draw(2 * DEVICES, 7, jnp.float64), kept_of(9, images=2 * DEVICES)
+    z, memory = draw(2 * DEVICES, 7, jnp.float64), kept_of(9, images=2 * DEVICES)
+    example = np.arange(2 * DEVICES)
 
     def share(z1, z2):
-        own = lax.dynamic_slice_in_dim(jnp.asarray(negative), 2 * lax.axis_index(parallel.AXIS), 2)
-        options = {"temperature": 0.2, "memory": (kept, own), "axis_name": parallel.AXIS}
-        return nt_xent(z1, z2, **options)[0]
+        own = lax.dynamic_slice_in_dim(jnp.asarray(example), 2 * lax.axis_index(parallel.AXIS), 2)
+        options = {"temperature": 0.2, "memory": memory, "axis_name": parallel.AXIS}
+        return nt_xent(z1, z2, example=own, **options)[0]
 
     total, gradient = sharded_gradient(share, z)
-    want, want_gradient = value_and_gradient(z, temperature=0.2, memory=(kept, negative))
+    want, want_gradient = value_and_gradient(z, temperature=0.2, memory=memory, example=example)
     np.testing.assert_allclose(total, want, rtol=1e-14)
     np.testing.assert_allclose(gradient, want_gradient, rtol=1e-11, atol=1e-15)
 

@@ -278,7 +278,7 @@ def test_average_moves_by_its_law_towards_the_new_parameters():
 def test_average_starts_from_the_weights_that_a_run_starts_from(monkeypatch):
     """In buffers of its own, where the step wants them: else it is compiled twice, or fails."""
 
-    def load_parts(init, state, tap):
+    def load_parts(init, state, tap, others):
         return state._replace(params=jax.tree.map(lambda leaf: leaf + 1, state.params))
 
     monkeypatch.setattr(pretrain, "load_parts", load_parts)

@@ -114,7 +114,12 @@ def enlarged(recording: golden.Recording, images: np.ndarray) -> np.ndarray:
 
 def chunk(views: np.ndarray, labels: np.ndarray) -> dict[str, np.ndarray]:
     """Return a batch of one step from views `[n, v, h, w, c]` and labels `[n]`."""
-    return {"views/views": views[None], "label": labels[None].astype(np.int32)}
+    return {
+        "views/views": views[None],
+        "label": labels[None].astype(np.int32),
+        "example": np.arange(len(views), dtype=np.int32)[None],
+        "position": np.zeros((1, len(views), 2), np.uint32),  # nothing is drawn
+    }
 
 
 def feed_recorded_rates(
@@ -276,8 +281,8 @@ def averaged32(recording: golden.Recording, rows: int) -> Callable[[Stage], Stag
     factor = round32(1 / rows) * rows if recording.tf1 else 1.0  # 1 for powers of two
 
     def adapt(stage: Stage) -> Stage:
-        def averaged(outputs, extra, axis_name):
-            loss, metrics = stage.objective(outputs, extra, axis_name)
+        def averaged(outputs, extra, step, axis_name):
+            loss, metrics = stage.objective(outputs, extra, step, axis_name)
             return factor * loss, metrics
 
         return dataclasses.replace(stage, objective=averaged)

@@ -32,7 +32,8 @@ def shrink(c):
     """Make a recipe the smallest one."""
     c.data.image_size = 8
     c.model.depth, c.model.width, c.model.stem = 10, 1 / 16, "cifar"
-    c.head.layers, c.head.dim = 2, 5
+    if c.head.kind != "none":
+        c.head.layers, c.head.dim = 2, 5
     c.optim.base_lr, c.optim.lr_scaling, c.optim.warmup_epochs = 0.3, "none", 0.0
     c.train.batch_size, c.train.steps = BATCH, STEPS
     c.eval.knn_k, c.eval.few_labels = 5, 2
