@@ -1,7 +1,7 @@
 """From an image file's bytes to pixels, or to the reason why there are none.
 
-Pillow is the arbiter: what it reads is an image and what it refuses is not, with the same pixels
-whether or not simplejpeg is installed, which decodes the common JPEG in half the time.
+Pillow decides: what it reads is an image, what it refuses is not. Where simplejpeg is installed it
+decodes the common JPEG in half the time, to the same pixels.
 """
 
 from __future__ import annotations

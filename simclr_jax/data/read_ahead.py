@@ -1,4 +1,4 @@
-"""Records that are fetched block by block, before they are asked for."""
+"""Fetches records block by block, before they are asked for."""
 
 from __future__ import annotations
 

@@ -171,7 +171,7 @@ def _queries(options: Options, found: Embeddings) -> list[Query]:
 
 
 def _split(texts: Sequence[str], names: dict[str, int]) -> list[str]:
-    """Split at commas what is no name or file as it stands."""
+    """Split each text at its commas, unless the whole of it is a name or a file."""
     whole = [[text] if text in names or Path(text).is_file() else text.split(",") for text in texts]
     return [text for some in whole for text in some if text]
 

@@ -1,4 +1,4 @@
-"""Images like an image: whether the nearest are of its class, and which are nearly the same."""
+"""Similar images: whether an image's nearest have its class, and which are nearly the same."""
 
 from __future__ import annotations
 

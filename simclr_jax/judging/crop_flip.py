@@ -1,4 +1,4 @@
-"""Crops and flips of labelled images: what probes and fine-tuning see of them in training."""
+"""Crops and flips of labelled images, new in each epoch: what the papers train their probes on."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Judge the encoders of runs on labelled images, by any of `solvers.SOLVERS`."""
+"""Judge the encoders of runs on labelled images, each by any of `judging.solvers.SOLVERS`."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ class Options:
     Attributes:
       solvers: names in `SOLVERS`.
       taps: see `encoder.taps`.
-      labels: which of the training labels may be used, see `labels.allowed`.
+      labels: which of the training labels may be used, see `stages.labels.allowed`.
       settings: of the solvers.
       untrained: judge the same network before training as well.
       cache: where features are kept; "" is the run's directory, "none" keeps none.

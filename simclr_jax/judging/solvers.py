@@ -1,4 +1,4 @@
-"""The ways to judge features, by name: what each fits, and what it says of its settings."""
+"""The ways to judge features, by name: what each fits, and how it describes its settings."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How well an encoder transfers: linear evaluation on other data sets, beside published rows."""
+"""How well an encoder transfers: linear evaluation on other data sets, beside published results."""
 
 from __future__ import annotations
 
@@ -121,7 +121,7 @@ def _same(target: Target) -> Target:
 def _attempt(
     ways: Mapping[str, Callable[[], Any]], say: Say
 ) -> tuple[dict[str, Any], dict[str, str]]:
-    """Call each; return what they gave, and why others failed, which is said as well."""
+    """Call each way; return the results, and for those that failed the reason, which is printed."""
     found, failed = {}, {}
     for name, way in ways.items():
         try:

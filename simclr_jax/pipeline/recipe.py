@@ -1,7 +1,7 @@
 """Recipes of several runs, of which later ones start from or learn from earlier ones.
 
-A pipeline's recipe holds whole recipes by name. In them, `init.run` and `distill.teacher` may name
-an earlier run. `pipeline.run` runs it.
+A pipeline's recipe holds whole recipes, each under the name of its run; their `init.run` and
+`distill.teacher` may be the name of an earlier run. `pipeline.run` carries it out.
 """
 
 from __future__ import annotations
@@ -187,7 +187,7 @@ def _labelled(
     alpha: float,
     fields: Mapping[str, Mapping[str, Any]],
 ) -> ConfigDict:
-    """Return the recipe of a run on labels, without which draw of them it has."""
+    """Return the recipe of a run on labels, all of it but which draw of the labels it has."""
     c = recipes.base()
     c.stage = "distill" if kind.learns_on else "finetune"
     _follow(c, pretrain, SHARED)

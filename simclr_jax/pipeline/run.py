@@ -1,8 +1,9 @@
 """Several runs from one recipe, and one table of what came of them.
 
-WORKDIR/NAME                 a run, as `stages.run` makes it
-WORKDIR/NAME/results         what probes found of it, too
-WORKDIR/results/pipeline.json   the table; WORKDIR/log.txt has the lines
+WORKDIR/NAME                    a run, as `stages.run` makes it
+WORKDIR/NAME/results            its own results, and those of probes of it
+WORKDIR/results/pipeline.json   the table
+WORKDIR/log.txt                 what was printed
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""One step at every batch size, from two."""
+"""The program of a step at any batch size, worked out from the programs at two batch sizes."""
 
 from __future__ import annotations
 
@@ -22,7 +22,8 @@ MOST = 1 << 20  # images on a device
 class AnyBatch:
     """A step on one device as a function of its images.
 
-    Every axis of every array is a constant and a multiple of the images, so two programs tell all.
+    The length of every axis of every array is a + b * images, with constants a and b, which two
+    programs suffice to find.
 
     Attributes:
       small: the program for `SMALL` images.
@@ -76,7 +77,9 @@ class AnyBatch:
 
 
 def largest(fits: Callable[[int], bool]) -> int:
-    """Return the largest number up to `MOST` that fits, where all below one that fits do too."""
+    """Return the largest number up to `MOST` that fits, if whatever is smaller than one that fits,
+    fits too.
+    """
     low, high = 0, 1
     while high <= MOST and fits(high):
         low, high = high, 2 * high

@@ -70,7 +70,7 @@ class Footprint:
 
     @property
     def peak(self) -> int:
-        """Return all of it."""
+        """Return the bytes of all three."""
         return self.state + self.batch + self.temporary
 
 
@@ -78,7 +78,7 @@ def tiled(aval: Any) -> int:
     """Return the bytes of an array on a TPU, which stores two of its axes in tiles of 8 x 128.
 
     For feature maps these are the first and the last axis, for kernels the last two, for batches
-    of views any; which of them is the long side of the tile is chosen to waste least.
+    of views any two; which is the long side of the tile is chosen so that least is wasted.
     """
     size, shape = nbytes(aval), aval.shape
     if len(shape) < 2 or not size:
@@ -134,9 +134,10 @@ def analyse(program: Program, state_arrays: int, rules: Rules = GPU) -> Footprin
 
 
 def _changes(program: Program, rules: Rules) -> list[int]:
-    """Return by how many bytes what must be in memory grows, twice for each operation.
+    """Return by how many bytes memory grows, or shrinks, at each moment: an operation has two.
 
-    Between the two its results exist beside whatever it was the last to read.
+    At its first its results come into being. What a convolution is the last to read is there beside
+    them until the operation is over; other operations may write over what they are last to read.
     """
     sources = _sources(program, rules)
     born: dict[int, int] = {}
@@ -159,7 +160,7 @@ def _changes(program: Program, rules: Rules) -> list[int]:
 
 
 def _sources(program: Program, rules: Rules) -> dict[int, tuple[int, ...]]:
-    """Return for each array those in memory from which it is read or computed: perhaps itself."""
+    """Return for each array those in memory that it is computed from: itself, if it is there."""
     made, read, products = _stored(program)
     sources: dict[int, tuple[int, ...]] = {array: (array,) for array in program.inputs}
     for op in program.ops:

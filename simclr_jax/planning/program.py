@@ -1,7 +1,8 @@
 """The train step as one device runs it: a flat list of operations, read from its jaxpr.
 
 Nothing is compiled and no device is needed, so this knows what must be computed, kept and sent, and
-not how a compiler orders or pads it. Equal operations count once, as compilers see to.
+not how a compiler orders or pads it. The same operation on the same arrays counts once, however
+often it is written, because compilers do it once.
 """
 
 from __future__ import annotations
@@ -165,7 +166,7 @@ class _Flattening:
         return self._op(name, values, [v.aval for v in eqn.outvars], eqn.params)
 
     def _again(self, value: Any) -> Any:
-        """Return the same array as one that no earlier operation has read."""
+        """Return a new name for an array, so that what is done to it again counts again."""
         if not isinstance(value, int):
             return value
         (fresh,) = self._op(AGAIN, [value], [self.shapes[value]], {"of": len(self.ops)})
@@ -182,7 +183,10 @@ class _Flattening:
 
 
 def _key(params: dict[str, Any]) -> tuple:
-    """Return parameters of a primitive as something to compare: programs inside by identity."""
+    """Return the parameters of a primitive in a form that can be compared.
+
+    Programs among them are equal only if they are the same object.
+    """
 
     def plain(value: Any) -> Any:
         inside = getattr(value, "jaxpr", value)

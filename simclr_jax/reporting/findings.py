@@ -1,6 +1,6 @@
 """The largest problems of a run in plain words, as far as its numbers show them.
 
-Each check says nothing unless its numbers are there and beyond the threshold written here.
+A check whose numbers are missing, or within the threshold written here, says nothing.
 """
 
 from __future__ import annotations

@@ -91,7 +91,7 @@ def _page(records: Sequence[Record], examined: dict[str, Examined | str]) -> str
 
 
 def _named_indicators(found: Examined) -> dict[str, float]:
-    """Return the indicators by the names of metrics; few images say nothing of collapse."""
+    """Return the indicators under the names of metrics, of taps with images enough to tell."""
     enough = {tap: pair for tap, pair in found.pairs.items() if len(pair.positives) >= FEW}
     return {f"{n}_{tap}": v for tap, pair in enough.items() for n, v in pair.indicators.items()}
 

@@ -1,4 +1,4 @@
-"""A split some of whose labels are not to be seen."""
+"""A labelled split of which some labels are hidden, because they may not be used."""
 
 from __future__ import annotations
 
