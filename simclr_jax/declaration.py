@@ -74,12 +74,13 @@ class Declaration:
       title: what a person calls it, such as "SimCLR".
       views: for each group of views how many it looks at, the fewest and the most (None: any).
       recipe: sets in a recipe what the method wants otherwise than SimCLR: policies, head, ...
-      reads: the groups `loss`, `memory` and `head` of a recipe that it reads. To set a field of the
-        others is a mistake.
+      reads: what it reads of the groups `loss`, `memory` and `head` of a recipe: whole groups, or
+        fields such as `loss.temperature`. To set another is a mistake.
       fields: its own fields, by name, in the group of the recipe that is called as the method.
-      check: raises `UserError` for fields that do not go together.
+      check: raises `UserError` for fields that do not go together; those of `recipes.OPEN` may be
+        None.
       labels: whether labels of training images teach it.
-      chance: from a recipe to the metric `loss` of an encoder that has learned nothing.
+      chance: from a whole recipe to the metric `loss` of an encoder that has learned nothing.
       parts: of its network beside encoder, head and probe. They can be taken over by `init.parts`,
         and are not judged.
       roles: what the optimiser takes parameters for whose names do not say it, by the beginning of

@@ -38,11 +38,14 @@ INHERITED = (
     "head.layers",
     "head.hidden",
     "head.dim",
+    "head.bias",
+    "head.norm",
     "model.depth",
     "model.width",
     "model.stem",
     "model.sk_ratio",
     "model.se_ratio",
+    "model.input",
     "augment.placement",
     "augment.grid",
 )
@@ -138,6 +141,10 @@ def base(method: str = declaration.DEFAULT) -> ConfigDict:
             "stem": "imagenet",
             "sk_ratio": 0.0,  # selective kernels and ResNet-D: 0.0625 in SimCLRv2 | 0: without
             "se_ratio": 0.0,  # squeeze-excitation | 0: without
+            # What the encoder makes of an image first: rgb (it is left as it is, in [0, 1]) |
+            # standardised (each image by itself) | normalised (by ImageNet's mean and deviation) |
+            # lightness (L of CIE Lab)
+            "input": "rgb",
         }
     )
     config.bn = ConfigDict(
@@ -150,10 +157,15 @@ def base(method: str = declaration.DEFAULT) -> ConfigDict:
     )
     config.head = ConfigDict(
         {
-            "kind": "nonlinear",  # nonlinear | linear | none (SimCLR) | mlp (BYOL's)
+            "kind": "nonlinear",  # nonlinear | linear | none (SimCLR) | mlp (most others)
             "layers": 3,  # nonlinear and mlp
             "hidden": 0,  # width of all layers but the last; 0: that of h
             "dim": 128,
+            # Which layers of an mlp have a bias: hidden (all but the last) | last | all | none
+            "bias": "hidden",
+            # Which are normalised: hidden | all | all_plain (all; the last without scale and bias)
+            # | none
+            "norm": "hidden",
         }
     )
     config.loss = ConfigDict({"temperature": 0.1, "scale": "sum", "normalize": True})

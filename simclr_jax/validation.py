@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 
 import numpy as np
 from ml_collections import ConfigDict
@@ -43,7 +43,10 @@ CHOICES: dict[str, tuple] = {
     "augment.sigma_per": ("image", "batch"),
     "model.depth": (10, 18, 34, 50, 101, 152, 200),
     "model.stem": ("cifar", "imagenet"),
+    "model.input": ("rgb", "standardised", "normalised", "lightness"),
     "head.kind": ("none", "linear", "nonlinear", "mlp"),
+    "head.bias": ("hidden", "last", "all", "none"),
+    "head.norm": ("hidden", "all", "all_plain", "none"),
     "loss.scale": ("sum", "mean"),
     "finetune.encoder_bn": ("batch", "moving"),
     "distill.images": ("all", "labelled"),
@@ -142,6 +145,12 @@ def validate(config: ConfigDict, devices: int) -> None:
             f"model.width is {c.model.width}: the stem of selective kernels halves 64 * width, "
             "which must be 2 channels or more"
         )
+    for name in ("bias", "norm"):
+        if c.head.kind != "mlp" and c.head[name] != known["head"][name]:
+            raise UserError(
+                f"head.{name} is {c.head[name]}, but a head of kind {c.head.kind} does not read "
+                f"it: leave it at {known['head'][name]}, or set --config.head.kind=mlp"
+            )
     if c.train.steps is None:
         _require(c, "train.epochs", lambda value: value > 0, "greater than 0")
     else:
@@ -327,8 +336,7 @@ def _check_method(c: ConfigDict, known: dict) -> None:
     """Check the fields of a method by what it declares."""
     method, name = declaration.find(c.method), declaration.group(c.method)
     for group in READ_BY_METHODS:
-        if group not in method.reads:
-            _unread(c, known, group, f"method {c.method}")
+        _unread(c, known, group, f"method {c.method}", method.reads)
     for field, said in method.fields.items():
         if not said.holds(value := c[name][field]):
             raise UserError(f"{name}.{field} is {value}: it must be {said.rule}")
@@ -358,10 +366,16 @@ def _counted(c: ConfigDict) -> dict[str, int]:
     return counts
 
 
-def _unread(c: ConfigDict, known: dict, group: str, reader: str) -> None:
-    """Raise `UserError` if a field was changed in a group that the reader does not look at."""
+def _unread(
+    c: ConfigDict, known: dict, group: str, reader: str, reads: Collection[str] = ()
+) -> None:
+    """Raise `UserError` if a field of a group was changed that the reader does not look at.
+
+    `reads` are names of whole groups and of single fields.
+    """
     for name, value in c[group].items():
-        if value != known[group][name]:
+        read = group in reads or f"{group}.{name}" in reads
+        if value != known[group][name] and not read:
             raise UserError(
                 f"{group}.{name} is {value}, but {reader} does not read it: leave it at "
                 f"{known[group][name]}"

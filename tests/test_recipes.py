@@ -51,6 +51,8 @@ def small_with(name, choice):
     """Return the small recipe in which a choice may stand."""
     if name == "stage" and choice in validation.LABELLED:
         return labelled(choice)
+    if name in ("head.bias", "head.norm"):
+        return change(small(), head__kind="mlp")
     group = name.partition(".")[0]
     stages = validation.READ_BY.get(group, ("pretrain",))
     return small() if "pretrain" in stages else labelled(stages[0])
@@ -130,7 +132,10 @@ BUILDERS = {
     "augment.sigma_per": _views,
     "model.depth": _encoder,
     "model.stem": _encoder,
+    "model.input": _encoder,
     "head.kind": _head,
+    "head.bias": _head,
+    "head.norm": _head,
     "loss.scale": _loss,
     "optim.name": _optimizer,
     "optim.lr_scaling": _optimizer,
@@ -212,6 +217,8 @@ def test_every_rule_refuses(name, words):
         ({"eval.probe_tap": 4}, r"probe_tap is 4, but the head has 3 layer.* 1 to 3 for a layer"),
         ({"eval.probe_tap": -2}, r"probe_tap is -2, but the head has 3 layer"),
         ({"eval.probe_tap": 1, "head.kind": "none"}, "probe_tap is 1, but there is no head: set 0"),
+        ({"head.bias": "all"}, "bias is all, but .* nonlinear .* hidden, or set .*head.kind=mlp"),
+        ({"head.norm": "none"}, "norm is none, but .* nonlinear .* hidden, or set .*head.kind=mlp"),
     ],
 )
 def test_what_does_not_fit_together_is_refused(fields, words):

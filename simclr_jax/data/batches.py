@@ -38,8 +38,9 @@ def host_batches(
     `[n]`, if the source has labels; `position` uint32 `[n, 2]`, the absolute position of each
     example in the order of all examples ever consumed (high word, low word), which with the seed
     decides its augmentation; `start` uint32 `[n, 2]`, the position at which the global batch
-    starts; and `example` int32 `[n]`, which image of the data set it is (that of an unreadable
-    one, where another stands in for it).
+    starts; and `example` int32 `[n]`, which image of the data set was taken. Where one could not
+    be read, pixels, label and `example` are those of the image that stands in for it, and
+    `position` stays that of the row.
     """
     return _host_batches(placement, _closable(loading), requests)
 
@@ -59,7 +60,7 @@ def _host_batches(
             for batch in made:
                 done = under_way.popleft()
                 reader.release(done.positions)
-                yield batch | _identity(loading, done)
+                yield batch | _places(done)
     finally:
         while under_way:
             reader.release(under_way.popleft().positions)
@@ -81,13 +82,9 @@ def _announced(
         yield before
 
 
-def _identity(loading: Loading, of: Request) -> Batch:
+def _places(of: Request) -> Batch:
     start = np.full_like(of.positions, of.start)
-    return {
-        "example": loading.reader.order(of.positions).astype(np.int32),
-        "position": parallel.split64(of.positions),
-        "start": parallel.split64(start),
-    }
+    return {"position": parallel.split64(of.positions), "start": parallel.split64(start)}
 
 
 def chunks(first_step: int, total_steps: int, steps_per_call: int) -> Iterator[range]:
@@ -136,11 +133,11 @@ def device_batches(
 
 
 def _lookups(loading: Loading, requests: Iterator[Request]) -> Generator[Batch, None, None]:
-    """Yield batches with `row`, int32 `[n]`, in place of the images."""
+    """Yield batches without the images, whose rows are `example`."""
     labels = loading.reader.source.labels
     for one in requests:
         examples = device.examples(loading, one.positions)
-        batch = {"row": examples.astype(np.int32)} | _identity(loading, one)
+        batch = {"example": examples} | _places(one)
         yield batch if labels is None else batch | {"label": labels[examples]}
 
 
@@ -150,7 +147,7 @@ def _gather(loading: Loading, mesh: Mesh) -> Callable[[Batch], Batch]:
     take = jax.jit(lambda pixels, rows: pixels[rows], out_shardings=sharding)
 
     def gather(batch: Batch) -> Batch:
-        return {"image": take(pixels, batch.pop("row")), **batch}
+        return {"image": take(pixels, batch["example"]), **batch}
 
     return gather
 

@@ -28,10 +28,11 @@ Done = TypeVar("Done")
 
 
 class Rows(NamedTuple):
-    """Decoded images `[h, w, c]`, of any sizes, and their labels, int32 `[n]`."""
+    """Decoded images `[h, w, c]`, of any sizes, their labels and their numbers, int32 `[n]`."""
 
     images: list[np.ndarray]
     labels: np.ndarray
+    examples: np.ndarray
 
 
 @dataclasses.dataclass
@@ -131,19 +132,21 @@ class Reader:
         """Decode the examples at `positions`, int64 `[n]`, and `shrink` each before the next.
 
         In place of an unreadable one stands the example of the next position that is readable,
-        which is the same one on any number of hosts and after any restart.
+        which is the same one on any number of hosts and after any restart. `examples` are the
+        numbers of the images that were taken.
 
         Raises:
           CancelledError: once the reader is closed.
         """
-        images, labels = [], []
+        images, labels, examples = [], [], []
         for at in zip(positions, self.order(positions), strict=True):
             if self._closed.is_set():
                 raise CancelledError
-            image, label = self._row(*at)
+            image, label, example = self._row(*at)
             images.append(shrink(image))
             labels.append(label)
-        return Rows(images, np.array(labels, np.int32))
+            examples.append(example)
+        return Rows(images, np.array(labels, np.int32), np.array(examples, np.int32))
 
     def announce(self, positions: np.ndarray) -> None:
         """Start to fetch what will stand at `positions`, where the order has blocks to fetch.
@@ -176,11 +179,13 @@ class Reader:
         stream, of_records = cast(Stream, self.order), cast(Any, self.source)
         return [of_records.rows[examples] for examples in stream.blocks(positions)]
 
-    def _row(self, position: int, example: int) -> tuple[np.ndarray, int]:
+    def _row(self, position: int, example: int) -> tuple[np.ndarray, int, int]:
+        """Return pixels, label and number of the first readable image from a position on."""
         # Ends, because `unreadable` refuses a source that has nothing else to offer.
         while True:
             try:
-                return self.source.example(int(example))
+                image, label = self.source.example(int(example))
+                return image, label, int(example)
             except BadImage as reason:
                 self.unreadable.add(self.source.name(int(example)), reason)
             position += 1

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from typing import Any
 
 import jax
@@ -18,8 +18,8 @@ Variables = dict[str, Any]  # params and batch_stats, each by part
 class Average:
     """Renews a moving average after each update; a gradient never reaches it.
 
-    It has batch statistics of its own, which its own forward passes move (`Net.over`). Where a step
-    makes no such pass they are averaged with the parameters.
+    It has batch statistics of its own, which its own passes in train mode move. Those of a part
+    through which a step makes no such pass are averaged with its parameters.
 
     Attributes:
       parts: of the network that are averaged.
@@ -36,15 +36,25 @@ class Average:
         """Start with a copy of a network; no buffer is donated twice."""
         return {kind: jax.tree.map(jnp.copy, self._own(tree)) for kind, tree in variables.items()}
 
+    def restarted(
+        self, average: Variables, variables: Variables, parts: Collection[str]
+    ) -> Variables:
+        """Start some parts anew, with those of a network; the others stay."""
+        new = self.first(variables)
+        return {
+            kind: {part: new[kind][part] if part in parts else old for part, old in tree.items()}
+            for kind, tree in average.items()
+        }
+
     def next(
-        self, average: Variables, params: Params, own_stats: Stats, stats: Stats, step: jax.Array
+        self, average: Variables, params: Params, passed: Stats, stats: Stats, step: jax.Array
     ) -> Variables:
         """Return the average after an update.
 
         Args:
           average: `params` and `batch_stats` before it.
           params: of the network, after the update.
-          own_stats: the average's statistics, as its own passes moved them; empty if it made none.
+          passed: the average's statistics, of the parts through which a pass has moved them.
           stats: those of the network, after the update.
           step: updates finished before this one.
         """
@@ -53,10 +63,12 @@ class Average:
         def move(old: jax.Array, new: jax.Array) -> jax.Array:
             return (momentum * old + (1 - momentum) * new).astype(old.dtype)
 
-        moved = jax.tree.map(move, average["params"], self._own(params))
-        if not own_stats:
-            own_stats = jax.tree.map(move, average["batch_stats"], self._own(stats))
-        return {"params": moved, "batch_stats": average["batch_stats"] | own_stats}
+        kept = {part: tree for part, tree in average["batch_stats"].items() if part not in passed}
+        towards = {part: stats[part] for part in kept}
+        return {
+            "params": jax.tree.map(move, average["params"], self._own(params)),
+            "batch_stats": {**passed, **jax.tree.map(move, kept, towards)},
+        }
 
     def _own(self, tree: dict[str, Any]) -> dict[str, Any]:
         return {part: tree[part] for part in self.parts if part in tree}

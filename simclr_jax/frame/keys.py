@@ -30,7 +30,7 @@ class Keys:
     def of_rows(self, purpose: str) -> jax.Array:
         """Return a key for each row, `[n]`, for `jax.vmap`."""
         assert self.position is not None, "draws of rows are made in the forward pass"
-        start = root(self.seed, purpose)
+        start = root(self.seed, f"rows:{purpose}")
 
         def of_row(position: jax.Array) -> jax.Array:
             return jax.random.fold_in(jax.random.fold_in(start, position[0]), position[1])
@@ -39,7 +39,7 @@ class Keys:
 
     def of_batch(self, purpose: str) -> jax.Array:
         """Return a key that all devices share."""
-        return jax.random.fold_in(root(self.seed, purpose), self.step)
+        return jax.random.fold_in(root(self.seed, f"batch:{purpose}"), self.step)
 
 
 def root(seed: int, purpose: str) -> jax.Array:

@@ -13,7 +13,7 @@ import optax
 
 from simclr_jax.frame.average import Average
 from simclr_jax.frame.keys import Keys
-from simclr_jax.frame.net import Net
+from simclr_jax.frame.net import Averages, Net
 from simclr_jax.train.stage import Batch, Extra, Metrics, Outputs, Update
 
 Views = Mapping[str, jax.Array]  # by the name of their group, `[n, v, h, w, c]` each
@@ -21,7 +21,7 @@ Views = Mapping[str, jax.Array]  # by the name of their group, `[n, v, h, w, c]`
 # Encodes all readable training images in inference mode: from the name of an average, or "" for
 # the trained network itself, and a tap such as "h", to features `[m, d]` and the number of each
 # image, int `[m]`.
-Embed = Callable[[str, str], tuple[np.ndarray, np.ndarray]]
+Encode = Callable[[str, str], tuple[np.ndarray, np.ndarray]]
 
 
 class Setting(NamedTuple):
@@ -51,6 +51,13 @@ def as_they_are(views: Views, keys: Keys) -> Views:
     return views
 
 
+def nothing_seen(
+    averages: Averages, views: Views, extra: Extra, batch: Batch, keys: Keys
+) -> Outputs:
+    """Make no pass without gradient: the `watch` of most methods."""
+    return {}
+
+
 def nothing(outputs: Outputs, key: jax.Array) -> Extra:
     """Keep nothing beside the network: the `first` of most methods."""
     return {}
@@ -66,38 +73,44 @@ class Method:
     """One way to learn from images.
 
     Attributes:
-      modules: the parts of the network, by name; `encoder` and `head` are those that are judged.
-      forward: `(net, views, extra, batch, keys) -> outputs`: all forward passes for one device's
-        images. `outputs` are `[n, ...]` or trees of such, in which micro-batches can be joined;
-        under `taps` the vectors that the probe may read, from h to z, `[n, v, d]` each. Nothing
-        here crosses devices but the statistics of batch normalisation. `extra` is empty while
-        parameters are made: what a pass needs of it is reached through `net.over`. `batch` has
-        `label` int32 `[n]` (-1: none) where there are labels, and `example` int32 `[n]`.
+      forward: `(net, views, extra, batch, keys) -> outputs`: the forward passes that are
+        differentiated, for one device's images. `outputs` are `[n, ...]` or trees of such, in which
+        micro-batches can be joined; under `taps` the vectors that the probe may read, from h to z,
+        `[n, v, d]` each, which go no further. Nothing here crosses devices but the statistics of
+        batch normalisation. `batch` has `example` int32 `[n]`, the number of each image in the data
+        set, and for methods that declare `labels` also `label` int32 `[n]` (-1: none). While
+        parameters are made `extra` is empty.
       loss: `(outputs, extra, keys, axis_name) -> (loss, metrics)`: shares whose sums over the
         devices of `axis_name` are those of the global batch. The loss is logged as `loss`.
+      modules: parts of the network beside `encoder` and `head`, which are those of the recipe, as
+        they are where a run is judged; none may be called `probe` or `classifier`.
       formats: how a person sees metrics on a line, such as `{"turn_accuracy": "turn {:.1%}"}`.
       look: `(views, keys) -> views`: what the network looks at, made of the augmented views, such
-        as turned copies, patches, or targets beside them.
+        as turned copies or patches. Targets that are no pictures are made in `forward`.
       averages: by name, further networks that are moving averages of this one; each lies in `extra`
         under its name.
+      watch: `(averages, views, extra, batch, keys) -> outputs`: the passes that nothing is
+        differentiated through, `averages["name"]` being called like `net`. They are made once where
+        `forward` is made again. Their outputs stand beside those of `forward`.
       first: `(outputs, key) -> extra`: what is kept beside parameters and averages, at the start.
         Only the shapes of `outputs` mean anything.
       next: `(extra, update) -> extra`: that of it which an update changes.
-      before_epoch: `(extra, epoch, embed) -> extra`: called before the first chunk whose first
-        image lies in a new epoch; returns that of `extra` which it replaces, in the same shapes.
+      before_epoch: `(extra, epoch, encode) -> extra`: called before the first chunk whose first
+        image lies in a new epoch; returns that of `extra` which it replaces.
       rates: learning rates of parts that do not follow the schedule.
       learns: `path -> bool`: does the parameter at a path such as `("head", "dense1", "bias")`
-        learn? None: all do.
+        learn? The others have a gradient, and stay. None: all learn.
     """
 
-    modules: Mapping[str, nn.Module]
     forward: Callable[[Net, Views, Extra, Batch, Keys], Outputs]
     loss: Callable[[Outputs, Extra, Keys, str], tuple[jax.Array, Metrics]]
+    modules: Mapping[str, nn.Module] = dataclasses.field(default_factory=dict)
     formats: Mapping[str, str] = dataclasses.field(default_factory=dict)
     look: Callable[[Views, Keys], Views] = as_they_are
     averages: Mapping[str, Average] = dataclasses.field(default_factory=dict)
+    watch: Callable[[Averages, Views, Extra, Batch, Keys], Outputs] = nothing_seen
     first: Callable[[Outputs, jax.Array], Extra] = nothing
     next: Callable[[Extra, Update], Extra] = unchanged
-    before_epoch: Callable[[Extra, int, Embed], dict[str, Any]] | None = None
+    before_epoch: Callable[[Extra, int, Encode], dict[str, Any]] | None = None
     rates: Mapping[str, optax.Schedule] = dataclasses.field(default_factory=dict)
     learns: Callable[[tuple[str, ...]], bool] | None = None

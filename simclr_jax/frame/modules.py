@@ -27,19 +27,46 @@ def encoder(config: ConfigDict) -> ResNet:
         dtype=jnp.dtype(config.train.dtype),
         param_dtype=param_dtype(config),
         remat=config.train.remat == "block",
+        inputs=config.model.input,
     )
 
 
 def projection_head(config: ConfigDict) -> ProjectionHead:
     """Build the projection head."""
     c = config.head
-    layers = recipes.head_layers(config)
-    return _head(config, kind=c.kind, layers=layers, hidden=c.hidden, dim=c.dim)
+    return _head(
+        config,
+        kind=c.kind,
+        layers=recipes.head_layers(config),
+        hidden=c.hidden,
+        dim=c.dim,
+        biased=c.bias,
+        normalised=c.norm,
+    )
 
 
-def mlp(config: ConfigDict, hidden: int, dim: int, layers: int = 2) -> ProjectionHead:
-    """Build what a method predicts with: `layers` layers, all but the last of width `hidden`."""
-    return _head(config, kind="mlp", layers=layers, hidden=hidden, dim=dim)
+def mlp(
+    config: ConfigDict,
+    hidden: int,
+    dim: int,
+    layers: int = 2,
+    bias: str = "hidden",
+    norm: str = "hidden",
+) -> ProjectionHead:
+    """Build what a method predicts with: `layers` layers, all but the last of width `hidden`.
+
+    `bias` and `norm` say which layers have a bias and which are normalised, as `head.bias` and
+    `head.norm` do of the projection head; of that head's they know nothing.
+    """
+    return _head(
+        config,
+        kind="mlp",
+        layers=layers,
+        hidden=hidden,
+        dim=dim,
+        biased=bias,
+        normalised=norm,
+    )
 
 
 def _head(config: ConfigDict, **shape: Any) -> ProjectionHead:

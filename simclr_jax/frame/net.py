@@ -14,8 +14,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from simclr_jax.frame.average import Variables
-from simclr_jax.parallel import AXIS
-from simclr_jax.train.stage import Extra, Moved, Params, Stats
+from simclr_jax.train.stage import Extra, Params, Stats
 
 Modules = Mapping[str, nn.Module]
 
@@ -35,11 +34,6 @@ class Rows:
     number: jax.Array
     groups: int
 
-    @classmethod
-    def of_device(cls, n: int, groups: int) -> Rows:
-        """Return the rows of this device, inside `shard_map`, of which it has `n`."""
-        return cls(lax.axis_index(AXIS) * n + jnp.arange(n, dtype=jnp.int32), groups)
-
     @property
     def group(self) -> jax.Array:
         """Return the group of each image, int32 `[n]`."""
@@ -54,7 +48,12 @@ class Rows:
         Args:
           key: the same on every device, see `Keys.of_batch`.
           batch_size: images of the global batch.
+
+        Raises:
+          ValueError: if there is one group, in which nothing can be shuffled.
         """
+        if self.groups < 2:
+            raise ValueError(f"bn.groups is {self.groups}: to shuffle them takes 2 or more")
         return jax.random.permutation(key, batch_size)[self.number].astype(jnp.int32) % self.groups
 
 
@@ -63,30 +62,24 @@ class Net:
 
         h = net("encoder", images)["h"]
         z = net("head", h)[-1]
-        target = net.over("average")     # the same modules, other parameters
 
-    A part that is called twice moves its statistics twice. After the forward pass `moved` has what
-    all passes left.
+    A part that is called twice moves its statistics twice.
 
     Args:
       modules: by name.
       params: their parameters, by the same names.
       batch_stats: their statistics, likewise.
-      extra: of the state, in which averages lie.
-      rows: which images these are; None: those of one device, in one group.
+      rows: which images these are; None: it does not matter, all are in one group.
+
+    Attributes:
+      moved: statistics of the parts that were run in train mode, as the passes left them.
     """
 
     def __init__(
-        self,
-        modules: Modules,
-        params: Params,
-        batch_stats: Stats,
-        extra: Extra | None = None,
-        rows: Rows | None = None,
+        self, modules: Modules, params: Params, batch_stats: Stats, rows: Rows | None = None
     ):
-        self.modules, self.params, self.rows = modules, params, rows
-        self.batch_stats = dict(batch_stats)
-        self._extra, self._others = extra or {}, dict[str, Net]()
+        self.modules, self.params, self.batch_stats = modules, params, batch_stats
+        self.rows, self.moved = rows, dict[str, Any]()
 
     def __call__(
         self,
@@ -114,29 +107,18 @@ class Net:
             variables, *inputs, rngs=rngs, mutable=["batch_stats"], **kwargs
         )
         if moved.get("batch_stats"):  # empty, not missing, where the part has none
-            self.batch_stats[name] = moved["batch_stats"]
+            self.moved[name] = moved["batch_stats"]
         return outputs
 
-    def over(self, name: str) -> Net:
-        """Return the same modules over the average of this name; no gradient reaches it."""
-        if name not in self._others:
-            average = lax.stop_gradient(self._extra[name])
-            self._others[name] = Net(
-                self.modules, average["params"], average["batch_stats"], rows=self.rows
-            )
-        return self._others[name]
-
     @property
-    def moved(self) -> Moved:
-        """Return the statistics after all passes so far."""
-        return Moved(
-            self.batch_stats, {name: net.batch_stats for name, net in self._others.items()}
-        )
+    def stats(self) -> Stats:
+        """Return the statistics of all parts after all passes so far."""
+        return self.batch_stats | self.moved
 
     def _variables(self, name: str) -> Variables:
         return {
             "params": self.params.get(name, {}),
-            "batch_stats": self.batch_stats.get(name, {}),
+            "batch_stats": self.moved.get(name, self.batch_stats.get(name, {})),
         }
 
     def _arguments(self, name: str, x: Any, train: bool, group: jax.Array | None) -> dict[str, Any]:
@@ -149,16 +131,46 @@ class Net:
         return found
 
 
+class Averages:
+    """The moving averages of a network, as networks: those of a step that are passed through.
+
+    Args:
+      modules: of the network.
+      extra: of the state, in which averages lie by their names.
+      rows: as in `Net`.
+    """
+
+    def __init__(self, modules: Modules, extra: Extra, rows: Rows):
+        self._modules, self._extra, self.rows = modules, extra, rows
+        self._nets: dict[str, Net] = {}
+
+    def __getitem__(self, name: str) -> Net:
+        if name not in self._nets:
+            average = lax.stop_gradient(self._extra[name])
+            self._nets[name] = Net(
+                self._modules, average["params"], average["batch_stats"], self.rows
+            )
+        return self._nets[name]
+
+    @property
+    def moved(self) -> dict[str, Stats]:
+        """Return for each average the statistics that passes have moved."""
+        return {name: net.moved for name, net in self._nets.items()}
+
+
 class Recorder(Net):
     """A `Net` without parameters, which makes those of a part when it is first called.
 
-    It runs outside the mesh, on batches of at least two rows of zeros, and only shapes matter; so
-    `jax.eval_shape` works on it. Averages have no parameters yet: `over` is the net itself.
+    It runs outside the mesh, on the zeros of two images, and only shapes matter; so
+    `jax.eval_shape` works on it. It stands in for averages too, whose modules are the same.
     """
 
-    def __init__(self, modules: Modules, key: jax.Array):
-        super().__init__(modules, {}, {})
+    def __init__(self, modules: Modules, key: jax.Array, groups: int = 1):
+        super().__init__(modules, {}, {}, Rows(jnp.arange(2), groups))
         self._key = key
+
+    def __getitem__(self, name: str) -> Net:
+        return self
 
     def __call__(
         self,
@@ -187,10 +199,6 @@ class Recorder(Net):
             )
         return outputs
 
-    def over(self, name: str) -> Net:
-        """Return this net: an average has the same modules."""
-        return self
-
     @property
     def variables(self) -> Variables:
         """Return what was made: `params` and `batch_stats` of the parts that have any."""
@@ -207,7 +215,7 @@ def part_key(key: jax.Array, name: str) -> jax.Array:
     """Return the key that a part starts from."""
     if name in KEYS:
         return jax.random.split(key, 3)[KEYS[name]]
-    return jax.random.fold_in(key, zlib.crc32(name.encode()))
+    return jax.random.fold_in(key, zlib.crc32(f"part:{name}".encode()))
 
 
 def project(net: Net, views: jax.Array, **how: Any) -> list[jax.Array]:

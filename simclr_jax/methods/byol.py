@@ -15,11 +15,12 @@ import jax.numpy as jnp
 from ml_collections import ConfigDict
 
 from simclr_jax.declaration import Chart, Declaration, Field
+from simclr_jax.errors import UserError
 from simclr_jax.frame import modules
 from simclr_jax.frame.average import Average
 from simclr_jax.frame.keys import Keys
 from simclr_jax.frame.method import Method, Setting, Views
-from simclr_jax.frame.net import Net, project
+from simclr_jax.frame.net import Averages, Net, project
 from simclr_jax.losses.byol import regression
 from simclr_jax.train.stage import Batch, Extra, Metrics, Outputs
 
@@ -37,10 +38,19 @@ def recipe(config: ConfigDict) -> None:
     config.augment.views.second.blur, config.augment.views.second.solarize = 0.1, 0.2
 
 
+def check(config: ConfigDict) -> None:
+    """Raise `UserError` if there is nothing to predict from."""
+    if config.head.kind == "none":
+        raise UserError(
+            "head.kind is none, but byol predicts projections: set --config.head.kind=mlp"
+        )
+
+
 DECLARATION = Declaration(
     title="BYOL",
     recipe=recipe,
     reads=("head",),
+    check=check,
     fields={
         "momentum": Field(0.996, "of the target at the start", "in [0, 1]", lambda x: 0 <= x <= 1),
         "hidden": Field(4096, "width inside the predictor", "1 or more", lambda x: x > 0),
@@ -49,6 +59,11 @@ DECLARATION = Declaration(
     parts=("predictor",),
     charts=(Chart("Momentum of the target", {"target_momentum": "momentum"}),),
 )
+
+
+def apart(views: Views) -> list[jax.Array]:
+    """Return the two views, `[n, 1, h, w, c]` each: each is normalised by itself."""
+    return jnp.split(views["views"], 2, axis=1)
 
 
 def momentum(base: float, total_steps: int, step: jax.Array) -> jax.Array:
@@ -63,13 +78,14 @@ def make(config: ConfigDict, setting: Setting) -> Method:
     tau = functools.partial(momentum, c.momentum, setting.total_steps)
 
     def forward(net: Net, views: Views, extra: Extra, batch: Batch, keys: Keys) -> Outputs:
-        target, pair = net.over("target"), views["views"]  # [n, 2, h, w, c]
-        taps = [project(net, pair[:, v : v + 1]) for v in (0, 1)]
+        taps = [project(net, view) for view in apart(views)]
         return {
             "taps": taps[0],  # of first views, as officially
             "prediction": [net("predictor", tap[-1][:, 0])[-1] for tap in taps],  # [n, dim]
-            "target": [project(target, pair[:, v : v + 1])[-1][:, 0] for v in (0, 1)],
         }
+
+    def watch(averages: Averages, views: Views, extra: Extra, batch: Batch, keys: Keys) -> Outputs:
+        return {"target": [project(averages["target"], v)[-1][:, 0] for v in apart(views)]}
 
     def loss(
         outputs: Outputs, extra: Extra, keys: Keys, axis_name: str
@@ -79,13 +95,10 @@ def make(config: ConfigDict, setting: Setting) -> Method:
         return total, {"target_momentum": tau(keys.step) / jax.lax.axis_size(axis_name)}
 
     return Method(
-        modules={
-            "encoder": modules.encoder(config),
-            "head": modules.projection_head(config),
-            "predictor": modules.mlp(config, c.hidden, config.head.dim),
-        },
         forward=forward,
         loss=loss,
+        modules={"predictor": modules.mlp(config, c.hidden, config.head.dim)},
         formats={"loss": "loss {:.4f}"},
         averages={"target": Average(("encoder", "head"), tau, other_start=True)},
+        watch=watch,
     )

@@ -62,13 +62,9 @@ def make(config: ConfigDict, setting: Setting) -> Method:
         return found, {"turn_accuracy": accuracy}
 
     return Method(
-        modules={
-            "encoder": modules.encoder(config),
-            "head": modules.projection_head(config),
-            "turn": modules.classifier(config, TURNS),
-        },
-        look=look,
         forward=forward,
         loss=loss,
+        modules={"turn": modules.classifier(config, TURNS)},
+        look=look,
         formats={"loss": "loss {:.4f}", "turn_accuracy": "turn found {:.1%}"},
     )

@@ -10,6 +10,7 @@ image its own, which it would be whenever the memory spans the end of an epoch.
 
 from __future__ import annotations
 
+import dataclasses
 import math
 
 import jax
@@ -17,11 +18,10 @@ from ml_collections import ConfigDict
 
 from simclr_jax.declaration import Chart, Declaration
 from simclr_jax.errors import UserError
-from simclr_jax.frame import modules
 from simclr_jax.frame.average import Average
 from simclr_jax.frame.keys import Keys
 from simclr_jax.frame.method import Method, Setting, Views
-from simclr_jax.frame.net import Net, by_view, project
+from simclr_jax.frame.net import Averages, Net, by_view, project
 from simclr_jax.frame.queue import Queue
 from simclr_jax.losses.nt_xent import nt_xent
 from simclr_jax.losses.unit import l2_normalize
@@ -59,14 +59,13 @@ def make(config: ConfigDict, setting: Setting) -> Method:
     queue, average = Queue(size), Average(("encoder", "head"), config.memory.momentum)
 
     def forward(net: Net, views: Views, extra: Extra, batch: Batch, keys: Keys) -> Outputs:
-        pair = views["views"]  # [n, 2, h, w, c]
-        taps = project(net, pair)  # [n, 2, d] each, both views in one forward pass
-        outputs: Outputs = {"taps": taps, "z": taps[-1]}
-        if size:
-            z = project(net.over("average"), pair[:, 1:])[-1][:, 0]  # [n, dim]
-            z = l2_normalize(z) if c.normalize else z
-            outputs["kept"] = {"z": z, "example": batch["example"]}
-        return outputs
+        taps = project(net, views["views"])  # [n, 2, d] each, both views in one forward pass
+        return {"taps": taps, "z": taps[-1]}
+
+    def watch(averages: Averages, views: Views, extra: Extra, batch: Batch, keys: Keys) -> Outputs:
+        second = views["views"][:, 1:]  # [n, 1, h, w, c]
+        z = project(averages["average"], second)[-1][:, 0]  # [n, dim]
+        return {"kept": {"z": l2_normalize(z) if c.normalize else z, "example": batch["example"]}}
 
     def loss(
         outputs: Outputs, extra: Extra, keys: Keys, axis_name: str
@@ -82,17 +81,18 @@ def make(config: ConfigDict, setting: Setting) -> Method:
         )
 
     def first(outputs: Outputs, key: jax.Array) -> Extra:
-        return {"queue": queue.empty(outputs["kept"])} if size else {}
+        return {"queue": queue.empty(outputs["kept"])}
 
     def next_extra(extra: Extra, update: Update) -> Extra:
-        return {"queue": queue.push(extra["queue"], update.outputs["kept"])} if size else {}
+        return {"queue": queue.push(extra["queue"], update.outputs["kept"])}
 
-    return Method(
-        modules={"encoder": modules.encoder(config), "head": modules.projection_head(config)},
+    simclr = Method(
         forward=forward,
         loss=loss,
         formats={"loss": shown, "contrast_accuracy": "partner found {:.1%}"},
-        averages={"average": average} if size else {},
-        first=first,
-        next=next_extra,
+    )
+    if not size:
+        return simclr
+    return dataclasses.replace(
+        simclr, averages={"average": average}, watch=watch, first=first, next=next_extra
     )

@@ -46,8 +46,12 @@ def moments(x: jax.Array, axis_name: str | None = None) -> tuple[jax.Array, jax.
 
 
 def _affine(x, mean, rstd, scale, bias):
-    y = (x.astype(mean.dtype) - mean) * (rstd * scale)
+    y = (x.astype(mean.dtype) - mean) * _scaled(rstd, scale)
     return (y if bias is None else y + bias).astype(x.dtype)
+
+
+def _scaled(rstd, scale):
+    return rstd if scale is None else rstd * scale
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(3, 4))
@@ -56,7 +60,7 @@ def batch_normalize(x, scale, bias, epsilon: float, axis_name: str | None = None
 
     Args:
       x: `[..., c]`.
-      scale: `[c]`.
+      scale: `[c]`, or None for 1.
       bias: `[c]`, or None for no shift.
       epsilon: added to the variance.
       axis_name: mesh axis over which the batch is spread, or None.
@@ -86,10 +90,10 @@ def _backward(epsilon, axis_name, residuals, cotangents):
     mean_dy_normalized, mean_dy = d_scale * (mean.size / x.size), d_bias * (mean.size / x.size)
     if axis_name is not None:
         mean_dy_normalized, mean_dy = lax.pmean((mean_dy_normalized, mean_dy), axis_name)
-    dx = (dy - mean_dy - normalized * mean_dy_normalized) * (rstd * scale)
+    dx = (dy - mean_dy - normalized * mean_dy_normalized) * _scaled(rstd, scale)
     return (
         dx.astype(x.dtype),
-        d_scale.astype(scale.dtype),
+        None if scale is None else d_scale.astype(scale.dtype),
         None if bias is None else d_bias.astype(bias.dtype),
     )
 
@@ -151,7 +155,7 @@ def group_normalize(
     Args:
       x: `[rows, ..., c]`.
       group: int32 `[rows]`, see `group_moments`.
-      scale: `[c]`.
+      scale: `[c]`, or None for 1.
       bias: `[c]`, or None for no shift.
       groups: how many there are.
       epsilon: added to the variance.
@@ -183,11 +187,11 @@ def _group_backward(groups, epsilon, axis_name, residuals, cotangents):
         sums = lax.psum(sums, axis_name)
     divisor = jnp.maximum(count, 1)[:, None]
     mean_dy_normalized, mean_dy = (_of_rows(total / divisor, group, x) for total in sums)
-    dx = (dy - mean_dy - normalized * mean_dy_normalized) * (rstd_rows * scale)
+    dx = (dy - mean_dy - normalized * mean_dy_normalized) * _scaled(rstd_rows, scale)
     return (
         dx.astype(x.dtype),
         None,
-        d_scale.astype(scale.dtype),
+        None if scale is None else d_scale.astype(scale.dtype),
         None if bias is None else d_bias.astype(bias.dtype),
     )
 
@@ -198,8 +202,8 @@ group_normalize.defvjp(_group_forward, _group_backward)
 class BatchNorm(nn.Module):
     """Normalise channels by batch statistics (`train=True`) or by their moving averages.
 
-    Parameters `scale` and `bias` `[c]`, statistics `mean` and `var` `[c]` in the collection
-    `batch_stats`. The output has the dtype of the input.
+    Parameters `scale` and `bias` `[c]`, if it has them, statistics `mean` and `var` `[c]` in the
+    collection `batch_stats`. The output has the dtype of the input.
 
     Attributes:
       momentum: share of the old moving average that an update keeps.
@@ -213,6 +217,7 @@ class BatchNorm(nn.Module):
       unbiased_moving: put n/(n-1) times the variance of n numbers into the moving average, as the
         fused kernel did with which TensorFlow 1 computed unsynchronised 4-D batch normalisation.
       center: whether there is a bias.
+      scaled: whether there is a scale; without, it is 1.
       scale_init: initial value of the scale.
       param_dtype: dtype of parameters and statistics.
     """
@@ -225,6 +230,7 @@ class BatchNorm(nn.Module):
     center: bool = True
     scale_init: nn.initializers.Initializer = nn.initializers.ones
     param_dtype: jnp.dtype = jnp.float32
+    scaled: bool = True
 
     @nn.compact
     def __call__(self, x: jax.Array, train: bool, group: jax.Array | None = None) -> jax.Array:
@@ -240,8 +246,9 @@ class BatchNorm(nn.Module):
           ValueError: if it is needed and missing, or not one number for each row.
         """
         shape = (x.shape[-1],)
-        scale = self.param("scale", self.scale_init, shape, self.param_dtype)
-        bias = None
+        scale = bias = None
+        if self.scaled:
+            scale = self.param("scale", self.scale_init, shape, self.param_dtype)
         if self.center:
             bias = self.param("bias", nn.initializers.zeros, shape, self.param_dtype)
         mean = self.variable("batch_stats", "mean", jnp.zeros, shape, self.param_dtype)

@@ -19,6 +19,7 @@ import jax
 import jax.numpy as jnp
 
 from simclr_jax.models.channel_attention import SelectiveKernel, SqueezeExcitation
+from simclr_jax.models.inputs import INPUTS
 
 # depth: (is it built of bottlenecks, blocks per group)
 ARCHITECTURES: dict[int, tuple[bool, tuple[int, int, int, int]]] = {
@@ -150,6 +151,7 @@ class ResNet(nn.Module):
       param_dtype: dtype of the parameters.
       remat: compute what is elementwise in a block again in the backward pass rather than keep it
         (Chen et al. 2016, arXiv 1604.06174); results are the same, parameters have the same names.
+      inputs: what the first convolution is given of the images, a key of `inputs.INPUTS`.
 
     Returns:
       The official end points by name: `initial_conv`, `initial_max_pool`, `block_group1` to
@@ -166,6 +168,7 @@ class ResNet(nn.Module):
     dtype: jnp.dtype | None = None
     param_dtype: jnp.dtype = jnp.float32
     remat: bool = False
+    inputs: str = "rgb"
 
     @nn.compact
     def __call__(
@@ -178,7 +181,7 @@ class ResNet(nn.Module):
             return Conv(features, size, stride, use_bias, self.dtype, self.param_dtype, name=name)
 
         *before, (features, kernel, stride) = self._stem()
-        x = images
+        x = INPUTS[self.inputs](images)
         for i, (features_i, kernel_i, stride_i) in enumerate(before, start=1):
             x = conv(features_i, kernel_i, stride_i, name=f"stem{i}_conv")(x)
             x = nn.relu(self.norm(name=f"stem{i}_bn")(x, train, group))

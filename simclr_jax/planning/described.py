@@ -137,7 +137,7 @@ class Case:
     @property
     def views(self) -> int:
         """Return how many views of an image pass through the network."""
-        return self.stage(parallel.make_mesh(1)).views
+        return self.stage(parallel.make_mesh(1)).views_per_image
 
     def state(self) -> TrainState:
         """Return a description of the state."""

@@ -17,19 +17,21 @@ def contact_sheet(originals: Sequence[np.ndarray], views: Mapping[str, np.ndarra
 
     Groups of views follow one another from the largest views to the smallest. Smaller views are
     shown to scale, but not shrunk to less than half the side of the largest, and stand beside one
-    another where there is room.
+    another where there is room. A group that is no picture, for it has neither 1 nor 3 channels,
+    is left out; where none is one, the images stand alone.
 
     Args:
       originals: `n` images, uint8 `[h, w, c]` of any sizes, c 1 or 3; shown whole.
-      views: of each group floats in [0, 1], `[n, v, h', w', c]`.
+      views: of each group floats, `[n, v, h', w', c]`; what is outside [0, 1] is clipped.
     """
-    ordered = sorted(views.values(), key=_size, reverse=True)
-    largest = _size(ordered[0])
+    pictures = [group for group in views.values() if group.shape[-1] in (1, 3)]
+    ordered = sorted(pictures, key=_size, reverse=True)
+    largest = _size(ordered[0]) if ordered else max(max(image.shape[:2]) for image in originals)
     side = max(TALLEST // 2, min(TALLEST, largest))
     blocks = [([[image] for image in originals], side, 1)]
     for group in ordered:
         tile = max(round(_size(group) * side / largest), min(_size(group), side // 2))
-        pixels = np.rint(group * 255).astype(np.uint8)
+        pixels = np.rint(np.clip(group, 0, 1) * 255).astype(np.uint8)
         blocks.append(([list(some) for some in pixels], tile, side // tile))
 
     width = max(_length(abreast, tile) for _, tile, abreast in blocks)

@@ -19,6 +19,7 @@ from simclr_jax.errors import UserError, choose
 from simclr_jax.evaluate import features
 from simclr_jax.evaluate.logistic import Weights
 from simclr_jax.frame import modules
+from simclr_jax.models.inputs import COLOURED
 from simclr_jax.recipes import head_layers
 from simclr_jax.stages import build
 from simclr_jax.stages.preprocessing import Preprocessing
@@ -54,8 +55,10 @@ def embedder(
 ) -> Callable[[Variables, jax.Array], dict[str, jax.Array]]:
     """Return the function from variables and prepared images to the `wanted` taps, `[b, d]` each.
 
-    Images are floats `[b, h, w, c]` in [0, 1]; batch normalisation is in inference mode, so a row
-    does not depend on its neighbours. Vectors are float32, or float64 if computed in it.
+    Images are floats `[b, h, w, c]` in [0, 1], of which the encoder makes what it is shown
+    (`model.input`) itself; the tap `pixels` is of the images. Batch normalisation is in inference
+    mode, so a row does not depend on its neighbours. Vectors are float32, or float64 if computed in
+    it.
     """
     encoder, head = modules.encoder(config), modules.projection_head(config)
     dtype = jnp.dtype(config.train.dtype)
@@ -110,7 +113,7 @@ class Encoder:
         self.run, self.step, self.classifier = run, step, classifier
         self.taps = taps(config)
         self.mesh = mesh or parallel.make_mesh()
-        channels = channels_of(variables["params"]["encoder"])
+        channels = channels_of(config, variables["params"]["encoder"])
         self.preprocessing = preprocessing or Preprocessing.of(config, channels)
         self.variables = parallel.replicate(self.mesh, variables)
         self._encoders: dict[tuple, Callable] = {}
@@ -181,7 +184,8 @@ class Encoder:
         Args:
           images: uint8, or floats in [0, 1]: one image `[h, w]` or `[h, w, c]`, a batch
             `[n, h, w, c]`, or a sequence of images of any sizes; c is 1 or 3. They are resized and
-            cropped as at the run's evaluations, and nothing else is taken off them.
+            cropped as at the run's evaluations. Take nothing else off them: a mean and deviation
+            (`model.input`) are the encoder's own.
           tap: which vector, one of `taps`.
           batch_size: images in a forward pass, over all devices.
 
@@ -258,7 +262,12 @@ def _shrunk(images: jax.Array) -> jax.Array:
     return jax.image.resize(images, (b, PIXELS, PIXELS, c), "linear")
 
 
-def channels_of(encoder: Mapping[str, Any]) -> int:
-    """Return the channels of the images that an encoder of these parameters takes."""
+def channels_of(config: ConfigDict, encoder: Mapping[str, Any]) -> int:
+    """Return the channels of the images that the encoder of a recipe takes.
+
+    They are not those of its first convolution where `model.input` makes one channel of three.
+    """
+    if config.model.input in COLOURED:
+        return 3
     first = encoder["stem1_conv"] if "stem1_conv" in encoder else encoder["stem_conv"]
     return jax.tree.leaves(first)[0].shape[2]

@@ -18,7 +18,7 @@ from simclr_jax.stages.accuracy import Accuracy
 from simclr_jax.stages.inputs import Inputs
 from simclr_jax.stages.labelled_network import LabelledNetwork
 from simclr_jax.stages.warm_start import load_parts
-from simclr_jax.train.stage import Batch, Extra, Metrics, Moved, Outputs, Params, Stage, Stats
+from simclr_jax.train.stage import Batch, Extra, Metrics, Outputs, Params, Stage, Stats
 from simclr_jax.train.timetable import Timetable
 
 FORMATS = {
@@ -45,9 +45,9 @@ def make_stage(config: ConfigDict, timetable: Timetable, inputs: Inputs, mesh: M
 
     def forward(
         params: Params, batch_stats: Stats, extra: Extra, batch: Batch, step: jax.Array
-    ) -> tuple[Outputs, Moved]:
+    ) -> tuple[Outputs, Stats]:
         images = make_views(batch)["views"][:, 0]  # [n, h, w, c]
-        logits, moved = network.in_training(params, batch_stats, images)
+        logits, moved = network.in_training(params, batch_stats, images, batch["row"])
         return {"logits": logits, "label": batch["label"]}, moved
 
     def objective(

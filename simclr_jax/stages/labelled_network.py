@@ -23,7 +23,7 @@ from simclr_jax.frame.net import Net, Rows
 from simclr_jax.recipes import head_layers
 from simclr_jax.stages import build
 from simclr_jax.stages.encoder import embedder, tap_name
-from simclr_jax.train.stage import Moved, Params, Stats, TrainState
+from simclr_jax.train.stage import Params, Stats, TrainState
 
 PART = "classifier"
 
@@ -81,9 +81,11 @@ class LabelledNetwork:
         return True
 
     def in_training(
-        self, params: Params, batch_stats: Stats, images: jax.Array
-    ) -> tuple[jax.Array, Moved]:
+        self, params: Params, batch_stats: Stats, images: jax.Array, row: jax.Array
+    ) -> tuple[jax.Array, Stats]:
         """Return logits `[n, classes]` of images `[n, h, w, c]`, and moved statistics.
+
+        `row` `[n]` is the place of each image in the global batch.
 
         No gradient reaches what does not learn; blocks below the first that learns are not
         differentiated at all.
@@ -91,12 +93,11 @@ class LabelledNetwork:
         params = jax.tree_util.tree_map_with_path(
             lambda path, p: p if self.learns(_names(path)) else lax.stop_gradient(p), params
         )
-        rows = Rows.of_device(len(images), self._config.bn.groups)
-        net = Net(self._modules, params, batch_stats, rows=rows)
+        net = Net(self._modules, params, batch_stats, Rows(row, self._config.bn.groups))
         ends = net("encoder", images, train=self._config.finetune.encoder_bn == "batch")
         # The whole head, as officially: statistics above the tap move too.
         hiddens = net("head", ends["h"])
-        return net(PART, hiddens[self._tap]), net.moved
+        return net(PART, hiddens[self._tap]), net.stats
 
     def __call__(self, variables: Any, images: jax.Array) -> jax.Array:
         """Return logits `[n, classes]` of prepared images `[n, h, w, c]` in inference mode."""

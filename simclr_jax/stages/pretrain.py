@@ -7,6 +7,7 @@ names it.
 from __future__ import annotations
 
 import functools
+from collections.abc import Mapping
 from typing import Any
 
 import jax
@@ -17,31 +18,34 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from simclr_jax import declaration, parallel
-from simclr_jax.data.sources import Source
+from simclr_jax.data.sources import NO_LABEL, Source
 from simclr_jax.errors import UserError
 from simclr_jax.frame import modules
 from simclr_jax.frame.keys import Keys, root
 from simclr_jax.frame.method import Method, Setting, Views
-from simclr_jax.frame.net import Net, Recorder, Rows, image_major, view_major
+from simclr_jax.frame.net import Averages, Net, Recorder, Rows, image_major, view_major
 from simclr_jax.losses.cross_entropy import cross_entropy
 from simclr_jax.stages import build
 from simclr_jax.stages.inputs import Inputs
 from simclr_jax.stages.monitor import Monitor
 from simclr_jax.stages.views import view_maker
-from simclr_jax.stages.warm_start import load_parts
+from simclr_jax.stages.warm_start import load_parts, parts_of
 from simclr_jax.train.stage import (
     Batch,
     Extra,
     Metrics,
-    Moved,
     Outputs,
     Params,
     Stage,
     Stats,
     TrainState,
     Update,
+    joined,
 )
 from simclr_jax.train.timetable import Timetable
+
+# Names of parts that the frame gives to every method, or that a stage with labels has.
+TAKEN = {"encoder", "head", "probe", "classifier"}
 
 FORMATS = {
     "train_probe_accuracy": "train probe {:.1%}",
@@ -51,7 +55,7 @@ FORMATS = {
     "alignment_z": "alignment of z {:.3f}",
     "uniformity_z": "uniformity of z {:.2f}",
     "effective_rank_h": "effective rank of h {:.1f}",
-    "effective_rank_z": "of z {:.1f}",
+    "effective_rank_z": "effective rank of z {:.1f}",
 }
 
 
@@ -87,10 +91,12 @@ def make_stage(config: ConfigDict, timetable: Timetable, inputs: Inputs, mesh: M
         return parallel.replicate(mesh, first_state())
 
     def warm_start(state: TrainState) -> TrainState:
-        loaded = load_parts(config.init, state, tap=config.eval.probe_tap, others=said.parts)
-        if loaded is state:
-            return state
-        averages = {name: a.first(loaded.variables) for name, a in method.averages.items()}
+        tap, parts = config.eval.probe_tap, parts_of(config.init, said.parts)
+        loaded = load_parts(config.init, state, tap=tap, others=said.parts)
+        averages = {
+            name: average.restarted(state.extra[name], loaded.variables, parts)
+            for name, average in (method.averages.items() if parts else ())
+        }
         return loaded._replace(extra=state.extra | averages)
 
     probe = modules.classifier(config, inputs.train.classes) if config.eval.probe else None
@@ -99,14 +105,12 @@ def make_stage(config: ConfigDict, timetable: Timetable, inputs: Inputs, mesh: M
     def before_epoch(state: TrainState, epoch: int) -> TrainState:
         assert method.before_epoch is not None  # or this is not called
 
-        def embed(average: str, tap: str) -> tuple[np.ndarray, np.ndarray]:
+        def encode(average: str, tap: str) -> tuple[np.ndarray, np.ndarray]:
             variables = state.extra[average] if average else state.variables
             return monitor.training_features(variables, tap)
 
-        made = method.before_epoch(state.extra, epoch, embed)
-        for name, tree in made.items():
-            if jax.tree.map(jnp.shape, tree) != jax.tree.map(jnp.shape, state.extra[name]):
-                raise ValueError(f"{name} has another shape than before epoch {epoch}")
+        made = method.before_epoch(state.extra, epoch, encode)
+        check_like(made, state.extra, f"the hook before epoch {epoch}")
         return state._replace(extra=state.extra | parallel.replicate(mesh, made))
 
     return Stage(
@@ -121,9 +125,10 @@ def make_stage(config: ConfigDict, timetable: Timetable, inputs: Inputs, mesh: M
         compare=lambda state: monitor.compare(state, untrained=init()),
         protocol=monitor.protocol,
         formats={**method.formats, **FORMATS},
+        watch=network.watch,
         after_update=network.after_update,
         look=network.look,
-        views=network.views,
+        views_per_image=network.views_per_image,
         before_epoch=before_epoch if method.before_epoch else None,
     )
 
@@ -135,11 +140,17 @@ def check(config: ConfigDict, timetable: Timetable, train: Source) -> None:
       UserError: if it learns from labels and there are none, or wants to be called before every
         epoch and a call of the device takes longer than one.
     """
-    if declaration.find(config.method).labels and not train.classes:
-        raise UserError(
-            f"the images have no labels, from which method {config.method} learns: give a data set "
-            "that has, and data.labels=True"
-        )
+    if declaration.find(config.method).labels:
+        if not train.classes or train.labels is None or (train.labels == NO_LABEL).all():
+            raise UserError(
+                f"the images have no labels, from which method {config.method} learns: give a data "
+                "set that has, and data.labels=True"
+            )
+        if train.multi_label:
+            raise UserError(
+                f"images may have several labels, method {config.method} is made for one each: "
+                "give a data set of such labels"
+            )
     images = timetable.steps_per_call * timetable.batch_size
     method = make_method(config, timetable, train)
     if method.before_epoch and images > timetable.examples:
@@ -164,6 +175,22 @@ def make_method(config: ConfigDict, timetable: Timetable, train: Source) -> Meth
     return declaration.module(config.method).make(config, setting)
 
 
+def check_like(made: Extra, kept: Extra, what: str) -> None:
+    """Raise `ValueError` unless what is to replace parts of `kept` has their shapes and dtypes.
+
+    A state of another kind could not be restored from a checkpoint.
+    """
+    for name, tree in made.items():
+        if name not in kept:
+            raise ValueError(f"{what} makes {name}, which is not kept: make it in `first`")
+        new, old = (
+            jax.tree.map(lambda x: f"{jnp.result_type(x)}{jnp.shape(x)}", t)
+            for t in (tree, kept[name])
+        )
+        if new != old:
+            raise ValueError(f"{what} makes {name} {new}, which was {old}")
+
+
 class Pretrained:
     """A method's network with the probe beside it, as functions over explicit state.
 
@@ -171,12 +198,22 @@ class Pretrained:
       config: a recipe.
       method: built by `make_method`.
       inputs: the images.
+
+    Raises:
+      ValueError: if the method has a part of a name that is taken.
     """
 
     def __init__(self, config: ConfigDict, method: Method, inputs: Inputs):
         self._config, self._method, self._train = config, method, inputs.train
+        self._said = declaration.find(config.method)
         self._make_views = view_maker(config)
-        self._modules = dict(method.modules)
+        if taken := TAKEN & method.modules.keys():
+            raise ValueError(f"method {config.method} has parts {sorted(taken)}: rename them")
+        self._modules = {
+            "encoder": modules.encoder(config),
+            "head": modules.projection_head(config),
+            **method.modules,
+        }
         self._probe = config.eval.probe
         if self._probe:
             self._modules["probe"] = modules.classifier(config, inputs.train.classes)
@@ -185,13 +222,20 @@ class Pretrained:
         """Return what the network looks at in the first step, `[n, v, h, w, c]` by group."""
         return self._looked_at(self._make_views(batch), batch, jnp.zeros((), jnp.int32))
 
+    def watch(
+        self, extra: Extra, batch: Batch, step: jax.Array
+    ) -> tuple[Outputs, Mapping[str, Stats]]:
+        """Pass one device's images through the averages; see `Stage.watch`."""
+        averages = Averages(self._modules, extra, Rows(batch["row"], self._config.bn.groups))
+        return self._seen(averages, self._make_views(batch), extra, batch, step), averages.moved
+
     def forward(
         self, params: Params, batch_stats: Stats, extra: Extra, batch: Batch, step: jax.Array
-    ) -> tuple[Outputs, Moved]:
+    ) -> tuple[Outputs, Stats]:
         """Pass one device's images through the network; see `Stage.forward`."""
-        rows = Rows.of_device(len(batch["position"]), self._config.bn.groups)
-        net = Net(self._modules, params, batch_stats, extra, rows)
-        return self._outputs(net, self._make_views(batch), extra, batch, step), net.moved
+        rows = Rows(batch["row"], self._config.bn.groups)
+        net = Net(self._modules, params, batch_stats, rows)
+        return self._outputs(net, self._make_views(batch), extra, batch, step), net.stats
 
     def objective(
         self, outputs: Outputs, extra: Extra, step: jax.Array, axis_name: str
@@ -199,13 +243,13 @@ class Pretrained:
         """Return this device's share of loss and metrics; see `Stage.objective`."""
         keys = Keys(self._config.seed, step)
         loss, metrics = self._method.loss(outputs, extra, keys, axis_name)
-        metrics = {"loss": loss, **metrics}
+        metrics = joined({"loss": loss}, metrics)
         if self._probe:
             logits = outputs["probe"]["logits"]  # [n, v, classes]
             label = jnp.tile(outputs["probe"]["label"], logits.shape[1])  # [v * n]
             probe_loss, accuracy = cross_entropy(view_major(logits), label, axis_name=axis_name)
-            metrics |= {"probe_loss": probe_loss, "train_probe_accuracy": accuracy}
-            loss = loss + probe_loss
+            own = {"probe_loss": probe_loss, "train_probe_accuracy": accuracy}
+            loss, metrics = loss + probe_loss, joined(metrics, own)
         return loss, metrics
 
     def after_update(self, extra: Extra, update: Update) -> Extra:
@@ -214,29 +258,35 @@ class Pretrained:
             name: average.next(
                 extra[name],
                 update.params,
-                update.moved.averages.get(name, {}),
-                update.moved.own,
+                update.watched.get(name, {}),
+                update.batch_stats,
                 update.step,
             )
             for name, average in self._method.averages.items()
         }
-        return extra | self._method.next(extra, update) | moved
+        made = self._method.next(extra, update)
+        check_like(made, extra, f"`next` of method {self._config.method}")
+        return extra | joined(made, moved)
 
     def first(self) -> tuple[dict[str, Any], Extra]:
-        """Return first parameters and statistics, and what is kept beside them."""
-        seed = jax.random.key(self._config.seed)
-        net, outputs = self._record(seed)
+        """Return first parameters and statistics, and what is kept beside them.
+
+        Raises:
+          ValueError: if the method names parts that its network does not have.
+        """
+        net, outputs = self._record(jax.random.key(self._config.seed))
+        self._check_names(net)
         averages = {}
         for name, average in self._method.averages.items():
             start = net.variables
             if average.other_start:
-                start = self._record(root(self._config.seed, name))[0].variables
+                start = self._record(root(self._config.seed, f"average:{name}"))[0].variables
             averages[name] = average.first(start)
-        key = root(self._config.seed, "first")
-        return net.variables, self._method.first(outputs, key) | averages
+        made = self._method.first(outputs, root(self._config.seed, "first:"))
+        return net.variables, joined(made, averages)
 
     @property
-    def views(self) -> int:
+    def views_per_image(self) -> int:
         """Return how many views of an image pass through the network."""
 
         def look() -> Views:
@@ -246,16 +296,17 @@ class Pretrained:
         return sum(views.shape[1] for views in jax.eval_shape(look).values())
 
     def _record(self, key: jax.Array) -> tuple[Recorder, Outputs]:
-        """Make the parts of the network by a pass over two images of zeros."""
-        net, (views, batch) = Recorder(self._modules, key), self._zeros()
-        return net, self._outputs(net, views, {}, batch, jnp.zeros((), jnp.int32))
+        """Make the parts of the network by passes over two images of zeros."""
+        net = Recorder(self._modules, key, self._config.bn.groups)
+        (views, batch), step = self._zeros(), jnp.zeros((), jnp.int32)
+        outputs = self._outputs(net, views, {}, batch, step)
+        return net, joined(outputs, self._seen(net, views, {}, batch, step))
 
     def _zeros(self) -> tuple[Views, Batch]:
         """Return the views of two images of zeros, and the rest of their batch."""
         batch = {"example": jnp.zeros(2, jnp.int32), "position": jnp.zeros((2, 2), jnp.uint32)}
-        if classes := self._train.classes:
-            several = (2, classes) if self._train.multi_label else (2,)
-            batch["label"] = jnp.zeros(several, jnp.int32)
+        if self._train.classes:
+            batch["label"] = jnp.zeros(2, jnp.int32)
         dtype, channels = jnp.dtype(self._config.train.dtype), self._train.channels
         views = {
             group: jnp.zeros((2, len(of), of[0].size, of[0].size, channels), dtype)
@@ -263,19 +314,42 @@ class Pretrained:
         }
         return views, batch
 
+    def _check_names(self, net: Recorder) -> None:
+        named = {"rates": self._method.rates, "parts": self._said.parts}
+        named |= {f"average {name}": a.parts for name, a in self._method.averages.items()}
+        for where, parts in named.items():
+            if unknown := set(parts) - net.params.keys():
+                raise ValueError(
+                    f"{where} of method {self._config.method} names {sorted(unknown)}, its network "
+                    f"has {sorted(net.params)}"
+                )
+
     def _looked_at(self, views: Views, batch: Batch, step: jax.Array) -> Views:
-        return self._method.look(views, Keys(self._config.seed, step, batch["position"]))
+        return self._method.look(views, self._keys(batch, step))
+
+    def _keys(self, batch: Batch, step: jax.Array) -> Keys:
+        return Keys(self._config.seed, step, batch["position"])
+
+    def _shown(self, batch: Batch) -> Batch:
+        """Return what a method may know of a batch: labels only if it says that they teach it."""
+        names = ("example", "label") if self._said.labels else ("example",)
+        return {name: batch[name] for name in names}
+
+    def _seen(
+        self, averages: Any, views: Views, extra: Extra, batch: Batch, step: jax.Array
+    ) -> Outputs:
+        views, keys = self._looked_at(views, batch, step), self._keys(batch, step)
+        return self._method.watch(averages, views, extra, self._shown(batch), keys)
 
     def _outputs(
         self, net: Net, views: Views, extra: Extra, batch: Batch, step: jax.Array
     ) -> Outputs:
-        keys = Keys(self._config.seed, step, batch["position"])
-        views = self._looked_at(views, batch, step)
-        outputs = self._method.forward(net, views, extra, batch, keys)
+        views, keys = self._looked_at(views, batch, step), self._keys(batch, step)
+        outputs = dict(self._method.forward(net, views, extra, self._shown(batch), keys))
         taps = outputs.pop("taps")
-        if self._probe:
-            # The probe watches, it does not teach.
-            tapped = lax.stop_gradient(taps[self._config.eval.probe_tap])  # [n, v, d]
-            logits = image_major(net("probe", view_major(tapped)), len(tapped))
-            outputs["probe"] = {"logits": logits, "label": batch["label"]}
-        return outputs
+        if not self._probe:
+            return outputs
+        # The probe watches, it does not teach.
+        tapped = lax.stop_gradient(taps[self._config.eval.probe_tap])  # [n, v, d]
+        logits = image_major(net("probe", view_major(tapped)), len(tapped))
+        return joined(outputs, {"probe": {"logits": logits, "label": batch["label"]}})

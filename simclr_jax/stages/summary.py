@@ -24,6 +24,7 @@ def announce(
 ) -> None:
     """Say what is about to happen, in the numbers that decide the result."""
     say, o = workdir.console.say, config.optim
+    views = stage.views_per_image * timetable.batch_size
     params = jax.eval_shape(stage.init).params
     kind = mesh.devices.flat[0].device_kind
     warmup = timetable.warmup_steps
@@ -33,7 +34,7 @@ def announce(
         say(line)
     say(f"devices   {mesh.size} x {kind}, computing in {config.train.dtype}")
     say(
-        f"batch     {timetable.batch_size} images ({stage.views * timetable.batch_size} views), "
+        f"batch     {timetable.batch_size} images ({views} views), "
         f"{timetable.batch_size // mesh.size} images a device"
     )
     say(

@@ -70,7 +70,7 @@ def check(config: ConfigDict, train: Source, test: Source) -> None:
     run = saved.describe(config.distill.teacher, "distill.teacher")
     where = f"distill.teacher={run}"
     _, classes = classifier_shape(run)
-    channels = channels_of(run.variables("encoder")["params"])
+    channels = channels_of(run.config, run.variables("encoder")["params"])
     if (size := run.config.data.image_size) != config.data.image_size:
         raise UserError(
             f"{where} looks at images of {size} pixels, this recipe at {config.data.image_size}: "

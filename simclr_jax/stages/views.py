@@ -95,6 +95,8 @@ def draw(
 ) -> None:
     """Draw the views of the first images of the run, once, to be looked at.
 
+    Those that are no pictures, such as two channels of a colour space, are left out.
+
     Args:
       inputs: of the run.
       workdir: where the picture is written, as `views.png`.

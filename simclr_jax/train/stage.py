@@ -36,37 +36,39 @@ class TrainState(NamedTuple):
         return {"params": self.params, "batch_stats": self.batch_stats}
 
 
-class Moved(NamedTuple):
-    """The batch statistics that the forward passes of a step have moved.
-
-    Attributes:
-      own: of the network that is trained.
-      averages: of each moving average of it through which a pass was made, by its name.
-    """
-
-    own: Stats
-    averages: Mapping[str, Stats] = {}
-
-
 class Update(NamedTuple):
     """What is known when an update is done.
 
     Attributes:
       params: after it.
-      moved: statistics after the forward passes.
-      outputs: of the forward passes, this device's rows.
+      batch_stats: after the forward passes.
+      watched: what `Stage.watch` returned as statistics.
+      outputs: of all passes, this device's rows.
       step: int32, updates finished before it.
     """
 
     params: Params
-    moved: Moved
+    batch_stats: Stats
+    watched: Any
     outputs: Outputs
     step: jax.Array
+
+
+def nothing_watched(extra: Extra, batch: Batch, step: jax.Array) -> tuple[Outputs, Any]:
+    """Make no pass without gradient: the `watch` of most stages."""
+    return {}, {}
 
 
 def nothing_more(extra: Extra, update: Update) -> Extra:
     """Leave `extra` as it is: the `after_update` of most stages."""
     return extra
+
+
+def joined(one: dict[str, Any], other: dict[str, Any]) -> dict[str, Any]:
+    """Return both in one dictionary; raise `ValueError` if a name is in both."""
+    if both := one.keys() & other.keys():
+        raise ValueError(f"{', '.join(sorted(both))} is there twice: rename one of them")
+    return one | other
 
 
 @dataclasses.dataclass(frozen=True)
@@ -76,11 +78,13 @@ class Stage:
     Attributes:
       init: makes the first `TrainState`.
       warm_start: what a new run does to it before it starts, such as to load weights.
-      forward: `(params, batch_stats, extra, batch, step) -> (outputs, moved)`: all forward passes
-        for one device's rows of a batch. `extra` is that of the state and `frozen`. Devices
-        exchange statistics of batch normalisation here, and nothing else.
+      forward: `(params, batch_stats, extra, batch, step) -> (outputs, batch_stats)`: the forward
+        passes that are differentiated, for one device's rows of a batch. `extra` is that of the
+        state and `frozen`; `batch` has `row`, int32 `[n]`, the place of each image in the global
+        batch. Devices exchange statistics of batch normalisation here, and nothing else.
       objective: `(outputs, extra, step, axis_name) -> (loss, metrics)`: shares of loss and metrics
-        whose sums over the devices of `axis_name` are those of the global batch.
+        whose sums over the devices of `axis_name` are those of the global batch. `outputs` are
+        those of `forward` and of `watch`.
       optimizer: turns summed gradients into updates.
       learning_rate: the schedule inside `optimizer`, for the log.
       batches: `(first_step, total_steps) -> iterator` of the steps of a chunk and their batches,
@@ -93,17 +97,20 @@ class Stage:
         `{"knn_accuracy": "kNN {:.1%}"}`; the files hold all of them.
       frozen: arrays beside the state that are read and never changed, such as a teacher's; they
         are no part of checkpoints.
+      watch: `(extra, batch, step) -> (outputs, statistics)`: the passes that nothing is
+        differentiated through, such as a moving average's. Apart from `forward`, so that they need
+        not be made again where that is. The statistics go to `after_update`.
       after_update: `(extra, update) -> extra` of the state.
       look: from a batch to what the network looks at, for a picture: by the name of their group
         `[n, v, h, w, c]` each.
-      views: of an image that pass through the network in a step.
+      views_per_image: that pass through the network in a step.
       before_epoch: `(state, epoch) -> state`: called before the first chunk whose first image lies
         in a new epoch, also before the first of all; it may replace parts of `extra`.
     """
 
     init: Callable[[], TrainState]
     warm_start: Callable[[TrainState], TrainState]
-    forward: Callable[[Params, Stats, Extra, Batch, jax.Array], tuple[Outputs, Moved]]
+    forward: Callable[[Params, Stats, Extra, Batch, jax.Array], tuple[Outputs, Stats]]
     objective: Callable[[Outputs, Extra, jax.Array, str], tuple[jax.Array, Metrics]]
     optimizer: optax.GradientTransformation
     learning_rate: optax.Schedule
@@ -114,6 +121,7 @@ class Stage:
     formats: dict[str, str]
     look: Callable[[Batch], Mapping[str, jax.Array]]
     frozen: Extra = dataclasses.field(default_factory=dict)
+    watch: Callable[[Extra, Batch, jax.Array], tuple[Outputs, Any]] = nothing_watched
     after_update: Callable[[Extra, Update], Extra] = nothing_more
-    views: int = 1
+    views_per_image: int = 1
     before_epoch: Callable[[TrainState, int], TrainState] | None = None

@@ -6,13 +6,14 @@ import functools
 from collections.abc import Callable
 
 import jax
+import jax.numpy as jnp
 import optax
 from jax import lax
 from jax.sharding import Mesh
 from jax.sharding import PartitionSpec as P
 
 from simclr_jax.parallel import AXIS
-from simclr_jax.train.stage import Batch, Extra, Metrics, Stage, TrainState, Update
+from simclr_jax.train.stage import Batch, Extra, Metrics, Stage, TrainState, Update, joined
 
 Step = Callable[..., tuple[TrainState, Metrics]]
 
@@ -23,7 +24,7 @@ def make_step(stage: Stage, mesh: Mesh) -> Step:
     Every device runs the code below on its own rows of the global batch. What devices exchange is
     written where it happens, as an explicit collective:
 
-    * statistics of batch normalisation, in `stage.forward`;
+    * statistics of batch normalisation, in `stage.forward` and `stage.watch`;
     * embeddings and a few counts, in `stage.objective`;
     * gradients and metrics, once, here;
     * rows that a stage keeps beside its network, such as a queue's, in `stage.after_update`.
@@ -43,26 +44,31 @@ def make_step(stage: Stage, mesh: Mesh) -> Step:
         # Marked as differing between devices, parameters get gradients that are this device's own:
         # nothing is summed behind our back, and the one sum below is the only one.
         params = jax.tree.map(lambda p: lax.pcast(p, AXIS, to="varying"), state.params)
-        extra = _joined(state.extra, frozen)
+        extra = joined(state.extra, frozen)
+        batch = batch | {"row": _rows(batch)}
+        seen, watched = stage.watch(extra, batch, state.step)
 
         def loss_fn(params):
-            outputs, moved = stage.forward(params, state.batch_stats, extra, batch, state.step)
+            made, batch_stats = stage.forward(params, state.batch_stats, extra, batch, state.step)
+            outputs = joined(made, seen)
             loss, metrics = stage.objective(outputs, extra, state.step, AXIS)
-            return loss, (moved, metrics, outputs)
+            return loss, (batch_stats, metrics, outputs)
 
-        gradients, (moved, metrics, outputs) = jax.grad(loss_fn, has_aux=True)(params)
+        gradients, (batch_stats, metrics, outputs) = jax.grad(loss_fn, has_aux=True)(params)
         gradients, metrics = lax.psum((gradients, metrics), AXIS)
 
         updates, opt_state = stage.optimizer.update(gradients, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
-        metrics |= {
+        own = {
             "lr": stage.learning_rate(state.step),
             "gradient_norm": optax.global_norm(gradients),
             "parameter_norm": optax.global_norm(state.params),
             "update_norm": optax.global_norm(updates),
         }
-        kept = stage.after_update(state.extra, Update(params, moved, outputs, state.step))
-        return TrainState(state.step + 1, params, moved.own, opt_state, kept), metrics
+        update = Update(params, batch_stats, watched, outputs, state.step)
+        kept = stage.after_update(state.extra, update)
+        state = TrainState(state.step + 1, params, batch_stats, opt_state, kept)
+        return state, joined(metrics, own)
 
     def chunk(state: TrainState, batches: Batch, frozen: Extra) -> tuple[TrainState, Metrics]:
         # XLA keeps a loop of one step a loop, and on CPUs convolutions in loops are very slow.
@@ -81,8 +87,7 @@ def make_step(stage: Stage, mesh: Mesh) -> Step:
     return jax.jit(steps, donate_argnums=0)
 
 
-def _joined(extra: Extra, frozen: Extra) -> Extra:
-    """Return what a stage keeps and what it only reads, in one dictionary."""
-    if both := extra.keys() & frozen.keys():
-        raise ValueError(f"{sorted(both)} are in the state and frozen as well: rename one")
-    return extra | frozen
+def _rows(batch: Batch) -> jax.Array:
+    """Return the places of this device's images in the global batch, int32 `[n]`."""
+    n = jax.tree.leaves(batch)[0].shape[0]
+    return lax.axis_index(AXIS) * n + jnp.arange(n, dtype=jnp.int32)

@@ -57,6 +57,23 @@ def one_size(channels=3):
     return Images(pixels.astype(np.uint8), np.arange(SIZE, dtype=np.int32), SIZE)
 
 
+class Tagged(Photographs):
+    """The images of `one_size`, with labels that are not their numbers."""
+
+    labels = np.arange(SIZE, dtype=np.int32)[::-1]
+
+    def example(self, example):
+        super().example(example)  # may be unreadable
+        return one_size().pixels[example], int(self.labels[example])
+
+
+def decoded(source):
+    """Return a `Tagged` source in memory: unreadable images are marked and black."""
+    bad = np.isin(np.arange(SIZE), list(source.bad))
+    pixels = np.where(bad[:, None, None, None], np.uint8(0), one_size().pixels)
+    return Images(pixels, source.labels, SIZE, bad if bad.any() else None)
+
+
 def loading(source, policy=None, **fields):
     policy = policy or Policy(SIDE)
     return Loading(
@@ -134,6 +151,49 @@ def test_images_decoded_beforehand_are_replaced_alike():
     for a, b in zip(found, wanted, strict=True):
         np.testing.assert_array_equal(a["label"], b["label"])
         np.testing.assert_array_equal(a["image"], images.pixels[b["label"]])
+
+
+def whole_images(placement, bad):
+    """Return uncropped pixels `[n, h, w, c]` of 0 to 255, and the rest, of an epoch and a half."""
+    whole = Policy(SIDE, crop=False, flip=0, jitter=0, grayscale=0, blur=0)
+    source = Tagged(bad) if placement in ("split", "host") else decoded(Tagged(bad))
+    of = loading(source, whole)
+    if placement == "resident":
+        stream = batches.device_batches(
+            "device",
+            of,
+            parallel.make_mesh(4),
+            batch_size=BATCH,
+            first_step=0,
+            total_steps=4,
+            steps_per_call=4,
+            resident=True,
+        )
+        ((_, chunk),) = stream
+        found = {name: np.concatenate(np.asarray(values)) for name, values in chunk.items()}
+    else:
+        parts = read_batches(placement, of, range(4))
+        found = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+    if placement == "host":
+        return found["views/views"][:, 0] * 255, found
+    return found["crops/views"][:, 0] if placement == "split" else found["image"], found
+
+
+@pytest.mark.parametrize("bad", [(), BAD], ids=["all readable", "some not"])
+@pytest.mark.parametrize("placement", [*PLACEMENTS, "resident"])
+def test_example_is_the_number_of_the_image_whose_pixels_stand_there(placement, bad):
+    pixels, found = whole_images(placement, bad)
+    apart = np.abs(pixels[:, None].astype(float) - one_size().pixels).max((2, 3, 4))
+    assert (apart.min(1) < 0.01).all()
+    np.testing.assert_array_equal(found["example"], apart.argmin(1))
+    np.testing.assert_array_equal(found["label"], Tagged.labels[found["example"]])
+    assert found["example"].dtype == found["label"].dtype == np.int32
+    # What was ordered is what was taken, unless it could not be read.
+    ordered = order.examples(SEED, np.arange(4 * BATCH), SIZE)
+    np.testing.assert_array_equal(found["example"] != ordered, np.isin(ordered, bad))
+    assert np.isin(ordered, BAD).sum() >= 3
+    np.testing.assert_array_equal(found["position"][:, 1], np.arange(4 * BATCH))
+    np.testing.assert_array_equal(found["start"][:, 1], np.arange(4 * BATCH) // BATCH * BATCH)
 
 
 @pytest.mark.parametrize("placement", ["split", "host"])

@@ -60,6 +60,16 @@ def test_a_source_of_nothing_but_broken_images_ends():
         broken.read(np.arange(4))
 
 
+def test_rows_have_the_numbers_of_the_images_that_were_taken():
+    source = Photographs(bad=(3, 4, 9))
+    rows = Reader(source, lambda p: 29 - p % 30, Unreadable("train", 30, 0.9)).read(np.arange(30))
+    taken = [2 if i in (3, 4) else 8 if i == 9 else i for i in range(29, -1, -1)]
+    assert rows.examples.dtype == np.int32 and rows.examples.tolist() == taken
+    np.testing.assert_array_equal(rows.labels, taken)
+    for image, example in zip(rows.images, taken, strict=True):
+        np.testing.assert_array_equal(image, source.example(example)[0])
+
+
 def test_a_bug_in_a_source_is_not_taken_for_a_bad_image():
     class Faulty(Photographs):
         def example(self, example):

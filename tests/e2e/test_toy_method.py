@@ -28,24 +28,35 @@ def test_it_trains_and_says_what_it_does(toy):
     assert (
         "batch     16 images (48 views)" in ended.out
     )  # two of the first policy, one of the other
-    assert "slow 0." in ended.out and "kNN" in ended.out and "probe, all labels" in ended.out
+    assert "slow " in ended.out and "kNN" in ended.out and "probe, all labels" in ended.out
     assert "guess " in ended.out  # in the table of parameters
     recipe = json.loads((workdir / "config.json").read_text())
     assert recipe["method"] == "tests.e2e.toy_method"
     assert recipe["toy_method"] == {"weight": 1.0, "momentum": 0.9}
     losses = [line["loss"] for line in doors.metrics(workdir) if "loss" in line]
     assert len(losses) == 3
+    seen = [line["seen"] for line in doors.metrics(workdir) if "loss" in line]
+    assert 0 < seen[0] < seen[-1]  # 54 images, 16 a step: a new epoch begins in the fifth
 
 
-def test_a_killed_run_continues_to_the_same_bits(toy, images, tmp_path):
+@pytest.mark.parametrize("every", [3, 4])
+def test_a_killed_run_continues_to_the_same_bits(toy, images, tmp_path, every):
+    """Inside an epoch, and just where the hook before the second epoch is due."""
+    toy_run = toy[0]
+    if every == 4:
+        toy_run = tmp_path / "straight"
+        straight = (*TOY, f"--config.data.path={images}", f"--workdir={toy_run}")
+        ended = doors.run(tmp_path, *straight, f"--config.checkpoint.every_steps={every}")
+        assert ended.code == 0, ended
     arguments = (*TOY, f"--config.data.path={images}", f"--workdir={tmp_path / 'run'}")
-    saved = tmp_path / "run" / "checkpoints" / "3" / "manifest.json"
-    blow = doors.Blow(signal.SIGKILL, 4, saved)
+    arguments = (*arguments, f"--config.checkpoint.every_steps={every}")
+    saved = tmp_path / "run" / "checkpoints" / str(every) / "manifest.json"
+    blow = doors.Blow(signal.SIGKILL, 6, saved)
     assert doors.run(tmp_path, *arguments, blow=blow).code == -signal.SIGKILL
     ended = doors.run(tmp_path, *arguments)
-    assert ended.code == 0 and "resumed at step 3 of 6" in ended.out, ended
-    assert doors.metrics(tmp_path / "run") == doors.metrics(toy[0])
-    found, want = doors.leaves(tmp_path / "run", 6), doors.leaves(toy[0], 6)
+    assert ended.code == 0 and f"resumed at step {every} of 6" in ended.out, ended
+    assert doors.metrics(tmp_path / "run") == doors.metrics(toy_run)
+    found, want = doors.leaves(tmp_path / "run", 6), doors.leaves(toy_run, 6)
     assert found.keys() == want.keys() and any("slow" in name for name in want)
     assert all(np.array_equal(found[name], want[name]) for name in want)
 

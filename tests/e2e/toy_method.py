@@ -1,17 +1,17 @@
 """A toy method in a file of its own, outside the package: how bright was the view?
 
-A linear layer guesses the mean brightness of each view from h; a moving average of the network is
-kept beside it, and its guesses are logged.
+A linear layer guesses the mean brightness of each view from h. A moving average of the network is
+kept beside it, and its guesses are logged; before each epoch it encodes all images.
 """
 
 from __future__ import annotations
 
 import jax.numpy as jnp
+import numpy as np
 from flax import linen as nn
 from jax import lax
 
 from simclr_jax.declaration import Chart, Declaration, Field
-from simclr_jax.frame import modules
 from simclr_jax.frame.average import Average
 from simclr_jax.frame.method import Method
 from simclr_jax.frame.net import project
@@ -39,24 +39,36 @@ def make(config, setting):
     c = config.toy_method
 
     def forward(net, views, extra, batch, keys):
-        taps, slow = project(net, views["views"]), net.over("slow")
-        bright = views["views"].mean((2, 3, 4))  # [n, v]
-        guesses = [n("guess", project(n, views["views"])[0])[..., 0] for n in (net, slow)]
-        return {"taps": taps, "errors": [jnp.square(guess - bright) for guess in guesses]}
+        taps = project(net, views["views"])
+        return {"taps": taps, "error": error(net("guess", taps[0]), views)}
+
+    def watch(averages, views, extra, batch, keys):
+        slow = averages["slow"]
+        return {"slow": error(slow("guess", project(slow, views["views"])[0]), views)}
+
+    def error(guess, views):
+        return jnp.square(guess[..., 0] - views["views"].mean((2, 3, 4)))  # [n, v]
 
     def loss(outputs, extra, keys, axis_name):
-        error, slow_error = outputs["errors"]  # [n, v] each
-        rows = error.size * lax.axis_size(axis_name)
-        return c.weight * jnp.sum(error) / rows, {"slow_error": jnp.sum(slow_error) / rows}
+        rows = outputs["error"].size * lax.axis_size(axis_name)
+        found = c.weight * jnp.sum(outputs["error"]) / rows
+        return found, {
+            "slow_error": jnp.sum(outputs["slow"]) / rows,
+            "seen": extra["seen"] / lax.axis_size(axis_name),
+        }
+
+    def before_epoch(extra, epoch, encode):
+        features, examples = encode("slow", "h")
+        assert features.shape[0] == len(examples) == setting.examples
+        return {"seen": np.float32(extra["seen"] + features.mean())}
 
     return Method(
-        modules={
-            "encoder": modules.encoder(config),
-            "head": modules.projection_head(config),
-            "guess": nn.Dense(1),
-        },
         forward=forward,
         loss=loss,
+        modules={"guess": nn.Dense(1)},
+        watch=watch,
+        first=lambda outputs, key: {"seen": jnp.zeros(())},
+        before_epoch=before_epoch,
         formats={"loss": "loss {:.4f}", "slow_error": "slow {:.4f}"},
         averages={"slow": Average(("encoder", "head", "guess"), c.momentum)},
     )

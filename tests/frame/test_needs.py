@@ -35,9 +35,11 @@ from simclr_jax.data import order
 from simclr_jax.errors import UserError
 from simclr_jax.frame import modules
 from simclr_jax.frame.average import Average
-from simclr_jax.frame.net import project
+from simclr_jax.frame.drop import drop
+from simclr_jax.frame.net import image_major, project, view_major
 from simclr_jax.frame.queue import Queue
 from simclr_jax.stages import pretrain
+from simclr_jax.train.step import make_step
 
 pytestmark = pytest.mark.x64
 
@@ -66,15 +68,18 @@ def test_an_average_moves_by_the_number_of_the_step_and_keeps_statistics_of_its_
 
         def forward(net, views, extra, batch, keys):
             taps = project(net, views["views"])
-            target = project(net.over("slow"), 0.5 * views["views"])[-1]
-            return {"taps": taps, "apart": taps[-1] - target}
+            return {"taps": taps, "z": taps[-1]}
+
+        def watch(averages, views, extra, batch, keys):
+            return {"target": project(averages["slow"], 0.5 * views["views"])[-1]}
 
         def loss(outputs, extra, keys, axis_name):
-            return toys.mean(jnp.square(outputs["apart"]), axis_name), {}
+            apart = outputs["z"] - outputs["target"]
+            return toys.mean(jnp.square(apart), axis_name), {}
 
         average = Average(("encoder", "head"), momentum, other_start=True)
         return toys.simplest(
-            config, setting, forward=forward, loss=loss, averages={"slow": average}
+            config, setting, forward=forward, watch=watch, loss=loss, averages={"slow": average}
         )
 
     states, _ = toys.both(toys.recipe(toys.declare(make), **WIDE))
@@ -123,29 +128,41 @@ def test_an_average_without_a_pass_averages_the_statistics_too():
         close(slow(new)["batch_stats"]["encoder"], want)
 
 
-def test_an_average_in_inference_mode_moves_no_statistics():
+def test_an_average_in_inference_mode_moves_no_statistics_by_itself():
+    """And a part without any pass is averaged, beside parts with one."""
+
     def make(config, setting):
         def forward(net, views, extra, batch, keys):
             taps = project(net, views["views"])
-            return {
-                "taps": taps,
-                "z": taps[-1],
-                "calm": project(net.over("slow"), views["views"], train=False)[-1],
-            }
+            return {"taps": taps, "z": net("predictor", taps[-1])[-1]}
+
+        def watch(averages, views, extra, batch, keys):
+            slow, images = averages["slow"], view_major(views["views"])
+            h = slow("encoder", 0.5 * images)["h"]  # in train mode
+            calm = slow("head", h, train=False)[-1]
+            return {"calm": image_major(calm, len(views["views"]))}
 
         def loss(outputs, extra, keys, axis_name):
             return toys.mean(jnp.square(outputs["z"] - outputs["calm"]), axis_name), {}
 
-        average = Average(("encoder", "head"), 0.0)
         return toys.simplest(
-            config, setting, forward=forward, loss=loss, averages={"slow": average}
+            config,
+            setting,
+            modules={"predictor": modules.mlp(config, 5, 5)},
+            forward=forward,
+            watch=watch,
+            loss=loss,
+            averages={"slow": Average(("encoder", "head", "predictor"), 0.0)},
         )
 
-    states, _ = toys.run(toys.recipe(toys.declare(make), **WIDE), 8)
-    # Momentum 0: parameters are those of the network, statistics stay what they were.
-    close(slow(states[-1])["params"]["encoder"], states[-1].params["encoder"])
-    close(slow(states[-1])["batch_stats"], slow(states[0])["batch_stats"])
-    assert not np.allclose(leaf(states[-1].batch_stats, ("encoder", "bn", "mean")), 0)
+    states, _ = toys.both(toys.recipe(toys.declare(make, parts=("predictor",)), **WIDE))
+    last = states[-1]
+    # Momentum 0: what is averaged is that of the network.
+    for part in ("head", "predictor"):
+        close(slow(last)["batch_stats"][part], last.batch_stats[part])
+    own, network = slow(last)["batch_stats"]["encoder"], last.batch_stats["encoder"]
+    assert not np.allclose(own["bn"]["mean"], network["bn"]["mean"], rtol=0.05)
+    assert not np.allclose(own["bn"]["mean"], 0)
 
 
 # Draws ------------------------------------------------------------------------------------------
@@ -200,8 +217,8 @@ def epoch_method(seen):
         def first(outputs, key):
             return {"centre": jnp.zeros(6, jnp.float64), "count": jnp.zeros((), jnp.int32)}
 
-        def before_epoch(extra, epoch, embed):
-            features, examples = embed("", "h")
+        def before_epoch(extra, epoch, encode):
+            features, examples = encode("", "h")
             assert features.shape == (setting.examples, 6)
             assert examples.tolist() == list(range(setting.examples))
             seen.append(epoch)
@@ -292,26 +309,26 @@ def test_views_may_be_many_and_of_other_sizes():
     _, metrics = toys.both(config)
     assert all(m["spread"] > 1e-6 for m in metrics)  # copies are drawn one by one
     stage, _ = tiny.make_stage(config, 8)
-    assert stage.views == 5
+    assert stage.views_per_image == 5
 
 
-def test_look_makes_patches_and_targets_of_views():
-    """Four tiles go through the network, and a target of another shape stands beside them."""
+def test_look_makes_patches_and_forward_targets():
+    """Four tiles go through the network, and the colours of one of them are the target."""
 
     def make(config, setting):
         def look(views, keys):
             image = views["views"][:, 0]  # [n, 8, 8, 3]
-            turn = jax.vmap(lambda key: jax.random.randint(key, (), 0, 4))(keys.of_rows("tile"))
-            tiles = jnp.stack([image[:, y : y + 4, x : x + 4] for y in (0, 4) for x in (0, 4)], 1)
-            target = jax.vmap(jnp.take, (0, 0, None))(tiles, turn, 0)  # [n, 4, 4, 3]
-            return {"tiles": tiles, "target": target[:, None]}
+            tiles = [image[:, y : y + 4, x : x + 4] for y in (0, 4) for x in (0, 4)]
+            order = jax.vmap(lambda key: jax.random.permutation(key, 4))(keys.of_rows("order"))
+            return {"tiles": jax.vmap(jnp.take, (0, 0, None))(jnp.stack(tiles, 1), order, 0)}
 
         def forward(net, views, extra, batch, keys):
-            taps = project(net, views["tiles"])
-            return {"taps": [tap[:, :1] for tap in taps], "z": taps[-1], "target": views["target"]}
+            taps = project(net, views["tiles"])  # [n, 4, d] each
+            colours = views["tiles"][:, 0].mean((1, 2))[:, :2]  # [n, 2]
+            return {"taps": [tap[:, :1] for tap in taps], "z": taps[-1], "target": colours}
 
         def loss(outputs, extra, keys, axis_name):
-            level = outputs["target"].mean((1, 2, 3, 4))[:, None, None]
+            level = outputs["target"].mean(1)[:, None, None]
             return toys.mean(jnp.square(outputs["z"] - level), axis_name), {}
 
         return toys.simplest(config, setting, look=look, forward=forward, loss=loss)
@@ -321,7 +338,9 @@ def test_look_makes_patches_and_targets_of_views():
             del c.augment.views["second"]
 
     name = toys.declare(make, views={"views": (1, 1)}, recipe=one_view)
-    toys.both(toys.recipe(name, **WIDE | {"eval__probe": True}))
+    config = toys.recipe(name, **WIDE | {"eval__probe": True})
+    toys.both(config)
+    assert tiny.make_stage(config, 1)[0].views_per_image == 4
 
 
 # What is kept -----------------------------------------------------------------------------------
@@ -438,33 +457,30 @@ def test_groups_are_shuffled_for_one_network_and_not_for_the_other():
     """As MoCo: keys are normalised in groups that a permutation draws, queries in their own."""
 
     def make(config, setting):
-        def forward(net, views, extra, batch, keys):
-            group = None
-            if net.rows is not None:  # not while parameters are made
-                group = net.rows.shuffled(keys.of_batch("shuffle"), setting.batch_size)
-            taps = project(net, views["views"])
-            key = project(net.over("slow"), views["views"], group=group)[-1]
-            plain = project(net.over("slow"), views["views"])[-1]
-            of = jnp.zeros(2) if group is None else group  # [n]
-            return {"taps": taps, "z": taps[-1], "key": key, "plain": plain, "group": of}
+        def watch(averages, views, extra, batch, keys):
+            slow, number = averages["slow"], setting.batch_size
+            group = slow.rows.shuffled(keys.of_batch("shuffle"), number)
+            key = project(slow, views["views"], group=group)[-1]
+            return {"key": key, "plain": project(slow, views["views"])[-1], "group": group}
 
         def loss(outputs, extra, keys, axis_name):
             moved = jnp.square(outputs["key"] - outputs["plain"])
-            return toys.mean(jnp.square(outputs["z"] - outputs["key"]), axis_name), {
+            apart = jnp.square(outputs["z"] - outputs["key"])
+            return toys.mean(apart, axis_name), {
                 "moved": toys.mean(moved, axis_name),
                 "group": toys.mean(outputs["group"] * 1.0, axis_name),
             }
 
         average = Average(("encoder", "head"), 0.9)
-        return toys.simplest(
-            config, setting, forward=forward, loss=loss, averages={"slow": average}
-        )
+        return toys.simplest(config, setting, watch=watch, loss=loss, averages={"slow": average})
 
-    config = toys.recipe(toys.declare(make), bn__groups=4, **WIDE)
-    _, metrics = toys.both(config)
+    method = toys.declare(make)
+    _, metrics = toys.both(toys.recipe(method, bn__groups=4, **WIDE))
     assert all(m["moved"] > 1e-4 for m in metrics)  # other groups, other statistics
     close([m["group"][0] for m in metrics], [1.5] * tiny.STEPS)  # 4 groups of equal size
     assert len({float(m["moved"][0]) for m in metrics}) == tiny.STEPS
+    with pytest.raises(ValueError, match=r"bn.groups is 1: to shuffle them takes 2 or more"):
+        tiny.make_stage(toys.recipe(method, **WIDE), 1)[0].init()
 
 
 def test_parts_have_rates_of_their_own_and_some_never_learn():
@@ -476,9 +492,7 @@ def test_parts_have_rates_of_their_own_and_some_never_learn():
         return toys.simplest(
             config,
             setting,
-            modules=toys.parts(
-                config, predictor=nn.Dense(5, param_dtype=jnp.float64, name="dense")
-            ),
+            modules={"predictor": nn.Dense(5, param_dtype=jnp.float64, name="dense")},
             forward=forward,
             rates={"predictor": optax.constant_schedule(setting.peak_rate)},
             learns=lambda path: path[-1] != "bias" or path[0] != "predictor",
@@ -512,9 +526,7 @@ def test_parts_declare_the_roles_of_parameters_whose_names_do_not_say_it():
             taps = project(net, views["views"])
             return {"taps": taps, "z": net("scale", taps[-1])}
 
-        return toys.simplest(
-            config, setting, modules=toys.parts(config, scale=Scale()), forward=forward
-        )
+        return toys.simplest(config, setting, modules={"scale": Scale()}, forward=forward)
 
     fields = {"optim__name": "sgd", "optim__weight_decay": 0.0}
     states, _ = toys.run(
@@ -545,33 +557,35 @@ def test_the_map_before_pooling_feeds_a_decoder():
 
         decoder = nn.Conv(12, (1, 1), param_dtype=jnp.float64, name="conv")
         return toys.simplest(
-            config, setting, modules=toys.parts(config, decoder=decoder), forward=forward, loss=loss
+            config, setting, modules={"decoder": decoder}, forward=forward, loss=loss
         )
 
     _, metrics = toys.both(toys.recipe(toys.declare(make, parts=("decoder",)), **WIDE))
     assert metrics[-1]["loss"] < metrics[0]["loss"]
 
 
-def test_a_module_that_drops_units_is_given_its_key():
+def test_units_are_dropped_by_row():
     def make(config, setting):
         def forward(net, views, extra, batch, keys):
             taps = project(net, views["views"])
-            kept = net("drop", taps[-1], rngs={"dropout": keys.of_batch("drop")})
-            return {"taps": taps, "z": taps[-1], "kept": kept}
+            dropped = drop(taps[-1], keys.of_rows("drop"), 0.5)
+            return {"taps": taps, "z": taps[-1], "dropped": dropped}
 
         def loss(outputs, extra, keys, axis_name):
-            dropped = (outputs["kept"] == 0) & (outputs["z"] != 0)
-            return toys.mean(jnp.square(outputs["z"]), axis_name), {
-                "dropped": toys.mean(dropped * 1.0, axis_name)
+            z, dropped = outputs["z"], outputs["dropped"]
+            gone = (dropped == 0) * 1.0
+            return toys.mean(jnp.square(dropped - 1), axis_name), {
+                "gone": toys.mean(gone, axis_name),
+                "kept": toys.mean(jnp.where(dropped != 0, jnp.abs(dropped - 2 * z), 0), axis_name),
+                "views": toys.mean(jnp.abs(gone[:, 0] - gone[:, 1]), axis_name),
             }
 
-        drop = nn.Dropout(0.5, deterministic=False)
-        return toys.simplest(
-            config, setting, modules=toys.parts(config, drop=drop), forward=forward, loss=loss
-        )
+        return toys.simplest(config, setting, forward=forward, loss=loss)
 
-    _, metrics = toys.run(toys.recipe(toys.declare(make), **WIDE), 8)
-    assert all(0.2 < m["dropped"] < 0.8 for m in metrics)
+    _, metrics = toys.both(toys.recipe(toys.declare(make), **WIDE))
+    for m in metrics:
+        assert 0.35 < m["gone"] < 0.65 and m["kept"] < 1e-12
+        assert m["views"] > 0.2  # each view has draws of its own
 
 
 # Making parameters ------------------------------------------------------------------------------
@@ -584,9 +598,7 @@ def test_parameters_are_made_purely_and_by_their_names():
             return {"taps": taps, "z": net("predictor", taps[-1])}
 
         dense = nn.Dense(5, param_dtype=jnp.float64)
-        return toys.simplest(
-            config, setting, modules=toys.parts(config, predictor=dense), forward=forward
-        )
+        return toys.simplest(config, setting, modules={"predictor": dense}, forward=forward)
 
     config = toys.recipe(toys.declare(make), **WIDE)
     stage, _ = tiny.make_stage(config, 8)
@@ -612,24 +624,73 @@ def test_a_part_of_two_shapes_is_an_error():
             net("predictor", taps[0])
             return {"taps": taps, "z": net("predictor", taps[-1])}
 
-        return toys.simplest(
-            config, setting, modules=toys.parts(config, predictor=nn.Dense(5)), forward=forward
-        )
+        return toys.simplest(config, setting, modules={"predictor": nn.Dense(5)}, forward=forward)
 
     stage, _ = tiny.make_stage(toys.recipe(toys.declare(make), **WIDE), 8)
     with pytest.raises(ValueError, match="the part predictor was made for inputs"):
         stage.init()
 
 
-def test_a_hook_that_changes_a_shape_is_an_error():
+@pytest.mark.parametrize(
+    "made, words",
+    [
+        ({"centre": np.zeros(4, np.float32)}, "the hook before epoch 0 makes centre float32.4"),
+        ({"centre": np.zeros(3, np.float64)}, "makes centre float64.3,., which was float32.3,."),
+        ({"other": np.zeros(3)}, "makes other, which is not kept: make it in `first`"),
+    ],
+)
+def test_what_could_not_be_restored_is_an_error(made, words):
     def make(config, setting):
         return toys.simplest(
             config,
             setting,
-            first=lambda outputs, key: {"centre": jnp.zeros(3)},
-            before_epoch=lambda extra, epoch, embed: {"centre": np.zeros(4)},
+            first=lambda outputs, key: {"centre": jnp.zeros(3, jnp.float32)},
+            before_epoch=lambda extra, epoch, encode: made,
+            next=lambda extra, update: made,
         )
 
-    stage, _ = tiny.make_stage(toys.recipe(toys.declare(make), **WIDE), 8)
-    with pytest.raises(ValueError, match="centre has another shape than before epoch 0"):
+    stage, mesh = tiny.make_stage(toys.recipe(toys.declare(make), **WIDE), 8)
+    with pytest.raises(ValueError, match=words):
         stage.before_epoch(stage.init(), 0)
+    with pytest.raises(ValueError, match=words.replace("the hook before epoch 0", "`next`.*")):
+        make_step(stage, mesh)(stage.init(), next(stage.batches(0, 1))[1])
+
+
+@pytest.mark.parametrize(
+    "fields, words",
+    [
+        ({"rates": {"predictr": None}}, r"rates of method toys.* names \['predictr'\]"),
+        ({"averages": {"slow": Average(("encoder", "haed"), 0.9)}}, r"average slow .*\['haed'\]"),
+        ({"modules": {"probe": nn.Dense(1)}}, r"has parts \['probe'\]: rename them"),
+    ],
+)
+def test_names_that_are_not_there_or_taken_are_errors(fields, words):
+    def make(config, setting):
+        return toys.simplest(config, setting, **fields)
+
+    with pytest.raises(ValueError, match=words):
+        tiny.make_stage(toys.recipe(toys.declare(make), **WIDE), 8)[0].init()
+
+
+def test_a_metric_of_the_frame_is_not_replaced():
+    def make(config, setting):
+        def loss(outputs, extra, keys, axis_name):
+            return toys.mean(outputs["z"], axis_name), {"lr": jnp.zeros(())}
+
+        return toys.simplest(config, setting, loss=loss)
+
+    stage, mesh = tiny.make_stage(toys.recipe(toys.declare(make), **WIDE), 8)
+    with pytest.raises(ValueError, match="lr is there twice"):
+        make_step(stage, mesh)(stage.init(), next(stage.batches(0, 1))[1])
+
+
+def test_labels_are_hidden_from_methods_that_do_not_learn_from_them():
+    def make(config, setting):
+        def forward(net, views, extra, batch, keys):
+            assert set(batch) == {"example"}
+            taps = project(net, views["views"])
+            return {"taps": taps, "z": taps[-1]}
+
+        return toys.simplest(config, setting, forward=forward)
+
+    tiny.make_stage(toys.recipe(toys.declare(make), **WIDE), 8)[0].init()

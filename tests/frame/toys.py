@@ -16,7 +16,6 @@ from train import tiny
 
 from simclr_jax import parallel, recipes
 from simclr_jax.declaration import Declaration
-from simclr_jax.frame import modules
 from simclr_jax.frame.method import Method
 from simclr_jax.frame.net import project
 from simclr_jax.train.step import make_step
@@ -63,15 +62,6 @@ class Small(nn.Module):
         return {f"block_group{i}": x for i in range(1, 5)} | {"h": x.mean((1, 2))}
 
 
-def parts(config, **more) -> dict[str, nn.Module]:
-    """Return the parts of a toy: a small encoder, a head, and others."""
-    return {
-        "encoder": modules.encoder(config),
-        "head": modules.projection_head(config),
-        **more,
-    }
-
-
 def shared(value: jax.Array, axis_name: str) -> jax.Array:
     """Return this device's share of a number that all devices have."""
     return value / lax.axis_size(axis_name)
@@ -92,7 +82,7 @@ def simplest(config, setting, **changed) -> Method:
     def loss(outputs, extra, keys, axis_name):
         return mean(jnp.square(outputs["z"] - 1), axis_name), {}
 
-    fields = {"modules": parts(config), "forward": forward, "loss": loss}
+    fields = {"forward": forward, "loss": loss}
     return Method(**{**fields, **changed})
 
 

@@ -282,7 +282,8 @@ def test_average_starts_from_the_weights_that_a_run_starts_from(monkeypatch):
         return state._replace(params=jax.tree.map(lambda leaf: leaf + 1, state.params))
 
     monkeypatch.setattr(pretrain, "load_parts", load_parts)
-    stage, mesh = make_stage(DEVICES, 2)
+    config = recipe(train__dtype="float64", init__run="another", init__parts="encoder,head")
+    stage, mesh = tiny.make_stage(config, DEVICES)
     state = stage.warm_start(stage.init())
     average = state.extra["average"]["params"]
     chex.assert_trees_all_equal(average, {part: state.params[part] for part in PARTS})

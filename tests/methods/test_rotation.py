@@ -6,6 +6,7 @@ import functools
 import math
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from frame import toys
@@ -67,6 +68,7 @@ def test_the_probe_reads_the_upright_image():
     state = stage.init()
 
     def forward(batch):
+        batch = batch | {"row": jnp.arange(len(batch["position"]))}
         outputs, _ = stage.forward(state.params, state.batch_stats, {}, batch, state.step)
         return outputs["probe"]["logits"]
 
@@ -76,7 +78,7 @@ def test_the_probe_reads_the_upright_image():
         forward, mesh=mesh, in_specs=P(parallel.AXIS), out_specs=P(parallel.AXIS)
     )(batch)
     assert logits.shape == (tiny.BATCH, 1, tiny.CLASSES)
-    assert stage.views == 4
+    assert stage.views_per_image == 4
 
 
 def test_two_views_are_one_too_many():

@@ -21,7 +21,8 @@ def plain(x, scale, bias):
     """Normalise as the definition says, to be differentiated automatically."""
     axes = tuple(range(x.ndim - 1))
     mean, variance = jnp.mean(x, axes), jnp.var(x, axes)
-    y = (x - mean) / jnp.sqrt(variance + EPSILON) * scale
+    y = (x - mean) / jnp.sqrt(variance + EPSILON)
+    y = y if scale is None else y * scale
     return y if bias is None else y + bias
 
 
@@ -42,9 +43,10 @@ def sorted_by_shard(dtype):
 @pytest.mark.x64
 @pytest.mark.parametrize("shape", [(6, 5), (4, 3, 2, 5)])
 @pytest.mark.parametrize("center", [True, False])
-def test_own_backward_is_the_derivative_of_the_definition(shape, center):
+@pytest.mark.parametrize("scaled", [True, False])
+def test_own_backward_is_the_derivative_of_the_definition(shape, center, scaled):
     x, scale, bias, dy = draw(shape, jnp.float64)
-    bias = bias if center else None
+    scale, bias = scale if scaled else None, bias if center else None
 
     def own(x, scale, bias):
         return batch_normalize(x, scale, bias, EPSILON)[0]
@@ -60,8 +62,11 @@ def test_own_backward_is_the_derivative_of_the_definition(shape, center):
 
 
 @pytest.mark.x64
-def test_eight_devices_normalise_and_differentiate_as_one():
+@pytest.mark.parametrize("plain", [False, True])
+def test_eight_devices_normalise_and_differentiate_as_one(plain):
     x, scale, bias, dy = sorted_by_shard(jnp.float64)
+    if plain:
+        scale = bias = None
 
     def forward_backward(axis_name, x, scale, bias, dy):
         def loss(x, scale, bias):

@@ -234,3 +234,21 @@ def test_who_needs_the_group_of_each_row(groups):
         apply(True)
     with pytest.raises(ValueError, match=r"groups=4\): `group` has shape \(4,\), but x 8 rows"):
         apply(True, group[:4])
+
+
+@pytest.mark.x64
+def test_groups_without_scale_and_bias_are_those_of_scale_1_and_bias_0():
+    x, dy, group = images(24, 4, permuted=True)
+    x, dy, one = jnp.asarray(x[0]), jnp.asarray(dy[0]), jnp.ones(3)
+
+    def normalised(scale, bias):
+        y, vjp = jax.vjp(lambda x: group_normalize(x, group, scale, bias, 4, EPSILON)[0], x)
+        return y, *vjp(dy)
+
+    for found, want in zip(normalised(None, None), normalised(one, 0 * one), strict=True):
+        np.testing.assert_allclose(found, want, rtol=1e-13, atol=1e-13)
+    plain = BatchNorm(epsilon=EPSILON, groups=4, center=False, scaled=False)
+    variables = plain.init(jax.random.key(0), x, True)
+    assert variables.keys() == {"batch_stats"}
+    y, _ = plain.apply(variables, x, True, jnp.asarray(group), mutable=["batch_stats"])
+    np.testing.assert_allclose(y, normalised(one, 0 * one)[0], rtol=1e-13, atol=1e-13)

@@ -18,7 +18,7 @@ import steps
 
 from simclr_jax import recipes
 from simclr_jax.stages import distill
-from simclr_jax.train.stage import Batch, Metrics, Moved, Stage
+from simclr_jax.train.stage import Batch, Metrics, Stage
 
 EXAMPLES = 64  # any number: the notebook counts steps
 
@@ -99,7 +99,7 @@ def taught_by_recording(stage: Stage) -> Stage:
 
     def forward(params, batch_stats, extra, batch, step):
         outputs, _ = stage.forward(params, batch_stats, extra, batch, step)
-        return outputs | {"teacher": batch["teacher"]}, Moved(batch_stats)
+        return outputs | {"teacher": batch["teacher"]}, batch_stats
 
     return dataclasses.replace(stage, forward=forward)
 

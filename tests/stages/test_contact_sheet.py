@@ -94,6 +94,36 @@ def test_views_keep_their_scale_but_not_below_half_the_largest_or_their_own(size
     assert dark.sum() == shown**2
 
 
+@pytest.mark.parametrize("channels", [2, 4])
+def test_a_group_that_is_no_picture_is_left_out(channels):
+    """It would have been the largest, and the first."""
+    random = np.random.RandomState(0)
+    originals = random.randint(0, 256, (2, 20, 20, 3)).astype(np.uint8)
+    drawn = {"b": random.rand(2, 2, 32, 32, 3), "c": random.rand(2, 1, 16, 16, 1)}
+    planes = {"a": random.rand(2, 3, 64, 64, channels)}
+    np.testing.assert_array_equal(sheet(originals, planes | drawn), sheet(originals, drawn))
+
+
+@pytest.mark.parametrize("size, side", [(8, 48), (64, 64), (300, 96)])
+def test_without_pictures_the_images_stand_alone(size, side):
+    levels = np.array([10, 60, 110])
+    originals = np.full((3, size, size - 2, 3), levels[:, None, None, None], np.uint8)
+    for none in ({}, {"a": np.zeros((3, 2, 32, 32, 2))}):
+        picture = sheet(originals, none)
+        assert picture.shape == (side + 2 * GAP, 3 * (side + GAP) + GAP, 3)
+        for column, level in enumerate(levels):
+            middle = tile(picture, 0, column, side)[:, side // 8 : -side // 8]
+            assert (middle == level).all()
+
+
+def test_values_beyond_black_and_white_are_clipped():
+    values = np.array([-300.0, -0.02, 0.0, 0.5, 1.0, 1.02, 300.0])
+    views = np.ones((1, 7, 48, 48, 1)) * values[None, :, None, None, None]
+    picture = sheet(np.zeros((1, 8, 8, 1), np.uint8), views)
+    shown = [tile(picture, row, 0, 48) for row in range(1, 8)]
+    assert [np.unique(x).tolist() for x in shown] == [[0]] * 3 + [[128]] + [[255]] * 3
+
+
 def recipe():
     c = recipes.base()
     c.data.image_size = 32
@@ -101,6 +131,19 @@ def recipe():
         c.augment.views.local = recipes.view()
     c.augment.views.local.update(group="local", size=16, copies=4, area_max=0.3)
     return c
+
+
+def test_a_run_whose_network_looks_at_no_picture_shows_its_images(tmp_path):
+    pixels = np.random.RandomState(0).randint(0, 256, (20, 32, 32, 3)).astype(np.uint8)
+    source, c = Images(pixels, None, 0), recipe()
+    inputs = Inputs(c, source, source)
+
+    def look(batch):
+        return {"planes": views.view_maker(c)(batch)["local"][..., :2]}
+
+    views.draw(inputs, SimpleNamespace(path=epath.Path(tmp_path), fresh=True), look)
+    picture = np.asarray(Image.open(tmp_path / "views.png"))
+    np.testing.assert_array_equal(picture, sheet(inputs.originals(12), {}))
 
 
 @pytest.mark.parametrize("turned", [False, True])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import importlib
 
 import jax
 import numpy as np
@@ -11,13 +12,15 @@ from stages.written import write_run
 from train import tiny
 
 import simclr_jax
-from simclr_jax import parallel, recipes
+from simclr_jax import files, parallel, recipes
 from simclr_jax.augment.resize import center_crop, to_float
 from simclr_jax.errors import UserError
 from simclr_jax.evaluate.logistic import Weights
 from simclr_jax.frame import modules
+from simclr_jax.models.inputs import INPUTS
 from simclr_jax.stages import teacher
-from simclr_jax.stages.encoder import Encoder
+from simclr_jax.stages.encoder import Encoder, channels_of
+from simclr_jax.stages.inherit import inherit
 from simclr_jax.stages.preprocessing import Preprocessing
 from simclr_jax.train import saved
 
@@ -192,3 +195,53 @@ def test_fingerprint_is_of_the_weights_and_not_of_the_place(workdir, encoder, tm
     one = Encoder.of(run, parallel.make_mesh(1))
     assert one.fingerprint == encoder.fingerprint
     np.testing.assert_allclose(one(IMAGES), encoder(IMAGES), atol=1e-5)
+
+
+@pytest.mark.parametrize("name", ["standardised", "normalised", "lightness"])
+def test_an_encoder_makes_its_input_of_the_images(name, tmp_path):
+    """Whoever uses it hands over images; what is raw stays raw."""
+    run = saved.read(str(write_run(tmp_path, model__input=name)))
+    encoder = Encoder.of(run)
+    weights = run.variables("encoder")
+    assert encoder.channels == channels_of(run.config, weights["params"]) == 3
+    found = encoder.extract(IMAGES, ("h", "pixels"))
+    images = to_float(IMAGES)
+    np.testing.assert_allclose(found["pixels"], images.reshape(6, -1), atol=1e-6)
+    rgb = modules.encoder(tiny.recipe())
+    ends = rgb.apply(weights, INPUTS[name](images), train=False)
+    np.testing.assert_allclose(found["h"], ends["h"], rtol=1e-4, atol=1e-5)
+    gray = IMAGES[0, :, :, :1]
+    np.testing.assert_array_equal(encoder(gray), encoder(np.repeat(gray, 3, axis=-1)))
+    first = encoder.untrained().variables["params"]["encoder"]
+    assert jax.tree.map(np.shape, first) == jax.tree.map(np.shape, weights["params"])
+
+
+def test_channels_of_an_encoder_of_gray_images():
+    images = jax.ShapeDtypeStruct((2, 8, 8, 1), np.float32)
+    for name in ("rgb", "standardised"):
+        config = tiny.recipe(model__input=name)
+        made = modules.encoder(config)
+        params = jax.eval_shape(lambda x, made=made: made.init(jax.random.key(0), x, False), images)
+        assert channels_of(config, params["params"]) == 1
+
+
+def test_a_run_of_before_these_fields_is_as_it_was(workdir, encoder, tmp_path):
+    old = write_run(tmp_path)
+    record = files.read_json(old / "config.json")
+    for group, field in (("model", "input"), ("head", "bias"), ("head", "norm")):
+        del record[group][field]
+    files.write_json(old / "config.json", record)
+    config = saved.read(str(old)).config
+    assert (config.model.input, config.head.bias, config.head.norm) == ("rgb", "hidden", "hidden")
+    found = simclr_jax.load(str(old))(IMAGES, tap="z")
+    np.testing.assert_array_equal(found, encoder(IMAGES, tap="z"))
+
+
+def test_fine_tuning_inherits_input_and_head(tmp_path):
+    head = {"head__kind": "mlp", "head__bias": "all", "head__norm": "none"}
+    run = write_run(tmp_path, model__input="lightness", **head)
+    config = importlib.import_module("configs.finetune").get_config()
+    config.init.run = str(run)
+    config, _ = inherit(config)
+    assert config.model.input == "lightness"
+    assert (config.head.kind, config.head.bias, config.head.norm) == ("mlp", "all", "none")

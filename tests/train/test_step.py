@@ -235,7 +235,7 @@ def test_inspection_sees_a_doubled_forward():
 
     def forward(params, stats, extra, batch, step):
         first, moved = stage.forward(params, stats, extra, batch, step)
-        second, moved = stage.forward(params, moved.own, extra, batch, step)
+        second, moved = stage.forward(params, moved, extra, batch, step)
         return first | {"z": (first["z"] + second["z"]) / 2}, moved
 
     with pytest.raises(AssertionError, match="convolutions"):

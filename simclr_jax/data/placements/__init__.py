@@ -6,8 +6,9 @@
 | `split` | decodes once, crops and resizes (OpenCV) | uint8 crops | flip, colour, blur |
 | `host` | decodes once, then all (tf.data, official operations) | float32 views | nothing |
 
-All three have the same order of examples and the same draws. Views come in groups: those of
-one group have one size and stand in one array.
+All three have the same order of examples and the same draws, and say which examples they took
+(`example`, int32 `[n]`). Views come in groups: those of one group have one size and stand in one
+array.
 """
 
 from __future__ import annotations

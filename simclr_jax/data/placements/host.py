@@ -23,9 +23,10 @@ from simclr_jax.errors import UserError
 def batches(
     loading: Loading, requests: Iterator[Request]
 ) -> Generator[dict[str, np.ndarray], None, None]:
-    """Yield `views/GROUP`, float32 `[n, views, size, size, c]`, and `label`, int32 `[n]`, if any.
+    """Yield `views/GROUP`, float32 `[n, views, size, size, c]`, `example` and, if any, `label`.
 
-    All requests have the same number of rows.
+    Both are int32 `[n]`; `example` are the numbers of the images that were taken. All requests
+    have the same number of rows.
     """
     first = next(requests, None)
     if first is None:
@@ -52,8 +53,8 @@ def batches(
 def _dataset(loading: Loading, all_blocks: Any, failures: list[Exception]) -> Any:
     """Return a `tf.data.Dataset` of single examples.
 
-    Each has `views/GROUP`, `[views, size, size, c]`, for each group of views, and `label`. They end
-    early where reading fails, and the reason is put into `failures`.
+    Each has `views/GROUP`, `[views, size, size, c]`, for each group of views, `label` and
+    `example`. They end early where reading fails, and the reason is put into `failures`.
     """
     tf = _tensorflow()
     policies, channels = loading.policies, loading.reader.source.channels
@@ -73,18 +74,18 @@ def _dataset(loading: Loading, all_blocks: Any, failures: list[Exception]) -> An
         per_image = {
             "end": ends,
             "size": sizes,
-            **{k: block[k] for k in ("shape", "label", "draws")},
+            **{k: block[k] for k in ("shape", "label", "example", "draws")},
         }
 
         def cut(image: dict[str, Any]) -> dict[str, Any]:
             pixels = block["pixels"][image["end"] - image["size"] : image["end"]]
             pixels = tf.ensure_shape(tf.reshape(pixels, image["shape"]), [None, None, channels])
-            return {"image": pixels, "label": image["label"], "draws": image["draws"]}
+            return {"image": pixels, **{k: image[k] for k in ("label", "example", "draws")}}
 
         return tf.data.Dataset.from_tensor_slices(per_image).map(cut)
 
     def augment(example: dict[str, Any]) -> dict[str, Any]:
-        made = {"label": example["label"]}
+        made = {k: example[k] for k in ("label", "example")}
         for group, some in policies.items():
             views = [
                 on_host.augment(example["image"], Draws(**drawn), policy)
@@ -108,6 +109,7 @@ def _tensors(block: blocks.Block) -> dict[str, Any]:
         "pixels": np.concatenate([image.ravel() for image in images]),
         "shape": np.array([image.shape for image in images], np.int64),
         "label": block.rows.labels,
+        "example": block.rows.examples,
         "draws": {
             group: tuple(drawn._asdict() for drawn in draws) for group, draws in block.draws.items()
         },
@@ -127,6 +129,7 @@ def _signature(tf: Any, loading: Loading) -> dict[str, Any]:
         "pixels": tf.TensorSpec([None], tf.uint8),
         "shape": tf.TensorSpec([None, 3], tf.int64),
         "label": tf.TensorSpec([None], tf.int32),
+        "example": tf.TensorSpec([None], tf.int32),
         "draws": {group: (draws,) * len(some) for group, some in loading.policies.items()},
     }
 

@@ -28,22 +28,27 @@ LARGE = (
 def batches(
     loading: Loading, requests: Iterator[Request]
 ) -> Generator[dict[str, np.ndarray], None, None]:
-    """Yield `crops/GROUP`, uint8 `[n, views, size, size, c]`, and `label`, int32 `[n]`, if any."""
+    """Yield `crops/GROUP`, uint8 `[n, views, size, size, c]`, `example` and, if any, `label`.
+
+    Both are int32 `[n]`; `example` are the numbers of the images that were taken.
+    """
     source = loading.reader.source
     sizes = {group: policies[0].size for group, policies in loading.policies.items()}
     resize, shrink = resizer(), shrinker(max(sizes.values()))
     read = blocks.reader(loading, shrink)
 
-    def cut(block: Request) -> tuple[dict[str, np.ndarray], np.ndarray]:
+    def cut(block: Request) -> dict[str, np.ndarray]:
         rows, draws = read(block)
-        crops = {}
+        batch = {"example": rows.examples}
+        if source.classes:
+            batch["label"] = rows.labels
         for group, size in sizes.items():
             shape = (len(rows.images), len(draws[group]), size, size, source.channels)
-            made = crops[f"crops/{group}"] = np.empty(shape, np.uint8)
+            made = batch[f"crops/{group}"] = np.empty(shape, np.uint8)
             for i, image in enumerate(rows.images):
                 for view, drawn in enumerate(draws[group]):
                     made[i, view] = resize(image, drawn.box[i], size)
-        return crops, rows.labels
+        return batch
 
     requests, again = itertools.tee(requests)
     # The pool is left last, for it waits for its threads: they end when the reader is closed.
@@ -56,11 +61,8 @@ def batches(
     ):
         for request in again:
             count = -(-len(request.positions) // blocks.BLOCK)
-            crops, labels = zip(*itertools.islice(done, count), strict=True)
-            batch = {name: np.concatenate([some[name] for some in crops]) for name in crops[0]}
-            if source.classes:
-                batch["label"] = np.concatenate(labels)
-            yield batch
+            parts = list(itertools.islice(done, count))
+            yield {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
 
 
 def resizer() -> Any:
