@@ -5,7 +5,7 @@
 Published, linear evaluation (table 1; in brackets with `sk`, selective kernels): ResNet-50 71.7
 (74.6), 50 2x 75.6 (77.7), 101 73.6 (76.3), 101 2x 77.0 (79.0), 152 74.5 (77.2), 152 2x 77.4 (79.4),
 152 3x (79.8). Those used a memory of 64K negatives, worth about one point, that is not in the
-official code; the argument `memory` adds ours (`methods/simclr.py`). Without, ResNet-50's author got
+official code; the argument `memory` adds ours (`methods/simclr.py`). Without, ResNet-50 got
 71.1. Hardware there: 128 TPUs. Data: docs/imagenet.md. We have run none of these: no ImageNet was
 at hand.
 """

@@ -365,3 +365,15 @@ def test_images_of_a_batch_may_share_the_width_of_the_blur():
     assert widths("image", 0) == [8, 8]
     assert widths("batch", 0) == [1, 1]
     assert widths("batch", POSITIONS // 4) == [4, 4]
+
+
+@pytest.mark.x64
+def test_normalisation_groups_do_not_depend_on_the_number_of_devices():
+    """Eight groups on one device are what eight devices make of them, and not what one group is.
+
+    After one update: with two images in a group a rounding grows a thousandfold in each.
+    """
+    found, want = trained(8, 1, bn__groups=8), trained(1, 1, bn__groups=8)
+    assert max(errors(found, want).items(), key=lambda item: item[1])[1] < 1e-12
+    together = errors(want, on_one_device(1))
+    assert max(value for name, value in together.items() if "opt_state" in name) > 1e-3
