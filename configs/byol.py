@@ -23,6 +23,7 @@ def get_config(arg=""):
         return c.lock()
     recipes.on_digits(c)
     c.head.hidden, c.head.dim, c.byol.hidden = 256, 64, 256
+    c.augment.views.second.solarize = 0.0  # a digit is bright: this would invert it
     c.byol.momentum = 0.95  # of few steps
     c.optim.base_lr, c.optim.weight_decay = 2.0, 1.5e-6
     return c.lock()

@@ -306,6 +306,7 @@ def on_digits(config: ConfigDict) -> None:
         view.blur = 0.0  # as the official recipe for 32-pixel images
         view.grayscale = 0.0  # there is one channel
     config.model.depth, config.model.width = 10, 0.25
+    config.model.input = "rgb"  # as they are: there is one channel
     config.model.stem = "imagenet"  # for speed on a CPU: it works on 8x8 pixels, the other on 32x32
     config.train.batch_size, config.train.epochs = 256, 80.0
     config.optim.warmup_epochs = 5.0

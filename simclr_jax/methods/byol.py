@@ -29,6 +29,7 @@ def recipe(config: ConfigDict) -> None:
     """Set head and views of the paper (its table 6 and appendix B)."""
     config.head.kind, config.head.layers = "mlp", 2
     config.head.hidden, config.head.dim = 4096, 256
+    config.model.input = "normalised"
     config.optim.rate_after_momentum = config.optim.adapt_classifier = True
     config.augment.brightness_mode = "add"
     for view in config.augment.views.values():

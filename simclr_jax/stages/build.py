@@ -20,6 +20,7 @@ from simclr_jax.errors import UserError
 from simclr_jax.frame import modules
 from simclr_jax.frame.average import Variables
 from simclr_jax.frame.net import Recorder, project
+from simclr_jax.models.inputs import COLOURED
 from simclr_jax.optim import masks, optimizers, schedules
 from simclr_jax.train.timetable import Timetable
 
@@ -186,6 +187,11 @@ def check_images(config: ConfigDict, train: Source, test: Source) -> None:
         raise UserError(
             f"training images have {train.channels} channel(s), evaluation images "
             f"{test.channels}: give both the same"
+        )
+    if config.model.input in COLOURED and train.channels != 3:
+        raise UserError(
+            f"model.input is {config.model.input}, which is made of 3 channels, but the images have "
+            f"{train.channels}: set --config.model.input=rgb"
         )
     if len(test) < 2:
         raise UserError(f"there is {len(test)} image to evaluate on: raise data.holdout_fraction")

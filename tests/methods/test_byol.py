@@ -7,7 +7,7 @@ import pytest
 from frame import toys
 from train import tiny
 
-from simclr_jax import parallel, recipes
+from simclr_jax import recipes
 from simclr_jax.frame import modules
 from simclr_jax.train.step import make_step
 
@@ -94,4 +94,4 @@ def test_the_recipe_is_that_of_the_paper():
     )
     assert (c.head.kind, c.head.layers, c.head.hidden, c.head.dim) == ("mlp", 2, 4096, 256)
     assert c.byol.momentum == 0.996 and c.byol.hidden == 4096
-    assert parallel.AXIS == "data"
+    assert c.model.input == "normalised"
