@@ -190,7 +190,7 @@ def check_images(config: ConfigDict, train: Source, test: Source) -> None:
         )
     if config.model.input in COLOURED and train.channels != 3:
         raise UserError(
-            f"model.input is {config.model.input}, which is made of 3 channels, but the images have "
+            f"model.input is {config.model.input}, made of 3 channels, but the images have "
             f"{train.channels}: set --config.model.input=rgb"
         )
     if len(test) < 2:

@@ -21,3 +21,16 @@ def test_several_labels_are_no_labels_for_probe_and_knn():
         build.check_images(c, images, images)
     c.eval.probe = False
     build.check_images(c, images, images)  # nor does `eval.compare` look for few labels of each
+
+
+@pytest.mark.parametrize("shown", ["normalised", "lightness"])
+def test_an_input_made_of_colours_needs_them(shown):
+    c = recipes.base()
+    c.data.image_size, c.model.input, c.eval.few_labels = 8, shown, 1
+    gray, coloured = (
+        Images(np.zeros((8, 8, 8, channels), np.uint8), np.arange(8, dtype=np.int32) % 2, 2)
+        for channels in (1, 3)
+    )
+    build.check_images(c, coloured, coloured)
+    with pytest.raises(UserError, match=rf"model.input is {shown}, .* the images have 1: set"):
+        build.check_images(c, gray, gray)
