@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import dataclasses
 import importlib
-import importlib.util
 import pkgutil
 from collections.abc import Callable, Mapping
 from types import ModuleType
@@ -81,8 +80,8 @@ class Declaration:
         None.
       labels: whether labels of training images teach it.
       chance: from a whole recipe to the metric `loss` of an encoder that has learned nothing.
-      parts: of its network beside encoder, head and probe. They can be taken over by `init.parts`,
-        and are not judged.
+      parts: of its network beside encoder, head and probe, all that there always are. They can be
+        taken over by `init.parts`, and are not judged.
       roles: what the optimiser takes parameters for whose names do not say it, by the beginning of
         their path, such as `{"predictor/temperature": "bias"}`; see `optim/masks.py`.
       charts: its own metrics in the report.

@@ -91,7 +91,8 @@ class Method:
         under its name.
       watch: `(averages, views, extra, batch, keys) -> outputs`: the passes that nothing is
         differentiated through, `averages["name"]` being called like `net`. They are made once where
-        `forward` is made again. Their outputs stand beside those of `forward`.
+        `forward` is made again. Their outputs stand beside those of `forward`. Here too `extra` is
+        empty while parameters are made.
       first: `(outputs, key) -> extra`: what is kept beside parameters and averages, at the start.
         Only the shapes of `outputs` mean anything.
       next: `(extra, update) -> extra`: that of it which an update changes.

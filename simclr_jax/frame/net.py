@@ -87,25 +87,22 @@ class Net:
         *inputs: Any,
         train: bool = True,
         group: jax.Array | None = None,
-        rngs: dict[str, jax.Array] | None = None,
     ) -> Any:
         """Run a part.
 
         Args:
           name: of the part.
-          *inputs: of its module; the first has `v * n` rows, view-major: row r is of image r mod n.
+          *inputs: of its module. Where it normalises, the first has `v * n` rows, view-major: row r
+            is of image r mod n.
           train: normalise by statistics of the batch, and move the averages; False: by the
             averages, which stay.
           group: int32 `[n]`, the normalisation group of each image, in place of `rows.group`.
-          rngs: for modules that draw, such as `{"dropout": key}`.
         """
         module, variables = self.modules[name], self._variables(name)
         kwargs = self._arguments(name, inputs[0], train, group)
         if not train:
-            return module.apply(variables, *inputs, rngs=rngs, **kwargs)
-        outputs, moved = module.apply(
-            variables, *inputs, rngs=rngs, mutable=["batch_stats"], **kwargs
-        )
+            return module.apply(variables, *inputs, **kwargs)
+        outputs, moved = module.apply(variables, *inputs, mutable=["batch_stats"], **kwargs)
         if moved.get("batch_stats"):  # empty, not missing, where the part has none
             self.moved[name] = moved["batch_stats"]
         return outputs
@@ -125,7 +122,10 @@ class Net:
         """Return those of `train` and `group` that the module of a part takes."""
         takes = inspect.signature(type(self.modules[name]).__call__).parameters
         found: dict[str, Any] = {"train": train} if "train" in takes else {}
-        if "group" in takes and self.rows is not None and self.rows.groups > 1:
+        several = self.rows is not None and self.rows.groups > 1
+        if group is not None and not several:
+            raise ValueError("groups are given, but bn.groups makes none: set it to 2 or more")
+        if "group" in takes and self.rows is not None and several:
             of_image = self.rows.group if group is None else group  # [n]
             found["group"] = jnp.tile(of_image, len(x) // len(of_image))  # [v * n]
         return found
@@ -178,7 +178,6 @@ class Recorder(Net):
         *inputs: Any,
         train: bool = True,
         group: jax.Array | None = None,
-        rngs: dict[str, jax.Array] | None = None,
     ) -> Any:
         """Make a part, or run it if it was made before.
 
@@ -186,8 +185,8 @@ class Recorder(Net):
           ValueError: if it was made for inputs of another shape.
         """
         module, kwargs = self.modules[name], self._arguments(name, inputs[0], True, None)
-        keys = {**(rngs or {}), "params": part_key(self._key, name)}
-        outputs, made = module.init_with_output(keys, *inputs, **kwargs)
+        key = part_key(self._key, name)
+        outputs, made = module.init_with_output(key, *inputs, **kwargs)
         params, stats = made.get("params", {}), made.get("batch_stats", {})
         shapes = jax.tree.map(jnp.shape, (params, stats))
         if name not in self.params:

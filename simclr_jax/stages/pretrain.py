@@ -17,12 +17,12 @@ from jax import lax
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from simclr_jax import declaration, parallel
+from simclr_jax import declaration, parallel, recipes
 from simclr_jax.data.sources import NO_LABEL, Source
 from simclr_jax.errors import UserError
 from simclr_jax.frame import modules
 from simclr_jax.frame.keys import Keys, root
-from simclr_jax.frame.method import Method, Setting, Views
+from simclr_jax.frame.method import Method, Setting, Views, nothing_seen
 from simclr_jax.frame.net import Averages, Net, Recorder, Rows, image_major, view_major
 from simclr_jax.losses.cross_entropy import cross_entropy
 from simclr_jax.stages import build
@@ -41,6 +41,7 @@ from simclr_jax.train.stage import (
     TrainState,
     Update,
     joined,
+    nothing_watched,
 )
 from simclr_jax.train.timetable import Timetable
 
@@ -72,10 +73,15 @@ def make_stage(config: ConfigDict, timetable: Timetable, inputs: Inputs, mesh: M
     schedule = build.schedule(timetable)
     method = make_method(config, timetable, inputs.train)
     said, network = declaration.find(config.method), Pretrained(config, method, inputs)
+
+    def learns(path: tuple[str, ...]) -> bool:
+        assert method.learns is not None
+        return path[0] == "probe" or method.learns(path)
+
     optimizer = build.optimizer(
         config,
         schedule,
-        learns=method.learns,
+        learns=learns if method.learns else None,
         rates=method.rates,
         roles=said.roles,
     )
@@ -125,7 +131,7 @@ def make_stage(config: ConfigDict, timetable: Timetable, inputs: Inputs, mesh: M
         compare=lambda state: monitor.compare(state, untrained=init()),
         protocol=monitor.protocol,
         formats={**method.formats, **FORMATS},
-        watch=network.watch,
+        watch=nothing_watched if method.watch is nothing_seen else network.watch,
         after_update=network.after_update,
         look=network.look,
         views_per_image=network.views_per_image,
@@ -315,7 +321,12 @@ class Pretrained:
         return views, batch
 
     def _check_names(self, net: Recorder) -> None:
-        named = {"rates": self._method.rates, "parts": self._said.parts}
+        always = ("encoder", "head") if recipes.head_layers(self._config) else ("encoder",)
+        named = {
+            "the frame": always,
+            "rates": self._method.rates,
+            "parts": self._said.parts,
+        }
         named |= {f"average {name}": a.parts for name, a in self._method.averages.items()}
         for where, parts in named.items():
             if unknown := set(parts) - net.params.keys():
@@ -346,7 +357,11 @@ class Pretrained:
     ) -> Outputs:
         views, keys = self._looked_at(views, batch, step), self._keys(batch, step)
         outputs = dict(self._method.forward(net, views, extra, self._shown(batch), keys))
-        taps = outputs.pop("taps")
+        taps, layers = outputs.pop("taps"), recipes.head_layers(self._config)
+        if len(taps) != layers + 1:
+            raise ValueError(
+                f"there are {len(taps)} taps: h and {layers} layers of the head are due"
+            )
         if not self._probe:
             return outputs
         # The probe watches, it does not teach.
