@@ -242,7 +242,7 @@ def view_major(views: jax.Array) -> jax.Array:
 def by_view(views: jax.Array) -> list[jax.Array]:
     """Return the rows of each view, `[n, ...]` each, of `[n, v, ...]`.
 
-    By way of view-major rows, which is how `project` had them: so nothing is moved in memory.
+    By way of view-major rows, which is how `project` had them: the two turns cancel when compiled.
     """
     return jnp.split(view_major(views), views.shape[1])
 

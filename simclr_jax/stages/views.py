@@ -66,7 +66,7 @@ def view_maker(config: ConfigDict) -> Callable[[Batch], Views]:
         crops = _of_kind(batch, "crops")
         make, source = (from_crops, crops) if crops else (from_image, batch["image"])
         made = jax.vmap(make)(source, batch["position"], batch["start"])
-        # View-major first, as networks take them: to turn it round and back costs nothing.
+        # Stacked view-major, as networks take them: the two turns then cancel when compiled.
         return {
             group: jnp.moveaxis(jnp.stack(some).astype(dtype), 0, 1) for group, some in made.items()
         }

@@ -263,7 +263,7 @@ def test_before_an_epoch_means_before_the_first_chunk_that_begins_in_it(steps_pe
     timetable = tiny.timetable(c)
     chunks = [range(first, first + steps_per_call) for first in range(0, 12, steps_per_call)]
     assert [chunk[0] for chunk in chunks if timetable.new_epoch(chunk) is not None] == epochs
-    # Whoever resumes at a chunk asks the same of it.
+    # Which is known of a chunk by itself, so that a resumed run finds the same.
     assert [timetable.new_epoch(chunk) for chunk in chunks if chunk[0] in epochs] == [0, 1, 2, 3]
 
 
