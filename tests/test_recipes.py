@@ -1,13 +1,9 @@
 """Recipes: every choice is one that the code knows, every rule refuses what it should."""
 
-import importlib
-from pathlib import Path
-
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from ml_collections import FrozenConfigDict
 
 from simclr_jax import recipes, validation
 from simclr_jax.data import sources
@@ -17,10 +13,7 @@ from simclr_jax.errors import UserError
 from simclr_jax.frame import modules
 from simclr_jax.losses.nt_xent import nt_xent
 from simclr_jax.parallel import AXIS
-from simclr_jax.pipeline import recipe
-from simclr_jax.pipeline import run as pipeline
 from simclr_jax.stages import build, run, views
-from simclr_jax.stages.inherit import inherit
 from simclr_jax.stages.inputs import Inputs
 from simclr_jax.train import timetable as timetables
 
@@ -252,140 +245,6 @@ def test_a_recipe_cannot_add_a_field_by_misspelling_it():
         recipes.base().train.bach_size = 64
 
 
-def shipped(name, *argument):
-    path = Path(__file__).parents[1] / "configs" / f"{name}.py"
-    spec = importlib.util.spec_from_file_location(name, path)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module.get_config(*argument)
-
-
-SHIPPED = sorted(path.stem for path in (Path(__file__).parents[1] / "configs").glob("*.py"))
-
-
-@pytest.mark.parametrize("name", SHIPPED)
-def test_recipes_we_ship_are_valid(name):
-    c = shipped(name)
-    if c.stage == recipe.STAGE:
-        pipeline.validate(c, devices=8)
-        return
-    if c.stage == "distill":
-        c.distill.teacher = "runs/teacher"
-    # What a recipe leaves to the run it starts from is as in this one.
-    c, _ = inherit(c, before=recipes.base().to_dict())
-    validation.validate(c, devices=8)
-
-
-# From the papers' tables and the official README: recipe, argument, images, and what comes of it.
-PUBLISHED = [
-    ("cifar10", "", 50_000, {"peak": 2.0, "steps": 97657, "warmup": 976, "decay": 1e-4}),
-    ("imagenet", "", 1281167, {"peak": 4.8, "steps": 31279, "warmup": 3127, "decay": 1e-4}),
-    ("imagenet", "paper,width=4", 1281167, {"steps": 312785, "decay": 1e-6, "peak": 4.8}),
-    ("imagenet", "small_batch=1024", 1281167, {"peak": 2.4, "steps": 125114}),
-    ("imagenet", "one_gpu", 1281167, {"peak": 0.075 * 512**0.5, "steps": 250228}),
-    ("imagenet_v2", "depth=152,width=3,sk", 1281167, {"peak": 6.4, "steps": 250228, "decay": 1e-4}),
-]
-
-
-@pytest.mark.parametrize("name, argument, images, expected", PUBLISHED)
-def test_recipes_come_to_the_published_numbers(name, argument, images, expected):
-    c = shipped(name, argument)
-    validation.validate(c, devices=8)
-    plan = timetables.make(c, images)
-    found = {
-        "peak": plan.peak_rate,
-        "steps": plan.total_steps,
-        "warmup": plan.warmup_steps,
-        "decay": c.optim.weight_decay,
-    }
-    assert {name: found[name] for name in expected} == pytest.approx(expected)
-    for part in filter(None, argument.split(",")):
-        field, _, value = part.partition("=")
-        if field in ("width", "depth"):
-            assert c.model[field] == int(value)
-
-
-# What the two official programs do, point by point (docs/fidelity.md).
-def test_a_field_has_a_dotted_name():
-    c = recipes.base()
-    recipes.put(c, "augment.views.second.crop", False)
-    recipes.put(c, "seed", 3)
-    recipes.put(c, "data.threads", 2)  # left open in the defaults
-    assert (c.augment.views.second.crop, c.seed, c.data.threads) == (False, 3, 2)
-    for name in ("augment.views.second.crop", "seed", "data.threads"):
-        assert recipes.get(c, name) == recipes.get(c.to_dict(), name)
-    for name in ("train.batchsize", "trian.batch_size", "sede"):
-        with pytest.raises(KeyError):
-            recipes.put(c, name, 1)
-        with pytest.raises(KeyError):
-            recipes.get(c, name)
-    with pytest.raises(TypeError):
-        recipes.put(c, "train.dtype", 1)
-
-
-@pytest.mark.parametrize("part", [None, "data"])
-def test_a_copy_of_a_recipe_may_be_changed_and_the_original_not(part):
-    c = recipes.base()
-    c.data.split = c.data.get_oneway_ref("eval_split")
-    frozen = FrozenConfigDict(c.copy_and_resolve_references())
-    for original in (c, frozen):
-        before = original.to_dict()
-        copy = recipes.copied(original[part] if part else original)
-        assert copy.to_dict() == (before[part] if part else before)
-        data = copy if part else copy.data
-        data.eval_split, data.threads = "dev", 3  # one that another follows, and an open one
-        assert data.split == "test"
-        assert original.to_dict() == before and copy.is_locked
-
-
-FLAVOURS = {
-    "tf1": {"augment.grid": "corner", "eval.probe": False, "optim.rate_in_momentum": False},
-    "tf2": {"augment.grid": "half_pixel", "eval.probe": True, "optim.rate_in_momentum": True},
-}
-
-
-@pytest.mark.parametrize("groups", [0, 1, 8])
-@pytest.mark.parametrize("flavour", FLAVOURS)
-def test_an_official_flavour_sets_what_differs_and_nothing_else(flavour, groups):
-    c = change(
-        recipes.base(), bn__groups=groups, augment__brightness_mode="add", loss__scale="mean"
-    )
-    recipes.official(c, flavour)
-    wanted = FLAVOURS[flavour] | {
-        "bn.groups": groups,
-        "bn.unbiased_moving": flavour == "tf1",
-        "augment.sigma_per": "batch",
-        "augment.brightness_mode": "multiply",
-        "loss.scale": "sum",
-    }
-    for name, value in wanted.items():
-        assert recipes.get(c, name) == value, name
-    changed = recipes.differences(recipes.base().to_dict(), c.to_dict())
-    assert {line.partition(":")[0] for line in changed} <= wanted.keys()
-    validation.validate(c, devices=8)
-    norm = modules.encoder(c).norm.keywords  # the fused kernel's variance only where it was fused
-    assert norm["unbiased_moving"] == (flavour == "tf1" and groups != 1)
-    assert shipped("cifar10", f"official={flavour}").augment.grid == wanted["augment.grid"]
-    with pytest.raises(UserError, match='official is "tf3"'):
-        recipes.official(c, "tf3")
-
-
-@pytest.mark.parametrize(
-    "text, message",
-    [
-        ("widht=2", 'is "widht" .did you mean "width"'),
-        ("width=two", "write width=NUMBER"),
-        ("paper=1", "write paper, alone"),
-        ("official", "write official=NAME"),
-        ("official=", "write official=NAME"),
-        ("official=tf3", 'official is "tf3".*tf1, tf2'),
-    ],
-)
-def test_wrong_arguments_of_a_recipe_are_named(text, message):
-    with pytest.raises(UserError, match=message):
-        shipped("imagenet", text)
-
-
 @pytest.mark.parametrize(
     "fields, message",
     [
@@ -398,24 +257,6 @@ def test_wrong_arguments_of_a_recipe_are_named(text, message):
 def test_placements_and_what_belongs_to_them(fields, message):
     with pytest.raises(UserError, match=message):
         validation.validate(change(small(), **fields), devices=8)
-
-
-def test_differences_name_nested_fields_and_pass_over_what_changes_no_result():
-    old, new = small().to_dict(), small().to_dict()
-    assert recipes.differences(old, new) == []
-    new["augment"]["views"]["second"]["blur"] = 0.1
-    new["train"]["steps"] = 7
-    new["log"]["every_steps"] = 1
-    new["checkpoint"]["keep"] = 9
-    new["data"] |= {"path": "/elsewhere", "threads": 3, "resident": True}
-    new["data"] |= {"index": "/elsewhere", "max_bad_fraction": 0.5}
-    new["train"]["remat"] = "block"
-    new["examples"] = 5
-    assert recipes.differences(old, new) == [
-        "augment.views.second.blur: 0.5 -> 0.1",
-        "examples: None -> 5",
-        "train.steps: None -> 7",
-    ]
 
 
 @pytest.mark.parametrize(

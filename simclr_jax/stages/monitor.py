@@ -13,7 +13,7 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from simclr_jax import recipes
-from simclr_jax.data.sources import Source
+from simclr_jax.data.sources import NO_LABEL, Source
 from simclr_jax.evaluate import features, geometry, knn, linear_probe, logistic, scores
 from simclr_jax.evaluate.subsets import few_labels
 from simclr_jax.stages.encoder import PIXELS, embedder, tap_name
@@ -181,13 +181,18 @@ class Monitor:
         }
 
     def _extract(self, encode: Callable, variables: Variables | None, source: Source) -> Any:
-        """Return what `encode` makes of all readable images, and their `label`."""
+        """Return what `encode` makes of all images that can be read and have a `label`, with it."""
         images = self._inputs.for_evaluation(source)
         found = features.extract(encode, variables, images, self._mesh)
         found = found if isinstance(found, dict) else {"h": found}
-        found["label"] = source.labels
+        found["label"] = labels = source.labels
+        assert labels is not None  # there are classes
         readable = self._inputs.readable(source, images)
-        return found if readable is None else {name: x[readable] for name, x in found.items()}
+        rows = np.arange(len(labels)) if readable is None else readable
+        rows = rows[labels[rows] != NO_LABEL]
+        if len(rows) == len(labels):
+            return found
+        return {name: x[rows] for name, x in found.items()}
 
     def _nearest(self, bank: np.ndarray, labels: np.ndarray, queries: np.ndarray) -> np.ndarray:
         e, classes = self._config.eval, self._train.classes

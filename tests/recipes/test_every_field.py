@@ -1,0 +1,273 @@
+"""Every field of a recipe has a test that sees it at work: a table, and that the table is whole.
+
+A new field, of the defaults, a view, a method or a pipeline, needs a line here: the test that fails
+if the field is accepted and ignored. Where each view has the field, `*` stands for the view.
+"""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+from recipes import freeze
+
+from simclr_jax import declaration, recipes, validation
+from simclr_jax.pipeline import recipe as pipeline
+
+TESTS = Path(__file__).parents[1]
+
+VIEW = "recipes/test_view_fields.py"
+TRAINING = "recipes/test_training_fields.py"
+NETWORK = "recipes/test_network_fields.py"
+DATA = "recipes/test_data_fields.py"
+RUN = "recipes/test_run_fields.py"
+LABEL = "recipes/test_label_fields.py"
+SEEDS = "recipes/test_seeds.py"
+FINETUNE = "stages/test_finetune.py"
+DISTILL = "stages/test_distill.py"
+PIPELINE = "pipeline/test_pipelines.py"
+
+# The file, the test in it, and the fields that it sees.
+SEEN: dict[tuple[str, str], tuple[str, ...]] = {
+    (SEEDS, "test_the_seed_decides_each_draw"): ("seed",),
+    (SEEDS, "test_labels_are_drawn_by_a_seed_of_their_own"): ("labels.use", "labels.seed"),
+    ("test_recipes.py", "test_every_choice_is_valid_and_builds"): ("stage",),
+    (NETWORK, "test_the_method_says_which_parts_there_are"): ("method",),
+    # Images
+    (DATA, "test_source_and_path_say_which_images"): ("data.source", "data.path"),
+    (
+        "data/test_sources.py",
+        "test_raw_pixels_say_little_about_placed_digits_and_much_about_plain_ones",
+    ): ("data.name",),
+    (DATA, "test_a_split_is_trained_on_and_another_evaluated_on"): (
+        "data.split",
+        "data.eval_split",
+    ),
+    (DATA, "test_labels_may_be_left_alone"): ("data.labels",),
+    (DATA, "test_views_have_the_size_of_the_recipe"): ("data.image_size",),
+    (DATA, "test_a_share_is_held_out_where_there_is_no_split_for_it"): ("data.holdout_fraction",),
+    (DATA, "test_exactly_the_largest_share_may_be_unreadable"): ("data.max_bad_fraction",),
+    (DATA, "test_images_are_decoded_by_as_many_threads"): ("data.threads",),
+    (DATA, "test_resident_images_are_those_of_the_start"): ("data.resident",),
+    (DATA, "test_a_stream_has_the_blocks_windows_and_lanes_of_the_recipe"): (
+        "data.order",
+        "data.stream_block",
+        "data.stream_window",
+        "data.stream_lanes",
+    ),
+    ("data/test_tfrecord.py", "test_the_index_may_be_in_the_home_directory"): ("data.index",),
+    # Views
+    ("data/test_placements.py", "test_host_makes_the_views_of_the_device"): ("augment.placement",),
+    (VIEW, "test_the_grid_is_the_law_of_the_resize"): ("augment.grid",),
+    (VIEW, "test_brightness_may_be_added"): ("augment.brightness_mode",),
+    (VIEW, "test_a_width_may_be_one_of_the_batch"): ("augment.sigma_per",),
+    (VIEW, "test_crops_fill_their_limits"): ("augment.views.*.crop",),
+    (VIEW, "test_a_limit_of_the_crop_holds_where_it_is_set"): (
+        "augment.views.*.area_min",
+        "augment.views.*.area_max",
+        "augment.views.*.min_object_covered",
+        "augment.views.*.aspect_min",
+        "augment.views.*.aspect_max",
+    ),
+    (VIEW, "test_a_probability_of_one_half_does_it_to_half"): (
+        "augment.views.*.flip",
+        "augment.views.*.grayscale",
+        "augment.views.*.solarize",
+    ),
+    (VIEW, "test_jitter_is_the_probability_of_all_four"): ("augment.views.*.jitter",),
+    (VIEW, "test_a_blur_is_a_gaussian_of_a_tenth_of_the_view_in_half"): ("augment.views.*.blur",),
+    (VIEW, "test_strengths_say_how_far_colours_may_go"): (
+        "augment.views.*.strength",
+        "augment.views.*.brightness",
+        "augment.views.*.contrast",
+        "augment.views.*.saturation",
+        "augment.views.*.hue",
+    ),
+    (VIEW, "test_its_widths_fill_their_range"): (
+        "augment.views.*.blur_sigma_min",
+        "augment.views.*.blur_sigma_max",
+    ),
+    (VIEW, "test_values_from_the_threshold_on_are_inverted_in_all"): (
+        "augment.views.*.solarize_threshold",
+    ),
+    (VIEW, "test_gray_first_leaves_no_hue_to_turn"): ("augment.views.*.grayscale_first",),
+    (VIEW, "test_copies_are_further_views_of_the_same_policy"): ("augment.views.*.copies",),
+    (VIEW, "test_a_view_may_have_a_group_and_a_size_of_its_own"): (
+        "augment.views.*.size",
+        "augment.views.*.group",
+    ),
+    # The network
+    (NETWORK, "test_depth_is_the_number_of_blocks"): ("model.depth",),
+    (NETWORK, "test_width_multiplies_the_channels"): ("model.width",),
+    (NETWORK, "test_the_stem_is_small_or_large"): ("model.stem",),
+    (NETWORK, "test_ratios_are_the_widths_of_channel_attention"): (
+        "model.sk_ratio",
+        "model.se_ratio",
+    ),
+    (NETWORK, "test_the_encoder_is_shown_what_the_recipe_says"): ("model.input",),
+    (NETWORK, "test_momentum_is_the_share_that_averages_keep"): ("bn.momentum",),
+    (NETWORK, "test_epsilon_is_added_to_the_variance"): ("bn.epsilon",),
+    (NETWORK, "test_groups_are_normalised_each_by_itself"): ("bn.groups",),
+    (NETWORK, "test_moving_variances_may_be_unbiased_where_they_are_not_of_all"): (
+        "bn.unbiased_moving",
+    ),
+    (NETWORK, "test_the_head_has_the_layers_and_widths_that_are_asked_for"): (
+        "head.kind",
+        "head.layers",
+        "head.hidden",
+        "head.dim",
+    ),
+    (NETWORK, "test_biases_of_an_mlp"): ("head.bias",),
+    (NETWORK, "test_normalisations_of_an_mlp"): ("head.norm",),
+    (NETWORK, "test_the_predictor_of_byol_is_as_wide_as_asked"): ("byol.hidden",),
+    ("methods/test_byol.py", "test_eight_devices_do_what_one_does"): ("byol.momentum",),
+    # Training
+    (TRAINING, "test_the_loss_is_that_of_the_recipe"): (
+        "loss.temperature",
+        "loss.scale",
+        "loss.normalize",
+    ),
+    (
+        "methods/test_memory.py",
+        "test_memory_holds_what_the_average_network_made_of_second_views_oldest_first",
+    ): ("memory.size",),
+    ("methods/test_memory.py", "test_average_moves_by_its_law_towards_the_new_parameters"): (
+        "memory.momentum",
+    ),
+    (TRAINING, "test_the_optimiser_is_that_of_the_recipe"): (
+        "optim.name",
+        "optim.momentum",
+        "optim.rate_in_momentum",
+        "optim.rate_after_momentum",
+        "optim.weight_decay",
+        "optim.trust_coefficient",
+        "optim.adapt_classifier",
+    ),
+    (TRAINING, "test_the_rate_of_every_step"): (
+        "optim.base_lr",
+        "optim.lr_scaling",
+        "optim.warmup_epochs",
+        "train.batch_size",
+        "train.epochs",
+        "train.steps",
+    ),
+    (NETWORK, "test_the_network_computes_in_the_dtype_of_the_recipe"): ("train.dtype",),
+    (NETWORK, "test_blocks_are_computed_again_if_asked"): ("train.remat",),
+    (NETWORK, "test_steps_are_taken_in_chunks"): ("train.steps_per_call",),
+    # Labels
+    (FINETUNE, "test_the_tap_is_what_the_classifier_reads"): ("finetune.tap",),
+    (FINETUNE, "test_a_step_changes_what_learns_and_nothing_else"): (
+        "finetune.train_from_block",
+        "finetune.train_head",
+        "finetune.encoder_bn",
+    ),
+    (FINETUNE, "test_a_zero_classifier_is_zero"): ("finetune.zero_classifier",),
+    (FINETUNE, "test_a_run_starts_from_all_the_parts_it_names"): ("init.run", "init.parts"),
+    (DISTILL, "test_the_teacher_is_that_of_the_python_api"): ("distill.teacher",),
+    (DISTILL, "test_on_labelled_images_alone_no_other_occurs"): ("distill.images",),
+    (LABEL, "test_the_loss_of_distillation_is_that_of_the_recipe"): (
+        "distill.temperature",
+        "distill.alpha",
+        "distill.times_squared_temperature",
+    ),
+    (LABEL, "test_the_teacher_computes_in_a_dtype_of_its_own"): ("distill.teacher_dtype",),
+    # What is measured, said and saved
+    (RUN, "test_it_evaluates_as_often_and_as_much_as_asked"): (
+        "eval.every_epochs",
+        "eval.probe",
+        "eval.knn",
+    ),
+    (RUN, "test_the_probe_reads_its_tap"): ("eval.probe_tap",),
+    (RUN, "test_neighbours_are_as_many_and_vote_as_asked"): (
+        "eval.knn_k",
+        "eval.knn_temperature",
+    ),
+    (RUN, "test_nothing_is_compared_where_that_is_off"): ("eval.compare",),
+    (RUN, "test_few_labels_are_as_many_as_asked"): ("eval.few_labels",),
+    (RUN, "test_it_logs_as_often_as_asked"): ("log.every_steps",),
+    (RUN, "test_it_keeps_the_newest_checkpoints_and_each_of_a_period"): (
+        "checkpoint.every_steps",
+        "checkpoint.keep",
+        "checkpoint.keep_period",
+    ),
+    # Pipelines
+    (PIPELINE, "test_fields_of_pretraining_and_of_the_first_draw_are_followed"): (
+        "pipeline.seed",
+        "pipeline.runs",
+    ),
+    (PIPELINE, "test_bad_recipes_are_refused_before_anything_starts"): (
+        "pipeline.order",
+        "pipeline.probes.run",
+        "pipeline.probes.tap",
+    ),
+    (PIPELINE, "test_the_table_holds_what_the_runs_have_written"): (
+        "pipeline.stage",
+        "pipeline.table",
+        "pipeline.differences",
+        "pipeline.probes.labels",
+        "pipeline.probes.seed",
+    ),
+}
+
+
+def fields():
+    """Return the names of all fields that there are; those of a view with `*` for its name."""
+    found = set()
+    for method in declaration.known():
+        for name, _ in freeze.leaves(recipes.base(method)):
+            found.add(re.sub(r"^(augment\.views)\.\w+\.", r"\1.*.", name))
+    found |= {f"pipeline.{name}" for name in pipeline.FIELDS if name != "probes"}
+    return found | {f"pipeline.probes.{name}" for name in pipeline.PROBE}
+
+
+def test_every_field_is_seen_at_work_by_one_test():
+    seen = [name for names in SEEN.values() for name in names]
+    missing, unknown = fields() - set(seen), set(seen) - fields()
+    assert not missing, f"name in SEEN the test that would fail if they were ignored: {missing}"
+    assert not unknown, f"there are no such fields any more: {unknown}"
+    assert len(seen) == len(set(seen))
+
+
+@pytest.mark.parametrize("file, test", SEEN, ids=lambda value: str(value).partition("/")[2][:40])
+def test_a_test_that_is_named_is_there_and_speaks_of_the_field(file, test):
+    text = (TESTS / file).read_text()
+    assert re.search(rf"^def {test}\(", text, re.M), f"tests/{file} has no {test}"
+    for name in SEEN[file, test]:
+        assert re.search(rf"(\b|_){name.rpartition('.')[2]}\b", text), f"{file} lacks {name}"
+
+
+def test_both_views_are_tested_apart():
+    """By a parameter that is the changed view; all but one test of views have it."""
+    text = (TESTS / VIEW).read_text()
+    for (file, test), names in SEEN.items():
+        if file == VIEW and any(".*." in name for name in names):
+            assert re.search(rf"^@PAIR\n(@.*\n)?def {test}\(view\b", text, re.M), test
+
+
+LISTS = {
+    "OPEN": recipes.OPEN,
+    "INHERITED": recipes.INHERITED,
+    "INHERITED_CROP": tuple(f"augment.views.first.{name}" for name in recipes.INHERITED_CROP),
+    "FREE": recipes.FREE,
+    "CHOICES": tuple(validation.CHOICES),
+    "RULES": tuple(name for names, _, _ in validation.RULES for name in names),
+    "POINTERS": pipeline.POINTERS,
+}
+
+
+@pytest.mark.parametrize("name", LISTS)
+def test_lists_of_fields_name_fields(name):
+    for field in LISTS[name]:
+        recipes.get(recipes.base(), field)
+
+
+def test_every_field_of_text_or_number_has_a_rule_or_choices_or_means_a_name():
+    """A misspelt choice that nobody checks would be taken for another one, and stay unnoticed."""
+    free = {
+        *("method", "data.name", "data.path", "data.split", "data.eval_split", "data.index"),
+        *("labels.use", "init.run", "init.parts", "distill.teacher"),
+    }
+    checked = {*LISTS["CHOICES"], *free}
+    texts = {n for n, v in freeze.leaves(recipes.base()) if isinstance(v, str)}
+    assert {name for name in texts if not name.endswith(".group")} == checked - {"model.depth"}
