@@ -16,7 +16,7 @@ from simclr_jax import processes
 from simclr_jax.augment.resize import to_float
 from simclr_jax.data import batches, order, reader
 from simclr_jax.data.held_out import HeldOut
-from simclr_jax.data.placements import Loading, Request
+from simclr_jax.data.placements import Loading, Request, device
 from simclr_jax.data.reader import Reader, Unreadable
 from simclr_jax.data.sources import Images, Source
 from simclr_jax.data.stream import Stream
@@ -89,8 +89,10 @@ class Inputs:
 
     def originals(self, count: int) -> list[np.ndarray]:
         """Return the decoded images behind `first`, uint8 `[h, w, c]` of any sizes."""
-        loading = self._loading("train")
-        return loading.reader.read(np.arange(min(count, len(self.train)))).images
+        loading, positions = self._loading("train"), np.arange(min(count, len(self.train)))
+        if self._prepared_on_host:
+            return loading.reader.read(positions).images
+        return list(device.images(loading).pixels[device.examples(loading, positions)])
 
     def for_evaluation(self, source: Source) -> Any:
         """Return a split as `features.extract` reads it, to be finished by `prepare`."""

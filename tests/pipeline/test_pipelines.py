@@ -11,7 +11,7 @@ import signal
 import numpy as np
 import pytest
 from ml_collections import ConfigDict
-from stages.written import write_images
+from stages import noisy
 from train import tiny
 
 from simclr_jax import recipes
@@ -25,6 +25,8 @@ from simclr_jax.train.metrics import MetricsWriter
 
 ORDER = ("first", "second", "student")
 RUN = {"train__steps": 4, "log__every_steps": 1, "eval__probe": False, "eval__knn": False}
+# A step or two; and statistics and weights that move so far in four steps.
+RUN |= {"eval__every_epochs": 1.0, "bn__momentum": 0.3, "optim__trust_coefficient": 0.03}
 
 
 def learns(stage, **fields):
@@ -38,7 +40,7 @@ def runs_of(images):
     data = {"data__source": "memory", "data__path": str(images)}
     first = learns("finetune", labels__use="50%", **data)
     second = learns("finetune", labels__use="50%", labels__seed=1, init__run="first")
-    student = learns("distill", distill__teacher="second")
+    student = learns("distill", distill__teacher="second", init__run="first")
     for c in (second, student):
         recipes.inherit_all(c)
     runs = {"first": first, "second": second, "student": student}
@@ -58,8 +60,15 @@ def runs_of(images):
 
 @pytest.fixture(scope="module")
 def images(tmp_path_factory):
-    path = tmp_path_factory.mktemp("images") / "images.npz"
-    write_images(path)
+    """An archive whose classes are of one size, and whose images are often those of another."""
+    path, random = tmp_path_factory.mktemp("images") / "images.npz", np.random.RandomState(0)
+    arrays = {}
+    for split, count in (("train", 48), ("test", 91)):
+        labels = np.arange(count) % noisy.CLASSES
+        wrong = random.rand(count) < 0.2
+        truth = np.where(wrong, random.randint(0, noisy.CLASSES, count), labels)
+        arrays |= {f"{split}_images": noisy.pixels(truth, count), f"{split}_labels": labels}
+    np.savez(path, **arrays)
     return path
 
 
@@ -153,6 +162,39 @@ def test_the_table_holds_what_the_runs_have_written(whole):
     )
     assert second["cells"]["50%"]["mean"] == pytest.approx(accuracy["student"] - accuracy["seen"])
     assert result(whole)["runs"] == 3 and not result(whole)["other runs"]
+
+
+def test_accuracies_are_those_of_the_last_weights_on_the_held_out_images(whole, images):
+    """Computed again from checkpoints and images, without the package's evaluation."""
+    with np.load(images) as arrays:
+        shown = [noisy.evaluation_view(image, 8) for image in arrays["test_images"]]
+        learned = [noisy.evaluation_view(image, 8) for image in arrays["train_images"]]
+        truth, labels = arrays["test_labels"], arrays["train_labels"]
+    shown, learned = np.float32(shown), np.float32(learned)
+    found = {e["name"]: e["accuracy"] for r in result(whole)["rows"] for e in entries(r)}
+    best = {}
+    for name in ORDER:
+        run = saved.read(str(whole / name))
+        parts = {part: run.variables(part) for part in ("encoder", "head", "classifier")}
+        kinds = ("params", "batch_stats")
+        variables = {kind: {part: v[kind] for part, v in parts.items()} for kind in kinds}
+        logits = noisy.outputs(run.config, variables, shown, "classifier")
+        assert found[name] == pytest.approx(noisy.top(logits, truth)), name
+        summary = json.loads((whole / name / "results" / "summary.json").read_text())
+        assert summary["protocol"]["step"] == run.step == 4
+        lines = [json.loads(s) for s in (whole / name / "metrics.jsonl").read_text().splitlines()]
+        best[name] = max(line["accuracy"] for line in lines if "accuracy" in line)
+        if name == "first":
+            bank, queries = (noisy.features(run.config, variables, x)[0] for x in (learned, shown))
+    assert best != {name: found[name] for name in ORDER}  # some run was better before its end
+    # A quarter of each class, of draw 1.
+    rows = noisy.few(labels, 3, seed=1)
+    guess = noisy.probed(bank[rows], labels[rows], queries, np.logspace(-6, 5, 45)[12:], seed=1)
+    assert found["seen"] == pytest.approx(np.mean(guess == truth))
+
+
+def entries(row):
+    return [entry for cell in row["cells"].values() for entry in cell["entries"]]
 
 
 def test_runs_are_what_the_door_makes_and_take_what_they_leave_open(whole):
