@@ -1,5 +1,8 @@
+"""Groups by k-means, and how well they agree with classes, against scikit-learn."""
+
 import numpy as np
 import pytest
+from sklearn.cluster import KMeans, MiniBatchKMeans
 from sklearn.metrics import adjusted_rand_score, normalized_mutual_info_score
 
 from simclr_jax.errors import UserError
@@ -36,6 +39,35 @@ def test_kmeans_finds_directions_whatever_their_length(whole, monkeypatch):
     assert adjusted_rand_score(labels, found) == 1
     np.testing.assert_array_equal(clustering.kmeans(rows, 4), found)
     assert adjusted_rand_score(labels, clustering.kmeans(rows, 4, normalize=False)) < 0.5
+
+
+def test_kmeans_is_that_of_scikit_learn_with_the_seed():
+    """On points in which several groupings are nearly as good."""
+    rows = RANDOM.normal(size=(150, 4)) * [3, 1, 1, 1] + 0.4
+    unit = rows / np.linalg.norm(rows, axis=1, keepdims=True)
+    found = {}
+    for seed in range(4):
+        for normalize, x in ((True, unit), (False, rows)):
+            got = clustering.kmeans(rows, 6, seed, normalize)
+            peer = KMeans(6, n_init=10, random_state=seed).fit_predict(x.astype(np.float32))
+            assert adjusted_rand_score(got, peer) > 0.99
+            found[seed, normalize] = got
+    assert adjusted_rand_score(found[0, True], found[0, False]) < 0.9
+    assert any(adjusted_rand_score(found[0, True], found[s, True]) < 0.95 for s in (1, 2, 3))
+    assert (clustering.STARTS, clustering.WHOLE, clustering.BATCH) == (10, 50_000, 4096)
+
+
+def test_small_batches_begin_above_the_limit(monkeypatch):
+    monkeypatch.setattr(clustering, "WHOLE", 150)
+    monkeypatch.setattr(clustering, "BATCH", 32)
+    rows = RANDOM.normal(size=(151, 4))
+    for count, peer in (
+        (150, KMeans(6, n_init=10, random_state=3)),
+        (151, MiniBatchKMeans(6, n_init=10, random_state=3, batch_size=32)),
+    ):
+        x = rows[:count] / np.linalg.norm(rows[:count], axis=1, keepdims=True)
+        expected = peer.fit_predict(x.astype(np.float32))
+        assert adjusted_rand_score(clustering.kmeans(rows[:count], 6, 3), expected) > 0.99
 
 
 def test_user_errors():

@@ -1,3 +1,5 @@
+"""Every image is encoded once and in order, on one device and on eight."""
+
 import jax
 import jax.numpy as jnp
 import numpy as np

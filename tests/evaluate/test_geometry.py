@@ -1,3 +1,5 @@
+"""Indicators of collapse against float64 NumPy and closed forms."""
+
 import jax
 import jax.numpy as jnp
 import numpy as np

@@ -1,3 +1,5 @@
+"""Nearest neighbours against brute force in float64 and scikit-learn."""
+
 import jax
 import numpy as np
 import pytest

@@ -1,3 +1,5 @@
+"""Logistic regression against scikit-learn, which fits to many digits."""
+
 import chex
 import jax
 import numpy as np

@@ -1,3 +1,5 @@
+"""Nearest other images, recall among them and pairs of copies, against plain NumPy."""
+
 import numpy as np
 import pytest
 
@@ -60,6 +62,25 @@ def test_similar_pairs_equals_plain_numpy():
     assert set(map(tuple, pairs.tolist())) == set(zip(i.tolist(), j.tolist(), strict=True))
     np.testing.assert_allclose(values, similarity[tuple(pairs.T)], atol=1e-6)
     assert (np.diff(values) <= 0).all()
+
+
+def test_as_many_pairs_are_found_as_the_limit_allows():
+    count = int((np.triu(cosines(FEATURES), 1) >= 0.8).sum())
+    found = retrieval.similar_pairs(FEATURES, 0.8, tile=32, limit=count)[1]
+    assert len(found) == count > 100
+    with pytest.raises(UserError, match=f"more than {count - 1} pairs"):
+        retrieval.similar_pairs(FEATURES, 0.8, tile=32, limit=count - 1)
+
+
+def test_the_default_is_recall_at_1_5_and_10():
+    got = retrieval.recall_hits(FEATURES, LABELS)
+    ranked = np.argsort(-(cosines(FEATURES) - 9 * np.eye(90)), axis=1)
+    assert list(got) == [1, 5, 10]
+    for k, hits in got.items():
+        expected = (LABELS[ranked[:, :k]] == LABELS[:, None]).any(axis=1)
+        np.testing.assert_array_equal(hits, expected)
+    last = retrieval.recall_hits(FEATURES[:6], LABELS[:6], (5,))[5]
+    np.testing.assert_array_equal(last, [np.sum(LABELS[:6] == x) > 1 for x in LABELS[:6]])
 
 
 def test_equal_rows_have_similarity_1():

@@ -1,3 +1,5 @@
+"""Scores and their intervals against scikit-learn, SciPy and plain loops."""
+
 import numpy as np
 import pytest
 import scipy.stats
@@ -12,8 +14,10 @@ from simclr_jax.errors import UserError
 from simclr_jax.evaluate.scores import (
     Ranking,
     bootstrap_interval,
+    intervals,
     mean_per_class_accuracy,
     per_class_accuracy,
+    statistics,
     summary,
     top_k_hits,
 )
@@ -217,6 +221,43 @@ def test_the_interval_of_map_is_that_of_resampled_examples():
     got = summary(SHOWN, RANKED, seed=3)["mAP"]
     expected = np.quantile(means, [0.025, 0.975])
     np.testing.assert_allclose([got["low"], got["high"]], expected, atol=1e-12)
+
+
+@pytest.mark.parametrize("seed, level", [(3, 0.95), (4, 0.8)])
+def test_intervals_are_of_resampled_examples(seed, level):
+    """Of 7 classes one has a single example: some resamples lack it."""
+    labels = np.where(LABELS == 6, 5, LABELS)
+    labels[17] = 6
+    scores = SCORES + 1.6 * np.eye(7)[LABELS]
+    predictions = scores.argmax(1)
+    first_five = np.argsort(-scores, axis=1)[:, :5]
+    generator, drawn = np.random.Generator(np.random.Philox(seed)), []
+    for _ in range(1000):
+        rows = generator.integers(200, size=200)
+        own = labels[rows]
+        right = predictions[rows] == own
+        drawn.append(
+            (
+                right.mean(),
+                (first_five[rows] == own[:, None]).any(1).mean(),
+                np.mean([right[own == c].mean() for c in np.unique(own)]),
+            )
+        )
+    low, high = np.quantile(drawn, [(1 - level) / 2, (1 + level) / 2], axis=0)
+    got = intervals(statistics(labels, scores), 200, seed, level)
+    assert list(got) == ["top-1", "top-5", "mean per class"]
+    np.testing.assert_allclose([x["low"] for x in got.values()], low, atol=1e-12)
+    np.testing.assert_allclose([x["high"] for x in got.values()], high, atol=1e-12)
+    assert 0.4 < got["top-1"]["value"] < 0.8
+
+
+def test_an_interval_is_about_two_standard_errors_to_either_side():
+    hits = np.arange(1000) % 10 < 7
+    low, high = bootstrap_interval(hits, seed=0)
+    error = np.sqrt(0.7 * 0.3 / 1000)
+    np.testing.assert_allclose([low, high], [0.7 - 1.96 * error, 0.7 + 1.96 * error], atol=0.004)
+    quarter = bootstrap_interval(hits[:250], seed=0)
+    assert (quarter[1] - quarter[0]) / (high - low) == pytest.approx(2, rel=0.12)
 
 
 def test_summary_user_errors():

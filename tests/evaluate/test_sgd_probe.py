@@ -53,6 +53,26 @@ def test_every_epoch_has_every_row_once():
     assert not np.array_equal(seen[:50], seen[50:])
 
 
+def test_rows_keep_their_labels_and_the_seed_decides_their_order():
+    rows = np.arange(50)
+    both = np.stack([rows % 7, rows % 3], axis=1)
+
+    def drawn(seed, size=16, steps=10, labels=rows):
+        found = list(sgd_probe.shuffled(rows[:, None], labels, size, steps, seed))
+        assert len(found) == steps and all(len(x) == len(y) == size for x, y in found)
+        return (np.concatenate(part) for part in zip(*found, strict=True))
+
+    x, y = drawn(4)
+    np.testing.assert_array_equal(x[:, 0], y)
+    generator = np.random.RandomState(4)
+    epochs = np.concatenate([generator.permutation(50) for _ in range(4)])
+    np.testing.assert_array_equal(y, epochs[:160])
+    assert not np.array_equal(y, list(drawn(5))[1])
+    x, y = drawn(4, 70, 2, both)  # more than there are
+    np.testing.assert_array_equal(y, both[x[:, 0]])
+    np.testing.assert_array_equal(np.sort(x[:50, 0]), rows)
+
+
 def test_several_labels_have_a_loss_of_their_own():
     several = np.stack([Y == 0, Y == 1], axis=1).astype(np.int8)
     several[::2, 1] = -1

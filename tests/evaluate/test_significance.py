@@ -1,9 +1,11 @@
+"""The paired permutation test against exact tests and all swaps of a few examples."""
+
 import itertools
 
 import numpy as np
 import pytest
 import scipy.stats
-from sklearn.metrics import average_precision_score
+from judging import by_hand
 
 from simclr_jax.errors import UserError
 from simclr_jax.evaluate.significance import permutation_test
@@ -50,28 +52,43 @@ def multi(labels, scores):
     return {"labels": labels, "scores": scores, "examples": np.arange(len(labels))}
 
 
-def test_map_swaps_rows_of_ranks():
+@pytest.mark.parametrize("metric", ["mAP", "11-point mAP"])
+def test_rankings_swap_rows_of_ranks(metric):
     labels = np.array([[0, 1, 0, 1, 1, 0, 0], [1, 1, 0, 0, 0, 1, 0]], np.int8).T
     first = RANDOM.normal(size=(7, 2)) + 2 * labels
     second = RANDOM.normal(size=(7, 2))
     ranks = [scipy.stats.rankdata(x, axis=0) for x in (first, second)]
-
-    def score(x):
-        return np.mean([average_precision_score(labels[:, c], x[:, c]) for c in range(2)])
-
+    score = {"mAP": by_hand.mean_average_precision, "11-point mAP": by_hand.eleven_points}[metric]
     differences = []
     for swaps in itertools.product([False, True], repeat=7):
         swap = np.array(swaps)[:, None]
         a, b = np.where(swap, ranks[1], ranks[0]), np.where(swap, ranks[0], ranks[1])
-        differences.append(score(a) - score(b))
-    observed = score(first) - score(second)
-    got = permutation_test(multi(labels, first), multi(labels, second), "mAP")
-    assert got["difference"] == pytest.approx(observed)
+        differences.append(score(a, labels) - score(b, labels))
+    observed = score(first, labels) - score(second, labels)
+    got = permutation_test(multi(labels, first), multi(labels, second), metric)
+    assert got["difference"] == pytest.approx(observed) and got["samples"] == 2_000
     expected = np.mean(np.abs(differences) >= abs(observed) - 1e-12)
     assert 0.001 < expected < 0.9
     assert got["p"] == pytest.approx(expected, abs=4 * np.sqrt(expected / 2000))
     # The scale of a model's scores is its own affair.
-    assert permutation_test(multi(labels, first * 9 - 4), multi(labels, second), "mAP") == got
+    assert permutation_test(multi(labels, first * 9 - 4), multi(labels, second), metric) == got
+
+
+def test_top_5_is_the_exact_sign_test():
+    labels = RANDOM.randint(0, 12, 40)
+    first, second = (RANDOM.normal(size=(40, 12)) for _ in range(2))
+    first[np.arange(40), labels] += 1.0
+    hits = [np.argsort(-x, axis=1)[:, :5] == labels[:, None] for x in (first, second)]
+    more, fewer = (np.sum(a.any(1) & ~b.any(1)) for a, b in (hits, hits[::-1]))
+    got = permutation_test(multi(labels, first), multi(labels, second), "top-5")
+    assert got["difference"] == pytest.approx((more - fewer) / 40)
+    expected = scipy.stats.binomtest(int(more), int(more + fewer)).pvalue
+    assert 0.001 < expected < 0.5 and got["samples"] == 100_000
+    assert got["p"] == pytest.approx(expected, abs=4 * np.sqrt(expected / 100_000))
+    top_1 = permutation_test(multi(labels, first), multi(labels, second))
+    right = [x.argmax(1) == labels for x in (first, second)]
+    assert top_1["difference"] == pytest.approx(right[0].mean() - right[1].mean())
+    assert top_1["difference"] != pytest.approx(got["difference"])
 
 
 def test_equal_models_have_p_1_and_no_p_is_0():
@@ -98,6 +115,10 @@ def test_examples_are_matched_by_number():
     )
     shuffled = {name: x[order] for name, x in second.items()}
     assert permutation_test(first, shuffled) == permutation_test(first, second)
+    right = [np.mean(x["predictions"] == x["labels"]) for x in (first, second)]
+    assert permutation_test(first, shuffled)["difference"] == pytest.approx(right[0] - right[1])
+    back = permutation_test(shuffled, first)["difference"]
+    assert back == pytest.approx(right[1] - right[0]) and back != 0
     assert permutation_test(first, second) == permutation_test(first, second, seed=0)
     assert permutation_test(first, second) != permutation_test(first, second, seed=1)
 

@@ -37,8 +37,46 @@ def test_splits_are_told_apart(tmp_path, there, wanted, expected):
     data = archive(tmp_path / "a.npz", *there)
     opened = datasets.open_data(tiny.recipe(), tmp_path, Wanted(data, **wanted))
     assert tuple(opened.splits.values()) == expected
-    levels = [set(part.pixels.flat) for part in (opened.fit, opened.choose, opened.score) if part]
-    assert len(set.union(*levels)) == len(levels)  # no image is in two of them
+    assert (opened.name, opened.slug) == (data, "a")
+    for part, split in zip((opened.fit, opened.choose, opened.score), expected, strict=True):
+        levels = {50 * there.index(split)} if split else set()
+        assert set(part.pixels.flat if part else ()) == levels
+        assert not part or (len(part) == 6 and part.classes == 2)
+
+
+def test_the_images_of_the_run_are_its_own_unless_others_are_named(tmp_path):
+    own = archive(tmp_path / "own.npz", "b", "c", "valid", "test", "train")
+    fields = {"data__source": "memory", "data__path": own, "data__labels": False}
+    config = tiny.recipe(**fields, data__split="b", data__eval_split="c")
+    opened = datasets.open_data(config, tmp_path, Wanted())
+    assert opened.splits == {"fit": "b", "choose": "valid", "score": "c"}
+    levels = [set(part.pixels.flat) for part in (opened.fit, opened.choose, opened.score)]
+    assert levels == [{0}, {100}, {50}] and (opened.name, opened.slug) == (own, "")
+    assert opened.fit.classes == 2  # the run used none of the labels
+    config.data.eval_split = "absent"  # held out of training; validation images are not looked at
+    opened = datasets.open_data(config, tmp_path, Wanted())
+    assert opened.splits == {"fit": "b", "choose": "", "score": "held out of b"}
+    assert opened.choose is None and set(opened.score.pixels.flat) == {0}
+    other = archive(tmp_path / "An other-one.npz", "train", "valid", "test")
+    opened = datasets.open_data(config, tmp_path, Wanted(other))
+    assert opened.splits == {"fit": "train", "choose": "valid", "score": "test"}
+    assert opened.slug == "an_other_one"
+    assert config.data.split == "b" and config.data.path == own
+
+
+def test_where_nothing_is_to_be_scored_on_a_tenth_is_held_out(tmp_path):
+    pixels = np.broadcast_to(np.arange(40)[:, None, None, None], (40, 8, 8, 3)).astype(np.uint8)
+    np.savez(tmp_path / "a.npz", images=pixels, labels=np.arange(40) % 3)
+    wanted = Wanted(str(tmp_path / "a.npz"))
+    for share, count in ((0.1, 4), (0.3, 12)):
+        config = tiny.recipe(data__holdout_fraction=share)
+        opened = datasets.open_data(config, tmp_path, wanted)
+        assert opened.splits == {"fit": "train", "choose": "", "score": "held out of train"}
+        parts = [part.pixels[:, 0, 0, 0] for part in (opened.fit, opened.score)]
+        assert [len(part) for part in parts] == [40 - count, count] and opened.choose is None
+        np.testing.assert_array_equal(np.sort(np.concatenate(parts)), np.arange(40))
+        for part, source in zip(parts, (opened.fit, opened.score), strict=True):
+            np.testing.assert_array_equal(source.labels, part % 3)
 
 
 @pytest.mark.parametrize("used", ["validation", "train+validation", "validation[:50%]", "all"])

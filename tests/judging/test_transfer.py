@@ -8,8 +8,8 @@ import json
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from judging import by_hand
 from PIL import Image
-from sklearn.linear_model import LogisticRegression
 from train import tiny
 
 from simclr_jax import files
@@ -24,6 +24,7 @@ from simclr_jax.train.stage import TrainState
 library = pytest.importorskip("tensorflow_datasets")
 from data.test_tfds import prepare  # noqa: E402
 
+SEED = 4
 PARTS = {"train": 36, "val": 18, "test": 15}
 
 
@@ -84,7 +85,7 @@ def said(run, data_dir):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(preprocessing, "WHOLE", 4)  # or views of 8 pixels would be whole anyway
         sets, others = ["aircraft", "voc2007", "birdsnap"], [str(data_dir / "other")]
-        transfer.run(str(run), str(data_dir), sets, others, say=lines.append)
+        transfer.run(str(run), str(data_dir), sets, others, seed=SEED, say=lines.append)
     return "\n".join(lines)
 
 
@@ -108,12 +109,19 @@ def test_the_penalty_is_chosen_on_validation_images_which_then_are_learned_from(
     ]
     x = np.concatenate(parts[:2])
     y = np.concatenate([np.sort(photographs(n, s)[1]) for s, n in enumerate(PARTS.values())])
-    unit = np.sqrt(np.mean((x - x.mean(0)) ** 2))
-    penalty = result["protocol"]["chosen"]["penalty"]
-    probe = LogisticRegression(C=1 / penalty, solver="newton-cholesky", tol=1e-6)
-    expected = probe.fit(x / unit, y[: len(x)]).predict(parts[2] / unit)
+    rows = np.split(np.arange(len(x)), [PARTS["train"]])
+    tried, answer = by_hand.choose_penalty(x, y[: len(x)], 3, [rows], by_hand.mean_per_class)
+    chosen, best = result["protocol"]["chosen"], by_hand.best(tried["choose"])
+    assert chosen["penalty"] == pytest.approx(best)
+    assert chosen["mean per class on validation"] == pytest.approx(tried["choose"][best])
+    assert 0.4 < tried["choose"][best] < 0.95
     np.testing.assert_array_equal(arrays["labels"], y[len(x) :])
-    np.testing.assert_array_equal(arrays["predictions"], expected)
+    by_hand.same_as_likeliest(arrays["predictions"], answer(best, parts[2]))
+    splits = [result["data"][role]["split"] for role in images]
+    assert splits == ["train", "validation, official", "test"] and result["seed"] == SEED
+    expected = by_hand.intervals(arrays["labels"], arrays["predictions"], SEED)
+    for name, score in expected.items():
+        assert result["scores"][name] == pytest.approx(score)
 
 
 def test_ours_stands_among_the_published_rows(run, said):
@@ -142,6 +150,29 @@ def test_several_labels(run, said):
     expected[expected[:, 2] == 0, 2] = -1
     np.testing.assert_array_equal(arrays["labels"], expected)
     assert arrays["scores"].shape == (15, 3)
+    value = by_hand.eleven_points(arrays["scores"], expected)
+    assert result["scores"]["11-point mAP"]["value"] == pytest.approx(value)
+
+    kept = {json.loads(p.read_text())["data"]: p.parent for p in run.glob("features/*/about.json")}
+    roles = ("fit", "validation", "test")
+    x = [np.load(kept[result["data"][r]["fingerprint"]] / "h-00000.npz")["x"] for r in roles]
+    labels = []
+    for seed, count in enumerate(PARTS.values()):
+        own = np.eye(3)[photographs(count, seed)[1]]
+        own[own[:, 2] == 0, 2] = -1
+        labels.append(own.astype(int))
+    chosen = result["protocol"]["chosen"]
+    rows = np.split(np.arange(sum(map(len, labels[:2]))), [PARTS["train"]])
+    tried, answer = by_hand.choose_penalty(
+        np.concatenate(x[:2]), np.concatenate(labels[:2]), 3, [rows], by_hand.eleven_points
+    )
+    best = max(tried["choose"].values())
+    # Fits that end a little earlier rank two neighbours in another order.
+    assert chosen["11-point mAP on validation"] == pytest.approx(best, abs=0.01)
+    (penalty,) = (p for p in tried["choose"] if p == pytest.approx(chosen["penalty"]))
+    assert tried["choose"][penalty] == pytest.approx(best, abs=0.01)
+    answers = answer(penalty, x[2])[:, :2]
+    np.testing.assert_allclose(arrays["scores"][:, :2], answers, atol=0.01 * np.abs(answers).max())
 
 
 def test_any_other_data(run, said):

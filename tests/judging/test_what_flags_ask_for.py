@@ -1,0 +1,123 @@
+"""Each flag of the doors that judge, embed and search reaches the option that it is named for."""
+
+from __future__ import annotations
+
+import functools
+import importlib
+import sys
+import types
+
+import absl
+import pytest
+from absl import flags
+
+from simclr_jax import parallel
+from simclr_jax.embedding import embed, search
+from simclr_jax.judging import linear_probe, transfer
+from simclr_jax.judging.datasets import Wanted
+from simclr_jax.judging.linear_probe import Options
+from simclr_jax.judging.solvers import Settings
+
+
+@pytest.fixture
+def asked(monkeypatch):
+    """Return the function from a door and its arguments to what it asks to be run."""
+
+    def ask(door, place, *arguments):
+        values, calls = flags.FlagValues(), []
+        stub = types.ModuleType("flags")
+        for name in dir(flags):
+            thing = getattr(flags, name)
+            here = name.startswith("DEFINE_")
+            setattr(stub, name, functools.partial(thing, flag_values=values) if here else thing)
+        stub.FLAGS = values
+        with monkeypatch.context() as patch:
+            patch.setattr(absl, "flags", stub)  # doors share names of flags
+            patch.delitem(sys.modules, f"simclr_jax.{door}", raising=False)
+            patch.setattr(parallel, "use_compilation_cache", lambda: None)
+            patch.setattr(place, "run", lambda *given, **named: calls.append((given, named)))
+            module = importlib.import_module(f"simclr_jax.{door}")
+            values(["door", *arguments])
+            module.main()
+        ((given, named),) = calls
+        return given, named
+
+    return ask
+
+
+PROBE = (
+    *("--checkpoint=a,b@7", "--data=d", "--data_dir=e", "--split=f", "--eval_split=g"),
+    *("--validation_split=h", "--solver=sgd,kmeans", "--tap=z,head1", "--labels=25"),
+    *("--knn=7:0.3,9", "--sgd_rates=0.5,2", "--sgd_epochs=3.5", "--sgd_batch_size=17"),
+    *("--sgd_augment", "--untrained", "--seed=11", "--cache=i", "--name=j"),
+    "--max_bad_fraction=0.25",
+)
+
+
+def test_the_linear_probe(asked):
+    (checkpoints, wanted, options), _ = asked("linear_probe", linear_probe, *PROBE)
+    assert checkpoints == ["a", "b@7"] and wanted == Wanted("d", "e", "f", "g", "h")
+    settings = Settings(((7, 0.3), (9, None)), (0.5, 2.0), 3.5, 17, True, 11)
+    assert options == Options(
+        solvers=("sgd", "kmeans"),
+        taps=("z", "head1"),
+        labels="25",
+        settings=settings,
+        untrained=True,
+        cache="i",
+        metric="",
+        name="j",
+        max_bad_fraction=0.25,
+    )
+
+
+def test_the_linear_probe_without_a_word(asked):
+    (checkpoints, wanted, options), _ = asked("linear_probe", linear_probe, "--checkpoint=a")
+    assert checkpoints == ["a"] and wanted == Wanted()
+    assert options == Options(solvers=("lbfgs", "knn"))  # of the settings all as they come
+    assert options.settings == Settings(
+        knn=((200, 0.1), (20, None)),
+        rates=(0.01, 0.03, 0.1, 0.3, 1.0, 3.0),
+        epochs=None,
+        batch_size=None,
+        augment=False,
+        seed=0,
+    )
+    assert (options.taps, options.labels, options.cache) == (("h",), "all", "")
+
+
+def test_transfer(asked):
+    arguments = ("--checkpoint=a", "--data_dir=b", "--sets=dtd,pets", "--data=c,d", "--seed=5")
+    (checkpoint, data_dir), named = asked(
+        "transfer", transfer, *arguments, "--cache=e", "--max_bad_fraction=0.5"
+    )
+    assert (checkpoint, data_dir) == ("a", "b")
+    assert named == {
+        "sets": ["dtd", "pets"],
+        "others": ["c", "d"],
+        "cache": "e",
+        "seed": 5,
+        "max_bad_fraction": 0.5,
+    }
+    for data, sets in ((), transfer.NAMES), (("--data=c",), []):
+        _, named = asked("transfer", transfer, "--checkpoint=a", *data)
+        assert tuple(named["sets"]) == tuple(sets) and named["seed"] == 0
+
+
+def test_embed(asked):
+    arguments = [f"--{name}={name}!" for name in ("checkpoint", "out", "data", "data_dir")]
+    arguments += [f"--{name}={name}!" for name in ("split", "tap", "cache")]
+    ((options,), _) = asked("embed", embed, *arguments)
+    assert options == embed.Options(
+        *("checkpoint!", "out!", "data!", "data_dir!", "split!", "tap!", "cache!")
+    )
+    ((options,), _) = asked("embed", embed, "--checkpoint=a", "--out=b")
+    assert options == embed.Options("a", "b", "", "", "", "h", "")
+
+
+def test_search(asked):
+    arguments = ("--embeddings=a", "--query=b", "--query=c", "--k=4", "--duplicates=0.9")
+    ((options,), _) = asked("search", search, *arguments, "--out=d", "--images=e", "--seed=6")
+    assert list(options.query) == ["b", "c"]
+    assert (options.embeddings, options.k, options.duplicates) == ("a", 4, 0.9)
+    assert (options.out, options.images, options.seed) == ("d", "e", 6)
