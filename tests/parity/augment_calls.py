@@ -7,13 +7,15 @@ Nothing here knows a file by name: a file says which official function was calle
 
 from __future__ import annotations
 
+import collections
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, NamedTuple
 
 import jax
 import numpy as np
 from golden import Recording
+from recorded import Settings
 
 from simclr_jax.augment import color, on_device, on_host, resize
 from simclr_jax.augment.draws import Draws
@@ -22,6 +24,9 @@ from simclr_jax.augment.policy import Policy
 GRID = {"tf1": "corner", "tf2": "half_pixel"}
 MODE = {"simclrv1": "add", "simclrv2": "multiply"}
 COLOR = ("brightness", "contrast", "saturation", "hue")  # as `Draws.order` numbers them
+
+
+Parameters = collections.ChainMap
 
 
 def function(recording: Recording) -> str:
@@ -33,7 +38,8 @@ def function(recording: Recording) -> str:
 def image_tf1(recording: Recording) -> np.ndarray:
     settings = recording.settings["image"]
     height, width, name = settings["height"], settings["width"], settings["image_name"]
-    kind, _, is_uint8 = settings["kind"].partition("_")
+    kind, _, number = settings["kind"].partition("_")
+    assert kind in ("noise", "smooth") and number in ("", "u8"), settings["kind"]
     if kind == "noise":
         image = recording.fill(name, (height, width, 3), "uniform")
     else:
@@ -42,12 +48,12 @@ def image_tf1(recording: Recording) -> np.ndarray:
         y, x, c = np.ogrid[:height, :width, :3]
         image = 0.5 + 0.24 * np.sin(2 * np.pi * (1 + c) * y / height + phase[:3])
         image = image + 0.24 * np.cos(2 * np.pi * (2 + c) * x / width + phase[3:])
-    if is_uint8:
+    if number:
         return np.clip(np.floor(256 * image), 0, 255).astype(np.uint8)
     return image.astype(np.float32)
 
 
-def image_tf2(settings: dict[str, Any], recording: Recording) -> np.ndarray:
+def image_tf2(settings: Settings, recording: Recording) -> np.ndarray:
     if "stored" in settings:
         return recording.arrays[settings["stored"]]
     image = recording.fill(settings["fill"], settings["shape"], settings["law"])
@@ -56,7 +62,7 @@ def image_tf2(settings: dict[str, Any], recording: Recording) -> np.ndarray:
     return np.round(255 * image).astype(np.uint8)
 
 
-def calls(recording: Recording) -> Iterator[tuple[np.ndarray, dict[str, Any], np.ndarray]]:
+def calls(recording: Recording) -> Iterator[tuple[np.ndarray, Parameters, np.ndarray]]:
     """Yield (image, flat parameters, recorded output) of each call in the file."""
     settings, arrays = recording.settings, recording.arrays
     common = {"grid": GRID[recording.spec["flavour"]]}
@@ -65,19 +71,19 @@ def calls(recording: Recording) -> Iterator[tuple[np.ndarray, dict[str, Any], np
     if recording.tf1:
         image = image_tf1(recording)
         size = {"height": settings.get("out_height"), "width": settings.get("out_width")}
-        yield image, common | size | flat(settings), arrays["output"]
+        yield image, flat(settings, common | size), arrays["output"]
         return
     images = {name: image_tf2(made, recording) for name, made in settings["images"].items()}
     for call in settings["calls"]:
-        yield images[call["image"]], common | flat(call), arrays[call["out"]]
+        yield images[call["image"]], flat(call, common), arrays[call["out"]]
 
 
-def flat(settings: dict[str, Any]) -> dict[str, Any]:
-    result = {key: value for key, value in settings.items() if not isinstance(value, dict)}
+def flat(settings: Settings, common: dict[str, Any]) -> Parameters:
+    """Return the parameters of a call in one: the innermost group that has one is right."""
+    groups = [settings]
     for key in ("params", "draws", "factors"):
-        if key in settings:
-            result |= flat(settings[key])
-    return result
+        groups += [group[key] for group in groups if isinstance(group.get(key), Settings)]
+    return Parameters(*reversed(groups), common)
 
 
 class Implementation(NamedTuple):
@@ -172,16 +178,22 @@ def jitter(ours, image, p):
 
 def preprocess(ours, image, p):
     size = p.get("out_size", p.get("height"))
-    if p.get("test_crop") is False:
-        return ours.to_float(image)  # evaluation at 32 pixels
-    if "test_crop" in p and not p.get("is_training"):
-        return ours.center_crop(image, size, p["grid"])
+    assert p.get("width", size) in (size, None)
+    box = p.get("box")
+    training = p.get("is_training", "test_crop" not in p)
     distort = p.get("color_distort", p.get("color_jitter_strength", 0) > 0)
+    if not training and not p["test_crop"]:
+        assert image.shape[:2] == (size, size)
+        return ours.to_float(image)  # evaluation at 32 pixels
+    if not training:
+        # The share that the official program keeps, whatever it is asked for.
+        assert box in (None, list(ours.center_box(*image.shape[:2], (size, size), 0.875)))
+        return ours.center_crop(image, size, p["grid"])
     off = {} if distort else {"jitter": 0.0, "grayscale": 0.0}
     return ours.augment(image, draws(p), Policy(size=size, grid=p["grid"], blur=0, **off))
 
 
-def draws(p: dict[str, Any], **fields: Any) -> Draws:
+def draws(p: Mapping[str, Any], **fields: Any) -> Draws:
     """Put recorded draws into ours; the TF1 files record the uniform numbers, not the events."""
     applied = p.get("apply", ())
     jitter, gray = p.get("order") is not None, p.get("grayscale", False)
@@ -213,9 +225,10 @@ def batch_random_blur(ours, recording):
     """One sigma a view, a choice an example, clipped; through `augment` where shapes allow it."""
     settings, arrays, tf1 = recording.settings, recording.arrays, recording.tf1
     size = settings["image_size_argument" if tf1 else "height"]
+    assert settings["kernel_size"] == size // 10
     for v, recorded in enumerate(arrays["output"] if tf1 else (arrays["out0"], arrays["out1"])):
-        name = f"image{v}" if tf1 else f"images/view{v}"
-        images = recording.fill(name, recorded.shape, "uniform")
+        how = {"name": "image{v}", "law": "uniform"} if tf1 else settings["images"]
+        images = recording.fill(how["name"].format(v=v), recorded.shape, how["law"])
         if tf1:
             sigma = settings["draws"]["sigma_per_view"][v]
             uniform = settings["draws"]["selector_uniform_per_view"][v]

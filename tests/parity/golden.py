@@ -8,10 +8,12 @@ made the same way (`SIMCLR_GOLDEN`).
 
 from __future__ import annotations
 
+import collections
 import dataclasses
 import functools
 import json
 import os
+import re
 import zlib
 from collections.abc import Callable, Container, Iterable, Mapping
 from pathlib import Path
@@ -19,6 +21,8 @@ from typing import Any
 
 import numpy as np
 import pytest
+import recorded
+from recorded import Flags, Settings
 
 _OWN = Path(__file__).resolve().parents[1] / "golden"
 EPS32, EPS64 = float(np.finfo(np.float32).eps), float(np.finfo(np.float64).eps)
@@ -51,18 +55,32 @@ class Recording:
     def name(self) -> str:
         return self.path.name
 
-    @property
-    def settings(self) -> dict[str, Any]:
-        return self.spec["settings"]
+    @functools.cached_property
+    def settings(self) -> Settings:
+        given = self.spec["settings"]
+        return given if isinstance(given, Settings) else Settings(given)
 
     @property
-    def flags(self) -> dict[str, Any]:
+    def flags(self) -> Flags:
         """Flags of the official program; some recordings keep them among the settings."""
-        return self.settings.get("flags", self.settings.get("base", self.settings))
+        groups = [self.settings[name] for name in ("flags", "base") if name in self.settings]
+        return Flags((groups or [self.settings])[0], self.spec["flavour"])
+
+    def with_settings(self, **changes: Any) -> Recording:
+        """Return a recording with other settings; what is read of it is read of this one."""
+        return dataclasses.replace(self, spec=self.spec | {"settings": self.settings | changes})
 
     @property
     def cifar_stem(self) -> bool:
-        return self.settings.get("cifar_stem", self.flags.get("image_size", 224) <= 32)
+        """Tell the stem: officially that of small images, if the recording does not say."""
+        if "cifar_stem" in self.settings:
+            return self.settings["cifar_stem"]
+        return self.flags["image_size"] <= 32
+
+    def check_all_read(self) -> None:
+        """Fail if there is a setting that neither was read so far nor merely explains."""
+        unknown = recorded.unknown(self.spec["kind"], self.settings)
+        assert not unknown, f"{self.name}: nothing reads the setting {'; '.join(unknown)}"
 
     @property
     def tf1(self) -> bool:
@@ -93,22 +111,45 @@ def recordings() -> tuple[Recording, ...]:
     Raises:
       FileNotFoundError: if there is none, which would make every test pass.
     """
-    found = []
-    for path in (path for folder in folders() for path in sorted(folder.glob("*.npz"))):
-        with np.load(path) as file:
-            found.append(Recording(path, json.loads(str(file["spec_json"]))))
+    found = [read(path) for folder in folders() for path in sorted(folder.glob("*.npz"))]
     if not found:
         raise FileNotFoundError(f"no recordings in {places()} (SIMCLR_GOLDEN names other folders)")
     return tuple(found)
 
 
+def read(path: Path) -> Recording:
+    with np.load(path) as file:
+        return Recording(path, json.loads(str(file["spec_json"])))
+
+
+def kinds() -> collections.Counter[str]:
+    """Return how many recordings there are of each kind."""
+    return collections.Counter(recording.spec["kind"] for recording in recordings())
+
+
+ASKED: set[Path] = set()  # recordings that some test has asked for
+
+
 def cases(kind: str, wanted: Callable[[Recording], bool] = lambda _: True) -> list:
-    """Return pytest parameters: the recordings of a kind, or one that is skipped."""
+    """Return pytest parameters: the recordings of a kind, or one that is skipped.
+
+    Raises:
+      ValueError: if the kind is among those that have no tests.
+    """
+    if kind in recorded.NOT_YET or kind not in recorded.EXPLAINED:
+        raise ValueError(f"{kind} is tested: move it from NOT_YET to EXPLAINED in recorded.py")
     chosen = [r for r in recordings() if r.spec["kind"] == kind and wanted(r)]
+    ASKED.update(r.path for r in chosen)
     if not chosen:
         reason = f"no such {kind} recording in {places()}"
         return [pytest.param(None, marks=pytest.mark.skip(reason=reason), id="none")]
     return [pytest.param(recording, id=recording.path.stem) for recording in chosen]
+
+
+def untested() -> list[str]:
+    """Return the recordings that no test asked for, though their kind is not said to have none."""
+    kept = (r for r in recordings() if r.spec["kind"] not in recorded.NOT_YET)
+    return [recording.name for recording in kept if recording.path not in ASKED]
 
 
 def only(parameters: list, names: Container[str]) -> list:
@@ -138,6 +179,15 @@ def fill(name: str, shape: tuple[int, ...], seed: int, law: str) -> np.ndarray:
     elif law != "normal":
         raise ValueError(law)
     return x.astype(np.float32)
+
+
+def formula(text: str) -> tuple[str, tuple[int, ...], str]:
+    """Read name, shape and law out of a formula such as `fill('images', (2,8,8,3), seed, 'x')`."""
+    found = re.search(r"fill\('([^']+)', \(([\d, ]+)\),(?: seed,)? '(\w+)'\)", text)
+    if not found:
+        raise ValueError(f"no formula that makes numbers: {text}")
+    name, shape, law = found.groups()
+    return name, tuple(int(n) for n in shape.split(",")), law
 
 
 def error(got: Any, want: np.ndarray, floor: float = 0.0) -> float:

@@ -6,7 +6,6 @@ writes the table from their reports.
 
 from __future__ import annotations
 
-import collections
 import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -15,6 +14,7 @@ from typing import NamedTuple
 import golden
 import jax
 import pytest
+import recorded
 
 _KEY = "parity"
 _BY_KIND = "{:<18}{:<10}{:>5}{:>10}{:>11}{:>11}  {}"
@@ -57,6 +57,19 @@ def record_parity(record_property) -> Callable[..., None]:
     return record
 
 
+@pytest.hookimpl(wrapper=True)
+def pytest_pyfunc_call(pyfuncitem):
+    """Fail a test that compares a recording but does not read every setting of it."""
+    recording = pyfuncitem.funcargs.get("recording")
+    compares = recording is not None and "record_parity" in pyfuncitem.funcargs
+    if compares:
+        recording.settings.seen.clear()  # what other tests read
+    result = yield
+    if compares:
+        recording.check_all_read()
+    return result
+
+
 def pytest_runtest_logreport(report):
     if report.when == "call":
         _measured.extend(Measured(*value) for key, value in report.user_properties if key == _KEY)
@@ -92,11 +105,11 @@ def _grouped(*fields: str) -> dict[tuple[str, ...], list[Measured]]:
 def _by_kind() -> Iterator[str]:
     """Yield a line for each kind and precision of recording that this process compared."""
     yield _BY_KIND.format("kind", "recorded", "files", "compared", "max error", "tolerance", "pass")
-    for (kind, recorded), measured in _grouped("kind", "recorded").items():
+    for (kind, precision), measured in _grouped("kind", "recorded").items():
         compared = {m.file for m in measured}
         own = kind.partition(" (")[0]  # "augment_op (host)" is compared with the same files
         files = compared | {r.name for r in golden.recordings() if r.spec["kind"] == own}
-        yield _BY_KIND.format(kind, recorded, len(files), len(compared), *_verdict(measured))
+        yield _BY_KIND.format(kind, precision, len(files), len(compared), *_verdict(measured))
 
 
 def _by_file() -> Iterator[str]:
@@ -109,12 +122,14 @@ def _by_file() -> Iterator[str]:
         for (_, file), measured in ((k, v) for k, v in by_file.items() if k[0] == kind):
             yield _BY_FILE.format(f"  {file}", _worst(measured).recorded, *_verdict(measured))
     yield from (f"skipped: {node.partition('[')[2][:-1]}: {why}" for node, why in _skipped)
-    missing = collections.Counter()
-    for recording in golden.recordings():
-        if recording.spec["kind"] not in kinds:
-            missing[recording.spec["kind"]] += 1
-    for kind, count in sorted(missing.items()):
-        yield f"not in this process: {count} of kind {kind}"
+    tested = golden.kinds().keys() - recorded.NOT_YET - kinds
+    for kind in sorted(tested):
+        yield f"not in this process: {golden.kinds()[kind]} of kind {kind}"
+
+
+def _not_yet() -> dict[str, int]:
+    """Return the numbers of recordings, by kind, of methods that are not here."""
+    return {kind: n for kind, n in sorted(golden.kinds().items()) if kind in recorded.NOT_YET}
 
 
 def pytest_terminal_summary(terminalreporter, config):
@@ -124,7 +139,12 @@ def pytest_terminal_summary(terminalreporter, config):
     precision = "float64" if jax.config.jax_enable_x64 else "float32"
     title = f"parity with the official recordings, computed in {precision}"
     failed = [f"failed: {node}" for node in _failed]
-    full, short = [title, *_by_file(), *failed], [title, *_by_kind(), *failed]
+    not_yet = _not_yet()
+    each = [f"of a method that is not here yet: {n} of kind {kind}" for kind, n in not_yet.items()]
+    files, of = sum(not_yet.values()), len(not_yet)
+    total = f"of methods that are not here yet: {files} files of {of} kinds"
+    full = [title, *_by_file(), *each, *failed]
+    short = [title, *_by_kind(), *([total] if not_yet else []), *failed]
     terminalreporter.section("parity")
     terminalreporter.write_line("\n".join(full if golden.EVERYTHING else short))
     if target := os.environ.get("SIMCLR_PARITY_TABLE"):

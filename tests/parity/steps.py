@@ -32,6 +32,7 @@ from simclr_jax.train import timetable as timetables
 from simclr_jax.train.stage import Batch, Metrics, Stage, TrainState
 from simclr_jax.train.step import make_step
 
+KERAS_EPSILON = 1e-7  # of Adam under TensorFlow 2
 # In float64 these steps run longer than they compile, unlike other tests: the cheap settings of
 # tests/conftest.py would make them take two to three times as long.
 OPTIMISED = {"xla_backend_optimization_level": 1, "xla_llvm_disable_expensive_passes": False}
@@ -49,7 +50,7 @@ def best(parameters: list, cost: Callable[[golden.Recording], Any]) -> list:
 
 
 def finetunes(recording: golden.Recording) -> bool:
-    return recording.flags.get("train_mode") == "finetune"
+    return recording.flags["train_mode"] == "finetune"
 
 
 def size(recording: golden.Recording) -> tuple[int, ...]:
@@ -61,8 +62,7 @@ def size(recording: golden.Recording) -> tuple[int, ...]:
 
 def classes(recording: golden.Recording) -> int:
     """Return how many classes the official supervised head has; any number without one."""
-    shapes = [shape for name, (shape, _) in recording.variables.items() if "supervised" in name]
-    return shapes[-1][-1] if shapes else 10
+    return sections.classes(recording) or 10
 
 
 def round32(x: float) -> float:
@@ -72,43 +72,64 @@ def round32(x: float) -> float:
 def recipe(recording: golden.Recording, stage: str) -> recipes.ConfigDict:
     """Return the recipe of the official flags; what a recording leaves out is their default."""
     flags, tf1, c = recording.flags, recording.tf1, recipes.base()
+    assert finetunes(recording) == (stage != "pretrain"), f"{recording.name}: not of {stage}"
     c.stage = stage
-    c.bn.groups = 1 if flags.get("global_bn", True) else 0
-    c.finetune.train_from_block = flags.get("fine_tune_after_block", -1) + 1
+    c.bn.groups = 1 if flags["global_bn"] else 0
+    c.finetune.train_from_block = flags["fine_tune_after_block"] + 1
     recipes.official(c, recording.spec["flavour"])
     c.augment.placement = "host"  # which is how finished views come in
     c.data.image_size = flags["image_size"]
-    c.model.depth, c.model.width = flags["resnet_depth"], float(flags["width_multiplier"])
-    c.model.stem = "cifar" if flags["image_size"] <= 32 else "imagenet"
-    c.model.sk_ratio = float(flags.get("sk_ratio", 0))
-    c.model.se_ratio = float(flags.get("se_ratio", 0))
-    c.bn.momentum = 1 - round32(1 - flags.get("batch_norm_decay", 0.9))
+    c.model.update(dataclasses.asdict(sections.architecture(recording)))
+    c.bn.momentum = 1 - round32(1 - flags["batch_norm_decay"])
     c.head.kind = sections.head_kind(recording)
-    c.head.layers, c.head.dim = flags.get("num_proj_layers", 3), flags.get("proj_out_dim", 128)
-    optimizer = flags.get("optimizer", "lars")
-    c.optim.name = {"lars": "lars", "momentum": "sgd", "adam": "adam"}[optimizer]
+    c.head.layers = max(1, recipes.layer_count(c.head.kind, flags["num_proj_layers"]))
+    c.head.dim = flags["proj_out_dim"]
+    c.optim.name = {"lars": "lars", "momentum": "sgd", "adam": "adam"}[flags["optimizer"]]
+    c.optim.momentum = float(flags["momentum"])
     if tf1 and c.optim.name == "sgd":
         c.optim.momentum = round32(c.optim.momentum)
-    c.optim.base_lr = flags.get("learning_rate", 0.3)
-    c.optim.lr_scaling = flags.get("learning_rate_scaling", "linear")
-    c.optim.weight_decay = flags.get("weight_decay", 1e-4 if tf1 else 1e-6)
-    c.optim.warmup_epochs = float(flags.get("warmup_epochs", 10))
+    c.optim.base_lr = flags["learning_rate"]
+    c.optim.lr_scaling = flags["learning_rate_scaling"]
+    c.optim.weight_decay = flags["weight_decay"]
+    c.optim.warmup_epochs = float(flags["warmup_epochs"])
     c.train.batch_size, c.train.dtype = flags["train_batch_size"], "float64"
-    c.train.epochs = float(flags.get("train_epochs", 100))
-    if "train_steps" in flags:  # official runs may be shorter than their warm-up
+    c.train.epochs = float(flags["train_epochs"])
+    if flags["train_steps"]:  # official runs may be shorter than their warm-up
         examples = recording.settings["num_train_examples"]
         warmup = schedules.warmup_steps(c.optim.warmup_epochs, examples, c.train.batch_size)
         c.train.steps = max(flags["train_steps"], warmup + 1)
     c.eval.knn = False
-    if stage != "pretrain":
+    tap, temperature = sections.tap(recording), flags["temperature"]
+    normalize, blur = flags["hidden_norm"], flags["use_blur"]
+    probe = flags["lineareval_while_pretraining"] and not tf1
+    if stage == "pretrain":
+        assert not blur, f"{recording.name}: use_blur is true, and what it drew is not recorded"
+        c.loss.temperature, c.loss.normalize = temperature, normalize
+        c.eval.probe, c.eval.probe_tap = probe, tap if probe else 0
+    else:
         recipes.crop_and_flip(c)
-        c.eval.probe = False
+        c.eval.probe, c.finetune.tap = False, tap
     return c
+
+
+def drawn(recording: golden.Recording, step: int, channels: int) -> np.ndarray:
+    """Return the coarse noise `[n, s, s, channels]` of which the images of a step are made."""
+    n = recording.flags["train_batch_size"]
+    if recording.tf1:
+        how = recording.settings["images"].replace("6 if pretrain else 3", str(channels))
+        name, shape, law = golden.formula(how.replace("(batch,", f"({n},"))
+        name = name.replace("<k>", str(step))
+    else:
+        how = recording.settings["views"]
+        name, shape, law = how["name"].format(k=step), how["fill_shape"], how["law"]
+    assert (shape[0], shape[-1]) == (n, channels), f"{recording.name}: images of shape {shape}"
+    return recording.fill(name, shape, law)
 
 
 def enlarged(recording: golden.Recording, images: np.ndarray) -> np.ndarray:
     """Return coarse noise `[n, s, s, c]` as images of the recorded size, in blocks."""
-    repeat = recording.flags["image_size"] // images.shape[1]
+    repeat, rest = divmod(recording.flags["image_size"], images.shape[1])
+    assert repeat and not rest, f"{recording.name}: image_size {recording.flags['image_size']}"
     return np.repeat(np.repeat(images, repeat, 1), repeat, 2).astype(np.float64)
 
 
@@ -141,6 +162,10 @@ def feed_recorded_rates(
     rates = jnp.asarray(recorded, jnp.float64)
     if recording.tf1 and c.optim.name == "adam":
         rates = rates * _adam32(len(recorded), monkeypatch)
+    elif c.optim.name == "adam":
+        monkeypatch.setattr(
+            optimizers, "adam", functools.partial(optimizers.adam, epsilon=KERAS_EPSILON)
+        )
     monkeypatch.setattr(schedules, "warmup_cosine", lambda *_: lambda step: rates[step])
 
 
@@ -271,7 +296,7 @@ class Program:
             logits = {"eval_logits": network(variables, images)} if network else {}
             return {"eval_h": found["h"], "eval_head": found[tap], **logits}
 
-        images = recording.fill("eval_images", (6, 4, 4, 3), "uniform")
+        images = recording.fill(*golden.formula(recording.settings["eval"]))
         variables = {"params": state.params, "batch_stats": state.batch_stats}
         return features(variables, enlarged(recording, images))
 

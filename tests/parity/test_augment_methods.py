@@ -20,7 +20,7 @@ def test_solarize(recording, placement, record_parity):
     image, official = recording.arrays["image"], recording.arrays["out"]
     # The recording is in float64: a value that rounds onto the threshold is decided otherwise.
     certain = np.abs(image - threshold) > golden.EPS32
-    assert certain.any() and (official != image).any() and (official == image).any()
+    assert certain.any()
     ours = np.asarray(solarize(image.astype(np.float32), threshold))
     error = np.abs(ours - official)[certain].max()
     kind = "solarize" if placement == "device" else "solarize (host)"

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
-import re
 import tarfile
+from collections.abc import Iterator
 from pathlib import Path
 
 import golden
@@ -12,6 +12,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import sections
+import steps
 
 from simclr_jax.frame import modules
 from simclr_jax.interop import convert as convert_stage
@@ -33,12 +35,12 @@ def sources() -> list:
             return [pytest.param(None, None, None, marks=parameter.marks, id="none")]
         found += [
             pytest.param(recording, source, prefix, id=f"{recording.path.stem}-{source.name}")
-            for source, prefix in _sources(recording)
+            for source, prefix in to_convert(recording)
         ]
     return found
 
 
-def _sources(recording: golden.Recording):
+def to_convert(recording: golden.Recording) -> Iterator[tuple[Path, str]]:
     folder = recording.path.parent / recording.settings["folder"]
     yield folder, "eval"
     if recording.settings.get("saved_model"):
@@ -55,20 +57,48 @@ def convert(recording: golden.Recording, source: Path, tmp_path: Path) -> saved.
             packed.extractall(tmp_path, filter="data")
         (source,) = (path.parent for path in tmp_path.rglob("saved_model.pb"))
     # A hub module applies its classifier to h, whatever it was trained on, and has no head.
-    tap = None if source.name.startswith("hub") else recording.flags.get("ft_proj_selector")
+    tap = sections.tap(recording)
+    if source.name.startswith("hub") or not classes(recording):
+        tap = None
     convert_stage.run(str(source), str(tmp_path / "run"), convert_stage.Options("none", tap=tap))
     return saved.read(str(tmp_path / "run"))
+
+
+def classes(recording: golden.Recording) -> int:
+    """Return how many classes the saved classifier has; 0: none was saved."""
+    saved_one = any(name.startswith("head_supervised") for name in recording.variables)
+    found = sections.classes(recording)
+    return found if saved_one and found else 0
 
 
 def images(recording: golden.Recording) -> np.ndarray:
     how = recording.settings.get("images")
     if how:
         return recording.fill(how["name"], how["shape"], how["law"])
-    rule = recording.settings["eval_images"]  # a formula, of coarse pixels to be repeated
-    name, shape, law = re.search(r"fill\('(\w+)', \(([\d, ]+)\), .*'(\w+)'\)", rule).groups()
-    x = recording.fill(name, [int(n) for n in shape.split(",")], law)
-    times = recording.flags["image_size"] // x.shape[1]
-    return np.repeat(np.repeat(x, times, 1), times, 2)
+    # A formula, of coarse pixels to be repeated up to the size of the images.
+    x = recording.fill(*golden.formula(recording.settings["eval_images"]))
+    return steps.enlarged(recording, x).astype(np.float32)
+
+
+def check(recording: golden.Recording, source: Path, run: saved.Saved) -> None:
+    """Compare the recipe with what the program was told, as far as a checkpoint can show it."""
+    config, settings = run.config, recording.settings
+    fields = {field.name for field in dataclasses.fields(official.Architecture)}
+    model = {name: value for name, value in config.model.items() if name in fields}
+    wanted = sections.architecture(recording)
+    found = official.Architecture(**model)
+    assert sections.knowable(found) == sections.knowable(wanted)
+    step = settings.get("steps", settings.get("train_steps"))
+    kind, layers = sections.head_kind(recording), recording.flags["num_proj_layers"]
+    head = {"kind": kind, "layers": layers, "dim": recording.flags["proj_out_dim"]}
+    if not source.name.startswith("hub"):  # which says no step, and has no projection head
+        assert run.step == step
+        shown = {"none": ["kind"], "linear": ["kind", "dim"], "nonlinear": list(head)}[kind]
+        assert {name: config.head[name] for name in shown} == {name: head[name] for name in shown}
+    assert run.record["converted"]["classes"] == classes(recording)
+    assert config.augment.grid == ("corner" if recording.tf1 else "half_pixel")
+    if (source / "flags.json").exists():
+        assert config.data.image_size == recording.flags["image_size"]
 
 
 def outputs(run: saved.Saved, x: np.ndarray) -> dict[str, np.ndarray]:
@@ -91,14 +121,7 @@ def outputs(run: saved.Saved, x: np.ndarray) -> dict[str, np.ndarray]:
 @pytest.mark.parametrize("recording, source, prefix", sources())
 def test_converted_model_is_the_recorded_one(recording, source, prefix, tmp_path, record_parity):
     run = convert(recording, source, tmp_path)
-    config, settings, flags = run.config, recording.settings, recording.flags
-    if prefix != "hub":  # which does not say
-        assert run.step == settings.get("steps", settings.get("train_steps"))
-    assert config.model.depth == flags["resnet_depth"]
-    assert config.model.width == flags["width_multiplier"]
-    assert config.model.sk_ratio == flags.get("sk_ratio", 0.0) and config.model.se_ratio == 0
-    assert config.model.stem == "cifar" and config.data.image_size == flags["image_size"]
-    assert config.augment.grid == ("corner" if recording.tf1 else "half_pixel")
+    check(recording, source, run)
 
     found = outputs(run, images(recording))
     compared = 0
@@ -115,10 +138,9 @@ def test_converted_model_is_the_recorded_one(recording, source, prefix, tmp_path
 
 def weights_error(recording: golden.Recording, run: saved.Saved) -> float:
     """Compare all weights with the digests of what was saved."""
-    config, namer = run.config, official.namer(recording.tf1)
-    fields = {field.name for field in dataclasses.fields(official.Architecture)}
-    model = {name: value for name, value in config.model.items() if name in fields}
-    names = namer.encoder(official.Architecture(**model))
+    config = run.config
+    namer = official.namer(recording.tf1, recording.flags["global_bn"])
+    names = namer.encoder(sections.architecture(recording))
     names |= namer.head(config.head.kind, config.head.layers)
     if run.record["converted"]["classes"]:
         names |= namer.classifier()

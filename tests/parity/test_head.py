@@ -22,7 +22,7 @@ def outputs(recording: golden.Recording, variables: dict, x: jax.Array, train: b
         train,
         mutable=["batch_stats"],
     )
-    tapped = hiddens[flags.get("ft_proj_selector", 0)]
+    tapped = hiddens[sections.tap(recording)]
     if recording.tf1:
         named = {"out": tapped if flags["train_mode"] == "finetune" else hiddens[-1]}
     else:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import golden
 import jax
 import jax.numpy as jnp
-import numpy as np
 import pytest
 
 from simclr_jax.models.inputs import INPUTS
@@ -15,6 +14,5 @@ from simclr_jax.models.inputs import INPUTS
 @pytest.mark.parametrize("recording", golden.cases("rgb2lab"))
 def test_lightness(recording, record_parity):
     official = recording.arrays["lab"][..., :1] / 100
-    assert np.ptp(official) > 0.5
     ours = jax.jit(INPUTS["lightness"])(jnp.asarray(recording.arrays["image"]))
     record_parity("rgb2lab", recording.name, golden.error(ours, official), 1e-12, "float64")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from typing import Any
 
 import golden
 import jax
@@ -11,6 +12,7 @@ import numpy as np
 import optax
 import pytest
 from flax.traverse_util import flatten_dict, unflatten_dict
+from recorded import Settings
 
 from simclr_jax.interop import official_names as official
 from simclr_jax.optim import masks, optimizers
@@ -84,28 +86,42 @@ def build(recording: golden.Recording, paths: dict) -> optax.GradientTransformat
     """Build our optimiser for the recorded settings."""
     settings = recording.settings
     rates = jnp.asarray(settings["learning_rates"], jnp.float64)
-    name = settings.get("optimizer", "lars")
+    name, momentum = settings.get("optimizer", "lars"), settings["momentum"]
     if name == "momentum":
         # Keras, under TensorFlow 2, keeps the rate inside the momentum; TensorFlow 1 outside.
         return optimizers.sgd(
             lambda step: rates[step],
-            momentum=settings["momentum"],
-            nesterov=settings["keras_config"]["nesterov"],
+            momentum=momentum,
+            nesterov=keras(settings, "nesterov", settings.get("use_nesterov", True)),
             rate_in_momentum=not recording.tf1,
         )
     if name == "adam":
         return optimizers.adam(
-            lambda step: rates[step], epsilon=settings["keras_config"]["epsilon"]
+            lambda step: rates[step],
+            b1=keras(settings, "beta_1", 0.9),
+            b2=keras(settings, "beta_2", 0.999),
+            epsilon=keras(settings, "epsilon", 1e-8),
         )
+    assert name == "lars", f"{recording.name}: optimizer = {name}"
     return optimizers.lars(
         lambda step: rates[step],
-        momentum=settings["momentum"],
+        momentum=momentum,
         weight_decay=settings["weight_decay"],
         trust_coefficient=settings["eeta"],
         nesterov=settings["use_nesterov"],
         classic_momentum=settings["classic_momentum"],
         **({} if official_lists(recording) else listed_masks(recording, paths)),
     )
+
+
+UNUSED = ("weight_decay", "clipnorm", "global_clipnorm", "clipvalue", "use_ema", "amsgrad")
+
+
+def keras(settings: Settings, name: str, default: Any) -> Any:
+    """Return what Keras says of its optimiser, which is to use nothing that ours have not."""
+    config = settings.get("keras_config", {})
+    assert not any(config.get(unused) for unused in UNUSED), dict(config)
+    return config.get(name, default)
 
 
 def run(recording: golden.Recording, initial: dict, gradients: dict):
@@ -144,6 +160,8 @@ def run(recording: golden.Recording, initial: dict, gradients: dict):
 @pytest.mark.parametrize("recording", golden.cases("lars"))
 def test_every_step_is_the_official_one(recording, record_parity):
     initial, gradients, values, momenta = history(recording)
+    settings = recording.settings
+    assert settings.get("steps", len(settings["learning_rates"])) == len(settings["learning_rates"])
     limit = golden.float32_tolerance(max(recording.spec["sensitivity"].values()))
     # optax scales by the negative rate before a momentum that holds the rate.
     sign = -1 if recording.settings.get("classic_momentum") else 1

@@ -24,6 +24,7 @@ def hidden(recording: golden.Recording) -> np.ndarray:
             x[:, settings["zero_row"]] = 0
         return x
     how, n = settings["hidden"], settings["n"]
+    assert how["shape"] == [2 * n, settings["dim"]], f"{recording.name}: shape = {how['shape']}"
     names = [how["name"].format(r=r) for r in range(settings["num_replicas"])]
     x = np.stack([recording.fill(name, how["shape"], how["law"]) for name in names])
     x *= np.float32(how["scale"])

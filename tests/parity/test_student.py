@@ -22,6 +22,13 @@ from simclr_jax.train.stage import Batch, Metrics, Stage
 
 EXAMPLES = 64  # any number: the notebook counts steps
 
+STUDENT = (
+    r"ResNet-(?P<depth>\d+), width_multiplier (?P<width>[\d.]+), (?P<stem>cifar|imagenet) stem, "
+    r"global_bn (?P<global_bn>True|False), \+ linear_layer head \((?P<classes>\d+) classes\) on h"
+)
+RATE = r"cosine_decay\((?P<rate>[\d.e-]+), step, (?P<length>\d+)\), no warmup.*"
+LISTS = ({"batch_normalization", "bias"}, {"batch_normalization", "bias", "head_supervised"})
+
 
 def cases() -> list:
     """All of them under SIMCLR_PARITY=all; otherwise none, since a step compiles long."""
@@ -31,29 +38,38 @@ def cases() -> list:
 def described(recording: golden.Recording) -> golden.Recording:
     """Return the recording with what its settings say in words as flags."""
     settings = recording.settings
-    (depth,) = re.findall(r"ResNet-(\d+)", settings["student"])
-    (width,) = re.findall(r"width_multiplier ([\d.]+)", settings["student"])
-    assert "cifar stem, global_bn True" in settings["student"]
-    rate, length = re.findall(r"cosine_decay\(([\d.]+), step, (\d+)\)", settings["learning_rate"])[
-        0
-    ]
-    (shape,) = re.findall(r"fill\('images/step<k>', \((.*?)\)", settings["images"])
+    words, optimizer = parsed(STUDENT, settings["student"]), settings["optimizer"]
+    rate, length = parsed(RATE, settings["learning_rate"]).values()
+    _, (batch, side, *_), _ = golden.formula(settings["images"])
+    assert batch == settings["batch"], recording.name
     flags = {
         "train_mode": "finetune",
-        "resnet_depth": int(depth),
-        "width_multiplier": float(width),
-        "image_size": int(shape.split(",")[1]),
+        "resnet_depth": int(words["depth"]),
+        "width_multiplier": float(words["width"]),
+        "image_size": side,
+        "global_bn": words["global_bn"] == "True",
         "proj_head_mode": "none",
-        "optimizer": settings["optimizer"]["name"],
-        "weight_decay": settings["optimizer"]["weight_decay"],
+        "optimizer": optimizer["name"],
+        "momentum": optimizer["momentum"],
+        "weight_decay": optimizer["weight_decay"],
         "learning_rate": float(rate),
         "learning_rate_scaling": "none",
         "warmup_epochs": 0,
-        "train_batch_size": settings["batch"],
+        "train_batch_size": batch,
         "train_steps": int(length),
     }
-    settings = settings | {"flags": flags, "num_train_examples": EXAMPLES}
-    return dataclasses.replace(recording, spec=recording.spec | {"settings": settings})
+    return recording.with_settings(
+        flags=flags,
+        cifar_stem=words["stem"] == "cifar",
+        classes=int(words["classes"]),
+        num_train_examples=EXAMPLES,
+    )
+
+
+def parsed(pattern: str, text: str) -> dict[str, str]:
+    match = re.fullmatch(pattern, text)
+    assert match, f"not understood: {text}"
+    return match.groupdict()
 
 
 def recipe(recording: golden.Recording) -> recipes.ConfigDict:
@@ -61,17 +77,20 @@ def recipe(recording: golden.Recording) -> recipes.ConfigDict:
     c.distill.teacher, c.distill.temperature = Recorded.name, settings["temperature"]
     c.distill.times_squared_temperature = True
     c.finetune.encoder_bn = "batch" if settings["bn_is_training"] else "moving"
-    c.optim.adapt_classifier = "head_supervised" not in settings["optimizer"]["exclude"]
+    excluded = set(settings["optimizer"]["exclude"])
+    assert excluded in LISTS, f"{recording.name}: exclude = {excluded}"
+    c.optim.adapt_classifier = "head_supervised" not in excluded
     return c
 
 
 def batch(recording: golden.Recording, step: int) -> Batch:
     """Return views `[1, n, 1, h, w, c]` and the teacher's logits `[1, n, classes]`."""
-    n, side = recording.settings["batch"], recording.flags["image_size"]
-    images = recording.fill(f"images/step{step}", (n, side, side, 3), "uniform")
-    shape = (n, steps.classes(recording))
-    scale = np.float32(recording.settings["teacher_logits"].split(" * ")[0])
-    teacher = scale * recording.fill(f"teacher_logits/step{step}", shape, "normal")
+    name, shape, law = golden.formula(recording.settings["images"])
+    images = recording.fill(name.replace("<k>", str(step)), shape, law)
+    n, scale = len(images), float(recording.settings["teacher_logits"].split(" * ")[0])
+    name, shape, law = golden.formula(recording.settings["teacher_logits"])
+    assert shape == (n, steps.classes(recording)), recording.name
+    teacher = np.float32(scale) * recording.fill(name.replace("<k>", str(step)), shape, law)
     made = steps.chunk(images[:, None].astype(np.float64), np.zeros(n))
     return made | {"teacher": teacher[None].astype(np.float64)}
 

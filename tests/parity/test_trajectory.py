@@ -20,22 +20,14 @@ def cases() -> list:
     return steps.best(golden.cases("trajectory", lambda r: not steps.finetunes(r)), steps.size)
 
 
-def recipe(recording: golden.Recording) -> recipes.ConfigDict:
-    flags, c = recording.flags, steps.recipe(recording, "pretrain")
-    c.loss.temperature = flags.get("temperature", 0.1)
-    c.eval.probe = flags.get("lineareval_while_pretraining", c.eval.probe)
-    c.eval.probe_tap = flags.get("ft_proj_selector", 0)
-    return c
-
-
 def batch(recording: golden.Recording, step: int) -> Batch:
     """Return views `[1, n, 2, h, w, c]` and labels `[1, n]`."""
-    n = recording.flags["train_batch_size"]
+    both = steps.drawn(recording, step, channels=6)
     if recording.tf1:  # without a probe, so that nothing reads labels
-        both, labels = recording.fill(f"images/step{step}", (n, 4, 4, 6), "uniform"), np.zeros(n)
+        labels, mask = np.array(recording.settings["label_list"][step]), recording.settings["mask"]
+        assert mask == "ones", f"{recording.name}: mask = {mask} in pretraining"
     else:
-        how, labels = recording.settings["views"], recording.arrays["labels"][step]
-        both = recording.fill(how["name"].format(k=step), how["fill_shape"], how["law"])
+        labels = recording.arrays["labels"][step]
         both[..., 3:] = np.float32(0.7) * both[..., :3] + np.float32(0.3) * both[..., 3:]
     both = steps.enlarged(recording, both)
     return steps.chunk(np.stack([both[..., :3], both[..., 3:]], 1), labels)
@@ -68,7 +60,7 @@ def losses(
 @pytest.mark.x64
 @pytest.mark.parametrize("recording", cases())
 def test_steps_are_the_official_ones(recording, record_parity, monkeypatch):
-    c = recipe(recording)
+    c = steps.recipe(recording, "pretrain")
     steps.feed_recorded_rates(recording, c, record_parity, monkeypatch)
     program = steps.Program(
         recording,

@@ -8,6 +8,7 @@ import agreement
 import golden
 import numpy as np
 import pytest
+import sections
 import steps
 
 from simclr_jax import recipes
@@ -19,8 +20,8 @@ from simclr_jax.train.stage import Batch, Metrics
 def cost(recording: golden.Recording) -> tuple:
     """Prefer what shows most: some blocks frozen, and a classifier inside the head."""
     flags = recording.flags
-    some_frozen = 0 <= flags.get("fine_tune_after_block", -1) < 4
-    inside = flags.get("ft_proj_selector", 0) > 0
+    some_frozen = 0 <= flags["fine_tune_after_block"] < 4
+    inside = sections.tap(recording) > 0
     return -(some_frozen + inside), steps.size(recording)
 
 
@@ -29,29 +30,21 @@ def cases() -> list:
     return steps.best(golden.cases("trajectory", steps.finetunes), cost)
 
 
-def recipe(recording: golden.Recording) -> recipes.ConfigDict:
-    c = steps.recipe(recording, "finetune")
-    c.finetune.tap = recording.flags.get("ft_proj_selector", 0)
-    return c
-
-
 def labels(recording: golden.Recording, step: int) -> np.ndarray:
     """Return labels `[n]`, none for rows that the official mask leaves out."""
     if not recording.tf1:
         return recording.arrays["labels"][step]
     given = np.array(recording.settings["label_list"][step])
     mask = recording.settings["mask"]
-    return given if mask == "ones" else np.where(mask, given, NO_LABEL)
+    if mask == "ones":
+        return given
+    assert np.shape(mask) == given.shape and set(mask) <= {0, 1}, f"{recording.name}: mask = {mask}"
+    return np.where(mask, given, NO_LABEL)
 
 
 def batch(recording: golden.Recording, step: int) -> Batch:
     """Return views `[1, n, 1, h, w, c]` and labels `[1, n]`."""
-    if recording.tf1:
-        shape = (recording.flags["train_batch_size"], 4, 4, 3)
-        images = recording.fill(f"images/step{step}", shape, "uniform")
-    else:
-        how = recording.settings["views"]
-        images = recording.fill(how["name"].format(k=step), how["fill_shape"], how["law"])
+    images = steps.drawn(recording, step, channels=3)
     return steps.chunk(steps.enlarged(recording, images)[:, None], labels(recording, step))
 
 
@@ -72,7 +65,7 @@ def losses(
 @pytest.mark.x64
 @pytest.mark.parametrize("recording", cases())
 def test_steps_are_the_official_ones(recording, record_parity, monkeypatch):
-    c = recipe(recording)
+    c = steps.recipe(recording, "finetune")
     steps.feed_recorded_rates(recording, c, record_parity, monkeypatch)
     labelled = np.count_nonzero(labels(recording, 0) != NO_LABEL)
     program = steps.Program(
