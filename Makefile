@@ -1,7 +1,9 @@
-# make quickstart   pretrain on digits and print what was learned (CPU, a few minutes)
-# make test         install everything, run all tests
-# make parity       compare with every recording of the official code, a line for each
-# make lint types   what CI checks besides
+# make quickstart    pretrain on digits and print what was learned (CPU, a few minutes)
+# make test          install everything, run the tests that see most faults: minutes
+# make test-all      all of them: several processes, launch scripts, trajectories, deep encoders too
+# make test-release  what only a release needs: bare installs, every recording
+# make parity        compare with every recording of the official code, a line for each
+# make lint types    what CI checks besides
 # PYTHON=python3.12 make test   takes another interpreter
 
 PYTHON ?= python3
@@ -16,14 +18,22 @@ SHELL_SCRIPTS := launch/common.sh $(shell grep -l '^\#!.*bash' launch/*)
 # tests/conftest.py groups and orders the tests.
 PYTEST := $(BIN)/python -m pytest -n $(WORKERS) --dist loadgroup --no-loadscope-reorder
 
-.PHONY: quickstart test parity lint types clean
+# Both precisions: JAX has one in a process.
+BOTH = $(PYTEST) $(1) && JAX_ENABLE_X64=1 $(PYTEST) $(1)
+
+.PHONY: quickstart test test-all test-release parity lint types clean
 
 quickstart: $(CORE)
 	$(BIN)/python -m simclr_jax.main --config=configs/digits.py
 
 test: $(ALL)
-	$(PYTEST)
-	JAX_ENABLE_X64=1 $(PYTEST)
+	$(call BOTH,-m "not slow and not release")
+
+test-all: $(ALL)
+	$(call BOTH)
+
+test-release: $(ALL) parity
+	$(BIN)/python -m pytest -m release tests/release
 
 # Every recording, with a line for each: of tests/golden, or of SIMCLR_GOLDEN=FOLDER make parity
 parity: $(ALL)

@@ -2,8 +2,8 @@
 
 The cheap compiler settings halve compile time; no test asserts a timing.
 Tests marked `x64` run only under JAX_ENABLE_X64=1 and the others only without it: `make test`
-runs both processes. A directory, whose files share fixtures and compiled programs, goes to one of
-the workers (`--dist loadgroup`).
+runs both processes. A file, whose tests share fixtures and compiled programs, goes to one of the
+workers (`--dist loadgroup`), and so do all files that look at one costly run.
 """
 
 import os
@@ -48,6 +48,8 @@ ORDER = (
     "parity",
 )
 
+SHARED = {"finished"}  # session fixtures that take long to make
+
 X64 = os.environ.get("JAX_ENABLE_X64", "0").lower() in ("1", "true")
 
 
@@ -56,14 +58,25 @@ def pytest_report_header():
     return f"simclr_jax: this process runs the {here} tests; `make test` also runs the {there}"
 
 
+def pytest_ignore_collect(collection_path):
+    """Leave files without a float64 test unread in the float64 process: imports take seconds."""
+    if X64 and collection_path.name.startswith("test_"):
+        return "mark.x64" not in collection_path.read_text() or None
+    return None
+
+
 @pytest.hookimpl(tryfirst=True)  # before pytest-xdist reads the groups
 def pytest_collection_modifyitems(config, items):
-    keep = [item for item in items if bool(item.get_closest_marker("x64")) == X64]
-    config.hook.pytest_deselected(items=[item for item in items if item not in keep])
-    items[:] = sorted(keep, key=_rank)  # stable: files stay together
+    parts: dict[bool, list] = {True: [], False: []}
+    for item in items:
+        parts[bool(item.get_closest_marker("x64")) == X64].append(item)
+    config.hook.pytest_deselected(items=parts[False])
+    items[:] = sorted(parts[True], key=_rank)  # stable: files stay together
+    dear = {item.path for item in items if SHARED & set(item.fixturenames)}
     for item in items:
         if item.path.parent.name != "parity":  # whose tests share nothing
-            item.add_marker(pytest.mark.xdist_group(item.path.parent.name))
+            group = "shared" if item.path in dear else str(item.path)
+            item.add_marker(pytest.mark.xdist_group(group))
 
 
 def _rank(item) -> int:
