@@ -15,7 +15,7 @@ from PIL import Image
 
 from simclr_jax.train.checkpoints import Checkpoints
 
-pytestmark = pytest.mark.e2e
+pytestmark = [pytest.mark.e2e, pytest.mark.slow]
 
 STEPS = 12
 LOCAL = (sys.executable, "launch/local", "-n", "2", "--devices_each=4")

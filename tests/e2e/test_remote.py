@@ -18,7 +18,7 @@ from PIL import Image
 
 from simclr_jax.data.sources import tfrecord, tfrecord_files
 
-pytestmark = pytest.mark.e2e
+pytestmark = [pytest.mark.e2e, pytest.mark.slow]
 
 RUN = "gs://fake/run"
 

@@ -9,6 +9,8 @@ import pytest
 import yaml
 from stand_ins import LAUNCH, ODD, StandIns, executable, until, words
 
+pytestmark = pytest.mark.slow
+
 TRAIN = ("python", "-m", "train", *ODD)
 
 # srun runs the tasks one after the other, each with its SLURM_PROCID, and gives the highest code.

@@ -7,6 +7,8 @@ import subprocess
 import pytest
 from stand_ins import LAUNCH, ODD, alive, until
 
+pytestmark = pytest.mark.slow
+
 SCRIPT = LAUNCH / "detached"
 
 

@@ -12,6 +12,8 @@ from pathlib import Path
 import pytest
 from stand_ins import LAUNCH, ODD, alive, until, words
 
+pytestmark = pytest.mark.slow
+
 SCRIPT = [sys.executable, "-S", str(LAUNCH / "local")]
 
 # Process I does the I-th of its first arguments: {"sleep": SECS, "exit": CODE or "kill": SIGNAL,

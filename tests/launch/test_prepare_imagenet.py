@@ -17,6 +17,8 @@ from PIL import Image
 
 from simclr_jax.data.sources import tfds
 
+pytestmark = pytest.mark.slow
+
 pytest.importorskip("tensorflow_datasets")
 
 SCRIPT = Path(__file__).parents[2] / "launch" / "prepare_imagenet"

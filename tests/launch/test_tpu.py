@@ -7,6 +7,8 @@ import subprocess
 import pytest
 from stand_ins import LAUNCH, ODD, StandIns, executable, words
 
+pytestmark = pytest.mark.slow
+
 WHERE = ("--name=pod", "--zone=z-b", "--project=p")
 AT = ["--zone=z-b", "--project=p", "--quiet"]
 TPUS = ["gcloud", "compute", "tpus"]

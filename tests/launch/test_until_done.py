@@ -11,6 +11,8 @@ import sys
 import pytest
 from stand_ins import LAUNCH, ODD, alive, until
 
+pytestmark = pytest.mark.slow
+
 SCRIPT = LAUNCH / "until_done"
 
 

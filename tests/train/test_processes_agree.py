@@ -12,6 +12,8 @@ import pytest
 from simclr_jax import processes
 from simclr_jax.errors import UserError
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).parents[2]
 COMMAND = ("launch/local", "-n", "2", "--devices_each=2", "--", "-")
 
