@@ -57,6 +57,7 @@ def test_the_accuracy_logged_is_that_of_the_saved_network(tuned):
     assert summary["protocol"]["labelled"] == "50% of train, draw 0"
 
 
+@pytest.mark.slow
 def test_killed_and_resumed_distillation_is_the_same_run_to_the_bit(tuned, tmp_path):
     arguments = (
         "--config=configs/distill.py",

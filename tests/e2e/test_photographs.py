@@ -75,6 +75,7 @@ def test_what_cannot_be_read_is_named_and_nothing_is_made_up(straight):
     assert not any("probe" in name for name in leaves), "no labels, no head for them"
 
 
+@pytest.mark.slow
 def test_killed_and_resumed_beside_new_files_is_the_same_run(straight, tmp_path_factory):
     arguments, finished, _ = straight
     directory = tmp_path_factory.mktemp("killed")
@@ -109,6 +110,7 @@ def test_a_file_that_vanishes_is_named_and_the_run_goes_on(straight, tmp_path):
     assert vanished and all(name.startswith("00") for name in vanished)
 
 
+@pytest.mark.slow
 def test_host_and_device_train_the_same(images, tmp_path):
     """On images in memory, where the official operations run here by tf.data and there in JAX."""
     common = (*TINY, f"--config.data.path={images}", "--config.augment.grid=half_pixel")

@@ -52,6 +52,7 @@ def test_killed_and_resumed_is_the_same_run_to_the_bit(finished, killed, tmp_pat
         assert leaf.dtype == found[name].dtype and leaf.tobytes() == found[name].tobytes(), name
 
 
+@pytest.mark.slow
 def test_resumed_on_other_devices_and_stopped_by_a_signal(finished, killed, tmp_path):
     workdir = shutil.copytree(killed, tmp_path / "run")
     arguments = (*finished.arguments, f"--workdir={workdir}")
@@ -70,6 +71,7 @@ def test_resumed_on_other_devices_and_stopped_by_a_signal(finished, killed, tmp_
     np.testing.assert_allclose([*found.values()], [*expected.values()], rtol=1e-3)
 
 
+@pytest.mark.slow
 def test_asked_to_stop_at_its_last_step_it_saves_and_concludes_when_asked_again(
     finished, killed, tmp_path
 ):
@@ -84,6 +86,7 @@ def test_asked_to_stop_at_its_last_step_it_saves_and_concludes_when_asked_again(
     assert doors.metrics(workdir) == doors.metrics(finished.workdir)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("damaged", [False, True], ids=["killed", "and damaged"])
 def test_lines_average_the_steps_between_them_also_where_the_run_was_killed(
     finished, killed_between_lines, tmp_path, damaged

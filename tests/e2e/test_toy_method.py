@@ -39,6 +39,7 @@ def test_it_trains_and_says_what_it_does(toy):
     assert 0 < seen[0] < seen[-1]  # 54 images, 16 a step: a new epoch begins in the fifth
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("every", [3, 4])
 def test_a_killed_run_continues_to_the_same_bits(toy, images, tmp_path, every):
     """Inside an epoch, and just where the hook before the second epoch is due."""
