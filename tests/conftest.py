@@ -75,7 +75,7 @@ def pytest_collection_modifyitems(config, items):
     dear = {item.path for item in items if SHARED & set(item.fixturenames)}
     for item in items:
         if item.path.parent.name != "parity":  # whose tests share nothing
-            group = "shared" if item.path in dear else str(item.path)
+            group = "shared" if item.path in dear else item.path.stem  # names are unique
             item.add_marker(pytest.mark.xdist_group(group))
 
 

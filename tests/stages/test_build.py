@@ -1,9 +1,11 @@
-"""What pretraining asks of the images."""
+"""What pretraining asks of the images, and what a network starts from."""
 
 from __future__ import annotations
 
+import jax
 import numpy as np
 import pytest
+from train import tiny
 
 from simclr_jax import recipes
 from simclr_jax.data.sources import Images
@@ -34,3 +36,18 @@ def test_an_input_made_of_colours_needs_them(shown):
     build.check_images(c, coloured, coloured)
     with pytest.raises(UserError, match=rf"model.input is {shown}, .* the images have 1: set"):
         build.check_images(c, gray, gray)
+
+
+def test_every_drawn_first_value_is_that_of_the_seed():
+    """Those that a run starts from, and the untrained encoder that the doors compare with."""
+    values, again, others = (
+        jax.tree.leaves(build.first_variables(tiny.recipe(seed=seed), 3)["params"])
+        for seed in (5, 5, 6)
+    )
+    kernels = 0
+    for one, same, other in zip(values, again, others, strict=True):
+        np.testing.assert_array_equal(one, same)
+        if np.ndim(one) > 1:  # not a bias or a scale, which no one draws
+            assert np.mean(np.equal(one, other)) < 0.01
+            kernels += 1
+    assert kernels > 8
