@@ -164,3 +164,13 @@ def test_a_run_shows_what_the_network_looks_at(tmp_path, turned):
     expected = sheet(inputs.originals(12), shown if turned else made)
     assert picture.shape == expected.shape
     assert np.abs(picture.astype(int) - expected).max() <= 1  # rounded to 8 bits
+
+
+@pytest.mark.parametrize("fresh", [True, False], ids=["fresh", "continued"])
+def test_a_picture_of_an_attempt_that_saved_nothing_is_drawn_anew(tmp_path, fresh):
+    """The next attempt may have another recipe; a run that continues keeps its own."""
+    source, c = Images(np.zeros((20, 32, 32, 3), np.uint8), None, 0), recipe()
+    workdir = SimpleNamespace(path=epath.Path(tmp_path), fresh=fresh)
+    (tmp_path / "views.png").write_bytes(b"earlier")
+    views.draw(Inputs(c, source, source), workdir, lambda batch: {})
+    assert ((tmp_path / "views.png").read_bytes() == b"earlier") == (not fresh)

@@ -183,12 +183,15 @@ def test_the_penalty_is_chosen_on_training_images_alone(monkeypatch):
 
 def test_intervals_are_those_of_resampled_images():
     """The standard error of a share, 1.96 of it either way, within what resampling may differ."""
+    widths = []
     for scores in compared().values():
         for name, score in scores.items():
             p = score["accuracy"]
             error = np.sqrt(p * (1 - p) / 175)
             assert score["low"] == pytest.approx(p - 1.96 * error, abs=0.025), name
             assert score["high"] == pytest.approx(p + 1.96 * error, abs=0.025), name
+            widths.append((score["high"] - score["low"]) / (2 * error))
+    assert np.mean(widths) == pytest.approx(1.96, rel=0.08)  # those of 90 % have 1.64
 
 
 def test_there_are_as_few_labels_as_the_smallest_class_can_give():
