@@ -10,7 +10,7 @@ import numpy as np
 
 from simclr_jax.data import decode
 from simclr_jax.data.decode import BadImage
-from simclr_jax.data.sources import Source
+from simclr_jax.data.sources import NO_LABEL, Source
 from simclr_jax.embedding import embeddings
 from simclr_jax.embedding.embed import open_parts
 from simclr_jax.embedding.embeddings import Embeddings
@@ -257,7 +257,8 @@ def _described(found: Embeddings, row: int) -> str:
     if found.labels is None or not names or found.about["directory"]:
         return name
     labels = np.atleast_1d(found.labels[row])
-    shown = np.flatnonzero(labels == 1) if found.labels.ndim == 2 else labels
+    several = found.labels.ndim == 2  # where -1 is a class to be ignored
+    shown = np.flatnonzero(labels == 1) if several else labels[labels != NO_LABEL]
     said = ", ".join(names[i] if not names[i].isdecimal() else f"class {i}" for i in shown)
     return f"{name}: {said}" if said else name
 

@@ -22,7 +22,7 @@ ANGLES = np.array([0, 10, 25, 45, 46, 90, 170, 175], float)
 COSINE = np.cos(np.deg2rad(ANGLES[:, None] - ANGLES))
 
 
-def write(path, names, features, directory, **about):
+def write(path, names, features, directory, labels=None, **about):
     about = {
         "format": embeddings.FORMAT,
         "checkpoint": "run@7",
@@ -38,7 +38,7 @@ def write(path, names, features, directory, **about):
     x = np.asarray(features, np.float32)
     count = len(x)
     rows = (np.array(names), np.zeros(count, np.int32), np.arange(count))
-    embeddings.write(path, embeddings.Embeddings(x, *rows, None, about))
+    embeddings.write(path, embeddings.Embeddings(x, *rows, labels, about))
     return path
 
 
@@ -146,24 +146,57 @@ def test_images_that_have_been_moved(photos):
     assert find(photos, query=["10.png"], images=str(moved))[1].count("<img") == 7
 
 
-def test_images_of_an_archive_are_found_in_it(tmp_path, monkeypatch):
+@pytest.fixture
+def archive(tmp_path, monkeypatch):
+    """Write six images into an archive; return it, its pixels, and what writes embeddings."""
     run = embedded.read_run("", tmp_path / "run")
     monkeypatch.setattr(saved, "read", lambda *_: run)
-    archive = tmp_path / "data.npz"
+    path = tmp_path / "data.npz"
     pixels = np.arange(6 * 8 * 8).reshape(6, 8, 8, 1).astype(np.uint8)
-    np.savez(archive, images=pixels, labels=np.arange(6) % 2)
-    data = {"data": str(archive), "data_dir": "", "split": "train"}
+    np.savez(path, images=pixels, labels=np.arange(6) % 2)
+    data = {"data": str(path), "data_dir": "", "split": "train"}
     opened = embed.open_parts(run, **data)
     about = {"data": data, "fingerprints": [opened["train"].fingerprint()]}
     names = [f"image {i}" for i in range(6)]
-    file = write(tmp_path / "x.npz", names, np.eye(6) + 1, "", **about)
+
+    def embedded_as(labels=None, **more):
+        file = tmp_path / "x.npz"
+        return write(file, names, np.eye(6) + 1, "", labels, **about, **more)
+
+    return path, pixels, embedded_as
+
+
+def test_images_of_an_archive_are_found_in_it(archive):
+    path, pixels, embedded_as = archive
+    file = embedded_as()
     _, page = find(file, query=["image 4"], k=2)
     shown = re.findall('base64,([^"]*)"', page)
     with Image.open(io.BytesIO(base64.b64decode(shown[0]))) as image:
         np.testing.assert_array_equal(np.asarray(image)[..., :1], pixels[4])
-    np.savez(archive, images=pixels[::-1], labels=np.arange(6) % 2)
+    np.savez(path, images=pixels[::-1], labels=np.arange(6) % 2)
     with pytest.raises(UserError, match="are not those that were embedded"):
         find(file, query=["image 4"], k=2)
+
+
+SEVERAL = [[1, 0, -1], [0, 1, 1], [-1, -1, 0], [0, 0, 1], [1, 1, 1], [0, 0, 0]]
+
+
+@pytest.mark.parametrize(
+    "labels, classes",
+    [
+        ([2, 0, -1, 1, 0, -1], ["cup", "ant", "", "class 1", "ant", ""]),
+        (SEVERAL, ["ant", "class 1, cup", "", "cup", "ant, class 1, cup", ""]),
+    ],
+    ids=["one label", "several labels"],
+)
+def test_an_image_is_said_to_be_of_its_classes_and_of_no_others(archive, labels, classes):
+    """Not of a class to be ignored in it, nor of the last one where it has no label."""
+    *_, embedded_as = archive
+    file = embedded_as(np.array(labels, np.int8), class_names=["ant", "1", "cup"])
+    said, _ = find(file, query=[f"image {i}" for i in range(6)], k=1)
+    told = [line.split("query", 1)[1].strip() for line in said if line.startswith("query")]
+    want = [f"image {i}: {name}" if name else f"image {i}" for i, name in enumerate(classes)]
+    assert told == want[: len(told)] and len(told) >= 3
 
 
 @pytest.mark.parametrize(

@@ -9,6 +9,7 @@ from train import tiny
 
 from simclr_jax.errors import UserError
 from simclr_jax.pipeline import recipe
+from simclr_jax.reporting.record import flatten
 
 SHARES = {"1%": "1pct", "10%": "10pct"}
 RATES = {"finetune": 0.11, "scratch": 0.22, "distill": 0.33, "distill_labelled": 0.44}
@@ -140,3 +141,48 @@ def test_there_are_as_many_draws_as_are_asked_for(draws):
 def test_no_draws_are_refused():
     with pytest.raises(UserError, match="draws is 0: it must be 1 or more"):
         made(draws=0)
+
+
+# What must be as in the pretraining, or a run on labels is not comparable with it.
+SAME = {"data", "model", "bn", "head", "log", "checkpoint"}
+SAME_FIELDS = {f"augment.{name}" for name in ("placement", "grid", "brightness_mode", "sigma_per")}
+
+
+def another(value):
+    if isinstance(value, bool):
+        return not value
+    if isinstance(value, str):
+        return f"{value}x"
+    return value + 1 if isinstance(value, int) else value / 2 + 0.01
+
+
+def leaves(c):
+    """Return the fields of a recipe that have a value, but for views, which come apart."""
+    return {
+        name: value
+        for name, value in flatten(c.to_dict()).items()
+        if not name.startswith("augment.views") and isinstance(value, bool | str | int | float)
+    }
+
+
+@pytest.mark.parametrize("kind", [kind for kind in RUNS if kind != "teacher"])
+def test_a_run_on_labels_has_images_model_and_normalisation_of_the_pretraining(kind):
+    """By the last value that the pretraining was given, and nothing else of it."""
+    c = made.__wrapped__()  # a new one, to be changed
+    run = c.runs[f"{kind}_1pct_0"]
+    pretrain, before = c.runs.pretrain, leaves(run)
+    wanted = {}
+    for name, value in leaves(pretrain).items():
+        section = name.partition(".")[0]
+        same = section in SAME or name in SAME_FIELDS or name == "train.dtype"
+        if name in ("data.labels", "seed", "stage", "method"):  # its own, or of the whole pipeline
+            continue
+        wanted[name] = another(value) if same else before.get(name)
+        with pretrain.unlocked():
+            pretrain.update_from_flattened_dict({name: another(value)})
+    after = leaves(run)
+    different = {
+        name: (after[name], value) for name, value in wanted.items() if after.get(name) != value
+    }
+    assert not different
+    assert sum(name.startswith("bn.") for name in wanted) >= 4

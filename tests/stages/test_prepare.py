@@ -30,7 +30,7 @@ def test_epochs_warm_up_and_evaluations_count_the_images_with_labels_to_be_used(
     found = made.timetable
     assert (len(made.train), len(made.images)) == (images, 48)
     assert found.examples == images
-    # 3 epochs, a started one counted whole; 1 of warm-up, started steps left out; an evaluation every half.
+    # 3 epochs, a started step counted whole; 1 of warm-up, without it; an evaluation every half.
     assert found.total_steps == 3 * images // 8 + 1
     assert found.warmup_steps == images // 8
     assert found.evaluate_every == max(1, round(0.5 * images / 8))
