@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import time
 from collections.abc import Callable
 from pathlib import Path
 
 LAUNCH = Path(__file__).parents[2] / "launch"
+
+# Under `nohup` every process started here would ignore what some of the tests send.
+signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 # The arguments are written NUL-separated, a line feed after each call. `remote` is what gcloud
 # would have the workers run: it splits at blanks what ssh joins with blanks again.

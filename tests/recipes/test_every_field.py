@@ -49,7 +49,7 @@ SEEN: dict[tuple[str, str], tuple[str, ...]] = {
     (DATA, "test_a_share_is_held_out_where_there_is_no_split_for_it"): ("data.holdout_fraction",),
     (DATA, "test_exactly_the_largest_share_may_be_unreadable"): ("data.max_bad_fraction",),
     (DATA, "test_images_are_decoded_by_as_many_threads"): ("data.threads",),
-    (DATA, "test_resident_images_are_those_of_the_start"): ("data.resident",),
+    (DATA, "test_resident_images_lie_on_the_devices"): ("data.resident",),
     (DATA, "test_a_stream_has_the_blocks_windows_and_lanes_of_the_recipe"): (
         "data.order",
         "data.stream_block",
