@@ -95,6 +95,7 @@ def test_killed_and_resumed_beside_new_files_is_the_same_run(straight, tmp_path_
     assert unreadable(directory / "run").keys() == unreadable(finished).keys()
 
 
+@pytest.mark.slow
 def test_a_file_that_vanishes_is_named_and_the_run_goes_on(straight, tmp_path):
     arguments, _, _ = straight
     photographs, workdir = write(tmp_path / "photographs"), tmp_path / "run"

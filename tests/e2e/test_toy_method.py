@@ -84,6 +84,7 @@ def test_plan_probe_and_report_know_it(toy, images, tmp_path):
         assert words in text
 
 
+@pytest.mark.slow
 def test_its_weights_start_another_run(toy, images, tmp_path):
     workdir, _ = toy
     start = (f"--config.init.run={workdir}", "--config.init.parts=encoder,guess")

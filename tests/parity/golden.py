@@ -162,6 +162,16 @@ def only(parameters: list, names: Container[str]) -> list:
     ]
 
 
+def deep_ones_slow(parameters: list) -> list:
+    """Return the parameters, those of encoders of 50 layers or more marked `slow`."""
+    return [
+        pytest.param(*p.values, marks=[*p.marks, pytest.mark.slow], id=p.id)
+        if p.values[0] is not None and p.values[0].flags["resnet_depth"] >= 50
+        else p
+        for p in parameters
+    ]
+
+
 def fill(name: str, shape: tuple[int, ...], seed: int, law: str) -> np.ndarray:
     """Make an input by the frozen rule of the recordings: float32, a function of name and seed."""
     stream = np.random.RandomState(zlib.crc32(f"{seed}/{name}".encode()) & 0x7FFFFFFF)

@@ -11,7 +11,7 @@ import sections
 from simclr_jax.interop import official_names as official
 
 
-@pytest.mark.parametrize("recording", golden.cases("init"))
+@pytest.mark.parametrize("recording", golden.deep_ones_slow(golden.cases("init")))
 def test_initial_values_follow_the_official_law(recording, record_parity):
     names = sections.names(recording, "encoder", "head", "classifier")
     assert list(names) == list(recording.variables)

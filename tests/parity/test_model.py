@@ -173,7 +173,7 @@ def results(recording: golden.Recording, names: official.Names, blur: float = 0.
 
 
 @pytest.mark.x64
-@pytest.mark.parametrize("recording", cases())
+@pytest.mark.parametrize("recording", golden.deep_ones_slow(cases()))
 def test_encoder_is_the_official_one(recording, record_parity):
     names = sections.names(recording, "encoder")
     assert list(names) == list(recording.variables)

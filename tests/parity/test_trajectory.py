@@ -57,6 +57,7 @@ def losses(
     return found
 
 
+@pytest.mark.slow
 @pytest.mark.x64
 @pytest.mark.parametrize("recording", cases())
 def test_steps_are_the_official_ones(recording, record_parity, monkeypatch):

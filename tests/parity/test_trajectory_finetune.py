@@ -62,6 +62,7 @@ def losses(
     }
 
 
+@pytest.mark.slow
 @pytest.mark.x64
 @pytest.mark.parametrize("recording", cases())
 def test_steps_are_the_official_ones(recording, record_parity, monkeypatch):

@@ -99,6 +99,7 @@ def content(workdir):
     return found
 
 
+@pytest.mark.slow
 def test_stopped_in_each_stage_it_ends_as_if_never_stopped(whole, images, tmp_path, monkeypatch):
     workdir, write, struck = tmp_path / "pipeline", MetricsWriter.write, {"first"}
 
