@@ -33,6 +33,8 @@ LAYERS = (
         "processes",
         "parallel",
         "files",
+        "documents",
+        "archives",
         "buckets",
         "unlabelled",
         "declaration",
@@ -42,7 +44,7 @@ DEPTH = {name: depth for depth, names in enumerate(LAYERS) for name in names}
 
 # These take plain arguments and work alone as a library: no recipes, no files.
 LIBRARIES = ("models", "losses", "optim", "augment", "evaluate")
-NOT_FOR_LIBRARIES = {"recipes", "validation", "files", "buckets", "data"}
+NOT_FOR_LIBRARIES = {"recipes", "validation", "files", "documents", "archives", "buckets", "data"}
 TENSORFLOW = ("tensorflow", "tensorflow_datasets")
 WITH_TENSORFLOW = {"augment", "data", "interop"}  # and there inside functions only
 

@@ -1,0 +1,156 @@
+"""JSON that runs leave on disk, read as if it were damaged or a stranger's.
+
+A document carries a checksum of its own content, so that a flipped bit is never read as another
+number. Documents of versions without it, and a stranger's, are held to their schema alone.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import json
+import math
+import os
+import zlib
+from collections.abc import Mapping
+from typing import Any, TypeVar
+
+import msgspec
+from etils import epath
+
+from simclr_jax import buckets, files
+from simclr_jax.errors import Unreachable, UserError
+
+T = TypeVar("T")
+
+SEAL = "crc32"  # of the rest of the document
+LARGEST = 2**28  # bytes of a document
+# What the system says of a disk or a mount, not of a file: it may answer later.
+OF_THE_DISK = {errno.EIO, errno.ESTALE, errno.ENOTCONN, errno.ETIMEDOUT, errno.ENODEV}
+
+
+class Unfit(Exception):
+    """Some text is not the document that it should be; the message says in what way."""
+
+
+def sealed(content: Mapping[str, Any]) -> dict[str, Any]:
+    """Return content with its checksum as the last key; numbers that JSON lacks become null."""
+    plain = {name: value for name, value in _finite(content).items() if name != SEAL}
+    return {**plain, SEAL: _checksum(plain)}
+
+
+def parse(text: str | bytes, schema: type[T]) -> T:
+    """Return what a document says, without its checksum.
+
+    Args:
+      text: JSON; bytes are UTF-8.
+      schema: the type of the content, as msgspec takes it: a `TypedDict`, `dict[str, float]`, ...
+
+    Raises:
+      Unfit: if it is not JSON, was altered since it was written, or is not of the type.
+    """
+    try:
+        if len(text) > LARGEST:
+            raise Unfit(f"it has {len(text)} bytes, of at most {LARGEST}")
+        if isinstance(text, bytes):
+            text = text.decode("utf-8-sig")
+        found = json.loads(
+            text, parse_float=_number, parse_int=_whole, parse_constant=lambda _: None
+        )
+    except UnicodeDecodeError as error:
+        raise Unfit("it is not UTF-8") from error
+    except RecursionError as error:
+        raise Unfit("it is nested too deeply") from error
+    except ValueError as error:
+        raise Unfit(f"it is not JSON: {error}") from error
+    if isinstance(found, dict) and SEAL in found:
+        seal = found.pop(SEAL)
+        if seal != _checksum(found):
+            raise Unfit("it was altered since it was written")
+    try:
+        return msgspec.convert(found, schema)
+    except msgspec.ValidationError as error:
+        raise Unfit(" ".join(str(error).split())) from error
+
+
+def line(content: Mapping[str, Any]) -> str:
+    """Return a document as one line with its end, for files that grow."""
+    return json.dumps(sealed(content)) + "\n"
+
+
+def write(path: epath.PathLike, content: Mapping[str, Any]) -> None:
+    """Write a document, indented, whole or not at all. Raises as `files.write_atomically`."""
+    files.write_atomically(path, json.dumps(sealed(content), indent=2) + "\n")
+
+
+def read(path: epath.PathLike, schema: type[T], remedy: str = "restore or remove it") -> T:
+    """Return what the document in a file says; see `parse`.
+
+    Raises:
+      FileNotFoundError: if there is no such file.
+      UserError: if it cannot be read, or is not such a document.
+    """
+    try:
+        return parse(content(path, remedy), schema)
+    except Unfit as error:
+        raise UserError(f"{shown(path)} cannot be used ({error}): {remedy}") from error
+
+
+def content(path: epath.PathLike, remedy: str = "restore or remove it") -> bytes:
+    """Return the bytes of a file that may be anything.
+
+    Raises:
+      FileNotFoundError: if there is no such file.
+      UserError: if it cannot be read: it is a directory, closed to us, or on a failing disk.
+    """
+    local = files.is_local(path)
+    reaching = contextlib.nullcontext() if local else buckets.reaching(path, (FileNotFoundError,))
+    try:
+        with reaching:
+            return epath.Path(path).read_bytes()
+    except (FileNotFoundError, NotADirectoryError) as error:
+        raise FileNotFoundError(shown(path)) from error
+    except (OSError, ValueError) as error:  # the latter for a name that no file can have
+        raise unreadable(path, error, remedy) from error
+
+
+def unreadable(path: epath.PathLike, error: Exception, remedy: str) -> UserError:
+    """Return what to tell a user about a file that cannot be read, whatever is in it."""
+    reason = getattr(error, "strerror", None) or error
+    if getattr(error, "errno", None) in OF_THE_DISK:
+        return Unreachable(f"{shown(path)} cannot be read ({reason}): check the disk or mount")
+    return UserError(f"{shown(path)} cannot be read ({reason}): {remedy}")
+
+
+def shown(path: epath.PathLike) -> str:
+    """Return a path on one line: control characters, and bytes that are no UTF-8, are escaped."""
+    text = os.fsencode(path).decode(errors="backslashreplace")
+    return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)
+
+
+def _number(text: str) -> float:
+    if not math.isfinite(value := float(text)):
+        raise ValueError(f"{text[:20]} is out of range")
+    return value
+
+
+def _whole(text: str) -> int:
+    if len(text) > 20:
+        raise ValueError(f"{text[:20]}... is out of range")
+    return int(text)
+
+
+def _finite(value: Any) -> Any:
+    """Return a value as JSON can say it: names are strings, a number that it lacks is null."""
+    if isinstance(value, Mapping):
+        return {str(name): _finite(held) for name, held in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(held) for held in value]
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    return value
+
+
+def _checksum(content: Mapping[str, Any]) -> str:
+    text = json.dumps(content, sort_keys=True, separators=(",", ":"))
+    return f"{zlib.crc32(text.encode()):08x}"

@@ -1,0 +1,162 @@
+"""Documents and archives: what was written is read; what was damaged, or never was one, is said."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import json
+import zipfile
+from typing import TypedDict
+
+import numpy as np
+import pytest
+
+from simclr_jax import archives, documents
+from simclr_jax.documents import Unfit
+from simclr_jax.errors import UserError
+
+
+class Scores(TypedDict):
+    name: str
+    scores: dict[str, float | None]
+
+
+CONTENT = {"name": "kNN", "scores": {"accuracy": 0.1 + 0.2, "low": 1e-300, "high": float("nan")}}
+READ = {"name": "kNN", "scores": {"accuracy": 0.30000000000000004, "low": 1e-300, "high": None}}
+
+
+def test_what_is_written_is_read(tmp_path):
+    documents.write(tmp_path / "a.json", CONTENT)
+    assert documents.read(tmp_path / "a.json", Scores) == READ
+    assert documents.parse(documents.line(CONTENT), Scores) == READ
+
+
+def test_what_has_no_checksum_is_held_to_its_schema():
+    assert documents.parse(json.dumps(READ), Scores) == READ
+    with pytest.raises(Unfit, match=r"Expected `float \| null`, got `str` - at `\$.scores\[...\]`"):
+        documents.parse('{"name": "kNN", "scores": {"low": "1"}}', Scores)
+    with pytest.raises(Unfit, match="missing required field `scores`"):
+        documents.parse('{"name": "kNN"}', Scores)
+
+
+def test_no_flipped_bit_is_read_as_something_else():
+    whole = documents.line(CONTENT).encode()
+    for place in range(len(whole)):
+        for bit in range(8):
+            flipped = bytearray(whole)
+            flipped[place] ^= 1 << bit
+            with contextlib.suppress(Unfit):  # or a space was, or the name of the seal
+                assert documents.parse(bytes(flipped), Scores) == READ
+
+
+def test_no_document_cut_short_is_read():
+    whole = documents.line(CONTENT).encode().rstrip()
+    for length in range(len(whole)):
+        with pytest.raises(Unfit):
+            documents.parse(whole[:length], Scores)
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        (b"\xff\xfe", "UTF-8"),
+        (b"", "not JSON"),
+        (b"[" * 100_000, "nested too deeply|not JSON"),
+        (b'{"name": "a", "scores": {"low": 1e400}}', "1e400 is out of range"),
+        (b'{"name": "a", "scores": {"low": ' + b"9" * 5000 + b"}}", "out of range"),
+        (b"[1, 2]", "Expected `object`, got `array`"),
+        (b'"text"', "Expected `object`, got `str`"),
+        (b"null", "Expected `object`, got `null`"),
+    ],
+)
+def test_what_is_no_document_is_said(tmp_path, text, said):
+    (tmp_path / "a.json").write_bytes(text)
+    with pytest.raises(UserError, match=said) as raised:
+        documents.read(tmp_path / "a.json", Scores, "write it again")
+    assert str(tmp_path / "a.json") in str(raised.value)
+    assert str(raised.value).endswith(": write it again")
+    assert "\n" not in str(raised.value)
+
+
+def test_a_directory_in_place_of_a_file_is_said(tmp_path):
+    (tmp_path / "a.json").mkdir()
+    (tmp_path / "a.npz").mkdir()
+    with pytest.raises(UserError, match="Is a directory"):
+        documents.read(tmp_path / "a.json", Scores)
+    with pytest.raises(UserError, match="Is a directory"):
+        archives.read(tmp_path / "a.npz")
+    for missing in ("b.json", "a.json/b.json"):
+        with pytest.raises(FileNotFoundError):
+            documents.read(tmp_path / missing, Scores)
+
+
+# Archives -----------------------------------------------------------------------------------------
+
+
+def archive(**arrays) -> bytes:
+    buffer = io.BytesIO()
+    np.savez(buffer, **arrays)
+    return buffer.getvalue()
+
+
+def header(shape: tuple[int, ...], dtype: str = "<f4") -> bytes:
+    buffer = io.BytesIO()
+    fields = {"descr": dtype, "fortran_order": False, "shape": shape}
+    np.lib.format.write_array_header_1_0(buffer, fields)
+    return buffer.getvalue()
+
+
+def test_arrays_that_are_written_are_read(tmp_path):
+    x = np.arange(12, dtype=np.float32).reshape(3, 4)
+    arrays = {"x": x, "f": np.asfortranarray(x), "none": x[:0], "text": np.array(["a", "bc"])}
+    np.savez_compressed(tmp_path / "a.npz", **arrays)
+    found = archives.read(tmp_path / "a.npz")
+    assert found.keys() == arrays.keys()
+    for name, array in arrays.items():
+        assert found[name].dtype == array.dtype
+        np.testing.assert_array_equal(found[name], array)
+    assert archives.read(tmp_path / "a.npz", ("x", "y")).keys() == {"x"}
+
+
+def test_an_archive_that_claims_more_than_it_has_takes_no_memory(tmp_path):
+    with zipfile.ZipFile(tmp_path / "a.npz", "w") as file:
+        file.writestr("x.npy", header((5_000_000_000,)) + b"\0" * 100)
+    with pytest.raises(UserError, match="x claims 20000000000 bytes and has 100"):
+        archives.read(tmp_path / "a.npz")
+
+
+def test_an_archive_that_would_fill_the_memory_is_said(tmp_path, monkeypatch):
+    np.savez_compressed(tmp_path / "a.npz", x=np.zeros(3_000_000, np.uint8), y=np.zeros(9))
+    monkeypatch.setattr(archives, "free_memory", lambda: 2_000_000)
+    with pytest.raises(UserError, match=r"it claims 0.003 GB with x, and 0.0016 GB are free"):
+        archives.read(tmp_path / "a.npz")
+    assert archives.read(tmp_path / "a.npz", ["y"])["y"].shape == (9,)
+
+
+def test_python_objects_are_not_run(tmp_path):
+    np.savez(tmp_path / "a.npz", x=np.array([{"a": 1}], dtype=object))
+    with pytest.raises(UserError, match="x has Python objects"):
+        archives.read(tmp_path / "a.npz")
+
+
+def test_no_damaged_archive_is_read_as_something_else(tmp_path):
+    whole = archive(x=np.arange(40.0), labels=np.arange(5))
+    expected = {"x": np.arange(40.0), "labels": np.arange(5)}
+    random = np.random.default_rng(0)
+    damages = [whole[:length] for length in range(0, len(whole), 37)]
+    for place in random.integers(len(whole), size=400):
+        flipped = bytearray(whole)
+        flipped[place] ^= 1 << random.integers(8)
+        damages.append(bytes(flipped))
+    refused = 0
+    for damage in damages:
+        (tmp_path / "a.npz").write_bytes(damage)
+        try:
+            found = archives.read(tmp_path / "a.npz")
+        except UserError as error:
+            refused += 1
+            assert "\n" not in str(error)
+            continue
+        for name in found.keys() & expected.keys():  # others had a bit of their name flipped
+            np.testing.assert_array_equal(found[name], expected[name])
+    assert refused > len(damages) / 2
