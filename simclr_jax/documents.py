@@ -19,12 +19,13 @@ import msgspec
 from etils import epath
 
 from simclr_jax import buckets, files
-from simclr_jax.errors import Unreachable, UserError
+from simclr_jax.errors import Unreachable, UserError, printable
 
 T = TypeVar("T")
 
 SEAL = "crc32"  # of the rest of the document
 LARGEST = 2**28  # bytes of a document
+DEEPEST = 64  # levels of one within the other: who walks through them must not run out of stack
 # What the system says of a disk or a mount, not of a file: it may answer later.
 OF_THE_DISK = {errno.EIO, errno.ESTALE, errno.ENOTCONN, errno.ETIMEDOUT, errno.ENODEV}
 
@@ -63,6 +64,8 @@ def parse(text: str | bytes, schema: type[T]) -> T:
         raise Unfit("it is nested too deeply") from error
     except ValueError as error:
         raise Unfit(f"it is not JSON: {error}") from error
+    if _deeper(found, DEEPEST):
+        raise Unfit("it is nested too deeply")
     if isinstance(found, dict) and SEAL in found:
         seal = found.pop(SEAL)
         if seal != _checksum(found):
@@ -124,8 +127,7 @@ def unreadable(path: epath.PathLike, error: Exception, remedy: str) -> UserError
 
 def shown(path: epath.PathLike) -> str:
     """Return a path on one line: control characters, and bytes that are no UTF-8, are escaped."""
-    text = os.fsencode(path).decode(errors="backslashreplace")
-    return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)
+    return printable(os.fspath(path))
 
 
 def _number(text: str) -> float:
@@ -138,6 +140,20 @@ def _whole(text: str) -> int:
     if len(text) > 20:
         raise ValueError(f"{text[:20]}... is out of range")
     return int(text)
+
+
+def _deeper(value: Any, most: int) -> bool:
+    level = [value]
+    for _ in range(most):
+        inner = [
+            held
+            for outer in level
+            if isinstance(outer, dict | list)
+            for held in (outer.values() if isinstance(outer, dict) else outer)
+        ]
+        if not (level := inner):
+            return False
+    return True
 
 
 def _finite(value: Any) -> Any:

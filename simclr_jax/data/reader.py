@@ -2,29 +2,37 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
-import json
 import threading
 from collections import deque
 from collections.abc import Callable, Generator, Iterable
 from concurrent.futures import CancelledError, Future, ThreadPoolExecutor
-from typing import Any, NamedTuple, TypeVar, cast
+from typing import Any, NamedTuple, TypedDict, TypeVar, cast
 
 import numpy as np
 from etils import epath
 
-from simclr_jax import files
+from simclr_jax import documents, files
 from simclr_jax.data.decode import BadImage
 from simclr_jax.data.read_ahead import ReadAhead
 from simclr_jax.data.sources.arrays import Images
 from simclr_jax.data.sources.source import Source
 from simclr_jax.data.stream import Stream
+from simclr_jax.documents import Unfit
 from simclr_jax.errors import UserError
 
 SHOWN = 3  # unreadable images named on the console; the file lists all
 
 Job = TypeVar("Job")
 Done = TypeVar("Done")
+
+
+class Listed(TypedDict):
+    """A line of a list of images that could not be read."""
+
+    image: str
+    reason: str
 
 
 class Rows(NamedTuple):
@@ -60,10 +68,11 @@ class Unreadable:
         self._met: set[str] = set()  # by this process: what was repaired meanwhile counts no more
         self._listed: dict[str, str] = {}
         if self.path is not None and self.path.exists():
-            # A kill may have left half a line at the end.
-            for line in self.path.read_text().rpartition("\n")[0].splitlines():
-                record = json.loads(line)
-                self._listed[record["image"]] = record["reason"]
+            # A kill may have left half a line at the end. What is damaged is met again.
+            for line in documents.content(self.path).split(b"\n")[:-1]:
+                with contextlib.suppress(Unfit):
+                    record = documents.parse(line, Listed)
+                    self._listed[record["image"]] = record["reason"]
             self._write()
 
     def __len__(self) -> int:
@@ -104,7 +113,7 @@ class Unreadable:
             files.write_atomically(self.path, "".join(map(self._line, self._listed)))
 
     def _line(self, name: str) -> str:
-        return json.dumps({"image": name, "reason": self._listed[name]}) + "\n"
+        return documents.line({"image": name, "reason": self._listed[name]})
 
 
 @dataclasses.dataclass(frozen=True)

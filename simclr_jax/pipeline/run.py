@@ -185,7 +185,7 @@ def _conclude(config: ConfigDict, place: Place, console: Console) -> None:
         if name in config.probes:
             accuracy = results.read(place.result(name))["scores"]["top-1"]["value"]
         else:
-            summary = files.read_json(place.of(name) / "results" / results.SUMMARY)
+            summary = results.read_summary(place.of(name))
             accuracy = summary["scores"]["classifier"]["top-1"]["accuracy"]
         spent = None if name in config.probes else cost(name)
         draw = recipe.draw(config, name)
