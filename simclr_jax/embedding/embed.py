@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 from ml_collections import ConfigDict
 
+from simclr_jax import files
 from simclr_jax.data import sources
 from simclr_jax.data.sources import Source
 from simclr_jax.data.sources.folder import Folder
@@ -69,9 +70,14 @@ def run(options: Options, say: Say = print) -> None:
         for name, source in parts.items()
     }
     rows = _collect(parts, found, _about(options, read, encoder, parts))
-    embeddings.write(out, rows)
+    marked = embeddings.write(out, rows)
     count, dimension = rows.features.shape
     say(f"written   {out}: {count} images, {dimension} numbers each")
+    if not marked:
+        say(
+            f"note      no key can be kept in {files.cache_directory()}: search will ask for "
+            "--images"
+        )
     say(f"search    python -m simclr_jax.search --embeddings={out}")
 
 
