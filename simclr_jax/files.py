@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import fcntl
 import json
 import math
 import os
+import re
 import time
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from etils import epath
 
@@ -25,14 +27,22 @@ __all__ = [
     "create",
     "expand_home",
     "explaining",
+    "hold",
     "is_local",
     "make_workdir",
     "read_json",
     "size_and_time",
+    "sweep",
     "sync",
     "write_atomically",
     "write_json",
 ]
+
+
+# Names of files that are being written, and of the empty ones that try whether anything can be.
+ASIDE = re.compile(r"\.(.+\.[0-9a-f]{32}(\.tmp|\.npz|\.parquet)|writable\.[0-9a-f]{32})")
+YOUNG = 1.0  # seconds: one that new may be its owner's who is about to lock it
+YOUNG_IN_BUCKET = 3600.0  # where nobody locks anything
 
 
 def expand_home(path: str) -> str:
@@ -78,6 +88,7 @@ def write_atomically(path: epath.PathLike, content: str | bytes) -> None:
     aside = final.with_name(f".{final.name}.{uuid.uuid4().hex}.tmp")
     try:
         with aside.open("wb") as file:
+            hold(file)
             file.write(data)
             file.flush()
             os.fsync(file.fileno())
@@ -86,6 +97,36 @@ def write_atomically(path: epath.PathLike, content: str | bytes) -> None:
         aside.unlink(missing_ok=True)
         raise
     _sync(final.parent)
+
+
+def hold(file: IO) -> None:
+    """Mark an open file beside the one it is to become as one that is being written, see `sweep`.
+
+    The system lets go of it however its owner ends.
+    """
+    with contextlib.suppress(OSError):  # a file system without locks: nobody sweeps there
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+
+
+def sweep(directory: epath.PathLike) -> None:
+    """Delete what processes that were killed have left half written in a directory.
+
+    What a living process is writing is left alone, whoever it is.
+    """
+    for path in buckets.listing(epath.Path(directory)):
+        if not ASIDE.fullmatch(path.name):
+            continue
+        with contextlib.suppress(OSError):
+            local = is_local(path)
+            if time.time() - path.stat().mtime < (YOUNG if local else YOUNG_IN_BUCKET):
+                continue
+            if local:
+                with Path(path).open("r+b") as file:
+                    fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                    path.unlink()
+            else:
+                with buckets.reaching(path):
+                    path.unlink(missing_ok=True)
 
 
 def sync(directory: epath.PathLike) -> None:
@@ -134,7 +175,8 @@ class Growing:
         self._text = ""
         if self._file is None:
             with buckets.reaching(path):
-                self._text = path.read_text() if path.exists() else ""
+                kept = path.read_bytes() if path.exists() else b""
+            self._text = kept.decode(errors="surrogateescape")  # whatever it is
             self._flushed = self._text
 
     def write(self, text: str) -> None:
@@ -171,7 +213,7 @@ class Growing:
 
     def _publish(self) -> None:
         if self._text != self._flushed:
-            write_atomically(self._path, self._text)
+            write_atomically(self._path, self._text.encode(errors="surrogateescape"))
         self._flushed, self._last = self._text, time.monotonic()
 
 
@@ -249,7 +291,7 @@ def make_workdir(path: epath.PathLike) -> epath.Path:
     try:
         workdir.mkdir(parents=True, exist_ok=True)
         probe.write_text("")
-        probe.unlink()
+        probe.unlink(missing_ok=True)
     except OSError as error:
         raise UserError(
             f'workdir "{os.fspath(path)}" cannot be written ({error.strerror or error}): '

@@ -7,12 +7,13 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Mapping
+from typing import Any
 
 import numpy as np
 from ml_collections import ConfigDict
 
-from simclr_jax import declaration
+from simclr_jax import declaration, recipes
 from simclr_jax.errors import UserError, choose, nearest
 from simclr_jax.recipes import OPEN, base, get, head_layers, view
 
@@ -128,12 +129,7 @@ def validate(config: ConfigDict, devices: int) -> None:
       UserError: naming the first field found wrong, its value and what would be right.
     """
     c, known = config, check_fields(config)
-    for name, choices in CHOICES.items():
-        if not _is_open(c, name):
-            choose(name, get(c, name), choices)
-    for names, words, holds in RULES:
-        for name in names:
-            _require(c, name, holds, words)
+    _check_values(c)
     if c.data.split == c.data.eval_split:
         raise UserError(
             f'data.eval_split is "{c.data.eval_split}", the split that is trained on: name another'
@@ -151,12 +147,6 @@ def validate(config: ConfigDict, devices: int) -> None:
                 f"head.{name} is {c.head[name]}, but a head of kind {c.head.kind} does not read "
                 f"it: leave it at {known['head'][name]}, or set --config.head.kind=mlp"
             )
-    if c.train.steps is None:
-        _require(c, "train.epochs", lambda value: value > 0, "greater than 0")
-    else:
-        _require(c, "train.steps", lambda value: value >= 1, "1 or more")
-    for name in c.augment.views:
-        _check_view(c, f"augment.views.{name}.")
     _check_stage(c, known)
     _check_placement(c)
     _check_tap(c, "eval.probe_tap", c.eval.probe_tap)
@@ -175,6 +165,40 @@ def validate(config: ConfigDict, devices: int) -> None:
     for name in ("train.dtype", "distill.teacher_dtype"):
         if get(c, name) == "float64" and not _x64():
             raise UserError(f"{name} is float64: set the environment variable JAX_ENABLE_X64=1")
+
+
+def stored(record: Mapping[str, Any]) -> ConfigDict:
+    """Return the recipe in the record of a run that is there, each field by itself checked.
+
+    What fields may be together is the matter of who trains by them.
+
+    Raises:
+      UserError: naming a field that recipes do not have, or that has a value it cannot have.
+    """
+    config = recipes.of_record(record)
+    if "converted" in record:  # its stage is none that trains
+        with (checked := recipes.copied(config)).unlocked():
+            checked.stage = CHOICES["stage"][0]
+    else:
+        checked = config
+    _check_values(checked)
+    return config
+
+
+def _check_values(c: ConfigDict) -> None:
+    """Check what each field may be by itself."""
+    for name, choices in CHOICES.items():
+        if not _is_open(c, name):
+            choose(name, get(c, name), choices)
+    for names, words, holds in RULES:
+        for name in names:
+            _require(c, name, holds, words)
+    if c.train.steps is None:
+        _require(c, "train.epochs", lambda value: value > 0, "greater than 0")
+    else:
+        _require(c, "train.steps", lambda value: value >= 1, "1 or more")
+    for name in c.augment.views:
+        _check_view(c, f"augment.views.{name}.")
 
 
 def check_fields(config: ConfigDict) -> dict:

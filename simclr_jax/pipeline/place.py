@@ -18,9 +18,9 @@ from simclr_jax.stages.adapt import as_before
 from simclr_jax.stages.inherit import inherit
 from simclr_jax.stages.labels import tag
 from simclr_jax.stages.prepare import prepare
-from simclr_jax.train import saved
+from simclr_jax.train import saved, stored
 from simclr_jax.train.profile import Profiler
-from simclr_jax.train.workdir import RESUME, check_recipe, started
+from simclr_jax.train.workdir import RESUME, check_recipe, check_saves, started
 
 SOLVER = "lbfgs"  # of all probes
 
@@ -85,6 +85,7 @@ class Place:
         def finish(name: str, c: ConfigDict, before: Mapping[str, Any] | None) -> ConfigDict:
             if self.begun(name):
                 return self._as_begun(name, c)
+            check_saves(self.of(name))
             c, _ = inherit(c, before)
             ready = prepare(c, jax.device_count(), open_splits=open_splits)
             Profiler(profile_steps, self.of(name), ready.timetable.total_steps)
@@ -100,7 +101,9 @@ class Place:
         Raises:
           UserError: naming the fields that differ, or the run it was made from if that is gone.
         """
-        record, path = files.read_json(self.of(name) / "config.json"), self.of(name)
+        path = self.of(name)
+        if (record := stored.of_run(path)) is None:
+            raise UserError(f"{path} has no {stored.NAME}: restore it, or remove that directory")
         c, _ = inherit(c, record)
         c = as_before(c, record)
         same = recipes.copied(c)

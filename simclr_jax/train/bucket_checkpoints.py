@@ -58,7 +58,7 @@ class BucketCheckpoints(Checkpoints):
             self._local.close()
 
     def _directories(self) -> list[int]:
-        """Return all steps that are sealed: others are no one's business but `_sweep`'s."""
+        """Return all steps that are sealed: others are no one's business but `sweep`'s."""
         steps = self._prefixes(STEP)
         return sorted(int(name) for name in steps if (self._bucket / name / manifest.NAME).exists())
 
@@ -96,7 +96,8 @@ class BucketCheckpoints(Checkpoints):
     def _retire(self, step: int) -> None:
         _delete(self._bucket / str(step))
 
-    def _sweep(self) -> None:
+    def sweep(self) -> None:
+        """Delete what a killed process left half copied or half deleted."""
         for path in self._directory.iterdir():
             path.rmtree()
         for name in {*self._prefixes(STEP)} - {*map(str, self._directories())}:

@@ -59,7 +59,9 @@ def train(
         )
     first_step, state = restored or (0, stage.warm_start(stage.init()))
     if first_step:
-        console.say(f"resumed at step {first_step} of {timetable.total_steps}")
+        lost = f", though step {workdir.lost} was saved: its checkpoint is there no more"
+        lost = lost if workdir.lost > first_step else ""
+        console.say(f"resumed at step {first_step} of {timetable.total_steps}{lost}")
 
     step = make_step(stage, mesh)
     log = Log(timetable, stage.formats, workdir, first_step)
@@ -84,8 +86,7 @@ def train(
                 log.evaluation(done, stage.evaluate(state))
             if at_end or stopped_by or due(done, timetable.save_every):
                 processes.on_first(workdir.lock.check)
-                log.catch_up(state)
-                checkpoints.save(done, state)
+                checkpoints.save(done, state, log.seal(state))
             if stopped_by:
                 break
         checkpoints.wait()

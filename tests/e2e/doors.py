@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import dataclasses
 import importlib
-import json
 import multiprocessing
 import os
 import subprocess
@@ -17,6 +16,7 @@ import sys
 import time
 from pathlib import Path
 
+import logged
 import numpy as np
 
 ROOT = Path(__file__).parents[2]
@@ -136,9 +136,7 @@ def block(directory: Path, *packages: str) -> dict[str, str]:
 
 def metrics(workdir: Path) -> list[dict]:
     """Read `metrics.jsonl`, without what depends on the clock."""
-    lines = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
-    clock = ("images_per_second", "input_wait")
-    return [{k: v for k, v in line.items() if k not in clock} for line in lines]
+    return logged.lines(workdir)
 
 
 def losses(workdir: Path) -> dict[int, float]:
