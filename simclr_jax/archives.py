@@ -65,7 +65,9 @@ def read(
 
 def _opened(path: epath.PathLike, remedy: str) -> IO[bytes]:
     try:
-        return Path(path).expanduser().open("rb")
+        place = Path(path).expanduser()
+        documents.check_kind(place)
+        return place.open("rb")
     except (FileNotFoundError, NotADirectoryError) as error:
         raise FileNotFoundError(documents.shown(path)) from error
     except (OSError, ValueError) as error:

@@ -11,8 +11,10 @@ import errno
 import json
 import math
 import os
+import stat
 import zlib
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any, TypeVar
 
 import msgspec
@@ -110,11 +112,20 @@ def content(path: epath.PathLike, remedy: str = "restore or remove it") -> bytes
     reaching = contextlib.nullcontext() if local else buckets.reaching(path, (FileNotFoundError,))
     try:
         with reaching:
+            if local:
+                check_kind(path)
             return epath.Path(path).read_bytes()
     except (FileNotFoundError, NotADirectoryError) as error:
         raise FileNotFoundError(shown(path)) from error
     except (OSError, ValueError) as error:  # the latter for a name that no file can have
         raise unreadable(path, error, remedy) from error
+
+
+def check_kind(path: epath.PathLike) -> None:
+    """Raise `OSError` for a pipe or a device in place of a file: one may wait for it for ever."""
+    mode = Path(path).stat().st_mode
+    if not (stat.S_ISREG(mode) or stat.S_ISDIR(mode)):
+        raise OSError(errno.EINVAL, "it is a pipe or a device")
 
 
 def unreadable(path: epath.PathLike, error: Exception, remedy: str) -> UserError:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import io
 import json
+import os
 import zipfile
 from typing import TypedDict
 
@@ -90,6 +91,15 @@ def test_a_directory_in_place_of_a_file_is_said(tmp_path):
         for read in (archives.read, lambda path: documents.read(path, Scores)):
             with pytest.raises(FileNotFoundError):
                 read(tmp_path / missing)
+
+
+def test_a_pipe_is_not_waited_for(tmp_path):
+    os.mkfifo(tmp_path / "a.json")
+    os.mkfifo(tmp_path / "a.npz")
+    with pytest.raises(UserError, match="it is a pipe or a device"):
+        documents.read(tmp_path / "a.json", Scores)
+    with pytest.raises(UserError, match="it is a pipe or a device"):
+        archives.read(tmp_path / "a.npz")
 
 
 # Archives -----------------------------------------------------------------------------------------

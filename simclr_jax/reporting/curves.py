@@ -3,17 +3,22 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from typing import Any
 
+import msgspec
 import numpy as np
 from etils import epath
 
 from simclr_jax import documents
 from simclr_jax.documents import Unfit
+from simclr_jax.train import mending
 
 LATEST = 2**53  # steps up to here are exact as floats
 # What is farther from 1 than this is no value of a metric, and no chart has room for it.
 LARGEST = 1e200
+MOST_SHOWN = 10  # steps in a sentence
 
 
 @dataclasses.dataclass(frozen=True)
@@ -28,10 +33,33 @@ class Curve:
         return float(self.values[-1])
 
 
-def read(path: epath.Path) -> tuple[dict[str, Curve], list[str]]:
+@dataclasses.dataclass(frozen=True)
+class Known:
+    """What the newest checkpoint knows of the lines: it was saved at `step`, after these steps."""
+
+    step: int
+    lines: Sequence[int]
+    crc32: str
+
+    @classmethod
+    def of(cls, step: int, log: Any) -> Known | None:
+        """Return what is in the `log` of a checkpoint, None if it is of an earlier version."""
+        try:
+            found = msgspec.convert(log, mending.Seal)
+            return cls(step, found["lines"], found["crc32"])
+        except (msgspec.ValidationError, KeyError):
+            return None
+
+
+def read(path: epath.Path, known: Known | None = None) -> tuple[dict[str, Curve], list[str]]:
     """Return the curves in a file of metrics, and a sentence about each thing wrong with it.
 
     A line that was altered, or is none, is left out. A last line without its end is being written.
+    If the lines are others than those which the checkpoint knows, none is believed.
+
+    Args:
+      path: of the file.
+      known: of the newest checkpoint.
 
     Raises:
       UserError: if the file cannot be read.
@@ -42,7 +70,8 @@ def read(path: epath.Path) -> tuple[dict[str, Curve], list[str]]:
         return {}, []
     found: dict[str, dict[int, float]] = {}
     left_out: list[str] = []
-    sealed, before, in_order = False, 0, True
+    taken: list[tuple[int, bytes]] = []
+    sealed, in_order = False, True
     for number, line in enumerate(lines, 1):
         has_seal = f'"{documents.SEAL}"'.encode() in line
         try:
@@ -54,19 +83,43 @@ def read(path: epath.Path) -> tuple[dict[str, Curve], list[str]]:
         except Unfit as error:
             left_out.append(f"line {number} of {documents.shown(path)} is left out: {error}")
             continue
-        sealed, in_order, before = sealed or has_seal, in_order and step >= before, step
+        in_order = in_order and (not taken or step >= taken[-1][0])
+        sealed = sealed or has_seal
+        taken.append((step, line))
         for name, value in values.items():
             found.setdefault(name, {})[step] = value
     wrong = [_together(left_out, path)] if left_out else []
     if not in_order:
         wrong.append(f"The lines of {documents.shown(path)} are not in their order.")
+    if repaired := found.pop(mending.REPAIRED, {}):
+        wrong.append(f"{len(repaired)} lines of metrics are of TensorBoard's events, in float32.")
+    if known:
+        lost, others = _compared(known, taken)
+        if others and not repaired:
+            return {}, [
+                *wrong,
+                f"{documents.shown(path)} has other numbers than when step {known.step} was saved: "
+                "none of them is shown.",
+            ]
+        if lost:
+            more = ", ..." if len(lost) > MOST_SHOWN else ""
+            steps = ", ".join(map(str, lost[:MOST_SHOWN]))
+            wrong.append(f"{len(lost)} lines of metrics are lost, of step {steps}{more}.")
     return {name: _curve(points) for name, points in found.items()}, wrong
+
+
+def _compared(known: Known, taken: Sequence[tuple[int, bytes]]) -> tuple[list[int], bool]:
+    """Return the steps of lines that are lost, and whether those that are there are others."""
+    until = [(step, line) for step, line in taken if step <= known.step]
+    had, have = Counter(known.lines), Counter(step for step, _ in until)
+    text = [line.decode() + "\n" for _, line in until]
+    return sorted((had - have).elements()), had == have and mending.checksum(text) != known.crc32
 
 
 def missing(
     curves: Mapping[str, Curve], every: int, saved: int, finished: bool, alive: bool
 ) -> list[str]:
-    """Say where lines are missing, as far as the others and the checkpoints tell.
+    """Say where lines seem to be missing, of a run whose checkpoints do not know its lines.
 
     Args:
       curves: of the run.

@@ -21,9 +21,10 @@ from simclr_jax.errors import Unreachable, UserError
 from simclr_jax.judging import results
 from simclr_jax.optim import schedules
 from simclr_jax.reporting import curves
-from simclr_jax.reporting.curves import Curve
+from simclr_jax.reporting.curves import Curve, Known
 from simclr_jax.stages import summary
-from simclr_jax.train import saved
+from simclr_jax.train import manifest, saved, stored
+from simclr_jax.train.manifest import Damaged
 
 __all__ = ["Curve", "Record", "flatten", "named", "read"]
 
@@ -122,7 +123,9 @@ def read(run: str, flag: str = "--checkpoint") -> Record:
         if not path.is_dir():
             raise UserError(f"{flag}={run} is no directory: give the workdir of a run")
     there = _Files(path)
-    found, steps = there.curves(), there.saved()
+    steps = there.saved()
+    known = there.known(steps)
+    found = there.curves(known)
     if not found and not steps:
         why = "; ".join(there.damaged) or (
             "there is neither a metrics.jsonl with numbers in it nor a checkpoint"
@@ -131,7 +134,7 @@ def read(run: str, flag: str = "--checkpoint") -> Record:
     if at is not None and at not in steps:
         named = ", ".join(map(str, steps)) or "none"
         raise UserError(f"{flag}={run} has no checkpoint of step {at}: steps there: {named}")
-    config, resolved = there.recipe()
+    config, resolved = there.recipe(steps)
     listed, outputs = there.results()
     method = _method(config, resolved)
     record = Record(
@@ -152,12 +155,13 @@ def read(run: str, flag: str = "--checkpoint") -> Record:
         method=method,
         chance=method.chance(resolved) if method else None,
     )
-    there.damaged += _missing(record)
+    if known is None:
+        there.damaged += _missing(record)
     return record
 
 
 def _missing(record: Record) -> list[str]:
-    """Say which lines of metrics are missing; a converted run never had any."""
+    """Say where lines of metrics are missing; a converted run never had any."""
     if not (record.path / "metrics.jsonl").exists():
         return []
     every = record.recipe.get("log.every_steps") or 0
@@ -224,11 +228,20 @@ class _Files:
             self.damaged.append(f"{error}.")
             return None
 
-    def curves(self) -> dict[str, Curve]:
+    def curves(self, known: Known | None) -> dict[str, Curve]:
         """Return the metrics."""
-        found, wrong = self.said(curves.read, self.path / "metrics.jsonl") or ({}, [])
+        file = self.path / "metrics.jsonl"
+        found, wrong = self.said(curves.read, file, known) or ({}, [])
         self.damaged += wrong
         return found
+
+    def known(self, steps: Sequence[int]) -> Known | None:
+        """Return what the newest checkpoint knows of the metrics, if it is not too old for that."""
+        for step in reversed(steps):
+            with contextlib.suppress(Damaged):
+                about = manifest.about(self.path / stored.CHECKPOINTS / str(step), step)
+                return Known.of(step, about.get("log"))
+        return None
 
     def saved(self) -> list[int]:
         """Return the steps that have a checkpoint, oldest first."""
@@ -236,12 +249,22 @@ class _Files:
         names = [entry.name for entry in entries]
         return sorted(int(name) for name in names if re.fullmatch("[0-9]{1,18}", name))
 
-    def recipe(self) -> tuple[dict[str, Any], Any]:
-        """Return the content of config.json and its recipe; `{}` and the usual one without it."""
-        file = self.path / "config.json"
-        config = self.said(documents.read, file, dict[str, Any]) or {}
-        resolved = self.said(recipes.of_record, config)
-        return ({}, recipes.base()) if resolved is None else (config, resolved)
+    def recipe(self, steps: Sequence[int]) -> tuple[dict[str, Any], Any]:
+        """Return the recipe of the run, as it was recorded and as it is resolved.
+
+        That of the newest checkpoint, if config.json cannot be used or is another; `{}` and the
+        usual one without either.
+        """
+        config, before = self.said(stored.in_config, self.path), len(self.damaged)
+        sealed = (self.said(stored.in_checkpoints, self.path) or {}) if steps else {}
+        if sealed:
+            step, recipe = max(sealed.items())
+            if config is not None:
+                self.said(stored.check_same, recipe, config, f"checkpoint {step}", stored.NAME)
+            if config is None or len(self.damaged) > before:
+                config = recipe
+        resolved = self.said(recipes.of_record, config or {})
+        return ({}, recipes.base()) if resolved is None else (config or {}, resolved)
 
     def results(self) -> tuple[list[dict[str, Any]], dict[str, Any]]:
         """Return results, the newest last, and their arrays by name."""
