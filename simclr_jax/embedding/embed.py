@@ -20,6 +20,7 @@ from simclr_jax.judging import datasets, feature_bank
 from simclr_jax.judging.feature_bank import Say, cache_of
 from simclr_jax.stages.encoder import Encoder
 from simclr_jax.train import saved
+from simclr_jax.unlabelled import NO_LABEL
 
 
 @dataclasses.dataclass(frozen=True)
@@ -148,7 +149,6 @@ def _collect(
     parts: dict[str, Source], found: dict[str, feature_bank.Features], about: dict[str, Any]
 ) -> Embeddings:
     rows = list(found.values())
-    labelled = all(x.labels is not None for x in rows)
     names = [_names(source, x) for source, x in zip(parts.values(), rows, strict=True)]
     flat = [name for some in names for name in some]
     if len(set(flat)) < len(flat):  # numbers, which each part has anew
@@ -158,8 +158,20 @@ def _collect(
         names=np.array(flat),
         part=np.repeat(np.arange(len(rows), dtype=np.int32), [len(x) for x in rows]),
         examples=np.concatenate([x.examples for x in rows]),
-        labels=np.concatenate([np.asarray(x.labels) for x in rows]) if labelled else None,
+        labels=_labels(rows),
         about=about,
+    )
+
+
+def _labels(rows: list[feature_bank.Features]) -> np.ndarray | None:
+    """Return the labels of all parts, `NO_LABEL` in one that has none; None if none has any."""
+    shapes = {x.labels.shape[1:] for x in rows if x.labels is not None}
+    if len(shapes) != 1:
+        return None
+    (shape,) = shapes
+    none = [np.full((len(x), *shape), NO_LABEL, np.int8) for x in rows]
+    return np.concatenate(
+        [n if x.labels is None else x.labels for x, n in zip(rows, none, strict=True)]
     )
 
 

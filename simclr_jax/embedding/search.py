@@ -140,7 +140,8 @@ class Pictures:
 
     def _opened(self) -> list[Source]:
         about = self._found.about
-        opened = list(open_parts(_checkpoint(about), **about["data"]).values())
+        found = open_parts(_checkpoint(about), **about["data"])
+        opened = [found[part] for part in about.get("parts", found) if part in found]
         if [source.fingerprint() for source in opened] != about["fingerprints"]:
             raise UserError(
                 f"the images are not those that were embedded ({about['data']['data'] or 'the run'}"

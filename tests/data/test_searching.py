@@ -46,11 +46,10 @@ def test_links_are_followed_and_circles_are_not(tmp_path):
     assert found.images == ["a/1.png", "b/deep/y.png", "b/x.png"]
     assert found.again == {"a/circle": "", "b/back": "a"}
     assert found.others == {"links to nothing": 1}
-    notes = found.notes()
-    assert notes[1] == (
-        "2 directories are reached again by links, and their images counted once: a/circle, for "
-        "one, is ."
-    )
+    assert found.notes() == [
+        "not read: 1 file, 1 links to nothing",
+        "counted once: 2 directories that links reach again, such as a/circle, which is .",
+    ]
 
 
 @pytest.mark.parametrize("above", ["..", "../..", "/"])
@@ -60,7 +59,8 @@ def test_a_link_to_what_is_above_is_not_entered(tmp_path, above):
     (root / "b/up").symlink_to(root / above if above != "/" else "/")
     found = search(root)
     assert found.images == ["1.png", "b/2.png"] and found.again == {"b/up": ".."}
-    assert "b/up, for one, is above it" in found.notes()[0]
+    said = "counted once: 1 directory that links reach again, such as b/up, which is above it"
+    assert found.notes() == [said]
 
 
 def test_directories_that_all_link_to_one_another_are_searched_once(tmp_path):
@@ -73,7 +73,7 @@ def test_directories_that_all_link_to_one_another_are_searched_once(tmp_path):
     found = search(tmp_path)
     assert found.images == [f"{name}/{name}.png" for name in names]
     assert len(found.again) == 9 * 8
-    assert "72 directories are reached again" in found.notes()[0]
+    assert "72 directories that links reach again" in found.notes()[0]
 
 
 @pytest.mark.parametrize("backwards", [False, True])
@@ -102,16 +102,14 @@ def test_held_out_images_are_not_trained_on_by_a_link(tmp_path):
     (root / "train/more").symlink_to(root / "test")
     source = opened(root, labels=False)
     assert source.paths == ["1.png"]
-    assert any("train/more, for one, is test" in note for note in source.notes)
+    assert any("train/more, which is test" in note for note in source.notes)
 
 
 def test_what_lies_too_deep_is_said(tmp_path, monkeypatch):
     monkeypatch.setattr(searching, "DEEPEST", 3)
     found = search(make(tmp_path, "a/b/c/1.png", "a/b/c/d/2.png", "a/b/c/d/e/3.png"))
     assert found.images == ["a/b/c/1.png"] and found.deep == ("a/b/c/d",)
-    assert found.notes() == [
-        "1 directories lie deeper than 3 others and were not entered, such as a/b/c/d"
-    ]
+    assert found.notes() == ["not entered: 1 directory deeper than 3 others, such as a/b/c/d"]
 
 
 # What is no image ---------------------------------------------------------------------------------
@@ -123,7 +121,7 @@ def test_what_is_not_read_is_counted_by_kind(tmp_path):
     (tmp_path / "gone").symlink_to("nowhere")
     kinds = "201 *.cr2, 2 *.txt, 2 hidden, 1 *.svg, 1 links to nothing, 1 of other kinds"
     source = opened(tmp_path, labels=False)
-    assert len(source) == 30 and source.notes == (f"208 files are not read: {kinds}",)
+    assert len(source) == 30 and source.notes == (f"not read: 208 files, {kinds}",)
 
 
 def test_only_files_are_images(tmp_path):

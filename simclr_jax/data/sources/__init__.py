@@ -15,9 +15,11 @@ from ml_collections import ConfigDict
 
 from simclr_jax import documents, files
 from simclr_jax.data import gone, order
-from simclr_jax.data.sources import arrays, changes, digits, folder, layout, tfds, tfrecord
+from simclr_jax.data.sources import arrays, digits, folder, tfds, tfrecord
 from simclr_jax.data.sources.arrays import Images
+from simclr_jax.data.sources.changes import changed_records
 from simclr_jax.data.sources.hidden import hide_labels
+from simclr_jax.data.sources.layout import images
 from simclr_jax.data.sources.source import Source, Split
 from simclr_jax.data.sources.tfds_records import Records
 from simclr_jax.data.sources.tfrecord import Examples
@@ -95,7 +97,7 @@ def unused(found: Splits, used: Iterable[str]) -> list[str]:
     taken = {part.partition("[")[0].strip() for name in used for part in name.split("+")}
     left = {name: _images(opener) for name, opener in found.items() if name not in taken}
     words = [
-        documents.shown(name) + (f" ({layout.images(count)})" if count is not None else "")
+        documents.shown(name) + (f" ({images(count)})" if count is not None else "")
         for name, count in left.items()
         if "[" not in name and "+" not in name
     ]
@@ -204,7 +206,7 @@ def _compared(
         schema = dict[str, dict[str, dict[str, str]]]
         before = documents.read(kept / RECORD_FILES, schema).get("splits", {})
         if name in before:
-            said = changes.of_records(before[name], _sizes_and_times(source))
+            said = changed_records(before[name], _sizes_and_times(source))
     if said and data.if_changed == "refuse":
         raise UserError(
             f"{said}: bring back those that were there, or set data.if_changed=say to go on with "

@@ -22,7 +22,7 @@ PART = 1024  # files that a thread looks at in one go
 NONE = 2**32 - 1  # as size and time: there is no such file
 
 
-def look(root: Path, paths: Sequence[str]) -> np.ndarray:
+def look_at(root: Path, paths: Sequence[str]) -> np.ndarray:
     """Return size and time of files below `root`, uint32 `[m, 2]`, each modulo 2^32."""
 
     def part(some: Sequence[str]) -> list[tuple[int, int]]:
@@ -44,7 +44,7 @@ def _one(path: str) -> tuple[int, int]:
 
 
 def packed(marks: np.ndarray) -> str:
-    """Return what `look` found as text."""
+    """Return what `look_at` found as text."""
     return base64.b64encode(marks.astype("<u4").tobytes()).decode()
 
 
@@ -56,7 +56,7 @@ def unpacked(text: str, count: int) -> np.ndarray:
         raise ValueError(str(error)) from error
 
 
-def of_files(
+def changed_files(
     where: str, paths: Sequence[str], before: np.ndarray, now: np.ndarray, total: int
 ) -> str:
     """Return a sentence about files that are not what they were; "" if all are.
@@ -84,7 +84,7 @@ def of_files(
     )
 
 
-def of_records(before: Mapping[str, str], now: Mapping[str, str]) -> str:
+def changed_records(before: Mapping[str, str], now: Mapping[str, str]) -> str:
     """Return a sentence about record files that are not what they were; "" if all are.
 
     Args:

@@ -24,9 +24,9 @@ from ml_collections import ConfigDict
 from simclr_jax import documents, files
 from simclr_jax.data import decode, gone
 from simclr_jax.data.decode import BadImage
-from simclr_jax.data.sources import index, layout, searching
-from simclr_jax.data.sources.index import Index
-from simclr_jax.data.sources.searching import Found
+from simclr_jax.data.sources.index import FILE, Index, read_index
+from simclr_jax.data.sources.layout import choose_layout
+from simclr_jax.data.sources.searching import Found, by_directory, kinds, search
 from simclr_jax.data.sources.source import Split
 from simclr_jax.errors import Unreachable, UserError
 from simclr_jax.unlabelled import NO_LABEL
@@ -141,7 +141,7 @@ class Folder:
 def splits(data: ConfigDict, kept: epath.Path | None = None) -> dict[str, Split[Folder]]:
     """Return the splits of the directory `data.path`, which is searched.
 
-    `layout.choose` says which they are. With `data.labels` the directories right below the training
+    `layout.py` says which they are. With `data.labels` the directories right below the training
     split are the classes, sorted; a single one, or images beside them, mean that there are no
     labels.
 
@@ -154,11 +154,11 @@ def splits(data: ConfigDict, kept: epath.Path | None = None) -> dict[str, Split[
         When called, a split raises it if it has no label or an unknown class for an image.
     """
     path = _directory(data)
-    search = functools.cache(functools.partial(searching.search, path, SUFFIXES))
-    if kept is not None and (kept / index.FILE).exists():
-        found = index.read(kept, path, search)
+    searched = functools.cache(functools.partial(search, path, SUFFIXES))
+    if kept is not None and (kept / FILE).exists():
+        found = read_index(kept, path, searched)
     else:
-        found = _indexed(data, path, search())
+        found = _indexed(data, path, searched())
     if data.split not in found.roots:
         notes = "".join(f"; {note}" for note in found.notes)
         raise UserError(
@@ -175,13 +175,13 @@ def _indexed(data: ConfigDict, path: Path, found: Found) -> Index:
     """Return the index of a directory that was searched."""
     if not found.images:
         count = sum(found.others.values())
-        present = f"it has {count} other file(s): {searching.kinds(found.others)}"
+        present = f"it has {count} other file(s): {kinds(found.others)}"
         raise UserError(
             f"{path} has no images (*.jpg, *.png, *.webp, *.bmp, ...): "
             f"{present if count else 'it is empty'}"
         )
-    counts = searching.by_directory(found.images)
-    chosen = layout.choose(data, path, counts)
+    counts = by_directory(found.images)
+    chosen = choose_layout(data, path, counts)
     notes = (*chosen.notes(), *found.notes())
     known = {
         split: counts[root] if root else len(found.images) for split, root in chosen.roots.items()

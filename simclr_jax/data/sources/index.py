@@ -17,7 +17,7 @@ import numpy as np
 from etils import epath
 
 from simclr_jax import documents
-from simclr_jax.data.sources import changes
+from simclr_jax.data.sources.changes import changed_files, look_at, packed, unpacked
 from simclr_jax.data.sources.searching import Found
 from simclr_jax.errors import UserError
 
@@ -51,7 +51,7 @@ class Index:
       counts: images of each split, as far as they are known.
       notes: sentences about what is no image of any split.
       listed: of each split that was asked for, the files below its root, sorted.
-      marks: of those, sizes and times when the run began, as `changes.look` gives them.
+      marks: of those, sizes and times when the run began, as `changes.look_at` gives them.
     """
 
     path: Path
@@ -91,8 +91,8 @@ class Index:
         if total > ALL_LOOKED_AT and not thorough:
             rows = np.linspace(0, total - 1, SOME_LOOKED_AT).astype(int)
             paths, before = [paths[row] for row in rows], before[rows]
-        now = changes.look(root, paths)
-        return changes.of_files(documents.shown(root), paths, before, now, total)
+        now = look_at(root, paths)
+        return changed_files(documents.shown(root), paths, before, now, total)
 
     def write(self, kept: epath.Path) -> None:
         """Write the lists of all splits opened so far, with sizes and times, to a directory."""
@@ -102,14 +102,14 @@ class Index:
             if split in self.counts:
                 part["images"] = self.counts[split]
             if (paths := self.listed.get(split)) is not None:
-                marks = changes.packed(changes.look(self.path / root, paths))
+                marks = packed(look_at(self.path / root, paths))
                 part |= {"files": _grouped(paths), "marks": marks}
             splits[split] = part
         content = {"format": FORMAT, "splits": splits, "notes": [*self.notes]}
         documents.write(kept / FILE, content, indent=None)
 
 
-def read(kept: epath.Path, path: Path, search: Callable[[], Found]) -> Index:
+def read_index(kept: epath.Path, path: Path, search: Callable[[], Found]) -> Index:
     """Return the index of a run, for images that lie below `path`.
 
     Raises:
@@ -147,7 +147,7 @@ def _index(content: _Kept, path: Path, search: Callable[[], Found]) -> Index:
             found.listed[split] = _flat(part["files"])
             found.counts[split] = len(found.listed[split])
         if "marks" in part:
-            found.marks[split] = changes.unpacked(part["marks"], len(found.listed.get(split, ())))
+            found.marks[split] = unpacked(part["marks"], len(found.listed.get(split, ())))
     return found
 
 

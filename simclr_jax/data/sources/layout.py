@@ -44,7 +44,7 @@ class Layout:
         return [f"not used: {listed(self.beside)}, which are no splits{hint}"]
 
 
-def choose(data: ConfigDict, path: Path, counts: Mapping[str, int]) -> Layout:
+def choose_layout(data: ConfigDict, path: Path, counts: Mapping[str, int]) -> Layout:
     """Return the layout of a data set.
 
     Args:
@@ -77,7 +77,7 @@ def choose(data: ConfigDict, path: Path, counts: Mapping[str, int]) -> Layout:
             f"data.layout=splits if {shown(name)} is a split, data.layout=classes if it is a class "
             f"(--data=splits:{path} or --data=classes:{path})"
         )
-    return Layout(roots, beside)
+    return Layout(dict(sorted(roots.items(), key=lambda item: item[1])), beside)
 
 
 def listed(counts: Mapping[str, int], most: int = 5) -> str:

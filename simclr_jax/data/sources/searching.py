@@ -52,18 +52,19 @@ class Found:
         """Return what a user should know of all that is no image here, or was not entered."""
         found = []
         if self.others:
-            found.append(f"{sum(self.others.values())} files are not read: {kinds(self.others)}")
+            count = sum(self.others.values())
+            found.append(f"not read: {count} file{'s' * (count != 1)}, {kinds(self.others)}")
         if self.again:
             path, first = next(iter(self.again.items()))
-            as_what = "is above it" if first == ABOVE else f"is {documents.shown(first or '.')}"
+            is_what = "above it" if first == ABOVE else documents.shown(first or ".")
             found.append(
-                f"{len(self.again)} directories are reached again by links, and their images "
-                f"counted once: {documents.shown(path)}, for one, {as_what}"
+                f"counted once: {_directories(len(self.again))} that links reach again, such as "
+                f"{documents.shown(path)}, which is {is_what}"
             )
         if self.deep:
             found.append(
-                f"{len(self.deep)} directories lie deeper than {DEEPEST} others and were not "
-                f"entered, such as {documents.shown(self.deep[0][:200])}"
+                f"not entered: {_directories(len(self.deep))} deeper than {DEEPEST} others, such "
+                f"as {documents.shown(self.deep[0][:200])}"
             )
         return found
 
@@ -74,6 +75,10 @@ def kinds(others: Mapping[str, int], most: int = 5) -> str:
     shown = [f"{count} {documents.shown(kind[:40])}" for kind, count in ordered[:most]]
     rest = sum(count for _, count in ordered[most:])
     return ", ".join([*shown, *([f"{rest} of other kinds"] if rest else [])])
+
+
+def _directories(count: int) -> str:
+    return f"{count} director{'y' if count == 1 else 'ies'}"
 
 
 def search(root: Path, suffixes: Collection[str], say: Callable[[str], object] = tell) -> Found:
