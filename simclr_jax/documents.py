@@ -83,9 +83,14 @@ def line(content: Mapping[str, Any]) -> str:
     return json.dumps(sealed(content)) + "\n"
 
 
-def write(path: epath.PathLike, content: Mapping[str, Any]) -> None:
-    """Write a document, indented, whole or not at all. Raises as `files.write_atomically`."""
-    files.write_atomically(path, json.dumps(sealed(content), indent=2) + "\n")
+def write(path: epath.PathLike, content: Mapping[str, Any], indent: int | None = 2) -> None:
+    """Write a document, whole or not at all; without `indent` in a line, for one that is long.
+
+    Raises as `files.write_atomically`.
+    """
+    separators = (",", ":") if indent is None else None
+    text = json.dumps(sealed(content), indent=indent, separators=separators)
+    files.write_atomically(path, text + "\n")
 
 
 def read(path: epath.PathLike, schema: type[T], remedy: str = "restore or remove it") -> T:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import threading
 from collections import deque
@@ -19,7 +18,6 @@ from simclr_jax.data.read_ahead import ReadAhead
 from simclr_jax.data.sources.arrays import Images
 from simclr_jax.data.sources.source import Source
 from simclr_jax.data.stream import Stream
-from simclr_jax.documents import Unfit
 from simclr_jax.errors import UserError
 
 SHOWN = 3  # unreadable images named on the console; the file lists all
@@ -68,11 +66,7 @@ class Unreadable:
         self._met: set[str] = set()  # by this process: what was repaired meanwhile counts no more
         self._listed: dict[str, str] = {}
         if self.path is not None and self.path.exists():
-            # A kill may have left half a line at the end. What is damaged is met again.
-            for line in documents.content(self.path).split(b"\n")[:-1]:
-                with contextlib.suppress(Unfit):
-                    record = documents.parse(line, Listed)
-                    self._listed[record["image"]] = record["reason"]
+            self._read(self.path)
             self._write()
 
     def __len__(self) -> int:
@@ -101,16 +95,31 @@ class Unreadable:
             if len(self) <= SHOWN:
                 self.say(f"unreadable: {name} ({reason}); {self.fate}")
 
+    def _read(self, path: epath.Path) -> None:
+        # A kill may have left half a line at the end. An image of a damaged one is listed again
+        # when it is met again.
+        lines, damaged = documents.content(path).rpartition(b"\n")[0].split(b"\n"), 0
+        for line in filter(None, lines):
+            try:
+                record = documents.parse(line, Listed)
+            except documents.Unfit:
+                damaged += 1
+            else:
+                self._listed[record["image"]] = record["reason"]
+        if damaged:
+            self.say(f"note      {damaged} damaged line(s) of {documents.shown(path)} are left out")
+
     def _append(self, name: str) -> None:
         if self.path is not None and files.is_local(self.path):
-            with self.path.open("a") as file:
+            with files.explaining(self.path), self.path.open("a") as file:
                 file.write(self._line(name))
         else:
             self._write()
 
     def _write(self) -> None:
         if self.path is not None:
-            files.write_atomically(self.path, "".join(map(self._line, self._listed)))
+            with files.explaining(self.path):
+                files.write_atomically(self.path, "".join(map(self._line, self._listed)))
 
     def _line(self, name: str) -> str:
         return documents.line({"image": name, "reason": self._listed[name]})

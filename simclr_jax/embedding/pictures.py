@@ -150,7 +150,8 @@ class Pictures:
         # The split and the directory of TFDS are part of what was asked for, and are no paths of
         # the file's choice where the user names the data.
         asked = about["data"] if data == about["data"]["data"] else {"split": "", "data_dir": ""}
-        opened = list(open_parts(run, data, asked["data_dir"], asked["split"]).values())
+        parts = open_parts(run, data, asked["data_dir"], asked["split"])
+        opened = [parts[part] for part in about["parts"] if part in parts]
         if [source.fingerprint() for source in opened] != about["fingerprints"]:
             raise UserError(
                 f"the images are not those that were embedded ({data or 'the run'}"

@@ -6,7 +6,6 @@ import json
 
 import numpy as np
 import pytest
-from ml_collections import ConfigDict
 from PIL import Image
 from stages.written import write_run
 from train import tiny
@@ -15,6 +14,7 @@ from simclr_jax import parallel
 from simclr_jax.data.sources import Images, folder
 from simclr_jax.errors import UserError
 from simclr_jax.judging import feature_bank
+from simclr_jax.recipes import base
 from simclr_jax.stages.encoder import Encoder
 from simclr_jax.train import saved
 
@@ -64,8 +64,9 @@ def write_folder(path, count=20):
 
 
 def open_folder(path):
-    data = {"path": str(path), "name": "", "split": "train", "eval_split": "test", "labels": True}
-    return folder.splits(ConfigDict(data))["train"]()
+    data = base().data
+    data.path = str(path)
+    return folder.splits(data)["train"]()
 
 
 def equal(a, b):
