@@ -17,7 +17,7 @@ from simclr_jax.train import mending
 
 LATEST = 2**53  # steps up to here are exact as floats
 # What is farther from 1 than this is no value of a metric, and no chart has room for it.
-LARGEST = 1e200
+LARGEST = 1e150
 MOST_SHOWN = 10  # steps in a sentence
 
 
@@ -133,8 +133,8 @@ def missing(
     until = int(trained.steps[-1]) if trained else 0
     if every and until < saved // every * every:
         found[
-            f"There is a checkpoint of step {saved}, and no line of training after step {until}: "
-            "lines are missing."
+            f"There is a checkpoint of step {saved}, and metrics.jsonl has no line of training "
+            f"after step {until}: lines are missing."
         ] = None
     end = max([until, *(int(curve.steps[-1]) for curve in curves.values())])
     for name, curve in curves.items():

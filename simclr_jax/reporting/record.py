@@ -256,12 +256,14 @@ class _Files:
         usual one without either.
         """
         config, before = self.said(stored.in_config, self.path), len(self.damaged)
+        if config == {}:
+            self.damaged.append(f"{documents.shown(self.path / stored.NAME)} is empty: restore it.")
         sealed = (self.said(stored.in_checkpoints, self.path) or {}) if steps else {}
         if sealed:
             step, recipe = max(sealed.items())
-            if config is not None:
+            if config:
                 self.said(stored.check_same, recipe, config, f"checkpoint {step}", stored.NAME)
-            if config is None or len(self.damaged) > before:
+            if not config or len(self.damaged) > before:
                 config = recipe
         resolved = self.said(recipes.of_record, config or {})
         return ({}, recipes.base()) if resolved is None else (config or {}, resolved)
@@ -301,9 +303,10 @@ class _Files:
     def devices(self) -> str:
         """Return on which devices the run works, or worked last."""
         file, log = self.path / summary.DEVICES, self.path / "log.txt"
+        before = len(self.damaged)
         if (found := self.said(documents.read, file, summary.Devices)) is not None:
             return found["devices"]
-        if file.exists():  # and is damaged: no other file vouches for what it says
+        if len(self.damaged) > before:  # no other file vouches for what it says
             return ""
         text = (self.said(documents.content, log) or b"").decode(errors="replace")
         lines = re.findall(r"  devices +(.+), computing in ", text)

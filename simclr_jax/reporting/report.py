@@ -13,7 +13,7 @@ import numpy as np
 from etils import epath
 from ml_collections import ConfigDict
 
-from simclr_jax import files, recipes
+from simclr_jax import documents, files, recipes
 from simclr_jax.data import order
 from simclr_jax.data.sources import NO_LABEL, Source
 from simclr_jax.errors import UserError, printable
@@ -73,7 +73,7 @@ def run(checkpoints: Sequence[str], out: str | None = None, say: Say = print) ->
         raise UserError(
             f"the report cannot be written to {place} ({error.strerror or error}): give --out"
         ) from error
-    say(f"report    {place}")
+    say(f"report    {documents.shown(place)}")
 
 
 def _page(records: Sequence[Record], examined: dict[str, Examined | str]) -> str:

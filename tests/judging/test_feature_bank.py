@@ -99,7 +99,7 @@ def test_what_was_kept_is_read_and_the_rest_computed(encoder, computed, tmp_path
     assert json.loads(about.read_text()) == feature_bank.key(encoder, SOURCE)
 
 
-@pytest.mark.parametrize("harm", ["deleted", "cut", "flipped", "emptied"])
+@pytest.mark.parametrize("harm", ["deleted", "cut", "flipped", "emptied", "another", "narrow"])
 def test_a_shard_that_is_not_whole_is_computed_again(encoder, computed, tmp_path, harm):
     whole = feature_bank.extract(encoder, SOURCE, TAPS, tmp_path)
     (shard,) = tmp_path.glob("*/h-00001.npz")
@@ -113,10 +113,14 @@ def test_a_shard_that_is_not_whole_is_computed_again(encoder, computed, tmp_path
     )
     if harm == "deleted":
         shard.unlink()
+    if harm == "another":
+        shard.write_bytes((shard.parent / "h-00000.npz").read_bytes())
+    if harm == "narrow":
+        np.savez(shard, x=np.zeros((16, 3)), bad=np.zeros(16, bool), of="")
     said = []
     equal(feature_bank.extract(encoder, SOURCE, TAPS, tmp_path, said.append), whole)
     assert computed[3:] == [(16, ("h",))]
-    assert any("damaged" in line for line in said) == (harm != "deleted")
+    assert sum("made again" in line for line in said) == (harm != "deleted")
 
 
 def test_other_weights_data_or_preprocessing_have_a_key_of_their_own(run, encoder, tmp_path):
