@@ -46,8 +46,16 @@ YOUNG_IN_BUCKET = 3600.0  # where nobody locks anything
 
 
 def expand_home(path: str) -> str:
-    """Return `path` with its `~` replaced, which no shell does behind `--workdir=`."""
-    return os.fspath(Path(path).expanduser()) if is_local(path) else path
+    """Return `path` with its `~` replaced, which no shell does behind `--workdir=`.
+
+    Raises:
+      UserError: for a name that nothing can have, or on a kind of storage that is not known here.
+    """
+    buckets.check_name(path)
+    try:
+        return os.fspath(Path(path).expanduser()) if is_local(path) else path
+    except RuntimeError as error:  # ~NAME of nobody
+        raise UserError(f"{path} is nobody's home: write the whole path") from error
 
 
 def write_atomically(path: epath.PathLike, content: str | bytes) -> None:
