@@ -114,6 +114,8 @@ def open_workdir(
                 raise UserError(f"--resume=must, but {workdir} holds no checkpoint to resume from")
             check_recipe(workdir, recipe, resume, fresh)
             lost = check_saves(workdir, console.say)
+            if not lost and checkpoints.steps():  # of an earlier version, or killed since its save
+                documents.write(workdir / SAVED, {"step": checkpoints.steps()[-1]})
             _tidy(workdir, checkpoints)
             if not fresh and not (workdir / stored.NAME).exists():
                 console.say(f"{stored.NAME} was gone: it is restored from the checkpoints")
@@ -172,7 +174,7 @@ def _saved_before(workdir: epath.Path) -> bool:
     try:
         every = validation.stored(stored.in_config(workdir)).checkpoint.every_steps
         content = documents.content(workdir / "metrics.jsonl")
-    except FileNotFoundError:
+    except (FileNotFoundError, UserError):
         return False
     lines = [mending.parsed(line) for line in content.decode(errors="replace").split("\n")]
     return max((line.step for line in lines if line), default=0) > 2 * every

@@ -8,6 +8,8 @@ import numpy as np
 import pytest
 from doors import Blow
 
+from simclr_jax import documents
+
 pytestmark = pytest.mark.e2e
 
 
@@ -149,6 +151,7 @@ def test_what_was_removed_and_damaged_is_said_and_the_rest_is_as_it_was(
 ):
     workdir = shutil.copytree(killed_between_lines, tmp_path / "run")
     shutil.rmtree(workdir / "checkpoints" / "14")
+    documents.write(workdir / "saved.json", {"step": 14})  # which the kill may have come before
     text = (workdir / "metrics.jsonl").read_bytes()
     (workdir / "metrics.jsonl").write_bytes(text.replace(b'"step": 5, ', b'"step": 5; ', 1))
     arguments = (*finished.arguments, EVERY_FIVE, f"--workdir={workdir}")

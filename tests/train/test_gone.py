@@ -58,6 +58,10 @@ def test_a_run_knows_that_a_newer_step_was_saved_than_the_one_it_goes_on_from(wo
     assert (found.step, found.lost) == (4, 6)
     assert go_on(workdir, 5).lost == 6  # until a step is saved
     assert go_on(workdir).lost == 0
+    (workdir / "saved.json").unlink()  # as killed before it was written, or of an earlier version
+    assert go_on(workdir).lost == 0
+    remove(workdir / "checkpoints" / "5")
+    assert go_on(workdir).lost == 5
 
 
 def test_what_was_set_aside_is_not_lost(workdir):
