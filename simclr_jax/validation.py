@@ -81,7 +81,6 @@ RULES: tuple[tuple[tuple[str, ...], str, Callable[[float], bool]], ...] = (
             "train.steps_per_call",
             "head.layers",
             "head.dim",
-            "data.image_size",
             "log.every_steps",
             "checkpoint.every_steps",
             "checkpoint.keep",
@@ -94,6 +93,7 @@ RULES: tuple[tuple[tuple[str, ...], str, Callable[[float], bool]], ...] = (
         "1 or more",
         lambda value: value >= 1,
     ),
+    (("data.image_size",), "1 to 16384", lambda value: 1 <= value <= 2**14),
     (
         ("optim.weight_decay", "optim.warmup_epochs", "eval.every_epochs"),
         "0 or more",

@@ -194,6 +194,7 @@ REFUSED_BY = {
     "in [0, 2^63)": (-1,),
     "in [0, 2^32)": (-1, 2**32),
     "0 to 5": (-1, 6),
+    "1 to 16384": (0, 16385),
     "greater than 0 and at most 1 (labels alone are stage finetune)": (0.0, 1.1, float("nan")),
     "between 0 and 1": (0.0, 1.0, 1.5),
 }

@@ -201,9 +201,12 @@ def writable(path: str, flag: str, suffixes: tuple[str, ...]) -> Path:
 def aside(out: Path) -> Iterator[Path]:
     """Yield a path beside `out` to write to, which becomes `out` when the block ends well."""
     path = out.with_name(f".{out.stem}.{uuid.uuid4().hex}{out.suffix}")
+    files.sweep(out.parent)
     try:
-        yield path
-        path.replace(out)
+        with path.open("xb") as held:  # for as long as others write there, by its name
+            files.hold(held)
+            yield path
+            path.replace(out)
     except OSError as error:
         raise UserError(
             f"{out} cannot be written ({error.strerror or error}): free space there, or name "

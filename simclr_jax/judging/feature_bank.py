@@ -185,6 +185,7 @@ def _place(encoder: Encoder, source: Source, cache: epath.Path) -> epath.Path:
     place = epath.Path(cache) / digest
     try:
         place.mkdir(parents=True, exist_ok=True)
+        files.sweep(place)
         files.write_json(place / "about.json", about)
     except OSError as error:
         raise UserError(

@@ -119,7 +119,7 @@ def settle(config: ConfigDict, devices: int, finish: Settle) -> dict[str, Config
 def _check_workdir(field: str, to: str, known: Mapping[str, ConfigDict]) -> None:
     """Check that what `init.run` or `distill.teacher` names outside the pipeline is there."""
     workdir, _ = saved.split(to)
-    if not (epath.Path(workdir).expanduser() / "checkpoints").is_dir():
+    if not (epath.Path(files.expand_home(workdir)) / "checkpoints").is_dir():
         raise UserError(
             f'{field} is "{to}"{nearest(to, known)}: name an earlier run of this pipeline, or the '
             "workdir of a run"

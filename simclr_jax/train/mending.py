@@ -8,7 +8,6 @@ have, and what is lost is said. What was there is kept beside it.
 from __future__ import annotations
 
 import collections
-import itertools
 import math
 import zlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -101,20 +100,12 @@ def lines_until(
     found = [line for line in read if line and line.step <= step]
     if step == 0 and texts:  # a run that starts anew evaluates step 0 anew
         say(f"nothing was saved before: the run starts anew, and its {path.name} too")
-    elif step and _wrong(read, found, step, seal):
+    elif step and seal.get("crc32") != checksum(line.text for line in found):
         found = _mended(path, raw, read, step, seal, events.read(directory), say)
     if (content := "".join(line.text for line in found).encode()) != raw:
         with files.explaining(path):
             files.write_atomically(path, content)
     return found
-
-
-def _wrong(read: Sequence[Line | None], found: list[Line], step: int, seal: Seal) -> bool:
-    """Tell whether the lines up to a step are not those that were written, or may not be."""
-    if "crc32" in seal:
-        return seal["crc32"] != checksum(line.text for line in found)
-    later = itertools.dropwhile(lambda line: line and line.step <= step, read)
-    return None in read or any(line.step <= step for line in later if line)
 
 
 def _mended(
@@ -126,7 +117,10 @@ def _mended(
     known: Iterable[events.Line],
     say: Callable[[str], None],
 ) -> list[Line]:
-    """Return the lines up to a step as far as they are known, and say what was done."""
+    """Return the lines up to a step as far as they are known, and say what was done.
+
+    Where a checkpoint of an earlier version knows nothing of them, events and lines are compared.
+    """
     known = [line for line in known if line.step <= step]
     there = {
         (line.step, name): (x, i) for i, line in enumerate(known) for name, x in line[1].items()
@@ -151,7 +145,7 @@ def _mended(
         said.append(f"lost: {_shown(lost)}")
     if "crc32" in seal and not said and not any(REPAIRED in line.values for line in lines):
         said.append("other numbers were written then, of which nothing is left")
-    if None in read or kept != found:
+    if said and (None in read or kept != found):
         said.append(f"what was there is kept as {_set_aside(path, raw)}")
     if said:
         say(f"{path.name} is not as it was when step {step} was saved; {'; '.join(said)}")

@@ -142,9 +142,11 @@ class MetricsWriter:
         self._step, self._seal = resume_step, _checked(seal or {})
         self._old_windows = workdir / "log_window.jsonl"
         events_at = workdir / "tensorboard"
-        for shorter in events.missing(events_at, self._seal.get("events", {})):
+        if shorter := events.missing(events_at, self._seal.get("events", {})):
+            more = f" and {len(shorter) - 3} files more" if len(shorter) > 3 else ""
             say(
-                f"of tensorboard/{shorter}: its curves lack what followed, {self._path.name} has it"
+                f"tensorboard/{', '.join(shorter[:3])}{more}: TensorBoard shows a gap there, "
+                f"{self._path.name} has the numbers"
             )
         lines = mending.lines_until(self._path, resume_step, self._seal, events_at, say)
         self._lines = [line.step for line in lines]

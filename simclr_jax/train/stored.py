@@ -19,7 +19,6 @@ from simclr_jax.train.manifest import Damaged
 NAME = "config.json"
 CHECKPOINTS = "checkpoints"
 MOST_SHOWN = 8  # differing fields in an error
-REMEDY = "restore it, or remove it: checkpoints hold the recipe as well"
 
 
 def in_config(workdir: epath.PathLike) -> dict[str, Any]:
@@ -30,12 +29,15 @@ def in_config(workdir: epath.PathLike) -> dict[str, Any]:
       UserError: if it cannot be read, or a field in it has a value that it cannot have.
     """
     path = epath.Path(workdir) / NAME
-    found = documents.read(path, dict[str, Any], REMEDY)
+    content = documents.content(path)
     try:
+        found = documents.parse(content, dict[str, Any])
         validation.stored(found)
-    except UserError as error:
+    except (documents.Unfit, UserError) as error:
+        also = ", or remove it: checkpoints have the recipe as well"
         raise UserError(
-            f"{documents.shown(path)} is not the recipe of a run: {error}; or {REMEDY}"
+            f"{documents.shown(path)} is not the recipe of a run ({error}): restore it"
+            f"{also if in_checkpoints(workdir) else ''}"
         ) from error
     return found
 

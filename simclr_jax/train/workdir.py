@@ -12,9 +12,9 @@ from typing import Any, TypedDict
 from absl import logging
 from etils import epath
 
-from simclr_jax import buckets, documents, files, processes, recipes
+from simclr_jax import buckets, documents, files, processes, recipes, validation
 from simclr_jax.errors import UserError, choose
-from simclr_jax.train import stored
+from simclr_jax.train import mending, stored
 from simclr_jax.train.bucket_checkpoints import open_checkpoints
 from simclr_jax.train.checkpoints import Checkpoints
 from simclr_jax.train.lock import WorkdirLock
@@ -114,6 +114,8 @@ def open_workdir(
                 raise UserError(f"--resume=must, but {workdir} holds no checkpoint to resume from")
             check_recipe(workdir, recipe, resume, fresh)
             lost = check_saves(workdir, console.say)
+            if not lost and checkpoints.steps():  # of an earlier version, or killed since its save
+                documents.write(workdir / SAVED, {"step": checkpoints.steps()[-1]})
             _tidy(workdir, checkpoints)
             if not fresh and not (workdir / stored.NAME).exists():
                 console.say(f"{stored.NAME} was gone: it is restored from the checkpoints")
@@ -146,14 +148,13 @@ def check_saves(workdir: epath.PathLike, say: Callable[[str], None] = logging.wa
     workdir, known = epath.Path(workdir), 0
     try:
         known = documents.read(workdir / SAVED, Newest, "the next save writes it anew")["step"]
-    except FileNotFoundError:  # nothing was saved, or by an earlier version
-        if (workdir / "results" / "summary.json").exists():
-            known = -1
+    except FileNotFoundError:
+        known = -1 if _saved_before(workdir) else 0
     except UserError as error:
         say(str(error))
     names = [entry.name for entry in buckets.listing(workdir / stored.CHECKPOINTS)]
     if known and not any(name[0].isdigit() for name in names):
-        step = f"step {known}" if known > 0 else "its last step"
+        step = f"step {known}" if known > 0 else "steps"
         raise UserError(
             f"{workdir} holds a run that had saved {step}, and no checkpoint of it any more: bring "
             f"{workdir / stored.CHECKPOINTS} back, or give another --workdir; to start anew in "
@@ -161,6 +162,22 @@ def check_saves(workdir: epath.PathLike, say: Callable[[str], None] = logging.wa
         )
     there = any(name == str(known) or name.startswith(f"{known}.damaged") for name in names)
     return 0 if there else max(known, 0)
+
+
+def _saved_before(workdir: epath.Path) -> bool:
+    """Tell whether a run by a version that kept no account of its saves had finished one.
+
+    A save waits for the one before: what is logged after the second tells of the first.
+    """
+    if (workdir / "results" / "summary.json").exists():
+        return True
+    try:
+        every = validation.stored(stored.in_config(workdir)).checkpoint.every_steps
+        content = documents.content(workdir / "metrics.jsonl")
+    except (FileNotFoundError, UserError):
+        return False
+    lines = [mending.parsed(line) for line in content.decode(errors="replace").split("\n")]
+    return max((line.step for line in lines if line), default=0) > 2 * every
 
 
 def _check_shared(path: epath.Path, recipe: dict[str, Any]) -> None:

@@ -134,6 +134,7 @@ def test_a_resumed_run_starts_from_the_checkpoint_it_started_from(runs, tmp_path
     other = shutil.copytree(runs / "wide", tmp_path / "other")
     group, name = field.split("__")
     first, again, fresh = (recipe(stage, **{field: str(other)}) for _ in range(3))
+    first, _ = inherit(first)
     pin(first, None)
     assert first[group][name] == f"{other}@7"
     save_again(other, 9)
