@@ -17,6 +17,7 @@ from typing import Any
 
 from etils import epath
 
+from simclr_jax import closing
 from simclr_jax.errors import Unreachable, UserError
 
 # By scheme, the package through which fsspec reaches a bucket.
@@ -195,8 +196,8 @@ class Scratch:
 
     def close(self) -> None:
         """Delete it."""
-        shutil.rmtree(self._whole, ignore_errors=True)
-        self._lock.close()
+        remove = functools.partial(shutil.rmtree, self._whole, ignore_errors=True)
+        closing.close(None, remove, self._lock.close)
 
 
 class Mirror:
@@ -214,6 +215,4 @@ class Mirror:
 
     def close(self) -> None:
         """Copy what is there, and keep no copy here."""
-        self.publish()
-        if self._apart:
-            self._apart.close()
+        closing.close(None, self.publish, *([self._apart.close] if self._apart else []))

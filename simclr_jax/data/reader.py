@@ -14,6 +14,7 @@ import numpy as np
 from etils import epath
 
 from simclr_jax import files
+from simclr_jax.closing import Closing
 from simclr_jax.data.decode import BadImage
 from simclr_jax.data.read_ahead import ReadAhead
 from simclr_jax.data.sources.arrays import Images
@@ -94,7 +95,7 @@ class Unreadable:
 
     def _append(self, name: str) -> None:
         if self.path is not None and files.is_local(self.path):
-            with self.path.open("a") as file:
+            with files.explaining(self.path), self.path.open("a") as file:
                 file.write(self._line(name))
         else:
             self._write()
@@ -239,13 +240,10 @@ def ahead(
 ) -> Generator[Done, None, None]:
     """Yield `work(job)` for each job, in order, with up to `depth` more under way."""
     waiting: deque[Future[Done]] = deque()
-    try:
+    with Closing(lambda: [future.cancel() for future in waiting]):
         for job in jobs:
             waiting.append(pool.submit(work, job))
             if len(waiting) > depth:
                 yield waiting.popleft().result()
         while waiting:
             yield waiting.popleft().result()
-    finally:
-        for future in waiting:
-            future.cancel()

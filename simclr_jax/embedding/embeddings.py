@@ -21,6 +21,7 @@ from typing import Any
 
 import numpy as np
 
+from simclr_jax.closing import Closing
 from simclr_jax.errors import UserError
 
 FORMAT = 1
@@ -97,16 +98,15 @@ def writable(path: str, flag: str, suffixes: tuple[str, ...]) -> Path:
 def aside(out: Path) -> Iterator[Path]:
     """Yield a path beside `out` to write to, which becomes `out` when the block ends well."""
     path = out.with_name(f".{out.stem}.{uuid.uuid4().hex}{out.suffix}")
-    try:
-        yield path
-        path.replace(out)
-    except OSError as error:
-        raise UserError(
-            f"{out} cannot be written ({error.strerror or error}): free space there, or name "
-            "another file with --out"
-        ) from error
-    finally:
-        path.unlink(missing_ok=True)
+    with Closing(lambda: path.unlink(missing_ok=True)):
+        try:
+            yield path
+            path.replace(out)
+        except OSError as error:
+            raise UserError(
+                f"{out} cannot be written ({error.strerror or error}): free space there, or name "
+                "another file with --out"
+            ) from error
 
 
 def write(out: Path, embeddings: Embeddings) -> None:

@@ -12,6 +12,7 @@ from flax import traverse_util
 from ml_collections import ConfigDict
 
 from simclr_jax import buckets, files, recipes
+from simclr_jax.closing import Closing
 from simclr_jax.errors import UserError
 from simclr_jax.train import manifest
 from simclr_jax.train.bucket_checkpoints import open_checkpoints
@@ -66,10 +67,8 @@ def read(run: str, flag: str = "--checkpoint") -> Saved:
     """
     path, at = _find(run, flag)
     checkpoints = open_checkpoints(path / "checkpoints", read_only=True)
-    try:
+    with Closing(checkpoints.close):
         step, leaves = checkpoints.leaves(at)
-    finally:
-        checkpoints.close()
     return Saved(path, step, files.read_json(path / "config.json"), leaves)
 
 
@@ -77,10 +76,8 @@ def describe(run: str, flag: str = "--checkpoint") -> Saved:
     """Say what `read` would give, as far as it can be known without reading gigabytes."""
     path, at = _find(run, flag)
     checkpoints = open_checkpoints(path / "checkpoints", read_only=True)
-    try:
+    with Closing(checkpoints.close):
         steps = checkpoints.steps()
-    finally:
-        checkpoints.close()
     for step in reversed(steps) if at is None else [at] if at in steps else []:
         with contextlib.suppress(manifest.Damaged):
             leaves = manifest.read(path / "checkpoints" / str(step), step)

@@ -13,6 +13,7 @@ from typing import Any
 from etils import epath
 
 from simclr_jax import buckets, files, processes, recipes
+from simclr_jax.closing import Closing
 from simclr_jax.errors import UserError, choose
 from simclr_jax.train.bucket_checkpoints import open_checkpoints
 from simclr_jax.train.checkpoints import Checkpoints
@@ -83,9 +84,9 @@ def open_workdir(
         raise UserError(f"--resume=must, but {path} holds no checkpoint to resume from")
     processes.on_first(lambda: os.fspath(files.make_workdir(path)))
     workdir = epath.Path(path)
-    with contextlib.ExitStack() as stack:
+    with Closing() as stack:
         console = Console(workdir) if processes.rank() == 0 else Silence()
-        stack.callback(console.close)
+        stack.step(console.close)
         lock = WorkdirLock(workdir, say=console.say)
         checkpoints = open_checkpoints(
             workdir / "checkpoints", keep=keep, keep_period=keep_period, say=console.say
@@ -93,8 +94,8 @@ def open_workdir(
 
         @files.explaining(workdir)
         def claim() -> bool:
-            stack.enter_context(lock)
-            stack.callback(checkpoints.close)
+            stack.enter(lock)
+            stack.step(checkpoints.close)
             fresh = not started(workdir)
             check_recipe(workdir, recipe, resume, fresh)
             if checkpoints.steps() and not (workdir / "config.json").exists():
@@ -108,7 +109,7 @@ def open_workdir(
 
         fresh = processes.on_first(claim)
         if processes.rank() > 0:
-            stack.callback(checkpoints.close)
+            stack.step(checkpoints.close)
         _check_shared(workdir / "config.json", recipe)
         yield Workdir(workdir, fresh, console, checkpoints, lock)
 
