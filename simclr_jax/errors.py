@@ -12,6 +12,7 @@ import difflib
 import errno
 import os
 import re
+import resource
 import sys
 from collections.abc import Callable, Iterable
 from pathlib import Path
@@ -127,6 +128,7 @@ def run(main: Callable[[], int | None]) -> None:
         if not any(argument.startswith(("--verbosity", "-v")) for argument in sys.argv):
             logging.set_verbosity(logging.WARNING)  # libraries have much to say about their inside
         try:
+            _allow_files()
             code = main()
             sys.stdout.flush()  # what it printed last may find the disk full
             return code
@@ -138,6 +140,25 @@ def run(main: Callable[[], int | None]) -> None:
             _exit(str(said), said.code)
 
     app.run(guarded, flags_parser=parse)
+
+
+LEAST_FILES, MANY_FILES = 32, 4096
+
+
+def _allow_files() -> None:
+    """Raise the limit of open files as far as that is ours to do.
+
+    Raises:
+      UserError: if it is so low that modules could not even be imported.
+    """
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = MANY_FILES if hard == resource.RLIM_INFINITY else min(MANY_FILES, hard)
+    if soft != resource.RLIM_INFINITY and soft < wanted:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
+    if wanted < LEAST_FILES:
+        raise UserError(
+            f"only {wanted} files may be open at a time: raise that limit (ulimit -n 1024)"
+        )
 
 
 def recipe_path() -> str:
