@@ -51,7 +51,7 @@ REMEDIES = {
     errno.ENFILE: "close other programs: all files that the system may open are open",
     errno.ENOMEM: "free memory",
     errno.EAGAIN: "raise the limit of processes and threads (ulimit -u)",
-    errno.EPIPE: "let its reader live",
+    errno.EPIPE: "keep its reader running",
 }
 
 
