@@ -17,7 +17,7 @@ from typing import Any
 
 from etils import epath
 
-from simclr_jax import closing
+from simclr_jax import closing, errors
 from simclr_jax.errors import Unreachable, UserError
 
 # By scheme, the package through which fsspec reaches a bucket.
@@ -69,6 +69,11 @@ def reaching(path: epath.PathLike, others: tuple[type[Exception], ...] = ()) -> 
             ) from error
         if not isinstance(error, OSError):
             raise
+        if error.errno in errors.OF_THE_PROGRAM:
+            raise UserError(
+                f"{os.fspath(path)} cannot be read ({error.strerror}): "
+                f"{errors.remedy(error.errno)} and start again"
+            ) from error
         raise Unreachable(
             f"{os.fspath(path)} cannot be read ({error.strerror or reason}): check the disk or "
             "mount; the same command continues from the last save"

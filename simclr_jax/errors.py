@@ -53,6 +53,8 @@ REMEDIES = {
     errno.EAGAIN: "raise the limit of processes and threads (ulimit -u)",
     errno.EPIPE: "keep its reader running",
 }
+# What the system says of this program, and of no file: the same file can be read by another.
+OF_THE_PROGRAM = {errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.EAGAIN}
 
 
 def remedy(number: int | None) -> str:

@@ -9,7 +9,7 @@ import pytest
 from etils import epath
 
 import simclr_jax
-from simclr_jax import errors, files
+from simclr_jax import buckets, documents, errors, files
 from simclr_jax.closing import Closing, close
 from simclr_jax.errors import UserError
 
@@ -168,3 +168,14 @@ def test_what_the_system_refuses_is_one_line(error, words):
 )
 def test_what_a_program_does_wrong_keeps_its_traceback(error):
     assert errors.of_the_system(error) is None
+
+
+@pytest.mark.parametrize("number", sorted(errors.OF_THE_PROGRAM))
+def test_what_is_wrong_with_the_program_is_not_laid_to_a_file(number):
+    error = OSError(number, os.strerror(number))
+    said = documents.unreadable("a.json", error, "restore or remove it")
+    with pytest.raises(UserError) as reached, buckets.reaching("a.json"):
+        raise error
+    for line in (str(said), str(reached.value)):
+        assert errors.REMEDIES[number] in line and "remove" not in line and "mount" not in line
+    assert said.code == reached.value.code == 1

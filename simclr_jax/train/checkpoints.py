@@ -282,7 +282,13 @@ class Checkpoints:
         except MemoryError:
             raise
         except Exception as error:  # each layer of Orbax and TensorStore has types of its own
-            if (number := errno_of(error)) is not None and number not in _OF_THE_FILE:
+            number = errno_of(error)
+            if number in errors.OF_THE_PROGRAM:
+                raise UserError(
+                    f"checkpoint {self._name(step)} cannot be read ({os.strerror(number)}): "
+                    f"{errors.remedy(number)} and start again"
+                ) from error
+            if number is not None and number not in _OF_THE_FILE:
                 raise Unreachable(
                     f"checkpoint {self._name(step)} cannot be read now ({os.strerror(number)}): "
                     "check that disk or mount; if it stays so, move that directory away, and the "
