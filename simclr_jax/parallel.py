@@ -106,6 +106,8 @@ def use_compilation_cache() -> None:
         jax.config.update("jax_compilation_cache_dir", os.fspath(directory))
     if not isinstance(warnings.showwarning, _CacheWarnings):
         warnings.showwarning = _CacheWarnings(warnings.showwarning)
+        # Of several programs of one name Python would show the first.
+        warnings.filterwarnings("always", "Error (reading|writing) persistent compilation")
 
 
 class _CacheWarnings:

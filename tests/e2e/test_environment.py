@@ -2,7 +2,6 @@
 
 import os
 import resource
-import subprocess
 import sys
 
 import disks
@@ -31,8 +30,8 @@ def test_the_limit_is_raised_as_far_as_we_may():
     code += "print(*resource.getrlimit(resource.RLIMIT_NOFILE))"
     hard = min(900, resource.getrlimit(resource.RLIMIT_NOFILE)[1])
     line = ["bash", "-c", f'ulimit -Hn {hard}; ulimit -Sn 100; exec "$@"', "bash"]
-    done = subprocess.run([*line, sys.executable, "-c", code], capture_output=True, text=True)
-    assert done.stdout.split() == [str(hard), str(hard)], done
+    done = doors.run_fresh(*line, sys.executable, "-c", code)
+    assert done.out.split() == [str(hard), str(hard)], done
 
 
 CACHE = """
