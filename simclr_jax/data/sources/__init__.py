@@ -32,6 +32,7 @@ __all__ = [
     "open_splits",
     "remember",
     "stamp",
+    "tell",
 ]
 
 MOST_WITHOUT_LABELS = 1000  # held out: they only show whether embeddings collapse
@@ -93,6 +94,13 @@ def remember(source: Source, kept: epath.Path) -> None:
 def notes(source: Source) -> tuple[str, ...]:
     """Return what a user should know about a source, such as why it has no labels."""
     return getattr(source, "notes", ())
+
+
+def tell(source: Source, say: Callable[[str], object]) -> None:
+    """Let a source say a line when it meets what a user should know, such as images of 16 bits."""
+    decoder = getattr(source, "decoder", None)
+    if decoder is not None:
+        decoder.say = say
 
 
 def stamp(source: Source) -> str:

@@ -27,12 +27,11 @@ from ml_collections import ConfigDict
 
 from simclr_jax import files
 from simclr_jax.data import decode
-from simclr_jax.data.decode import BadImage
+from simclr_jax.data.decode import BadImage, Decoder, Rules
 from simclr_jax.errors import Unreachable, UserError
 from simclr_jax.unlabelled import NO_LABEL
 
-JPEG = ("jpg", "jpeg", "jpe", "jfif")
-SUFFIXES = frozenset((*JPEG, "png", "webp", "bmp", "gif", "tif", "tiff", "ppm", "pgm"))
+SUFFIXES = decode.suffixes()
 SPLITS = ("train", "test", "val", "validation", "valid")
 INDEX = "index.json"
 # What the system says of a file that is at fault itself. After anything else the next is no better.
@@ -43,7 +42,6 @@ OF_THE_FILE = {errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.EACCES, errno.EP
     errno.ENXIO,
     errno.EFBIG,
 }
-LARGEST = 2**30  # bytes of a file that is read; a sparse file may claim any size
 
 
 @dataclasses.dataclass
@@ -82,6 +80,7 @@ class Folder:
       labels: int32 `[m]`, or None.
       class_names: by label; empty without labels.
       notes: sentences a user should read: why there are no labels, which classes have no images.
+      decoder: of the files.
     """
 
     index: Index
@@ -92,6 +91,7 @@ class Folder:
     notes: tuple[str, ...] = ()
     channels: int = 3
     multi_label: bool = False
+    decoder: Decoder = dataclasses.field(default_factory=Decoder, compare=False)
 
     @property
     def classes(self) -> int:
@@ -119,7 +119,8 @@ class Folder:
           BadImage: if the file cannot be read or decoded.
         """
         label = NO_LABEL if self.labels is None else int(self.labels[example])
-        return decode.decode(_read(self.root / self.paths[example])), label
+        encoded = _read(self.root / self.paths[example], self.decoder.rules)
+        return self.decoder(encoded, functools.partial(self.name, example)), label
 
     def size(self, example: int) -> tuple[int, int]:
         """Return an image's height and width in pixels, reading only its header.
@@ -129,7 +130,7 @@ class Folder:
         """
         try:
             with (self.root / self.paths[example]).open("rb") as file:
-                return decode.size(file)
+                return decode.size(file, self.decoder.rules)
         except OSError as error:
             raise BadImage(error.strerror or str(error)) from error
 
@@ -179,7 +180,8 @@ def splits(data: ConfigDict, kept: epath.Path | None = None) -> dict[str, Callab
             f'data.split is "{data.split}", but {path} has {", ".join(sorted(index.roots))}: '
             "name one of them, or give data.path another directory"
         )
-    return {split: functools.partial(_open, data, index, split) for split in index.roots}
+    decoder = Decoder(Rules.of(data))
+    return {split: functools.partial(_open, data, index, split, decoder) for split in index.roots}
 
 
 def _directory(data: ConfigDict) -> Path:
@@ -204,7 +206,7 @@ def _directory(data: ConfigDict) -> Path:
 # Labels -------------------------------------------------------------------------------------------
 
 
-def _open(data: ConfigDict, index: Index, split: str) -> Folder:
+def _open(data: ConfigDict, index: Index, split: str, decoder: Decoder) -> Folder:
     paths, root = index.files(split), index.path / index.roots[split]
     names, notes = _classes(index.files(data.split)) if data.labels else ([], [])
     if split != data.split:
@@ -213,7 +215,7 @@ def _open(data: ConfigDict, index: Index, split: str) -> Folder:
         others = ", ".join(other for other in sorted(index.roots) if other != split)
         notes.append(f"{index.path} also has {others}: data.eval_split would name it")
     if not names:
-        return Folder(index, root, paths, None, (), tuple(notes))
+        return Folder(index, root, paths, None, (), tuple(notes), decoder=decoder)
 
     loose = [path for path in paths if "/" not in path]
     if loose:
@@ -237,7 +239,8 @@ def _open(data: ConfigDict, index: Index, split: str) -> Folder:
     if absent:
         notes = [f"{split} has no image of {len(absent)} class(es): {_listed(absent)}"]
     labels = np.array([number[name] for name in present], np.int32)
-    return Folder(index, root, paths, labels, tuple(map(_printable, names)), tuple(notes))
+    called = tuple(map(_printable, names))
+    return Folder(index, root, paths, labels, called, tuple(notes), decoder=decoder)
 
 
 def _classes(paths: list[str]) -> tuple[list[str], list[str]]:
@@ -335,13 +338,9 @@ def _is_file(entry: os.DirEntry) -> bool:
         return True
 
 
-def _read(path: Path) -> bytes:
+def _read(path: Path, rules: Rules) -> bytes:
     try:
-        with path.open("rb") as file:
-            size = os.fstat(file.fileno()).st_size
-            if size > LARGEST:
-                raise BadImage(f"too large: {size / 2**30:.0f} GiB")
-            return file.read()
+        return decode.content(path, rules)
     except OSError as error:
         if error.errno in OF_THE_FILE:
             raise BadImage(error.strerror or str(error)) from error

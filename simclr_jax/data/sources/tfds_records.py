@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from etils import epath
 
-from simclr_jax.data.decode import BadImage, decode
+from simclr_jax.data.decode import BadImage, Decoder
 from simclr_jax.data.read_ahead import RawRecords, ReadAhead
 from simclr_jax.errors import UserError
 from simclr_jax.unlabelled import NO_LABEL
@@ -47,6 +47,7 @@ class Records:
       fields: of its records.
       raw: the serialized records; threads may read them at the same time.
       rows: int64 `[m]`, the records that are examples here.
+      decoder: of their images.
     """
 
     info: Any
@@ -55,6 +56,7 @@ class Records:
     raw: RawRecords
     rows: np.ndarray
     channels: int = 3
+    decoder: Decoder = dataclasses.field(default_factory=Decoder, compare=False)
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -114,7 +116,8 @@ class Records:
         """
         row = int(self.rows[example])
         parts = self._parsed(row, self._parse)
-        image = decode(parts[self.fields.image])
+        name = functools.partial(self.name, example)
+        image = self.decoder(parts[self.fields.image], name)
         return image, NO_LABEL if self.multi_label else self._label(parts, row)
 
     def take(self, rows: np.ndarray) -> Records:
