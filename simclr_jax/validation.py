@@ -116,7 +116,7 @@ RULES: tuple[tuple[tuple[str, ...], str, Callable[[float], bool]], ...] = (
     (("data.max_bad_fraction",), "in [0, 1)", lambda value: 0 <= value < 1),
     (
         ("data.max_megapixels",),
-        f"greater than 0 and at most {MOST_MEGAPIXELS}, where Pillow refuses",
+        f"greater than 0 and at most {MOST_MEGAPIXELS}, Pillow's own limit",
         lambda value: 0 < value <= MOST_MEGAPIXELS,
     ),
     (("model.sk_ratio", "model.se_ratio"), "in [0, 1]", lambda value: 0 <= value <= 1),

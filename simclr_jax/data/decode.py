@@ -275,13 +275,11 @@ def _turn(pixels: np.ndarray, orientation: int) -> np.ndarray:
 def _load(image: Image.Image, encoded: bytes, rules: Rules) -> tuple[np.ndarray, Depth | None, int]:
     """Return the pixels of an open image, `[h, w, 3]`, how deep it was, and its orientation."""
     deep_colour, law = _is_deep_colour(image), _white_level(image, encoded, rules)
-    through_opencv = deep_colour and law != depth.FULL
-    stored = image.tag_v2.get(ORIENTATION, 1) if image.format == "TIFF" else None  # type: ignore
+    turned = image.tag_v2.get(ORIENTATION, 1) if image.format == "TIFF" else 1  # type: ignore
     image.load()  # which turns a TIFF
     orientation = _orientation(image.getexif)
-    if through_opencv:
-        pixels, found = _scaled_colour(image.mode, encoded, law)
-        return pixels, found, orientation if stored is None else stored
+    if deep_colour and law != depth.FULL:
+        return *_scaled_colour(image, turned, encoded, law), orientation
     if image.mode == "F" or image.mode.startswith("I"):
         made, found = depth.to_bytes(_values(image), law)
         return np.repeat(made[..., None], 3, axis=2), found, orientation
@@ -351,26 +349,41 @@ def _is_deep_colour(image: Image.Image) -> bool:
     return False
 
 
-def _scaled_colour(mode: str, encoded: bytes, white_level: str) -> tuple[np.ndarray, Depth]:
-    """Return colours of 16 bits, as they are stored, scaled to 8; Pillow has seen that all is well.
+def _scaled_colour(
+    image: Image.Image, turned: int, encoded: bytes, white_level: str
+) -> tuple[np.ndarray, Depth]:
+    """Return the colours of 16 bits of a loaded image, scaled to 8.
+
+    OpenCV alone reads all 16 bits; it must agree with Pillow about the upper 8.
+
+    Args:
+      image: as Pillow has loaded it.
+      turned: the orientation by which Pillow has turned it; versions of OpenCV do or do not.
+      encoded: the file.
+      white_level: what scales it.
 
     Raises:
-      UserError: if OpenCV is not installed, which alone reads all 16.
+      UserError: if OpenCV is not installed.
     """
     try:
         import cv2
     except ImportError as error:
         raise UserError(
-            f"data.white_level={white_level} needs OpenCV for colours of 16 bits, and it is "
-            "not installed: pip install 'simclr-jax[images]'"
+            f"data.white_level={white_level} needs OpenCV for colours of 16 bits, and it is not "
+            "installed: pip install 'simclr-jax[images]'"
         ) from error
-    if mode not in ("RGB", "RGBA"):
-        raise BadImage(f"{mode} of 16 bits, which only data.white_level=full reads")
     stored: Any = cv2.imdecode(np.frombuffer(encoded, np.uint8), cv2.IMREAD_UNCHANGED)
-    if stored is None or stored.dtype != np.uint16 or stored.ndim != 3:
-        raise BadImage("colours of 16 bits that OpenCV does not read: data.white_level=full might")
-    made, found = depth.to_bytes(stored[..., 2::-1], white_level)
-    if stored.shape[2] == 3:
-        return made, found
-    alpha = (stored[..., 3:] >> 8).astype(np.uint8)
-    return _eight_bits(Image.fromarray(np.concatenate([made, alpha], axis=2))), found
+    if image.mode in ("RGB", "RGBA") and stored is not None and stored.dtype == np.uint16:
+        upper = np.asarray(image.convert("RGB"), np.int16)
+        for values in (stored, _turn(stored, turned)):
+            if values.shape[:2] != upper.shape[:2] or values.ndim != 3:
+                continue
+            colours, alpha = values[..., 2::-1], values[..., 3:]
+            if np.abs((colours >> 8).astype(np.int16) - upper).max() > 1:  # of PPM Pillow rounds
+                continue
+            made, found = depth.to_bytes(colours, white_level)
+            if alpha.size:
+                both = np.concatenate([made, (alpha >> 8).astype(np.uint8)], axis=2)
+                made = _eight_bits(Image.fromarray(both))
+            return made, found
+    raise BadImage(f"{image.mode} of 16 bits that only data.white_level=full reads")
