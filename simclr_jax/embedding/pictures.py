@@ -8,15 +8,16 @@ import numpy as np
 
 from simclr_jax import files
 from simclr_jax.data import decode
-from simclr_jax.data.decode import BadImage
+from simclr_jax.data.decode import BadImage, Rules
 from simclr_jax.data.sources import Source
-from simclr_jax.data.sources.folder import LARGEST
 from simclr_jax.embedding.embed import open_parts
 from simclr_jax.embedding.embeddings import Embeddings
 from simclr_jax.errors import UserError, printable
 from simclr_jax.judging.feature_bank import Say
 from simclr_jax.reporting.sheet import thumbnail
 from simclr_jax.train import saved
+
+VIEWED = Rules(white_level="range")  # for people: of more than 8 bits all that can be seen
 
 
 class Outside(Exception):
@@ -122,9 +123,7 @@ class Pictures:
             path = self._inside(self._root, str(self._found.names[row]))
             if not path.is_file():
                 raise BadImage("no file")
-            if path.stat().st_size > LARGEST:
-                raise BadImage("too large")
-            return decode.decode(path.read_bytes())
+            return decode.decode(decode.content(path, VIEWED), VIEWED)
         if not self._sources:
             self._sources = self._opened()
         source = self._sources[int(self._found.part[row])]

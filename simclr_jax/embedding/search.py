@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+import functools
+import io
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
 
 from simclr_jax import files
 from simclr_jax.data import decode
-from simclr_jax.data.decode import BadImage
+from simclr_jax.data.decode import BadImage, Rules
 from simclr_jax.data.sources import NO_LABEL
 from simclr_jax.embedding import embeddings
 from simclr_jax.embedding.embeddings import Embeddings
@@ -106,18 +108,18 @@ def _queries(options: Options, found: Embeddings) -> list[Query]:
     """Return the images asked for, those that are not in the file encoded as it was."""
     position = {str(name): row for row, name in enumerate(found.names)}
     directory = options.images or found.about["directory"]
+    encoder = functools.cache(lambda: _encoder(found, options.checkpoint))
     queries = []
     for text in _split(options.query, position):
         row = position.get(text)
         if row is None and directory:
             row = position.get(_below(text, directory))
-        pixels = None if row is not None else _read_query(text, found, options.embeddings)
+        pixels = None if row is not None else _read_query(text, found, options.embeddings, encoder)
         queries.append(Query(text, row, pixels))
     others = [query.pixels for query in queries if query.row is None]
     if not others:
         return queries
-    encoder = _encoder(found, options.checkpoint)
-    features = iter(encoder(others, tap=found.about["tap"]))
+    features = iter(encoder()(others, tap=found.about["tap"]))
     return [
         query if query.row is not None else dataclasses.replace(query, feature=next(features))
         for query in queries
@@ -146,7 +148,9 @@ def _below(path: str, directory: str) -> str:
     return str(absolute.relative_to(root)) if absolute.is_relative_to(root) else ""
 
 
-def _read_query(text: str, found: Embeddings, file: str) -> np.ndarray:
+def _read_query(
+    text: str, found: Embeddings, file: str, encoder: Callable[[], Encoder]
+) -> np.ndarray:
     if not _is_file(text):
         raise UserError(
             f"--query={text} is no file, and no name in {file} (which has names such as "
@@ -154,7 +158,10 @@ def _read_query(text: str, found: Embeddings, file: str) -> np.ndarray:
         )
     path = Path(files.expand_home(text))
     try:
-        return decode.decode(path.read_bytes())
+        with decode.within_memory(lambda: f"--query={text}"):
+            encoded = decode.content(path)
+            decode.size(io.BytesIO(encoded))  # no image at all, which is known before there are
+            return decode.decode(encoded, Rules.of(encoder().config.data))  # weights
     except BadImage as error:
         raise UserError(f"--query={text} cannot be used: {error}") from error
     except OSError as error:

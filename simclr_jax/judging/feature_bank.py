@@ -26,7 +26,7 @@ from etils import epath
 from simclr_jax import archives, documents, files
 from simclr_jax.data.held_out import HeldOut
 from simclr_jax.data.reader import Unreadable
-from simclr_jax.data.sources import Images, Source, stamp
+from simclr_jax.data.sources import Images, Source, stamp, tell
 from simclr_jax.errors import UserError
 from simclr_jax.stages.encoder import Encoder
 from simclr_jax.train.progress import duration
@@ -108,6 +108,7 @@ def extract(
       UserError: for an unknown tap, more unreadable images than the encoder's recipe allows, or a
         cache that cannot be written.
     """
+    tell(source, say)
     place = None if cache is None else _place(encoder, source, cache)
     # All of them may be unreadable for all it cares: what was kept from before counts as well.
     unreadable = Unreadable("evaluated", len(source), 1.0, say=say, fate="it is left out")
@@ -152,10 +153,12 @@ def _check(bad: np.ndarray, most: float, source: Source) -> None:
 
 def key(encoder: Encoder, source: Source) -> dict[str, Any]:
     """Return everything that decides the features of a split, apart from the tap."""
+    decoder = getattr(source, "decoder", None)
     return {
         "format": FORMAT,
         "weights": encoder.fingerprint,
         "preprocessing": dataclasses.asdict(encoder.preprocessing),
+        "decoding": None if decoder is None else dataclasses.asdict(decoder.rules),
         "dtype": encoder.config.train.dtype,
         "model": encoder.config.model.to_dict() | encoder.config.bn.to_dict(),
         "shape": list(source.pixels.shape[1:]) if isinstance(source, Images) else None,
