@@ -158,6 +158,11 @@ def validate(config: ConfigDict, devices: int) -> None:
     for name in c.augment.views:
         _check_view(c, f"augment.views.{name}.")
     _check_stage(c, known)
+    if c.eval.seen and not (c.init.run or c.distill.teacher):
+        raise UserError(
+            "eval.seen is True, but there is no init.run or teacher that may have trained on what "
+            "is scored: leave it at False"
+        )
     _check_placement(c)
     _check_tap(c, "eval.probe_tap", c.eval.probe_tap)
     _check_tap(c, "finetune.tap", c.finetune.tap)

@@ -19,7 +19,9 @@ from simclr_jax.judging import results
 from simclr_jax.optim import schedules
 
 BEATING = 120.0  # seconds since the last heartbeat in lock.json after which a run counts as dead
-NOT_RECIPE = ("images",)  # what config.json holds besides the recipe
+# What config.json holds besides the recipe.
+NOT_RECIPE = ("images", "trained_on", "chance")
+WINDOW = 64  # steps between two lines of metrics of which the chance is looked at
 
 
 @dataclasses.dataclass(frozen=True)
@@ -54,7 +56,8 @@ class Record:
       alive: a process is at work on it.
       unreadable: how many images of the training data could not be read so far.
       method: what the method of pretraining says of itself; None of other stages.
-      chance: the metric `loss` of an encoder that has learned nothing, if that is known.
+      chances: what each `loss` would be of an encoder that has learned nothing, if that is known.
+      floor: what the loss would be of one that has learned all; None: that is not known.
     """
 
     path: epath.Path
@@ -72,7 +75,13 @@ class Record:
     alive: bool
     unreadable: int
     method: Declaration | None = None
-    chance: float | None = None
+    chances: np.ndarray | None = None
+    floor: float | None = None
+
+    @property
+    def chance(self) -> float | None:
+        """Return the metric `loss` of an encoder that has learned nothing, where the run is now."""
+        return None if self.chances is None else float(self.chances[-1])
 
     @property
     def step(self) -> int:
@@ -140,8 +149,42 @@ def read(run: str, flag: str = "--checkpoint") -> Record:
         alive=_alive(path / "lock.json"),
         unreadable=_unreadable(path),
         method=method,
-        chance=method.chance(recipes.of_record(config)) if method else None,
+        chances=_chances(config, method, curves.get("loss")),
+        floor=_floor(config, method),
     )
+
+
+def _chances(
+    config: Mapping[str, Any], method: Declaration | None, loss: Curve | None
+) -> np.ndarray | None:
+    """Return the loss of an encoder that has learned nothing for each line of metrics, `[n]`.
+
+    A line has the mean over the steps since the line before. Stages with labels write their chance
+    into `config.json`, for their labels decide it.
+    """
+    if loss is None or not len(loss.steps):
+        return None
+    value: Any = config.get("chance")
+    if method is not None:
+        recipe = recipes.of_record(config)
+        value = method.chance(recipe)
+        if method.chance_at is not None and value is not None:
+            ends = np.concatenate([[0.0], loss.steps])
+            begins = np.minimum(ends[:-1], np.maximum(ends[1:] - 1, 0))
+            share = (np.arange(WINDOW) + 0.5) / WINDOW
+            steps = np.floor(begins[:, None] + (ends[1:] - begins)[:, None] * share)
+            found = method.chance_at(recipe, steps.reshape(-1))
+            return found.reshape(steps.shape).mean(axis=1)
+    if not isinstance(value, int | float) or not np.isfinite(value):
+        return None
+    return np.full(len(loss.steps), float(value))
+
+
+def _floor(config: Mapping[str, Any], method: Declaration | None) -> float | None:
+    if method is not None:
+        return method.floor(recipes.of_record(config))
+    # A student can come no nearer to its teacher than the teacher is sure, which is not known here.
+    return None if config.get("stage") == "distill" else 0.0
 
 
 def _method(config: Mapping[str, Any]) -> Declaration | None:

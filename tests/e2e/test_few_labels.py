@@ -55,6 +55,7 @@ def test_the_accuracy_logged_is_that_of_the_saved_network(tuned):
     summary = json.loads((tuned / "results" / "summary.json").read_text())
     assert summary["scores"]["classifier"]["top-1"]["accuracy"] == pytest.approx(np.mean(right))
     assert summary["protocol"]["labelled"] == "50% of train, draw 0"
+    assert summary["protocol"]["labels in all"] == "27"
 
 
 @pytest.mark.slow

@@ -39,7 +39,7 @@ def runs_of(images):
     """Return a pipeline of three short runs, the later of which inherit, and a probe."""
     data = {"data__source": "memory", "data__path": str(images)}
     first = learns("finetune", labels__use="50%", **data)
-    second = learns("finetune", labels__use="50%", labels__seed=1, init__run="first")
+    second = learns("finetune", labels__seed=1, init__run="first")
     student = learns("distill", distill__teacher="second", init__run="first")
     for c in (second, student):
         recipes.inherit_all(c)
