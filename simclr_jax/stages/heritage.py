@@ -123,9 +123,7 @@ def _own_labels(config: ConfigDict, train: Source) -> Labels | None:
     if config.stage in LABELLED:
         if not label_choice.needed(config):
             return None
-        assert train.labels is not None  # `labels.restrict` has seen to it
-        count = int((train.labels != NO_LABEL).sum())
-        return Labels(config.labels.use, config.labels.seed, count)
+        return Labels(config.labels.use, config.labels.seed, label_choice.count(config, train))
     taught = declaration.find(config.method).labels
     if not train.classes or not (taught or config.eval.probe):
         return None
@@ -202,12 +200,13 @@ class Budget:
         return {"labels in all": str(self)} if self.line else {}
 
 
-def budget(config: ConfigDict, opened: Opened, before: Sequence[Trained]) -> Budget:
+def budget(config: ConfigDict, opened: Opened, train: Source, before: Sequence[Trained]) -> Budget:
     """Count the labels that a run will know of, its own and those of the runs it comes from.
 
     Args:
       config: a recipe of a stage with labels.
       opened: its images.
+      train: those to learn from, without labels that may not be used.
       before: see `of_recipe`.
 
     Raises:
@@ -216,6 +215,9 @@ def budget(config: ConfigDict, opened: Opened, before: Sequence[Trained]) -> Bud
     """
     taught = [one for one in before if one.labels is not None]
     needed = label_choice.needed(config)
+    if not taught:
+        count = label_choice.count(config, train) if needed else 0
+        return Budget(count, line=f"{count}: {label_choice.in_words(config)}" if needed else "")
     mine = _chosen(config.labels, opened.held_out, opened.whole) if needed else np.arange(0)
     assert mine is not None  # they have been chosen before
     theirs, others = labels_of(taught, opened.whole)
@@ -231,8 +233,6 @@ def budget(config: ConfigDict, opened: Opened, before: Sequence[Trained]) -> Bud
             f"{len(total)} in all: use those, --config.labels.use={one.labels.use} "
             f"--config.labels.seed={one.labels.seed}, or more that hold them"
         )
-    if not taught and not needed:
-        return Budget(0)
     apart = bool(len(total)) + len(others)  # sets that may have labels in common
     found = Budget(len(total) + sum(others), apart < 2)
     parts = [f"{len(mine)} of this run ({label_choice.in_words(config)})"] if needed else []

@@ -61,6 +61,14 @@ def needed(config: ConfigDict) -> bool:
     return config.stage != "distill" or d.alpha < 1 or d.images == "labelled"
 
 
+def count(config: ConfigDict, train: Source) -> int:
+    """Return how many labels a stage that needs some learns from, of what `restrict` returns."""
+    if config.stage == "distill" and config.distill.images == "all":
+        assert train.labels is not None  # they were hidden one by one
+        return int((train.labels != NO_LABEL).sum())
+    return len(train)
+
+
 def check(config: ConfigDict, source: Source, which: str) -> None:
     """Raise `UserError` unless each of the `which` images may have one label."""
     if not source.classes or source.labels is None or (source.labels == NO_LABEL).all():

@@ -97,7 +97,7 @@ def prepare(
         if config.stage == "finetune" or test.classes:
             label_choice.check(config, test, "held-out")
         train = label_choice.restrict(config, images)
-        labels = heritage.budget(config, opened, sources_of)
+        labels = heritage.budget(config, opened, train, sources_of)
     if before is None:
         config, chosen = adapt(config, train, test)
     else:

@@ -184,6 +184,11 @@ def test_labels_are_those_of_the_examples(root):
     assert source.labels.dtype == np.int32
     np.testing.assert_array_equal(source.labels, [2, 2, 0, 2, 1])
     assert [source.example(i)[1] for i in range(5)] == [2, 2, 0, 2, 1]
+    known, rows = opened(root), np.arange(9, 3, -1)
+    assert len(known.labels) == TRAIN
+    taken = known.take(rows)
+    assert "labels" in vars(taken)  # without reading them again
+    np.testing.assert_array_equal(taken.labels, opened(root).take(rows).labels)
 
 
 def test_threads_read_what_one_thread_reads(root):
