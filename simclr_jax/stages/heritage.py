@@ -16,7 +16,7 @@ import numpy as np
 from etils import epath
 from ml_collections import ConfigDict
 
-from simclr_jax import declaration, files, recipes
+from simclr_jax import declaration, documents, files, recipes
 from simclr_jax.data import sources
 from simclr_jax.data.sources import NO_LABEL, Opened, Source, Trained, trained
 from simclr_jax.data.sources.trained import Labels
@@ -66,14 +66,21 @@ def of_workdir(workdir: epath.PathLike, config: ConfigDict) -> list[Trained]:
     Of a directory without `config.json` the recipe has to do.
     """
     file = epath.Path(workdir) / "config.json"
-    record = files.read_json(file) if file.exists() else config.to_dict()
+    record = _read(file) if file.exists() else config.to_dict()
     return of_record(record, epath.Path(workdir))
 
 
-def of_record(record: Mapping[str, Any], workdir: epath.Path) -> list[Trained]:
+def of_record(
+    record: Mapping[str, Any], workdir: epath.Path, later: tuple[str, ...] = ()
+) -> list[Trained]:
     """Return what the run of a record has trained on, itself first.
 
     A converted checkpoint says nothing about its images.
+
+    Args:
+      record: `config.json`.
+      workdir: of the run.
+      later: the workdirs of runs that come from it, of which none can be its source.
 
     Raises:
       UserError: if the record is damaged.
@@ -84,7 +91,8 @@ def of_record(record: Mapping[str, Any], workdir: epath.Path) -> list[Trained]:
         return [msgspec.structs.replace(found[0], run=os.fspath(workdir)), *found[1:]]
     config = recipes.of_record(record)
     own = _of_old(config, record.get("images"), workdir)
-    return [own, *of_recipe(config, lambda run, flag: _of_old_source(run, flag, own, workdir))]
+    chain = (*later, os.fspath(workdir))
+    return [own, *of_recipe(config, lambda run, _: _of_old_source(run, own, chain))]
 
 
 def recorded(record: Mapping[str, Any], name: str = "config.json") -> list[Trained]:
@@ -159,22 +167,26 @@ def _of_old(config: ConfigDict, images: Sequence[str] | None, workdir: epath.Pat
     )
 
 
-def _of_old_source(run: str, flag: str, own: Trained, workdir: epath.Path) -> list[Trained]:
-    """Return what a source of an old run has trained on.
+def _of_old_source(run: str, own: Trained, chain: tuple[str, ...]) -> list[Trained]:
+    """Return what a source of an old run, the last of `chain`, has trained on.
 
     One that is gone is taken to have been pretrained on the images of the run, without labels,
     which holds out the fewest.
     """
     path = saved.split(files.expand_home(run))[0]
-    beside = workdir.parent / epath.Path(path).name  # a pipeline may have been moved
+    beside = epath.Path(chain[-1]).parent / epath.Path(path).name  # a pipeline may have been moved
     for place in (epath.Path(path), beside):
-        if (file := place / "config.json").exists():
-            return of_record(files.read_json(file), place)
+        if os.fspath(place) not in chain and (file := place / "config.json").exists():
+            return of_record(_read(file), place, chain)
     if own.held_out is None:
         return []
     fewest = min(own.held_out, sources.MOST_WITHOUT_LABELS)
     gone = f"{path}, which is gone and"
     return [msgspec.structs.replace(own, run=gone, held_out=fewest, labels=None)]
+
+
+def _read(file: epath.Path) -> dict[str, Any]:
+    return documents.read(file, dict[str, Any])
 
 
 @dataclasses.dataclass(frozen=True)

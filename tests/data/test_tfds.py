@@ -320,7 +320,7 @@ def test_a_slice_of_which_another_run_has_seen_a_part_is_not_scored(root, traine
     data.eval_split = scored
     if scored in ("train[:9]", "train"):
         data.split = "test"
-    parts = sources.trained.parts(opened(root, split=trained))
+    parts = sources.trained.parts(opened(root, split=trained, eval_split="absent"))
     before = sources.Trained("runs/before", trained, 9, "other", None, parts)
     unseen = sources.Unseen([before], "give others")
     if met:

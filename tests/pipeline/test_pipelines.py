@@ -287,7 +287,9 @@ BAD = {
         r"runs.student: labels.use=25% .* of .*first, .* --config.runs.student.labels.seed=0",
     ),
     "a batch larger than the images": (
-        lambda c: c.runs.second.labels.update({"use": "2", "seed": 0}),
+        lambda c: c.runs.second.update_from_flattened_dict(
+            {"labels.use": "2", "init.parts": "none"}
+        ),
         "runs.second: train.batch_size is 16, more than the 8 images",
     ),
     "more labels than there are": (

@@ -151,6 +151,17 @@ def test_of_old_runs_it_is_found_from_their_recipes(tmp_path, gone):
     assert ("pre, which is gone and" in ready.notes[0]) is gone
 
 
+def test_old_runs_that_name_one_another_end(tmp_path):
+    data = archive(tmp_path / "a.npz", "train")
+    for name in "ab":
+        made(tmp_path / name, recipe("pretrain", data))
+        forget(tmp_path / name)
+        record = files.read_json(tmp_path / name / "config.json")
+        record["init"]["run"] = str(tmp_path / ("b" if name == "a" else "a"))
+        files.write_json(tmp_path / name / "config.json", record)
+    assert len(prepare(recipe("finetune", data, **of(tmp_path / "a")), 1).test) == FEW
+
+
 def test_an_old_run_is_resumed_as_it_was(tmp_path):
     data = archive(tmp_path / "a.npz", "train")
     made(tmp_path / "pre", recipe("pretrain", data, data__labels=False))
