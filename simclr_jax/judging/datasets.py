@@ -135,6 +135,12 @@ def unseen(config: ConfigDict, before: Sequence[Trained], wanted: Wanted) -> Uns
     return Unseen(before, REMEDY, allowed)
 
 
+def scored_images(data: Data) -> dict[str, str]:
+    """Return what a result says of what is scored, where there is anything to say."""
+    notes = data.opened.notes if data.opened else ()
+    return {"scored images": "; ".join(notes)} if notes else {}
+
+
 def labels_of_encoder(data: Data) -> int:
     """Return how many labels the encoder, or a run it comes from, has learned from, at most."""
     if data.opened is None:

@@ -241,7 +241,8 @@ def _scored(
             "labels used": label_choice.describe(options.labels) if learned else "none",
             "labels of the encoder": datasets.labels_of_encoder(data),
             "intervals": "95 %, percentile bootstrap over the images scored on, 1000 resamples",
-        },
+        }
+        | datasets.scored_images(data),
         "scores": scores.intervals(measured, len(labels), seed)
         | {name: {"value": value} for name, value in outcome.values.items()},
         "seed": seed,

@@ -207,7 +207,7 @@ class Budget:
         return f"{self.total}" if self.exact else f"at most {self.total}"
 
     @property
-    def protocol(self) -> dict[str, Any]:
+    def protocol(self) -> dict[str, str]:
         """Return what results say of it."""
         return {"labels in all": str(self)} if self.line else {}
 

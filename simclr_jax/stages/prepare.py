@@ -47,6 +47,12 @@ class Prepared:
     notes: tuple[str, ...]
     labels: heritage.Budget
 
+    @property
+    def protocol(self) -> dict[str, str]:
+        """Return what results say of labels and scored images, where there is anything to say."""
+        notes = {"scored images": "; ".join(self.notes)} if self.notes else {}
+        return {**self.labels.protocol, **notes}
+
     def about(self) -> list[str]:
         """Return lines about the images, which a user should know before waiting for a run."""
         train, test = self.train, self.test

@@ -107,5 +107,5 @@ def run(config: ConfigDict, workdir: str, resume: str = "auto", profile_steps: s
         result = loop.train(stage, timetable, mesh, opened, profiler)
         if result.stopped_by:
             return EXIT_CODES[result.stopped_by]
-        summary.conclude(opened, timetable, stage, result.state, ready.labels.protocol)
+        summary.conclude(opened, timetable, stage, result.state, ready.protocol)
     return 0

@@ -94,7 +94,7 @@ def test_what_is_scored_was_held_out_by_every_run_of_the_chain(tmp_path):
         assert len(ready.test) == FEW and not numbers(ready.test) & trained_on
         (note,) = ready.notes
         assert f"{FEW} images are held out in place of" in note and str(tmp_path) in note
-        assert f"note      {note}" in ready.about()
+        assert f"note      {note}" in ready.about() and note in ready.protocol["scored images"]
         trained_on |= numbers(ready.train)
         opened = datasets.open_data(ready.config, tmp_path / name, Wanted())
         assert numbers(opened.score) == numbers(ready.test)
