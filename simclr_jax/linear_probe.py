@@ -35,6 +35,7 @@ flags.DEFINE_integer("seed", 0, "Of drawn labels, splits, orders and intervals."
 flags.DEFINE_string("cache", "", "Where features are kept; RUN/features by default, none: nowhere.")
 flags.DEFINE_string("name", "", "What results begin with; a word for --data by default.")
 flags.DEFINE_float("max_bad_fraction", None, "Of unreadable images; the recipe's by default.")
+flags.DEFINE_boolean("seen", False, "Score also images that may have been trained on.")
 flags.DEFINE_boolean("debug", False, "Show the traceback of an error.")
 
 
@@ -68,7 +69,12 @@ def main() -> None:
         max_bad_fraction=FLAGS.max_bad_fraction,
     )
     wanted = Wanted(
-        FLAGS.data, FLAGS.data_dir, FLAGS.split, FLAGS.eval_split, FLAGS.validation_split
+        FLAGS.data,
+        FLAGS.data_dir,
+        FLAGS.split,
+        FLAGS.eval_split,
+        FLAGS.validation_split,
+        FLAGS.seen,
     )
     linear_probe.run(FLAGS.checkpoint, wanted, options)
 

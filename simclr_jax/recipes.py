@@ -248,6 +248,7 @@ def base(method: str = declaration.DEFAULT) -> ConfigDict:
             "knn_temperature": 0.1,
             "compare": True,  # at the end, score raw pixels, untrained and trained encoder alike
             "few_labels": 10,  # labels per class of the small probe in that comparison
+            "seen": False,  # score also images that init.run or the teacher may have trained on
         }
     )
     config.log = ConfigDict({"every_steps": 100})

@@ -29,6 +29,7 @@ flags.DEFINE_list("data", [], "Further data sets: DIRECTORY, FILE.npz or tfds:NA
 flags.DEFINE_integer("seed", 0, "Of intervals, and of validation images where a set has none.")
 flags.DEFINE_string("cache", "", "Where features are kept; RUN/features by default, none: nowhere.")
 flags.DEFINE_float("max_bad_fraction", None, "Of unreadable images; the recipe's by default.")
+flags.DEFINE_boolean("seen", False, "Score also images that may have been trained on.")
 flags.DEFINE_boolean("debug", False, "Show the traceback of an error.")
 
 
@@ -51,6 +52,7 @@ def main() -> None:
         cache=FLAGS.cache,
         seed=FLAGS.seed,
         max_bad_fraction=FLAGS.max_bad_fraction,
+        seen=FLAGS.seen,
     )
 
 

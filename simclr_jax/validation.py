@@ -156,6 +156,11 @@ def validate(config: ConfigDict, devices: int) -> None:
                 f"it: leave it at {known['head'][name]}, or set --config.head.kind=mlp"
             )
     _check_stage(c, known)
+    if c.eval.seen and not (c.init.run or c.distill.teacher):
+        raise UserError(
+            "eval.seen is True, but there is no init.run or teacher that may have trained on what "
+            "is scored: leave it at False"
+        )
     _check_placement(c)
     _check_tap(c, "eval.probe_tap", c.eval.probe_tap)
     _check_tap(c, "finetune.tap", c.finetune.tap)

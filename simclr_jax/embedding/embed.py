@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,13 +13,14 @@ from ml_collections import ConfigDict
 
 from simclr_jax import files
 from simclr_jax.data import sources
-from simclr_jax.data.sources import Source
+from simclr_jax.data.sources import Source, Trained, Unseen
 from simclr_jax.data.sources.folder import Folder
 from simclr_jax.embedding import embeddings
 from simclr_jax.embedding.embeddings import Embeddings
 from simclr_jax.errors import Unreachable, UserError, choose
 from simclr_jax.judging import datasets, feature_bank
 from simclr_jax.judging.feature_bank import Say, cache_of
+from simclr_jax.stages import heritage
 from simclr_jax.stages.encoder import Encoder
 from simclr_jax.train import saved
 from simclr_jax.unlabelled import NO_LABEL
@@ -102,19 +104,22 @@ def open_parts(
     wanted = datasets.Wanted(data, data_dir, split=names[0] if names and data else "")
     recipe = datasets.recipe_data(read.config, wanted)
     kept = None if data else read.workdir / "index"
+    trained = heritage.of_record(read.record, read.workdir)
     try:
-        return _opened(recipe, kept, names)
+        return _opened(recipe, kept, names, trained)
     except Unreachable:
         raise
     except UserError as error:
         with recipe.unlocked():
             recipe.labels = False
-        found = _opened(recipe, kept, names)
+        found = _opened(recipe, kept, names, trained)
         say(f"note      labels are left out: {error}")
         return found
 
 
-def _opened(recipe: ConfigDict, kept: Any, names: list[str]) -> dict[str, Source]:
+def _opened(
+    recipe: ConfigDict, kept: Any, names: list[str], trained: Sequence[Trained]
+) -> dict[str, Source]:
     found = sources.find(recipe, kept)
     for name in names:
         choose("--split", name, found)
@@ -123,9 +128,11 @@ def _opened(recipe: ConfigDict, kept: Any, names: list[str]) -> dict[str, Source
         return parts | {names[0]: sources.noted(parts[names[0]], sources.unused(found, names))}
     used = (recipe.split, recipe.eval_split)
     others = sorted(found.keys() - {*used}) if kept is None else []
-    fit, score = sources.open_splits(recipe, kept, found=found, also=others)
+    unseen = Unseen(trained, scored=False)
+    opened = sources.open_all(recipe, kept, unseen, found=found, also=others)
     held_out = recipe.eval_split if recipe.eval_split in found else f"held out of {recipe.split}"
-    return {recipe.split: fit, held_out: score} | {name: found[name]() for name in others}
+    own = {recipe.split: opened.train, held_out: opened.test}
+    return own | {name: found[name]() for name in others}
 
 
 def _about(

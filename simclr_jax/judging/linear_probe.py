@@ -148,6 +148,8 @@ def make_tasks(
                 options.labels, labelled.known, labelled.examples, data.fit, seed
             )
             labelled = labelled.take(rows)
+            if tap == taps[0]:
+                _say_labels_in_all(data, labelled, say)
         if tap == taps[0]:
             _check(labelled, scored, classes, data, learn, say)
         chosen = None if choose is None else _labelled(choose[tap])
@@ -237,8 +239,10 @@ def _scored(
             "features": f"{task.tap}, {task.fit.x.shape[1]} numbers, inference mode",
             "preprocessing": dataclasses.asdict(encoder.preprocessing),
             "labels used": label_choice.describe(options.labels) if learned else "none",
+            "labels of the encoder": datasets.labels_of_encoder(data),
             "intervals": "95 %, percentile bootstrap over the images scored on, 1000 resamples",
-        },
+        }
+        | datasets.scored_images(data),
         "scores": scores.intervals(measured, len(labels), seed)
         | {name: {"value": value} for name, value in outcome.values.items()},
         "seed": seed,
@@ -294,6 +298,12 @@ def _announce(encoder: Encoder, data: Data, options: Options, say: Say) -> None:
         )
     for note in data.notes:
         say(f"note      {note}")
+
+
+def _say_labels_in_all(data: Data, used: Features, say: Say) -> None:
+    """Say how many labels there are in all, if the encoder has learned from others than a probe."""
+    if line := datasets.labels_in_all(data, used.examples):
+        say(f"note      {line}")
 
 
 def _labelled(features: Features) -> Features:

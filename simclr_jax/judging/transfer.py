@@ -10,6 +10,7 @@ from typing import Any
 from etils import epath
 
 from simclr_jax import tables
+from simclr_jax.data.sources import Unseen, trained
 from simclr_jax.errors import UserError, choose
 from simclr_jax.judging import datasets, linear_probe, results, transfer_sets
 from simclr_jax.judging.datasets import Data, Wanted
@@ -17,8 +18,11 @@ from simclr_jax.judging.feature_bank import Say, cache_of
 from simclr_jax.judging.linear_probe import Options, Scored
 from simclr_jax.judging.solvers import Settings
 from simclr_jax.judging.transfer_sets import NAMES, SEEDED, SETS, TransferSet
+from simclr_jax.stages import heritage
 from simclr_jax.stages.encoder import Encoder
 from simclr_jax.train import saved
+
+REMEDY = "leave it out, or score it all the same by --seen"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -46,6 +50,7 @@ def run(
     cache: str = "",
     seed: int = 0,
     max_bad_fraction: float | None = None,
+    seen: bool = False,
     say: Say = print,
 ) -> None:
     """Evaluate a frozen encoder on data sets, write `results/transfer-NAME.json`, print a table.
@@ -58,6 +63,7 @@ def run(
       cache: where features are kept, see `linear_probe.Options`.
       seed: of the intervals, and of the validation images of `others`.
       max_bad_fraction: of unreadable images in a split; None is that of the run's recipe.
+      seen: see `datasets.Wanted`.
       say: receives each line.
 
     Raises:
@@ -74,11 +80,14 @@ def run(
     say(f"images    short side to {p.size} pixels (grid {p.grid}), central crop, no augmentation")
     say("note      linear evaluation; fine-tuning, the protocol's other half, is a later stage")
 
+    unseen = Unseen(heritage.of_record(read.record, read.workdir), REMEDY, seen)
     ways: dict[str, Callable[[], Target]] = {
-        one.name: functools.partial(_open, one, data_dir) for one in SETS if one.name in sets
+        one.name: functools.partial(_open, one, data_dir, unseen)
+        for one in SETS
+        if one.name in sets
     }
     for data in others:
-        other = _open_other(read, data, data_dir)
+        other = _open_other(read, data, data_dir, seen)
         if other.data.slug in (*NAMES, *ways):
             raise UserError(
                 f'--data={data} would be called "{other.data.slug}", as another data set is: '
@@ -98,18 +107,19 @@ def run(
     say(f"written   {read.workdir}/results/transfer-NAME.json of {', '.join(found)}")
 
 
-def _open(one: TransferSet, data_dir: str) -> Target:
+def _open(one: TransferSet, data_dir: str, unseen: Unseen) -> Target:
     opened = transfer_sets.open_set(one, data_dir)
+    said = trained.check(opened.test, f"{one.title}, {one.test}", unseen)
     names = ("train", f"validation, {one.rule}", one.test)
     if one.rule == SEEDED:
         names = ("25 of each class", "5 of each class", "the rest")
     splits = dict(zip(("fit", "choose", "score"), names, strict=True))
     data = Data(one.title, one.name, splits, opened.train, opened.validation, opened.test)
-    return Target(data, one.metric, transfer_sets.published(one), opened.notes)
+    return Target(data, one.metric, transfer_sets.published(one), (*opened.notes, *said))
 
 
-def _open_other(read: saved.Saved, data: str, data_dir: str) -> Target:
-    wanted = Wanted(data, data_dir if data.startswith("tfds:") else "")
+def _open_other(read: saved.Saved, data: str, data_dir: str, seen: bool) -> Target:
+    wanted = Wanted(data, data_dir if data.startswith("tfds:") else "", seen=seen)
     opened = datasets.open_data(read.config, read.workdir, wanted)
     return Target(opened, notes=opened.notes)
 

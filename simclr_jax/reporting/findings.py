@@ -16,7 +16,7 @@ MOST = 6  # said of a run
 FEW_DIMENSIONS = 3.0  # an effective rank below this is collapse, whatever the width
 ONE_DIRECTION = -0.05  # uniformity above this: all embeddings point the same way
 RANK_LOST = 0.8  # of the effective rank before training
-BY_CHANCE = 0.98  # of the loss of an encoder that has learned nothing
+BY_CHANCE = 0.98  # of the way from a loss that cannot be lower to that of knowing nothing
 TOO_EASY = 0.99  # partners found
 LAST = 0.2  # the share of a run that is compared with the stretch before it
 STILL_FALLING = 0.03  # of the loss's whole fall, in the last stretch
@@ -129,9 +129,9 @@ def _known(score: Mapping[str, float | None]) -> bool:
 
 def _learning(record: Record) -> Iterator[Finding]:
     curve, chance = record.curves.get("loss"), record.chance
-    if curve is None or chance is None:
+    if curve is None or chance is None or record.floor is None or chance <= record.floor:
         return
-    if curve.last > BY_CHANCE * chance:
+    if curve.last > record.floor + BY_CHANCE * (chance - record.floor):
         yield Finding(
             f"The loss is {curve.last:.2f}, that of an encoder that has learned nothing "
             f"{chance:.2f}: hardly anything has been learned so far."
@@ -169,6 +169,9 @@ def _trend(curve: Curve) -> tuple[float, float] | None:
 
 def _still_falling(record: Record) -> Iterator[Finding]:
     curve, total = record.curves.get("loss"), record.total_steps
+    if curve is not None and record.chances is not None:
+        # While a memory fills the loss rises for that alone.
+        curve = Curve(curve.steps, curve.values - record.chances)
     if curve is None or not total or record.step < total or (trend := _trend(curve)) is None:
         return
     change, error = trend

@@ -20,7 +20,7 @@ from simclr_jax.documents import Unfit
 from simclr_jax.errors import Unreachable, UserError
 from simclr_jax.judging import results
 from simclr_jax.optim import schedules
-from simclr_jax.reporting import curves
+from simclr_jax.reporting import curves, levels
 from simclr_jax.reporting.curves import Curve, Known
 from simclr_jax.stages import summary
 from simclr_jax.train import manifest, saved, stored
@@ -31,7 +31,8 @@ __all__ = ["Curve", "Record", "flatten", "named", "read"]
 T = TypeVar("T")
 
 BEATING = 120.0  # seconds since the last heartbeat in lock.json after which a run counts as dead
-NOT_RECIPE = ("images",)  # what config.json holds besides the recipe
+# What config.json holds besides the recipe.
+NOT_RECIPE = ("images", "trained_on", "chance")
 
 
 MOST_EXAMPLES = 10**15
@@ -63,7 +64,8 @@ class Record:
       alive: a process is at work on it.
       unreadable: how many images of the training data could not be read so far, at least.
       method: what the method of pretraining says of itself; None of other stages.
-      chance: the metric `loss` of an encoder that has learned nothing, if that is known.
+      chances: what each `loss` would be of an encoder that has learned nothing, if that is known.
+      floor: what the loss would be of one that has learned all; None: that is not known.
     """
 
     path: epath.Path
@@ -81,7 +83,13 @@ class Record:
     alive: bool
     unreadable: int
     method: Declaration | None = None
-    chance: float | None = None
+    chances: np.ndarray | None = None
+    floor: float | None = None
+
+    @property
+    def chance(self) -> float | None:
+        """Return the metric `loss` of an encoder that has learned nothing, where the run is now."""
+        return None if self.chances is None else float(self.chances[-1])
 
     @property
     def step(self) -> int:
@@ -153,7 +161,8 @@ def read(run: str, flag: str = "--checkpoint") -> Record:
         alive=_alive(path / "lock.json"),
         unreadable=there.unreadable(),
         method=method,
-        chance=method.chance(resolved) if method else None,
+        chances=levels.chances(config, resolved, method, found.get("loss")),
+        floor=levels.floor(config, resolved, method),
     )
     if known is None:
         there.damaged += _missing(record)

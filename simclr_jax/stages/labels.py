@@ -61,6 +61,14 @@ def needed(config: ConfigDict) -> bool:
     return config.stage != "distill" or d.alpha < 1 or d.images == "labelled"
 
 
+def count(config: ConfigDict, train: Source) -> int:
+    """Return how many labels a stage that needs some learns from, of what `restrict` returns."""
+    if config.stage == "distill" and config.distill.images == "all":
+        assert train.labels is not None  # they were hidden one by one
+        return int((train.labels != NO_LABEL).sum())
+    return len(train)
+
+
 def check(config: ConfigDict, source: Source, which: str) -> None:
     """Raise `UserError` unless each of the `which` images may have one label."""
     if not source.classes or source.labels is None or (source.labels == NO_LABEL).all():
@@ -87,7 +95,7 @@ def _rows(
     """Choose among `labels` `[m]`, those of `examples` `[m]` in `source`; see `allowed`."""
     if wanted == ALL:
         return np.arange(len(labels))
-    if _is_file(wanted):
+    if is_file(wanted):
         return _listed(field, Path(wanted).expanduser(), examples, source)
     if labels.ndim == 2:
         raise UserError(f"{field}={wanted} draws by class, but an image has several: use all")
@@ -118,7 +126,7 @@ def _enough(share: float) -> str:
 
 def describe(wanted: str) -> str:
     """Return what decides which labels are used; of a file, with a checksum of its content."""
-    if wanted != ALL and _is_file(wanted):
+    if wanted != ALL and is_file(wanted):
         return f"{wanted}, crc32 {zlib.crc32(Path(wanted).expanduser().read_bytes()):08x}"
     return wanted
 
@@ -135,12 +143,13 @@ def tag(wanted: str, seed: int) -> str:
     """Return a word for the names of results, "" for all labels."""
     if wanted == ALL:
         return ""
-    text = Path(wanted).stem if _is_file(wanted) else wanted.replace("%", "pct")
+    text = Path(wanted).stem if is_file(wanted) else wanted.replace("%", "pct")
     word = "".join(c if c.isalnum() or c == "." else "_" for c in text)
     return f"{word}_labels-seed{seed}"
 
 
-def _is_file(wanted: str) -> bool:
+def is_file(wanted: str) -> bool:
+    """Tell whether `wanted` is a list of names."""
     return Path(wanted).expanduser().is_file()
 
 

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import os
-from typing import TypedDict
+from collections.abc import Mapping
+from typing import Any, TypedDict
 
 import jax
 from jax.sharding import Mesh
@@ -62,8 +63,17 @@ def announce(
     say(f"views     {workdir.path / 'views.png'} shows what augmentation does: look at it")
 
 
-def conclude(workdir: Workdir, timetable: Timetable, stage: Stage, state: TrainState) -> None:
-    """Say what was learned, beside what needs no learning, and where everything is."""
+def conclude(
+    workdir: Workdir,
+    timetable: Timetable,
+    stage: Stage,
+    state: TrainState,
+    more: Mapping[str, Any],
+) -> None:
+    """Say what was learned, beside what needs no learning, and where everything is.
+
+    `more` is kept with the scores beside what the stage says of them.
+    """
     say = workdir.console.say
     results = stage.compare(state)
     if processes.rank() > 0:
@@ -71,7 +81,7 @@ def conclude(workdir: Workdir, timetable: Timetable, stage: Stage, state: TrainS
     path = workdir.path / "results" / "summary.json"
     if results:
         path.parent.mkdir(exist_ok=True)
-        protocol = {"step": timetable.total_steps, **stage.protocol}
+        protocol = {"step": timetable.total_steps, **stage.protocol, **more}
         documents.write(path, {"protocol": protocol, "scores": results})
         say("")
         say(tables.scores(results))

@@ -17,6 +17,7 @@ import pytest
 from ml_collections import ConfigDict
 from PIL import Image
 
+from simclr_jax.data import sources
 from simclr_jax.data.decode import BadImage
 from simclr_jax.data.read_ahead import ReadAhead
 from simclr_jax.data.sources import open_splits, stamp, tfds
@@ -183,6 +184,11 @@ def test_labels_are_those_of_the_examples(root):
     assert source.labels.dtype == np.int32
     np.testing.assert_array_equal(source.labels, [2, 2, 0, 2, 1])
     assert [source.example(i)[1] for i in range(5)] == [2, 2, 0, 2, 1]
+    known, rows = opened(root), np.arange(9, 3, -1)
+    assert len(known.labels) == TRAIN
+    taken = known.take(rows)
+    assert "labels" in vars(taken)  # without reading them again
+    np.testing.assert_array_equal(taken.labels, opened(root).take(rows).labels)
 
 
 def test_threads_read_what_one_thread_reads(root):
@@ -295,6 +301,33 @@ def test_slices_are_parts_of_their_split(root):
 def test_what_is_trained_on_is_not_held_out(root, train, held_out):
     with pytest.raises(UserError, match="shares examples with"):
         tfds.splits(options("photos", root, split=train, eval_split=held_out))
+
+
+@pytest.mark.parametrize(
+    "trained, scored, met",
+    [
+        ("train[:50%]", "train[50%:]", False),
+        ("train[:50%]", "train[:9]", True),
+        ("train[:50%]", "train", True),
+        ("train+test", "test", True),
+        ("train[:5]+test[6:]", "test[:6]", False),
+        ("all", "test", True),
+        ("train", "test", False),
+    ],
+)
+def test_a_slice_of_which_another_run_has_seen_a_part_is_not_scored(root, trained, scored, met):
+    data = options("photos", root, split="train[:1]" if scored != "train" else "test")
+    data.eval_split = scored
+    if scored in ("train[:9]", "train"):
+        data.split = "test"
+    parts = sources.trained.parts(opened(root, split=trained, eval_split="absent"))
+    before = sources.Trained("runs/before", trained, 9, "other", None, parts)
+    unseen = sources.Unseen([before], "give others")
+    if met:
+        with pytest.raises(UserError, match=r"runs/before trained on images of .* give others"):
+            sources.open_all(data, unseen=unseen)
+    else:
+        assert len(sources.open_all(data, unseen=unseen).test)
 
 
 def test_a_split_that_is_not_there(root):

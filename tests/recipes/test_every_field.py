@@ -197,6 +197,9 @@ SEEN: dict[tuple[str, str], tuple[str, ...]] = {
     ),
     (RUN, "test_nothing_is_compared_where_that_is_off"): ("eval.compare",),
     (RUN, "test_few_labels_are_as_many_as_asked"): ("eval.few_labels",),
+    ("stages/test_heritage.py", "test_a_run_without_such_sources_holds_out_its_own_share"): (
+        "eval.seen",
+    ),
     (RUN, "test_it_logs_as_often_as_asked"): ("log.every_steps",),
     (RUN, "test_it_keeps_the_newest_checkpoints_and_each_of_a_period"): (
         "checkpoint.every_steps",

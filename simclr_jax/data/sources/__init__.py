@@ -9,13 +9,12 @@ from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
-import numpy as np
 from etils import epath
 from ml_collections import ConfigDict
 
 from simclr_jax import documents, files
-from simclr_jax.data import gone, order
-from simclr_jax.data.sources import arrays, digits, folder, tfds, tfrecord
+from simclr_jax.data import gone
+from simclr_jax.data.sources import arrays, digits, folder, tfds, tfrecord, trained
 from simclr_jax.data.sources.arrays import Images
 from simclr_jax.data.sources.changes import changed_records
 from simclr_jax.data.sources.hidden import hide_labels
@@ -23,6 +22,7 @@ from simclr_jax.data.sources.layout import images
 from simclr_jax.data.sources.source import Source, Split
 from simclr_jax.data.sources.tfds_records import Records
 from simclr_jax.data.sources.tfrecord import Examples
+from simclr_jax.data.sources.trained import Trained, Unseen
 from simclr_jax.errors import UserError, choose
 from simclr_jax.unlabelled import NO_LABEL
 
@@ -30,12 +30,16 @@ __all__ = [
     "NO_LABEL",
     "OPENERS",
     "Images",
+    "Opened",
     "Source",
     "Splits",
+    "Trained",
+    "Unseen",
     "find",
     "hide_labels",
     "noted",
     "notes",
+    "open_all",
     "open_splits",
     "remember",
     "stamp",
@@ -107,44 +111,79 @@ def unused(found: Splits, used: Iterable[str]) -> list[str]:
     return [f"not used: {', '.join(words)}, which {'are splits' if words[1:] else 'is a split'}"]
 
 
-def open_splits(
+@dataclasses.dataclass(frozen=True)
+class Opened:
+    """The images of a run.
+
+    Attributes:
+      train: to learn from.
+      test: to be scored.
+      whole: the split of which `train` is all but what is held out.
+      held_out: how many images of it are held out; None: there is another split to be scored.
+      notes: what a user should know of it.
+    """
+
+    train: Source
+    test: Source
+    whole: Source
+    held_out: int | None = None
+    notes: tuple[str, ...] = ()
+
+
+def open_splits(data: ConfigDict, kept: epath.Path | None = None) -> tuple[Source, Source]:
+    """Open the splits to train on and to evaluate on, see `open_all`."""
+    opened = open_all(data, kept)
+    return opened.train, opened.test
+
+
+def open_all(
     data: ConfigDict,
     kept: epath.Path | None = None,
-    labels_used: bool = True,
+    unseen: Unseen | None = None,
+    held_out: int | None = None,
     found: Splits | None = None,
     also: Iterable[str] = (),
-) -> tuple[Source, Source]:
+) -> Opened:
     """Open the splits to train on and to evaluate on.
 
     Where the data set has no `data.eval_split`, `data.holdout_fraction` of the training split is
-    held out for it (without labels `MOST_WITHOUT_LABELS` at most), the same examples every time.
+    held out for it (without labels `MOST_WITHOUT_LABELS` at most), the same examples every time;
+    fewer, where runs that this one comes from have trained on some of them.
 
     Args:
       data: `config.data`.
       kept: where a run keeps what must not change when it is resumed; None outside a run.
-      labels_used: False finds again what a run without labels has held out.
+      unseen: what must not be scored.
+      held_out: how many to hold out, of a run that is resumed.
       found: the splits, if `find` was asked before.
       also: splits that are used besides these two; the first source notes those that are not.
 
     Raises:
-      UserError: if the data set cannot be opened, lacks the split or is too small to hold out.
+      UserError: if the data set cannot be opened, lacks the split or is too small to hold out, or
+        if it cannot be known what has not been trained on.
     """
+    unseen = unseen or Unseen()
     found = find(data, kept) if found is None else found
     choose("data.split", data.split, found)
-    train = noted(found[data.split](), unused(found, (data.split, data.eval_split, *also)))
+    whole = noted(found[data.split](), unused(found, (data.split, data.eval_split, *also)))
     if data.eval_split in found:
-        return train, found[data.eval_split]()
-    count = len(train)
-    held_out = max(1, round(data.holdout_fraction * count))
-    if not (train.classes and labels_used):
-        held_out = min(held_out, MOST_WITHOUT_LABELS)
+        test = found[data.eval_split]()
+        name = trained.called(data, data.eval_split)
+        said = trained.check(test, name, unseen, data, data.eval_split)
+        return Opened(whole, test, whole, None, said)
+    count, notes = len(whole), tuple[str, ...]()
+    if held_out is None:
+        held_out = max(1, round(data.holdout_fraction * count))
+        if not whole.classes:
+            held_out = min(held_out, MOST_WITHOUT_LABELS)
+        held_out, notes = trained.at_most(data, whole, held_out, unseen)
     if held_out >= count:
         raise UserError(
             f"{data.path or data.name} has {count} image(s), too few to hold out "
             f"data.holdout_fraction={data.holdout_fraction} for evaluation"
         )
-    rows = order.examples(0, np.arange(count), count)
-    return train.take(np.sort(rows[held_out:])), train.take(np.sort(rows[:held_out]))
+    learned, scored = trained.rows(count, held_out)
+    return Opened(whole.take(learned), whole.take(scored), whole, held_out, notes)
 
 
 def remember(kept: epath.Path, *opened: Source) -> None:

@@ -123,25 +123,30 @@ def _is_slice(info: Any, split: str) -> bool:
         ) from None
 
 
-def _check_disjoint(info: Any, train: str, test: str) -> None:
-    """Raise `UserError` if two slices share examples: what was trained on is not held out."""
+def extent(info: Any, split: str) -> list[tuple[str, int, int]]:
+    """Return the splits that a slice or a sum is made of, and from which record up to which."""
     import tensorflow_datasets as tfds
 
+    found = tfds.core.ReadInstruction.from_spec(split).to_absolute(info.splits)
+    counts = [info.splits[part.splitname].num_examples for part in found]
+    return [
+        (part.splitname, part.from_ or 0, count if part.to is None else part.to)
+        for part, count in zip(found, counts, strict=True)
+    ]
+
+
+def _check_disjoint(info: Any, train: str, test: str) -> None:
+    """Raise `UserError` if two slices share examples: what was trained on is not held out."""
     if train == test:  # which `validation.validate` refuses
         return
-    parts = []
-    for spec in (train, test):
-        if spec not in info.splits and not _is_slice(info, spec):
-            return  # an unknown one is refused, or held out, by whoever asked
-        parts.append(tfds.core.ReadInstruction.from_spec(spec).to_absolute(info.splits))
-    for a in parts[0]:
-        for b in parts[1]:
-            count = info.splits[a.splitname].num_examples
-            first, last = max(a.from_ or 0, b.from_ or 0), min(a.to or count, b.to or count)
-            if a.splitname == b.splitname and first < last:
+    if any(spec not in info.splits and not _is_slice(info, spec) for spec in (train, test)):
+        return  # an unknown one is refused, or held out, by whoever asked
+    for base, first, last in extent(info, train):
+        for other, from_, to in extent(info, test):
+            if base == other and max(first, from_) < min(last, to):
                 raise UserError(
                     f'data.eval_split "{test}" shares examples with data.split "{train}": '
-                    f'hold them out, as in "{a.splitname}[:90%]" and "{a.splitname}[90%:]"'
+                    f'hold them out, as in "{base}[:90%]" and "{base}[90%:]"'
                 )
 
 

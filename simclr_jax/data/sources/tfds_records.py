@@ -127,7 +127,11 @@ class Records:
 
     def take(self, rows: np.ndarray) -> Records:
         """Return the split that holds only the examples `rows`, in that order."""
-        return dataclasses.replace(self, rows=self.rows[rows])
+        taken = dataclasses.replace(self, rows=self.rows[rows])
+        known = self.__dict__.get("labels")  # read already: not once more
+        if known is not None:
+            taken.__dict__["labels"] = known[rows]
+        return taken
 
     def stored_label(self, row: int) -> int:
         """Return the label of a record as TFDS has it, where -1 means that there is none.
