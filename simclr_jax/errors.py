@@ -7,6 +7,7 @@ code 1. Everything else is a bug and keeps its traceback.
 from __future__ import annotations
 
 import difflib
+import math
 import os
 import re
 import sys
@@ -49,12 +50,20 @@ def choose(what: str, value: object, choices: Iterable) -> None:
         raise UserError(f'{what} is "{value}"{hint}: choose one of {", ".join(names)}')
 
 
-def number(flag: str, text: str) -> float:
-    """Return the number that a part of a flag with commas holds, or raise `UserError`."""
+def number(flag: str, text: str, above: float = -math.inf) -> float:
+    """Return the number that a part of a flag with commas holds.
+
+    Raises:
+      UserError: if it is none, not finite, or not above `above`.
+    """
     try:
-        return float(text)
+        value = float(text)
     except ValueError:
         raise UserError(f'{flag} has "{text}", which is no number') from None
+    if not (math.isfinite(value) and value > above):
+        more = "" if above == -math.inf else f", above {above:g}"
+        raise UserError(f'{flag} has "{text}": give a finite number{more}')
+    return value
 
 
 def run(main: Callable[[], int | None]) -> None:

@@ -8,7 +8,7 @@ import jax
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from simclr_jax import documents, processes, tables
+from simclr_jax import files, processes, tables
 from simclr_jax.evaluate import chance
 from simclr_jax.train.stage import Stage, TrainState
 from simclr_jax.train.timetable import Timetable
@@ -57,7 +57,7 @@ def conclude(workdir: Workdir, timetable: Timetable, stage: Stage, state: TrainS
     if results:
         path.parent.mkdir(exist_ok=True)
         protocol = {"step": timetable.total_steps, **stage.protocol()}
-        documents.write(path, {"protocol": protocol, "scores": results})
+        files.write_json(path, {"protocol": protocol, "scores": results})
         say("")
         say(tables.scores(results))
         say("in brackets: 95 % bootstrap interval over the held-out images")

@@ -19,7 +19,7 @@ import numpy as np
 from etils import epath
 from ml_collections import ConfigDict
 
-from simclr_jax.data.sources import numbering
+from simclr_jax.data.sources.numbering import identifiers, numbered, said
 from simclr_jax.errors import UserError
 from simclr_jax.unlabelled import NO_LABEL
 
@@ -189,7 +189,7 @@ def _numbered(
     if not single:
         return labels, names, ()
     notes: tuple[str, ...] = ()
-    if (numbers := numbering.identifiers(single.values())) is not None:
+    if (numbers := identifiers(single.values())) is not None:
         if names:
             raise UserError(
                 f"labels in {path} are {len(numbers)} numbers up to {numbers[-1]}, which are no "
@@ -200,8 +200,8 @@ def _numbered(
                 f"labels in {path} are {len(numbers)} numbers, of at most {MOST_CLASSES} classes: "
                 "give numbers of classes"
             )
-        single = {n: numbering.numbered(array, numbers) for n, array in single.items()}
-        names, notes = tuple(map(str, numbers.tolist())), (numbering.said(numbers),)
+        single = {n: numbered(array, numbers) for n, array in single.items()}
+        names, notes = tuple(map(str, numbers.tolist())), (said(numbers),)
     narrow = {n: array.astype(np.int32) for n, array in single.items()}
     return labels | narrow, names, notes
 

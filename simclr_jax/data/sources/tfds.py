@@ -83,7 +83,7 @@ def _none_labelled(records: Records) -> bool:
     """Tell whether no record has a label; a few that have one are found without reading all."""
     rows = np.linspace(0, len(records) - 1, min(len(records), LOOKED_AT)).astype(int)
     some = records.take(np.unique(rows)).labels
-    return bool((some == NO_LABEL).all()) and bool((records.labels == NO_LABEL).all())
+    return bool(np.all(some == NO_LABEL)) and bool(np.all(records.labels == NO_LABEL))
 
 
 def _array_records(builder: Any, split: str) -> ReadAhead:

@@ -29,7 +29,7 @@ from ml_collections import ConfigDict
 from simclr_jax import buckets, files
 from simclr_jax.data.decode import BadImage, decode
 from simclr_jax.data.read_ahead import ReadAhead
-from simclr_jax.data.sources import numbering
+from simclr_jax.data.sources.numbering import identifiers, numbered, said
 from simclr_jax.data.sources.tfds_records import read_labels
 from simclr_jax.data.sources.tfrecord_files import TFRecordFiles, index_directory
 from simclr_jax.errors import UserError
@@ -214,13 +214,13 @@ def _open(data: ConfigDict, found: dict[str, list[epath.Path]], split: str) -> E
     highest = int(labels.max()) + 1
     if split != data.split and data.split in found:
         return _as_in(_open(data, found, data.split), source, labels, data)
-    if (numbers := numbering.identifiers([labels])) is not None:
+    if (numbers := identifiers([labels])) is not None:
         return dataclasses.replace(
             source,
-            labels=numbering.numbered(labels, numbers),
+            labels=numbered(labels, numbers),
             classes=len(numbers),
             numbers=tuple(numbers.tolist()),
-            notes=(numbering.said(numbers),),
+            notes=(said(numbers),),
         )
     source = dataclasses.replace(source, labels=labels.astype(np.int32))
     absent = np.setdiff1d(np.arange(highest), labels)
@@ -238,7 +238,7 @@ def _as_in(train: Examples, source: Examples, labels: np.ndarray, data: ConfigDi
     try:
         if not len(numbers):
             raise KeyError(int(labels.max()))
-        found = numbering.numbered(labels, numbers)
+        found = numbered(labels, numbers)
     except KeyError as error:
         raise UserError(
             f"{source.split} of {data.path} has the label {error}, which is none of the "
