@@ -119,4 +119,4 @@ def _judged(result: Mapping[str, Any]) -> dict[str, Any]:
     splits = {role: data.get(role) for role in ("fit", "validation", "test")}
     told = {role: split.get("fingerprint", "") for role, split in splits.items() if split}
     weights = {key: checkpoint.get(key) for key in ("step", "weights")}
-    return {**weights, "data": data.get("name"), **told}
+    return weights | told
