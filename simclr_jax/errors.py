@@ -17,6 +17,8 @@ from typing import NoReturn
 
 from absl import app, flags, logging
 
+from simclr_jax import flag_kinds
+
 
 class UserError(Exception):
     """Something the user can put right: the message names the thing, the value and the remedy.
@@ -77,6 +79,7 @@ def run(main: Callable[[], int | None]) -> None:
     def parse(argv: list[str]) -> list[str]:
         logging.set_verbosity(logging.ERROR)
         try:
+            argv[:] = sys.argv[:] = [_at_home(argument) for argument in argv]
             rest = flags.FLAGS(argv)
             _load_recipe()
         except Exception as error:  # whatever the code of a recipe may raise
@@ -100,6 +103,12 @@ def run(main: Callable[[], int | None]) -> None:
             return 130
 
     app.run(guarded, flags_parser=parse)
+
+
+def _at_home(argument: str) -> str:
+    """Return an argument whose `~` is replaced if it is the recipe, which is no kind of ours."""
+    name, is_recipe, path = argument.partition("config=")
+    return f"{name}{is_recipe}{flag_kinds.at_home(path)}" if name in ("-", "--") else argument
 
 
 def recipe_path() -> str:
@@ -136,6 +145,8 @@ def _explain(error: Exception) -> str:
     text = str(error).strip()
     if isinstance(error, UserError):
         return text
+    if isinstance(error, ValueError) and text.startswith("there is no home"):
+        return f"--config: {text}"
     if "Traceback" in text:  # ml_collections puts the whole of it into the message
         return f'recipe "{path}" raised {text.splitlines()[-1]} (--debug shows where)'
     text = " ".join(text.replace("\\n", " ").replace("\\'", "'").split())
@@ -144,6 +155,7 @@ def _explain(error: Exception) -> str:
         if said:
             flag = text.removeprefix("flag ").partition(": ")[0]
             return f"{flag} has the wrong type: {WRONG_TYPE[said]}"
+        text = text.removeprefix("flag ")
         return f"{text} (see --help)" if isinstance(error, flags.UnrecognizedFlagError) else text
     if isinstance(error, OSError) and not Path(path).is_file():
         return f'recipe "{path}" is no file: --config takes a Python file such as {EXAMPLE}'

@@ -37,7 +37,10 @@ __all__ = [
 
 def expand_home(path: str) -> str:
     """Return `path` with its `~` replaced, which no shell does behind `--workdir=`."""
-    return os.fspath(Path(path).expanduser()) if is_local(path) else path
+    try:
+        return os.fspath(Path(path).expanduser()) if is_local(path) else path
+    except RuntimeError:  # of a user who is not there: then it is not there, either
+        return path
 
 
 def write_atomically(path: epath.PathLike, content: str | bytes) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -45,7 +45,7 @@ def table(found: Sequence[Scored]) -> list[str]:
     return [*lines, "in brackets: 95 % bootstrap interval over the images scored on", ""]
 
 
-def levels(results: Sequence[dict[str, Any]]) -> dict[str, dict[str, Any]]:
+def levels(results: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, Any]]:
     """Return the scores of guessing by the name of the row; one row where all results have one."""
     found: dict[str, dict[str, Any]] = {}
     for result in results:
