@@ -152,7 +152,7 @@ def test_where_the_host_prepares_images_the_same_are_scored():
 
 def test_the_protocol_of_a_classifier_says_what_was_done():
     stage, _, inputs = make_stage(recipe(finetune__tap=-1))
-    stage.evaluate(placed(tuned(0)[2], parallel.make_mesh(8)))
+    stage.evaluate(placed(tuned(-1)[2], parallel.make_mesh(8)))
     protocol = stage.protocol()
     assert protocol["classifier"] == "linear on head2, inference mode"
     assert protocol["labelled"] == "all of train, draw 0"

@@ -290,7 +290,7 @@ def judged_by():
 def test_the_protocol_says_what_was_done():
     compared()
     protocol = stage()[0].protocol()
-    counts = {"images": (175, 142), "without_label": (9, 7), "unreadable": (6, 5)}
+    counts = {"images": (175, 106), "without_label": (9, 7), "unreadable": (6, 5)}
     assert (len(TEST.counted), len(TRAIN.counted)) == counts["images"] != (len(TEST), len(TRAIN))
     for what, pair in counts.items():
         assert (protocol[f"held_out_{what}"], protocol[f"training_{what}"]) == pair
