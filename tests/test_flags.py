@@ -126,9 +126,7 @@ def test_a_path_may_begin_at_home(door, name, monkeypatch):
     assert read("~/a/b.npz@7") == "/some/body/a/b.npz@7" and read("~") == "/some/body"
     for plain in ("a/~b", "gs://bucket//x", "tfds:cifar10", "none", "a~", "./x/"):
         assert read(plain) == plain
-    with pytest.raises(
-        flags.Error, match=f"--{name}=~zz/x: there is no home of ~zz"
-    ):
+    with pytest.raises(flags.Error, match=f"--{name}=~zz/x: there is no home of ~zz"):
         read("~zz/x")
 
 
@@ -208,9 +206,7 @@ def test_no_field_is_no_number(method, name, value):
 def test_fields_that_are_paths_may_begin_at_home_but_not_of_nobody():
     for name in validation.PATHS:
         c = recipes.base()
-        with pytest.raises(
-            UserError, match=rf"{name} is ~zz/x, but there is no home of ~zz"
-        ):
+        with pytest.raises(UserError, match=rf"{name} is ~zz/x, but there is no home of ~zz"):
             recipes.put(c, name, "~zz/x")
             validation.validate(c, 1)
         validation._check_home(name, "~/x")
