@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import difflib
 import errno
+import math
 import os
 import re
 import resource
@@ -19,6 +20,8 @@ from pathlib import Path
 from typing import NoReturn
 
 from absl import app, flags, logging
+
+from simclr_jax import flag_kinds
 
 
 class UserError(Exception):
@@ -106,12 +109,20 @@ def choose(what: str, value: object, choices: Iterable) -> None:
         raise UserError(f'{what} is "{value}"{hint}: choose one of {", ".join(names)}')
 
 
-def number(flag: str, text: str) -> float:
-    """Return the number that a part of a flag with commas holds, or raise `UserError`."""
+def number(flag: str, text: str, above: float = -math.inf) -> float:
+    """Return the number that a part of a flag with commas holds.
+
+    Raises:
+      UserError: if it is none, not finite, or not above `above`.
+    """
     try:
-        return float(text)
+        value = float(text)
     except ValueError:
         raise UserError(f'{flag} has "{text}", which is no number') from None
+    if not (math.isfinite(value) and value > above):
+        more = "" if above == -math.inf else f", above {above:g}"
+        raise UserError(f'{flag} has "{text}": give a finite number{more}')
+    return value
 
 
 def run(main: Callable[[], int | None]) -> None:
@@ -125,6 +136,7 @@ def run(main: Callable[[], int | None]) -> None:
     def parse(argv: list[str]) -> list[str]:
         logging.set_verbosity(logging.ERROR)
         try:
+            argv[:] = sys.argv[:] = [_at_home(argument) for argument in argv]
             rest = flags.FLAGS(argv)
             _load_recipe()
         except Exception as error:  # whatever the code of a recipe may raise
@@ -172,6 +184,12 @@ def _allow_files() -> None:
         )
 
 
+def _at_home(argument: str) -> str:
+    """Return an argument whose `~` is replaced if it is the recipe, which is no kind of ours."""
+    name, is_recipe, path = argument.partition("config=")
+    return f"{name}{is_recipe}{flag_kinds.at_home(path)}" if name in ("-", "--") else argument
+
+
 def recipe_path() -> str:
     """Return the file named by --config on the command line, or ""."""
     for argument, following in reversed([*zip(sys.argv, [*sys.argv[1:], ""], strict=True)]):
@@ -206,6 +224,8 @@ def _explain(error: Exception) -> str:
     text = str(error).strip()
     if isinstance(error, UserError):
         return text
+    if isinstance(error, ValueError) and text.startswith("there is no home"):
+        return f"--config: {text}"
     if "Traceback" in text:  # ml_collections puts the whole of it into the message
         return f'recipe "{path}" raised {text.splitlines()[-1]} (--debug shows where)'
     text = " ".join(text.replace("\\n", " ").replace("\\'", "'").split())
@@ -214,6 +234,7 @@ def _explain(error: Exception) -> str:
         if said:
             flag = text.removeprefix("flag ").partition(": ")[0]
             return f"{flag} has the wrong type: {WRONG_TYPE[said]}"
+        text = text.removeprefix("flag ")
         return f"{text} (see --help)" if isinstance(error, flags.UnrecognizedFlagError) else text
     if isinstance(error, OSError) and not Path(path).is_file():
         return f'recipe "{path}" is no file: --config takes a Python file such as {EXAMPLE}'

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from ml_collections import ConfigDict
 
-from simclr_jax import declaration, recipes
+from simclr_jax import declaration, flag_kinds, recipes
 from simclr_jax.errors import UserError, choose, nearest
 from simclr_jax.recipes import OPEN, base, get, head_layers, view
 
@@ -60,6 +60,9 @@ CHOICES: dict[str, tuple] = {
     "train.dtype": ("float32", "bfloat16", "float64"),
     "train.remat": ("none", "block"),
 }
+
+# Files and directories, or words that stand for one; each may begin with `~`.
+PATHS = ("data.path", "data.index", "init.run", "distill.teacher", "labels.use")
 
 # What numbers must hold: the fields, the rule in words, the rule.
 RULES: tuple[tuple[tuple[str, ...], str, Callable[[float], bool]], ...] = (
@@ -138,6 +141,8 @@ def validate(config: ConfigDict, devices: int) -> None:
     """
     c, known = config, check_fields(config)
     _check_values(c)
+    for name in PATHS:
+        _check_home(name, get(c, name))
     if c.data.split == c.data.eval_split:
         raise UserError(
             f'data.eval_split is "{c.data.eval_split}", the split that is trained on: name another'
@@ -254,6 +259,13 @@ def _require(config: ConfigDict, name: str, holds: Callable[[float], bool], rule
         raise UserError(f"{name} is {value}: it must be {rule}")
 
 
+def _check_home(name: str, path: str | None) -> None:
+    try:
+        flag_kinds.at_home(path or "")
+    except ValueError as error:
+        raise UserError(f"{name} is {path}, but {error}") from error
+
+
 def _check_view(config: ConfigDict, prefix: str) -> None:
     for name in (
         "flip",
@@ -270,6 +282,7 @@ def _check_view(config: ConfigDict, prefix: str) -> None:
         _require(config, prefix + name, lambda value: value >= 0, "0 or more")
     for name in ("area", "aspect", "blur_sigma"):
         largest = get(config, f"{prefix}{name}_max")
+        _require(config, f"{prefix}{name}_max", lambda value: value > 0, "greater than 0")
         rule = f"greater than 0 and at most {name}_max={largest}"
         _require(config, f"{prefix}{name}_min", functools.partial(_within, largest), rule)
     for name in ("copies", "size"):

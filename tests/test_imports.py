@@ -30,6 +30,7 @@ LAYERS = (
         "recipes",
         "tables",
         "errors",
+        "flag_kinds",
         "processes",
         "parallel",
         "files",

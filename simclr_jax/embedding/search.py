@@ -227,7 +227,7 @@ def _described(found: Embeddings, row: int) -> str:
     labels = np.atleast_1d(found.labels[row])
     several = found.labels.ndim == 2  # where -1 is a class to be ignored
     shown = np.flatnonzero(labels == 1) if several else labels[labels != NO_LABEL]
-    said = ", ".join(names[i] if not names[i].isdecimal() else f"class {i}" for i in shown)
+    said = ", ".join(f"class {names[i]}" if names[i].isdecimal() else names[i] for i in shown)
     return f"{name}: {said}" if said else name
 
 

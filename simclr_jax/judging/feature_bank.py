@@ -27,6 +27,7 @@ from simclr_jax import archives, documents, files
 from simclr_jax.data.held_out import HeldOut
 from simclr_jax.data.reader import Unreadable
 from simclr_jax.data.sources import Images, Source, stamp, tell
+from simclr_jax.data.sources.folder import Folder
 from simclr_jax.errors import UserError
 from simclr_jax.stages.encoder import Encoder
 from simclr_jax.train.progress import duration
@@ -164,7 +165,18 @@ def key(encoder: Encoder, source: Source) -> dict[str, Any]:
         "shape": list(source.pixels.shape[1:]) if isinstance(source, Images) else None,
         "data": source.fingerprint(),
         "files": stamp(source),
+        "place": _directory(source),
     }
+
+
+def _directory(source: Source) -> str:
+    """Return where the files of a split lie: another directory may have files of their names,
+    sizes and times.
+    """
+    if isinstance(source, Folder):
+        return os.path.realpath(source.root)
+    found = getattr(source, "files", None)
+    return os.fspath(found[0].parent) if found else ""
 
 
 def _compute(

@@ -12,10 +12,11 @@ from etils import epath
 from simclr_jax import tables
 from simclr_jax.data.sources import Unseen, trained
 from simclr_jax.errors import UserError, choose
-from simclr_jax.judging import datasets, linear_probe, results, transfer_sets
+from simclr_jax.judging import datasets, linear_probe, naming, results, shown, transfer_sets
 from simclr_jax.judging.datasets import Data, Wanted
 from simclr_jax.judging.feature_bank import Say, cache_of
-from simclr_jax.judging.linear_probe import Options, Scored
+from simclr_jax.judging.linear_probe import Options
+from simclr_jax.judging.shown import Scored
 from simclr_jax.judging.solvers import Settings
 from simclr_jax.judging.transfer_sets import NAMES, SEEDED, SETS, TransferSet
 from simclr_jax.stages import heritage
@@ -34,12 +35,14 @@ class Target:
       metric: by which the penalty is chosen, and which is compared; "": the solver's own choice.
       published: scores of others on it, fractions, by method.
       notes: what a reader of the result must know.
+      beyond: what tells the data from others of the name, see `naming.of_data`.
     """
 
     data: Data
     metric: str = ""
     published: Mapping[str, float] = dataclasses.field(default_factory=dict)
     notes: Sequence[str] = ()
+    beyond: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
 
 def run(
@@ -88,21 +91,22 @@ def run(
     }
     for data in others:
         other = _open_other(read, data, data_dir, seen)
-        if other.data.slug in (*NAMES, *ways):
-            raise UserError(
-                f'--data={data} would be called "{other.data.slug}", as another data set is: '
-                "rename it, or name the protocol's own by --sets"
-            )
-        ways[other.data.slug] = functools.partial(_same, other)
+        name = f"{other.data.slug}-{naming.tag(other.beyond)}"  # others may be called so, too
+        ways[name] = functools.partial(_same, other)
     targets, left_out = _attempt(ways, say)
     kept = cache_of(read.workdir, cache)
-    judge = functools.partial(_judge, encoder, read.workdir, kept, seed, say)
+    tail = f"step{read.step}" if checkpoint.endswith(f"@{read.step}") else ""
+    judge = functools.partial(_judge, encoder, read.workdir, kept, seed, tail, say)
     work = {name: functools.partial(judge, name, target) for name, target in targets.items()}
     found, failed = _attempt(work, say)
     if not found:
         name, why = next(iter((left_out | failed).items()))
         raise UserError(f"none of {len(ways)} data set(s) could be evaluated; {name}: {why}")
-    for line in (*linear_probe.table([*found.values()]), *_beside_published(found, targets)):
+    for line in shown.table([*found.values()]):
+        say(line)
+    for line in shown.by_chance([*found.values()]):
+        say(f"note      {line}")
+    for line in _beside_published(found, targets):
         say(line)
     say(f"written   {read.workdir}/results/transfer-NAME.json of {', '.join(found)}")
 
@@ -121,7 +125,7 @@ def _open(one: TransferSet, data_dir: str, unseen: Unseen) -> Target:
 def _open_other(read: saved.Saved, data: str, data_dir: str, seen: bool) -> Target:
     wanted = Wanted(data, data_dir if data.startswith("tfds:") else "", seen=seen)
     opened = datasets.open_data(read.config, read.workdir, wanted)
-    return Target(opened, notes=opened.notes)
+    return Target(opened, notes=opened.notes, beyond=naming.of_data(wanted, opened))
 
 
 def _same(target: Target) -> Target:
@@ -147,6 +151,7 @@ def _judge(
     workdir: epath.Path,
     cache: epath.Path | None,
     seed: int,
+    tail: str,
     say: Say,
     name: str,
     target: Target,
@@ -161,12 +166,14 @@ def _judge(
     tasks = linear_probe.make_tasks(encoder, data, options, cache, say)
     (one,) = linear_probe.judge(encoder, data, tasks, options)
     about = {
-        "name": f"transfer-{name}",
+        "name": naming.name(f"transfer-{name}", seed=seed, tail=tail),
         "metric": tasks[0].metric,
         "published": dict(target.published),
-        "notes": list(target.notes),
+        "notes": [*target.notes, *one.result.get("notes", ())],
     }
     result = one.result | about
+    for line in naming.set_aside(workdir, result):
+        say(f"note      {line}")
     results.write(workdir, result, one.arrays)
     return dataclasses.replace(one, result=result)
 

@@ -14,12 +14,11 @@ from simclr_jax import files, recipes
 from simclr_jax.data import sources
 from simclr_jax.data.sources import Opened, Trained, Unseen
 from simclr_jax.errors import UserError, choose
-from simclr_jax.judging import results
+from simclr_jax.judging import naming, results
 from simclr_jax.pipeline import recipe
 from simclr_jax.stages import heritage
 from simclr_jax.stages.adapt import as_before
 from simclr_jax.stages.inherit import inherit
-from simclr_jax.stages.labels import tag
 from simclr_jax.stages.prepare import prepare
 from simclr_jax.stages.run import BESIDE
 from simclr_jax.train import saved, stored
@@ -62,8 +61,8 @@ class Place:
     def result(self, probe: str) -> epath.Path:
         """Return the file of what a probe finds, see `judging.linear_probe`."""
         p = self._config.probes[probe]
-        parts = (probe, SOLVER, p.tap, tag(p.labels, p.seed))
-        return self.of(p.run) / "results" / f"{'-'.join(part for part in parts if part)}.json"
+        name = naming.name(probe, SOLVER, p.tap, labels=p.labels, seed=p.seed)
+        return self.of(p.run) / "results" / f"{name}.json"
 
     def check_resume(self, resume: str) -> None:
         """Raise `UserError` if the directory does not hold what `--resume` says."""

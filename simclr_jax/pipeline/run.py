@@ -19,6 +19,7 @@ from ml_collections import ConfigDict
 from simclr_jax import files, processes, recipes, validation
 from simclr_jax.closing import Closing
 from simclr_jax.errors import UserError, choose, nearest
+from simclr_jax.evaluate import chance
 from simclr_jax.judging import linear_probe, results
 from simclr_jax.judging.datasets import Wanted
 from simclr_jax.judging.solvers import Settings
@@ -184,13 +185,16 @@ def _conclude(config: ConfigDict, place: Place, console: Console) -> None:
     entries = []
     for row, column, name in config.table:
         if name in config.probes:
-            accuracy = results.read(place.result(name))["scores"]["top-1"]["value"]
+            result = results.read(place.result(name))
+            accuracy = result["scores"]["top-1"]["value"]
+            level = result.get("level", {}).get("scores", {}).get("top-1", {}).get("value")
         else:
             summary = results.read_summary(place.of(name))
             accuracy = summary["scores"]["classifier"]["top-1"]["accuracy"]
+            level = summary["scores"].get(chance.COMMONEST, {}).get("top-1", {}).get("accuracy")
         spent = None if name in config.probes else cost(name)
         draw = recipe.draw(config, name)
-        entries.append(Entry(row, column, name, draw, accuracy, spent))
+        entries.append(Entry(row, column, name, draw, accuracy, spent, level))
     others = {name: cost(name) for name in config.order if name not in {e.name for e in entries}}
     summary = pipeline_table.summarise(entries, config.differences, others)
     path = place.path / "results" / "pipeline.json"

@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 
 import numpy as np
 
+from simclr_jax.evaluate import chance
 from simclr_jax.reporting.record import Curve, Record
 
 MOST = 6  # said of a run
@@ -105,8 +106,9 @@ def _collapse(record: Record, geometry: Mapping[str, float]) -> Iterator[Finding
 
 def _baselines(record: Record) -> Iterator[Finding]:
     scores = (record.summary or {}).get("scores", {})
-    trained = scores.get("pretrained encoder", {})
-    for rival in ("raw pixels", "untrained encoder"):
+    what = "encoder" if "pretrained encoder" in scores else "classifier"
+    trained = scores.get("pretrained encoder", scores.get("classifier", {}))
+    for rival in (chance.COMMONEST, "raw pixels", "untrained encoder"):
         level = [
             name
             for name, score in trained.items()
@@ -118,7 +120,7 @@ def _baselines(record: Record) -> Iterator[Finding]:
             ours, theirs = (100 * s[name]["accuracy"] for s in (trained, scores[rival]))
             more = f", and the same holds for {', '.join(level[1:])}" if level[1:] else ""
             yield Finding(
-                f"The encoder is not clearly above {rival}: {name} {ours:.1f} % against "
+                f"The {what} is not clearly above {rival}: {name} {ours:.1f} % against "
                 f"{theirs:.1f} %, their intervals meet{more}."
             )
 

@@ -39,6 +39,7 @@ from simclr_jax.stages.inputs import Inputs
 from simclr_jax.stages.monitor import PAIRS
 from simclr_jax.stages.views import pair, view_maker
 from simclr_jax.train import saved
+from simclr_jax.unlabelled import counted
 
 HELD_OUT = 2000  # images, at most, on the map and in the confusion matrix
 BANK = 10_000  # training images, at most, among which neighbours are looked for
@@ -285,7 +286,7 @@ def _judged(
             return _counted(outputs["labels"], outputs["predictions"], names, what)
     if bank.labels is None or queries.labels is None or bank.labels.ndim != 1:
         return None
-    bank, queries = (x.take(np.flatnonzero(x.labels != NO_LABEL)) for x in (bank, queries))
+    bank, queries = (x.take(counted(x.labels)) for x in (bank, queries))
     if not (len(bank) and len(queries)):
         return None
     wanted = encoder.config.eval

@@ -8,6 +8,7 @@ from typing import Any
 
 from simclr_jax.errors import UserError
 from simclr_jax.evaluate import significance
+from simclr_jax.judging import shown
 from simclr_jax.reporting import charts, published
 from simclr_jax.reporting.page import (
     Html,
@@ -74,6 +75,8 @@ def _table(results: Sequence[Mapping[str, Any]]) -> Html:
                 *cells,
             ]
         )
+    for name, level in shown.levels(results).items():
+        rows.append([name, *[""] * 5, *(score(level.get(n)) for n in scores)])
     return table(["result", "solver", "tap", "data", "images", "step", *scores], rows, text=4)
 
 

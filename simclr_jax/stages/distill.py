@@ -105,7 +105,7 @@ def make_stage(config: ConfigDict, timetable: Timetable, inputs: Inputs, mesh: M
         batches=functools.partial(inputs.batches, mesh, timetable),
         evaluate=accuracy.evaluate,
         compare=accuracy.compare,
-        protocol=accuracy.protocol | {"teacher": teacher.name},
+        protocol=lambda: accuracy.protocol() | {"teacher": teacher.name},
         formats=FORMATS,
         look=make_views,
         frozen={"teacher": teacher.variables},

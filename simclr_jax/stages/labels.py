@@ -10,9 +10,10 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from simclr_jax.data import sources
-from simclr_jax.data.sources import NO_LABEL, Source
+from simclr_jax.data.sources import Source
 from simclr_jax.errors import UserError
 from simclr_jax.evaluate import subsets
+from simclr_jax.unlabelled import counted
 
 ALL = "all"
 
@@ -47,7 +48,7 @@ def restrict(config: ConfigDict, train: Source) -> Source:
     check(config, train, "training")
     labels = train.labels
     assert labels is not None  # `check` has seen to it
-    known = np.flatnonzero(labels != NO_LABEL)
+    known = counted(labels)
     c = config.labels
     rows = known[_rows("labels.use", c.use, labels[known], known, train, c.seed)]
     if config.stage == "distill" and config.distill.images == "all":
@@ -65,13 +66,13 @@ def count(config: ConfigDict, train: Source) -> int:
     """Return how many labels a stage that needs some learns from, of what `restrict` returns."""
     if config.stage == "distill" and config.distill.images == "all":
         assert train.labels is not None  # they were hidden one by one
-        return int((train.labels != NO_LABEL).sum())
+        return len(counted(train.labels))
     return len(train)
 
 
 def check(config: ConfigDict, source: Source, which: str) -> None:
     """Raise `UserError` unless each of the `which` images may have one label."""
-    if not source.classes or source.labels is None or (source.labels == NO_LABEL).all():
+    if not source.classes or not len(counted(source.labels)):
         raise UserError(
             f"the {which} images have no labels, which stage {config.stage} needs: give a data set "
             "that has, and data.labels=True"
@@ -81,6 +82,12 @@ def check(config: ConfigDict, source: Source, which: str) -> None:
         raise UserError(
             f"the {which} images may have several labels, stage {config.stage} is made for one "
             f"each: give a data set of such labels{remedy}"
+        )
+    assert source.labels is not None  # or none of them would count
+    if which == "training" and len(np.unique(source.labels[counted(source.labels)])) == 1:
+        raise UserError(
+            f"all labelled training images are of one class, of which stage {config.stage} can "
+            "learn nothing: give images of two classes or more"
         )
 
 

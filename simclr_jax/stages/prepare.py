@@ -12,7 +12,7 @@ from ml_collections import ConfigDict
 from simclr_jax import validation
 from simclr_jax.data import sources
 from simclr_jax.data.sources import Opened, Source, Trained, Unseen
-from simclr_jax.stages import build, heritage, pretrain
+from simclr_jax.stages import build, heritage, pretrain, scored
 from simclr_jax.stages import labels as label_choice
 from simclr_jax.stages.adapt import adapt, as_before
 from simclr_jax.stages.inherit import inherit
@@ -58,7 +58,8 @@ class Prepared:
         train, test = self.train, self.test
         labels = f"{train.classes} classes" if train.classes else "no labels"
         counts = f"images    {len(train)} to learn from, {len(test)} held out, {labels}"
-        notes = dict.fromkeys((*sources.notes(train), *sources.notes(test), *self.notes))
+        about = (*sources.notes(train), *sources.notes(test), *self.notes)
+        notes = dict.fromkeys((*about, *scored.notes(self.config, self.images, test)))
         said = [f"labels    {self.labels.line}"] if self.labels.line else []
         return [counts, *said, *(f"note      {note}" for note in notes)]
 

@@ -11,6 +11,7 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from simclr_jax import documents, files, processes, tables
+from simclr_jax.evaluate import chance
 from simclr_jax.train.stage import Stage, TrainState
 from simclr_jax.train.timetable import Timetable
 from simclr_jax.train.workdir import Workdir
@@ -81,11 +82,13 @@ def conclude(
     path = workdir.path / "results" / "summary.json"
     if results:
         path.parent.mkdir(exist_ok=True)
-        protocol = {"step": timetable.total_steps, **stage.protocol, **more}
+        protocol = {"step": timetable.total_steps, **stage.protocol(), **more}
         documents.write(path, {"protocol": protocol, "scores": results})
         say("")
         say(tables.scores(results))
         say("in brackets: 95 % bootstrap interval over the held-out images")
+        for sentence in chance.not_above(results):
+            say(f"note      {sentence}")
     say("")
     names = ("config.json", "metrics.jsonl", "tensorboard", "views.png", "log.txt")
     found = [name for name in names if (workdir.path / name).exists()]

@@ -128,6 +128,7 @@ def root(tmp_path_factory):
     half = {"train": photos(3), "unlabelled": [{"image": photo(i), "label": -1} for i in range(3)]}
     half["train"] = [{"image": one["image"], "label": one["label"]} for one in half["train"]]
     half["mixed"] = [half["train"][0], half["unlabelled"][0]]
+    half["late"] = [*half["unlabelled"], *half["train"]]
     prepare(root, "half", {"image": image, "label": label}, half)
 
     kinds = library.features.Sequence(label)
@@ -136,6 +137,8 @@ def root(tmp_path_factory):
         {"labels": ["ant", "cat"], "labels_no_difficult": ["cat"]},
         {"labels": ["bee", "bee"], "labels_no_difficult": ["bee"]},
         {"labels": [], "labels_no_difficult": []},
+        {"labels": [-1], "labels_no_difficult": [-1]},  # nobody has looked
+        {"labels": [1, -1], "labels_no_difficult": [1, -1]},
     ]
     objects = [
         one | {"image": photo(i), "image/filename": f"{i}.jpg", "views": [i % 2]}
@@ -216,7 +219,13 @@ def test_several_labels_and_those_only_of_difficult_objects(root):
     source = opened(root, "scenes")
     assert source.multi_label and source.classes == 3 and source.class_names == tuple(NAMES)
     assert source.labels.dtype == np.int8
-    np.testing.assert_array_equal(source.labels, [[-1, 0, 1], [0, 1, 0], [0, 0, 0]])
+    known = [[-1, 0, 1], [0, 1, 0], [0, 0, 0], [-1, -1, -1], [-1, 1, -1]]
+    np.testing.assert_array_equal(source.labels, known)
+    for wrong in (3, -2):
+        with pytest.raises(
+            UserError, match=rf"train\[7\] of .* has label {wrong}, but .* 3 classes"
+        ):
+            source._labels({"labels": [0, wrong], "labels_no_difficult": [0]}, 7)
     np.testing.assert_array_equal(source.take(np.array([2, 0])).labels[1], [-1, 0, 1])
     found, label = source.example(1)
     np.testing.assert_array_equal(found, pixels(photo(1)))
@@ -240,11 +249,35 @@ def test_without_labels(root, name, split, fields):
     assert label == NO_LABEL
 
 
-def test_a_label_that_is_missing_among_others_is_named(root):
+def test_a_label_that_is_missing_among_others_is_none(root):
+    """Also where it is the first, by which a split without any might be told."""
     source = opened(root, "half", "mixed")
-    for read in (lambda: source.labels, lambda: source.example(1)):
-        with pytest.raises(UserError, match=r"mixed\[1\] .* has label -1.* \(data.labels=False\)"):
-            read()
+    assert source.labels.tolist() == [0, NO_LABEL] and source.classes == 3
+    assert [source.example(i)[1] for i in range(2)] == [0, NO_LABEL]
+    source = opened(root, "half", "late")
+    assert source.labels.tolist() == [NO_LABEL] * 3 + [0, 1, 2] and source.classes == 3
+
+
+@pytest.mark.parametrize("labelled", [0, 4, 1999])
+def test_one_label_is_found_among_many_records(labelled):
+    """It is not among the few that are looked at first, or it is."""
+    from simclr_jax.data.sources import tfds
+
+    labels = np.full(2000, NO_LABEL)
+
+    class Many:
+        def __init__(self, rows):
+            self.labels = labels[rows]
+
+        def __len__(self):
+            return len(self.labels)
+
+        take = staticmethod(lambda rows: Many(rows))
+
+    many = Many(slice(None))
+    assert tfds._none_labelled(many)
+    labels[labelled] = 2
+    assert not tfds._none_labelled(many)
 
 
 def test_broken_files_are_bad_images_and_nothing_else_breaks(root, tmp_path):

@@ -63,7 +63,7 @@ def test_a_run_says_what_it_does_and_what_it_learned(finished):
     results = json.loads((finished.workdir / "results" / "summary.json").read_text())
     assert results["protocol"]["step"] == 20
     assert results["protocol"]["knn"] == {"k": 3, "temperature": 0.1}
-    rows = ["raw pixels", "untrained encoder", "pretrained encoder"]
+    rows = ["the commonest class", "raw pixels", "untrained encoder", "pretrained encoder"]
     assert list(results["scores"]) == rows
     lines = out.splitlines()
     for name in rows:

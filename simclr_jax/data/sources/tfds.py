@@ -32,13 +32,14 @@ from simclr_jax.unlabelled import NO_LABEL
 
 FORMAT = "array_record"  # which knows where its records lie; TFRecord is indexed once
 OLDER = "tfrecord"
+LOOKED_AT = 64  # records, spread over a split, that may show that it has labels
 
 
 def splits(data: ConfigDict, kept: epath.Path | None = None) -> dict[str, Split[Records]]:
     """Return the splits of a prepared data set, and slices ("train[:90%]") that are asked for.
 
-    `tfds_records.find_fields` says what is the image and what the label. A split whose first record
-    has label -1, which is how TFDS marks them, has no labels.
+    `tfds_records.find_fields` says what is the image and what the label. A split whose records all
+    have label -1, which is how TFDS marks them, has no labels.
 
     Args:
       data: `config.data`.
@@ -73,10 +74,20 @@ def _split(builder: Any, name: str, fields: Fields, index: epath.Path, decoder: 
     )
     records = Records(info, name, fields, raw, np.arange(count), decoder=decoder)
     if fields.label is not None and not fields.several:
+        unlabelled = False
         with contextlib.suppress(BadImage):  # then the others tell
-            if records.stored_label(0) == NO_LABEL:
-                return dataclasses.replace(records, fields=fields._replace(label=None))
+            unlabelled = records.stored_label(0) == NO_LABEL
+        # The first one is not asked for all: of some sets a part is labelled.
+        if unlabelled and _none_labelled(records):
+            return dataclasses.replace(records, fields=fields._replace(label=None))
     return records
+
+
+def _none_labelled(records: Records) -> bool:
+    """Tell whether no record has a label; a few that have one are found without reading all."""
+    rows = np.linspace(0, len(records) - 1, min(len(records), LOOKED_AT)).astype(int)
+    some = records.take(np.unique(rows)).labels
+    return bool(np.all(some == NO_LABEL)) and bool(np.all(records.labels == NO_LABEL))
 
 
 def _array_records(builder: Any, split: str) -> ReadAhead:

@@ -179,19 +179,28 @@ class Records:
         if self.fields.label is None:
             return NO_LABEL
         label = int(parts[self.fields.label])
+        if label == NO_LABEL:  # how TFDS marks an image without one
+            return NO_LABEL
         if not 0 <= label < self.classes:
-            raise UserError(
-                f"{self.split}[{row}] of {self.info.full_name} has label {label}, but there are "
-                f"{self.classes} classes: use another split; pretraining can also ignore all "
-                "labels (data.labels=False)"
-            )
+            raise self._no_class(label, row)
         return label
 
-    def _labels(self, parts: Mapping[str, Any]) -> np.ndarray:
+    def _no_class(self, label: int, row: int) -> UserError:
+        return UserError(
+            f"{self.split}[{row}] of {self.info.full_name} has label {label}, but there are "
+            f"{self.classes} classes: use another split; pretraining can also ignore all "
+            "labels (data.labels=False)"
+        )
+
+    def _labels(self, parts: Mapping[str, Any], row: int) -> np.ndarray:
         """Return which of several labels an image has, int8 `[classes]`."""
         assert self.fields.label is not None
         listed = np.asarray(parts[self.fields.label], np.int64)  # an empty one has no integers
-        has = np.zeros(self.classes, np.int8)
+        unknown = NO_LABEL in listed  # which others it has, if any
+        listed = listed[listed != NO_LABEL]
+        if len(listed) and not 0 <= listed.min() <= listed.max() < self.classes:
+            raise self._no_class(int(listed.max() if listed.min() >= 0 else listed.min()), row)
+        has = np.full(self.classes, NO_LABEL if unknown else 0, np.int8)
         has[listed] = 1
         if self.fields.easy:
             has[np.setdiff1d(listed, parts[self.fields.easy])] = NO_LABEL
@@ -207,7 +216,7 @@ class Records:
             parts = self._parsed(row, self._parse_label, record)
         except BadImage:
             return np.full(self.classes, NO_LABEL) if self.multi_label else NO_LABEL
-        return self._labels(parts) if self.multi_label else self._label(parts, row)
+        return self._labels(parts, row) if self.multi_label else self._label(parts, row)
 
 
 def read_labels(rows: np.ndarray, labels_at: Callable[[np.ndarray], np.ndarray]) -> np.ndarray:
