@@ -52,7 +52,7 @@ def read(
             else:
                 file = io.BytesIO(documents.content(path, remedy))
             return _arrays(stack.enter_context(zipfile.ZipFile(file)), names)
-    except UserError:
+    except (UserError, FileNotFoundError):
         raise
     except Unfit as error:
         reason = str(error)
@@ -65,7 +65,9 @@ def read(
 
 def _opened(path: epath.PathLike, remedy: str) -> IO[bytes]:
     try:
-        return Path(path).expanduser().open("rb")
+        place = Path(path).expanduser()
+        documents.check_kind(place)
+        return place.open("rb")
     except (FileNotFoundError, NotADirectoryError) as error:
         raise FileNotFoundError(documents.shown(path)) from error
     except (OSError, ValueError) as error:

@@ -35,6 +35,15 @@ class Unreachable(UserError):
     code = os.EX_TEMPFAIL
 
 
+def printable(text: str) -> str:
+    """Return text on one line: what is no character to print, or none at all, is escaped.
+
+    Names of files, and whatever else is a stranger's, could otherwise move the terminal's cursor,
+    or end a program that writes UTF-8.
+    """
+    return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)
+
+
 def nearest(name: str, choices: Iterable[str]) -> str:
     """Return `' (did you mean "x"?)'` for the choice most like `name`, or `''`."""
     match = difflib.get_close_matches(name, list(choices), n=1, cutoff=0.5)
@@ -161,7 +170,7 @@ def _explain_field(text: str, path: str) -> str:
 
 def say(message: str) -> None:
     """Print what a user has to put right."""
-    print(f"error: {message}", file=sys.stderr, flush=True)
+    print(f"error: {printable(message)}", file=sys.stderr, flush=True)
 
 
 def _exit(message: str, code: int = 1) -> NoReturn:

@@ -49,13 +49,25 @@ def expand_home(path: str) -> str:
     """Return `path` with its `~` replaced, which no shell does behind `--workdir=`.
 
     Raises:
-      UserError: for a name that nothing can have, or on a kind of storage that is not known here.
+      UserError: if no file can have this name, on a disk or in a bucket that is known here.
     """
-    buckets.check_name(path)
+    if not is_local(path):
+        scheme = path.partition("://")[0]
+        if scheme not in buckets.PACKAGES:
+            known = ", ".join(f"{name}://" for name in buckets.PACKAGES)
+            raise UserError(
+                f'"{path}" begins with {scheme}://, which is no bucket that is known ({known}): '
+                "name a file on this machine by its path alone"
+            )
+        return path
     try:
-        return os.fspath(Path(path).expanduser()) if is_local(path) else path
-    except RuntimeError as error:  # ~NAME of nobody
-        raise UserError(f"{path} is nobody's home: write the whole path") from error
+        found = os.fspath(Path(path).expanduser())
+        with contextlib.suppress(FileNotFoundError, NotADirectoryError, PermissionError):
+            os.lstat(found)
+    except (RuntimeError, ValueError, OSError) as error:  # no such user, a null byte, too long
+        reason = getattr(error, "strerror", None) or error
+        raise UserError(f'"{path}" is the path of no file ({reason}): name another') from error
+    return found
 
 
 def write_atomically(path: epath.PathLike, content: str | bytes) -> None:

@@ -112,10 +112,12 @@ def base(method: str = declaration.DEFAULT) -> ConfigDict:
             "path": "",  # memory: the .npz; tfds: data_dir, or a builder's; others: the directory
             "split": "train",
             "eval_split": "test",
+            "layout": "auto",  # folder: subdirectories are splits | classes | auto, by their names
             "labels": True,  # use labels, where there are any; folder: the first subdirectory
             "image_size": 224,  # side of a view, in pixels
             "holdout_fraction": 0.1,  # of the training split, where there is no eval_split
             "max_bad_fraction": 0.01,  # of unreadable images in a split; more stop the run
+            "if_changed": "say",  # say | refuse: a resumed run whose files were replaced meanwhile
             "threads": placeholder(int),  # that decode; None: one for each core
             "resident": False,  # placement device: keep all images in each device's memory
             "order": "random",  # random | stream: by large parts, for records in a bucket
@@ -491,6 +493,8 @@ FREE = (
     "log",
     "checkpoint",
     "data.path",
+    "data.layout",
+    "data.if_changed",
     "data.threads",
     "data.resident",
     "data.max_bad_fraction",

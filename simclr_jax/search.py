@@ -19,7 +19,15 @@ flags.DEFINE_multi_string("query", [], "Images, with commas: files, or names in 
 flags.DEFINE_integer("k", None, "Nearest images of each query, 12 by default.")
 flags.DEFINE_float("duplicates", None, "List all pairs of at least this similarity instead.")
 flags.DEFINE_string("out", None, "The sheet to write, NAME.html; by default beside the embeddings.")
-flags.DEFINE_string("images", "", "The directory of the images, if they have been moved.")
+flags.DEFINE_string(
+    "images",
+    "",
+    "Where the images are: a directory, or what embed --data takes. Needed if they were moved, or "
+    "the embeddings are another user's.",
+)
+flags.DEFINE_string(
+    "checkpoint", "", "The run that encodes other queries; likewise only where it is not known."
+)
 flags.DEFINE_integer("seed", 0, "Of the choice of images without --query.")
 flags.DEFINE_boolean("debug", False, "Show the traceback of an error.")
 
@@ -41,6 +49,7 @@ def main() -> None:
             duplicates=FLAGS.duplicates,
             out=FLAGS.out,
             images=FLAGS.images,
+            checkpoint=FLAGS.checkpoint,
             seed=FLAGS.seed,
         )
     )

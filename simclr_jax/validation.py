@@ -38,6 +38,8 @@ CHOICES: dict[str, tuple] = {
     "stage": ("pretrain", *LABELLED),
     "data.source": ("digits", "memory", "folder", "tfds", "tfrecord"),
     "data.order": ("random", "stream"),
+    "data.layout": ("auto", "splits", "classes"),
+    "data.if_changed": ("say", "refuse"),
     "augment.placement": ("device", "split", "host"),
     "augment.grid": ("corner", "half_pixel", "antialias", "opencv"),
     "augment.brightness_mode": ("multiply", "add"),

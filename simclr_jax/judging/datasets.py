@@ -15,7 +15,11 @@ from simclr_jax.data import sources
 from simclr_jax.data.sources import Source, Splits
 from simclr_jax.errors import UserError, choose
 
-HELP = "DIRECTORY, FILE.npz, tfds:NAME or digits; the run's own data by default."
+HELP = (
+    "DIRECTORY (splits:DIRECTORY or classes:DIRECTORY where its subdirectories may be either), "
+    "FILE.npz, tfds:NAME or digits; the run's own data by default."
+)
+LAYOUTS = ("splits", "classes")  # what may stand before a directory
 VALIDATION = ("validation", "valid", "val")  # what data sets call the split to choose by
 
 
@@ -80,7 +84,7 @@ def open_data(config: ConfigDict, workdir: epath.PathLike, wanted: Wanted) -> Da
     data = recipe_data(config, wanted)
     index = epath.Path(workdir) / "index"
     kept = index if not wanted.data and index.exists() else None
-    found = sources.OPENERS[data.source](data, kept)
+    found = sources.find(data, kept)
     for flag, name in (("--split", wanted.split), ("--eval_split", wanted.eval_split)):
         if name:
             choose(flag, name, found)
@@ -92,9 +96,10 @@ def open_data(config: ConfigDict, workdir: epath.PathLike, wanted: Wanted) -> Da
             "--split and --eval_split"
         )
     labels_used = bool(wanted.data) or config.data.labels
-    fit, score = sources.open_splits(data, kept, labels_used)
-    scored = data.eval_split if data.eval_split in found else f"held out of {data.split}"
     validation = _validation(wanted, data, found)
+    also = (validation,) if validation else ()
+    fit, score = sources.open_splits(data, kept, labels_used, found, also)
+    scored = data.eval_split if data.eval_split in found else f"held out of {data.split}"
     chosen_on = found[validation]() if validation else None
     if chosen_on is not None and score.classes and not chosen_on.classes:
         validation, chosen_on = "", None  # without labels nothing can be chosen on it
@@ -112,9 +117,10 @@ def recipe_data(config: ConfigDict, wanted: Wanted) -> ConfigDict:
     """Return `config.data` changed to what is wanted."""
     data = recipes.copied(config.data)
     with data.unlocked():
-        data.labels = True
+        data.labels, data.if_changed = True, "say"  # refusing is for training
         if wanted.data:
             data.update({"name": "", "path": "", "split": "train", "eval_split": "test"})
+            data.layout = "auto"
             data.update(_parsed(wanted.data))
         if wanted.data_dir:
             if data.source != "tfds":
@@ -141,15 +147,24 @@ def check_one_label(source: Source, what: str) -> None:
         raise UserError(f"an image may have several labels here, {what} needs one each")
 
 
+def layout_of(data: str) -> tuple[str, str]:
+    """Return the layout that `--data` asks for and the path, as in `classes:DIRECTORY`."""
+    kind, colon, rest = data.partition(":")
+    if colon and kind in LAYOUTS:
+        return kind, rest
+    return "auto", data
+
+
 def _parsed(data: str) -> dict[str, Any]:
     kind, colon, rest = data.partition(":")
     if data == "digits" or kind == "digits":
         return {"source": "digits", "name": rest or "placed"}
     if kind == "tfds" and colon:
         return {"source": "tfds", "name": rest}
-    path = Path(data).expanduser()
-    if path.is_dir():
-        return {"source": "folder", "path": data}
+    layout, directory = layout_of(data)
+    path = Path(directory).expanduser()
+    if layout != "auto" or path.is_dir():
+        return {"source": "folder", "path": directory, "layout": layout}
     if path.suffix == ".npz":
         return {"source": "memory", "path": data}
     raise UserError(f"--data={data} is no directory: give {HELP}")

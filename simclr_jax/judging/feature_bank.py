@@ -1,7 +1,8 @@
 """Features of a data set, computed once and kept on disk.
 
     CACHE/KEY/about.json        what the key stands for
-    CACHE/KEY/TAP-00003.npz     `x`, float32 [rows, d], and `bad`, of one shard of `SHARD` examples
+    CACHE/KEY/TAP-00003.npz     `x`, float32 [rows, d], and `bad`, of one shard of `SHARD` examples;
+                                `of`: KEY, TAP and the number, so that no other is taken for it
 
 The key is made of everything that decides a feature: weights, preprocessing, compute dtype, and
 the data with the sizes and times of its files. A shard is whole or absent; what an interrupted run
@@ -16,15 +17,13 @@ import io
 import json
 import os
 import time
-import zipfile
-import zlib
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
 from etils import epath
 
-from simclr_jax import files
+from simclr_jax import archives, documents, files
 from simclr_jax.data.held_out import HeldOut
 from simclr_jax.data.reader import Unreadable
 from simclr_jax.data.sources import Images, Source, stamp
@@ -117,7 +116,7 @@ def extract(
     bad = np.zeros(count, bool)
     for start in range(0, count, SHARD):
         rows = slice(start, min(start + SHARD, count))
-        kept = {tap: _read(place, tap, start // SHARD, say) for tap in taps}
+        kept = {tap: _read(place, tap, start // SHARD, rows.stop - start, say) for tap in taps}
         found = {tap: shard for tap, shard in kept.items() if shard is not None}
         if missing := [tap for tap in taps if tap not in found]:
             part = source.take(np.arange(rows.start, rows.stop))
@@ -187,7 +186,7 @@ def _place(encoder: Encoder, source: Source, cache: epath.Path) -> epath.Path:
     try:
         place.mkdir(parents=True, exist_ok=True)
         files.sweep(place)
-        files.write_json(place / "about.json", about)
+        documents.write(place / "about.json", about)
     except OSError as error:
         raise UserError(
             f"features cannot be kept in {os.fspath(cache)} ({error.strerror or error}): "
@@ -196,23 +195,42 @@ def _place(encoder: Encoder, source: Source, cache: epath.Path) -> epath.Path:
     return place
 
 
-def _read(place: epath.Path | None, tap: str, shard: int, say: Say) -> dict[str, np.ndarray] | None:
-    """Return a shard that is there and whole, else None."""
+def _read(
+    place: epath.Path | None, tap: str, shard: int, count: int, say: Say
+) -> dict[str, np.ndarray] | None:
+    """Return a shard of `count` images that is there, whole and the one asked for, else None."""
     if place is None or not (path := _file(place, tap, shard)).exists():
         return None
     try:
-        with np.load(io.BytesIO(path.read_bytes())) as archive:
-            return {name: archive[name] for name in ("x", "bad")}
-    except (zipfile.BadZipFile, zlib.error, ValueError, KeyError, EOFError, OSError) as error:
-        say(f"note      {path} is damaged ({error}): made again")
+        found = archives.read(path, ("x", "bad", "of"), remedy="it is made again")
+        x, bad, of = found["x"], found["bad"], str(found["of"])
+    except FileNotFoundError:
         return None
+    except UserError as error:
+        say(f"note      features are damaged: {error}")
+        return None
+    except KeyError as error:
+        say(f"note      {path} has no array {error}: it is made again")
+        return None
+    if x.ndim != 2 or x.dtype != np.float32 or bad.shape != (count,) or len(x) != count:
+        say(f"note      {path} does not hold the features of {count} images: it is made again")
+        return None
+    if of != _of(place, tap, shard):
+        say(f"note      {path} holds other features ({documents.shown(of)}): it is made again")
+        return None
+    return {"x": x, "bad": bad.astype(bool)}
+
+
+def _of(place: epath.Path, tap: str, shard: int) -> str:
+    """Return what a shard is, wherever it lies."""
+    return f"{place.name} {tap} {shard}"
 
 
 def _write(place: epath.Path | None, tap: str, shard: int, arrays: dict[str, np.ndarray]) -> None:
     if place is None:
         return
     buffer = io.BytesIO()
-    np.savez(buffer, **arrays)  # type: ignore[arg-type]
+    np.savez(buffer, of=np.array(_of(place, tap, shard)), **arrays)  # type: ignore[arg-type]
     try:
         files.write_atomically(_file(place, tap, shard), buffer.getvalue())
     except OSError as error:

@@ -16,7 +16,7 @@ import jax
 from etils import epath
 from ml_collections import ConfigDict
 
-from simclr_jax import files, processes, recipes, validation
+from simclr_jax import documents, files, processes, recipes, validation
 from simclr_jax.errors import UserError, choose, nearest
 from simclr_jax.judging import linear_probe, results
 from simclr_jax.judging.datasets import Wanted
@@ -185,7 +185,7 @@ def _conclude(config: ConfigDict, place: Place, console: Console) -> None:
         if name in config.probes:
             accuracy = results.read(place.result(name))["scores"]["top-1"]["value"]
         else:
-            summary = files.read_json(place.of(name) / "results" / results.SUMMARY)
+            summary = results.read_summary(place.of(name))
             accuracy = summary["scores"]["classifier"]["top-1"]["accuracy"]
         spent = None if name in config.probes else cost(name)
         draw = recipe.draw(config, name)
@@ -194,7 +194,7 @@ def _conclude(config: ConfigDict, place: Place, console: Console) -> None:
     summary = pipeline_table.summarise(entries, config.differences, others)
     path = place.path / "results" / "pipeline.json"
     path.parent.mkdir(exist_ok=True)
-    files.write_json(path, {"seed": config.seed, **summary})
+    documents.write(path, {"seed": config.seed, **summary})
     for line in pipeline_table.lines(summary):
         console.say(line)
     console.say(f"written   {path}")

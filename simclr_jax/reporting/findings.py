@@ -110,7 +110,8 @@ def _baselines(record: Record) -> Iterator[Finding]:
         level = [
             name
             for name, score in trained.items()
-            if name in scores.get(rival, {}) and score["low"] <= scores[rival][name]["high"]
+            if _known(score) and _known(other := scores.get(rival, {}).get(name, {}))
+            if score["low"] <= other["high"]
         ]
         if level:
             name = level[0]
@@ -120,6 +121,10 @@ def _baselines(record: Record) -> Iterator[Finding]:
                 f"The encoder is not clearly above {rival}: {name} {ours:.1f} % against "
                 f"{theirs:.1f} %, their intervals meet{more}."
             )
+
+
+def _known(score: Mapping[str, float | None]) -> bool:
+    return all(score.get(name) is not None for name in ("accuracy", "low", "high"))
 
 
 def _learning(record: Record) -> Iterator[Finding]:
@@ -220,8 +225,8 @@ def _speed(record: Record) -> Iterator[Finding]:
 def _unreadable(record: Record) -> Iterator[Finding]:
     if record.unreadable:
         yield Finding(
-            f"{record.unreadable} training images could not be read; unreadable_train*.jsonl in "
-            "the workdir lists them.",
+            f"At least {record.unreadable} training image(s) could not be read; "
+            "unreadable_train*.jsonl in the workdir lists them.",
             problem=False,
         )
 

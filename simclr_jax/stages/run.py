@@ -62,7 +62,7 @@ def run(config: ConfigDict, workdir: str, resume: str = "auto", profile_steps: s
     profiler = Profiler(profile_steps, epath.Path(workdir) / "profile", timetable.total_steps)
     with open_workdir(workdir, record, resume, keep=keep, keep_period=keep_period) as opened:
         if opened.fresh and processes.rank() == 0:
-            sources.remember(ready.images, kept)
+            sources.remember(kept, ready.images, ready.test)
         inputs = Inputs(config, train, test, opened)
         stage = STAGES[config.stage](config, timetable, inputs, mesh)
         about = [*ready.about(), *ready.chosen]

@@ -20,7 +20,7 @@ from PIL import Image
 from simclr_jax.data.decode import BadImage
 from simclr_jax.data.read_ahead import ReadAhead
 from simclr_jax.data.sources import open_splits, stamp, tfds
-from simclr_jax.errors import UserError
+from simclr_jax.errors import Unreachable, UserError
 from simclr_jax.unlabelled import NO_LABEL
 
 library = pytest.importorskip("tensorflow_datasets")
@@ -329,6 +329,21 @@ def test_fingerprints_tell_data_sets_apart_and_not_directories(root, tmp_path):
     choices = [source.take(np.array(rows)) for rows in ([0, 1], [1, 0], [0, 2])]
     others = [opened(root, split="test"), opened(root, split="train[:9]"), opened(root, "small")]
     assert len({one.fingerprint() for one in [source, *choices, *others]}) == 7
+
+
+def test_a_data_set_that_is_gone_is_no_set_of_bad_images(root, tmp_path):
+    shutil.copytree(root / "photos", tmp_path / "photos")
+    source = opened(tmp_path)
+    (tmp_path / "photos").rename(tmp_path / "elsewhere")
+    with pytest.raises(Unreachable, match=r"photos/1\.2\.0 are gone: .*nothing is lost"):
+        source.example(TRAIN - 1)
+
+
+def test_splits_that_nobody_uses_are_named(root):
+    train, test = open_splits(options("photos", root, split="train[:40]"))
+    assert train.notes == test.notes == ()
+    train, _ = open_splits(options("photos", root, eval_split="train[40:]", split="train[:40]"))
+    assert train.notes == ("not used: test (9 images), which is a split",)
 
 
 def test_the_stamp_changes_when_the_data_set_is_prepared_again(root, tmp_path):

@@ -23,7 +23,7 @@ from simclr_jax.data import batches, sources
 from simclr_jax.data.decode import BadImage
 from simclr_jax.data.placements import Request
 from simclr_jax.data.sources import tfrecord, tfrecord_files
-from simclr_jax.errors import UserError
+from simclr_jax.errors import Unreachable, UserError
 from simclr_jax.stages.inputs import Inputs
 
 tf = pytest.importorskip("tensorflow")
@@ -203,6 +203,31 @@ def test_the_index_is_made_once_and_again_for_other_files(root, capsys):
     third = opened(root)
     assert len(third) == TRAIN + 1 and third.labels[20] == 7 % CLASSES
     assert third.fingerprint() != first.fingerprint() and sources.stamp(third) != before
+
+
+def test_files_replaced_since_a_run_began_are_said_or_refused(root, tmp_path):
+    """By sizes and times: neither fingerprints nor the index know an image from another."""
+    data, kept = options(root), epath.Path(tmp_path / "run" / "index")
+    first = sources.open_splits(data)
+    sources.remember(kept, *first)
+    again = sources.open_splits(data, kept)
+    assert [a.notes for a in again] == [a.notes for a in first] == [(), ()]
+    write(root / "validation-00000-of-00001", [example(100 + TEST - i) for i in range(TEST)])
+    data.labels = False
+    train, held_out = sources.open_splits(data, kept)
+    (line,) = held_out.notes
+    assert train.notes == () and "1 of 1 record files are not those that the run began" in line
+    assert "such as validation-00000-of-00001: where their content differs, losses" in line
+    data.if_changed = "refuse"
+    with pytest.raises(UserError, match=r"validation-00000-of-00001: bring back .*=say"):
+        sources.open_splits(data, kept)
+
+
+def test_files_that_are_gone_may_come_back(root, tmp_path):
+    source = opened(root)
+    root.rename(tmp_path / "elsewhere")
+    with pytest.raises(Unreachable, match="continues from the last save"):
+        source.example(0)
 
 
 def test_the_index_may_be_in_the_home_directory(root, tmp_path, monkeypatch):

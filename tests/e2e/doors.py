@@ -68,12 +68,33 @@ class Blow:
         MetricsWriter.write = struck  # type: ignore[method-assign]
 
 
+@dataclasses.dataclass(frozen=True)
+class Move:
+    """A directory that is moved away when a run logs a step."""
+
+    directory: Path
+    to: Path
+    step: int
+
+    def arm(self) -> None:
+        from simclr_jax.train.metrics import MetricsWriter
+
+        write = MetricsWriter.write
+
+        def moved(writer, step, values):
+            if step == self.step and "loss" in values:
+                self.directory.rename(self.to)
+            write(writer, step, values)
+
+        MetricsWriter.write = moved  # type: ignore[method-assign]
+
+
 def _run(
     door: str,
     arguments: tuple[str, ...],
     directory: str,
     environment: dict[str, str],
-    blow: Blow | None,
+    blow: Blow | Move | None,
 ) -> None:
     for stream, name in ((1, "out"), (2, "err")):
         os.dup2(os.open(f"{directory}/{name}", os.O_WRONLY | os.O_CREAT | os.O_TRUNC), stream)
@@ -94,7 +115,7 @@ def run(
     *arguments: str,
     door: str = "main",
     devices: int = 1,
-    blow: Blow | None = None,
+    blow: Blow | Move | None = None,
 ) -> Ended:
     """Run `python -m simclr_jax.DOOR` on some CPU devices to its end."""
     flags = os.environ["XLA_FLAGS"].replace("device_count=8", f"device_count={devices}")

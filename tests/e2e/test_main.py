@@ -30,6 +30,7 @@ GEOMETRY_KEYS = {f"{m}_{s}" for m in ("alignment", "uniformity", "effective_rank
 def test_without_tensorflow_a_run_writes_what_is_documented(finished):
     workdir = finished.workdir
     expected = {"config.json", "metrics.jsonl", "views.png", "log.txt", "checkpoints"}
+    expected |= {"devices.json", "saved.json"}
     names = {path.name for path in workdir.iterdir() if not path.name.startswith(".")}
     assert names == expected | {"tensorboard", "results"}
     saved = sorted(int(path.name) for path in (workdir / "checkpoints").iterdir())

@@ -104,7 +104,7 @@ def test_results_say_what_was_measured(run, judged):
         for score in one["scores"].values():
             assert score.get("low", 0) <= score["value"] <= score.get("high", 1)
     assert found["lbfgs-h"]["protocol"]["chosen"]["penalty"] > 0
-    arrays = results.read_arrays(run, "lbfgs-h")
+    arrays = results.read_arrays(run, {"name": "lbfgs-h"})
     right = arrays["labels"] == arrays["predictions"]
     assert right.mean() == found["lbfgs-h"]["scores"]["top-1"]["value"]
 

@@ -58,7 +58,8 @@ def judge(run, **options):
 
 def read(run, name):
     path = results.paths(run)[0].parent / f"{name}.json"
-    return results.read(path), results.read_arrays(run, name)
+    result = results.read(path)
+    return result, results.read_arrays(run, result)
 
 
 @pytest.fixture(scope="module")

@@ -56,6 +56,12 @@ SEEN: dict[tuple[str, str], tuple[str, ...]] = {
         "data.stream_window",
         "data.stream_lanes",
     ),
+    ("data/test_layout.py", "test_one_name_beside_others_is_for_a_user_to_decide"): (
+        "data.layout",
+    ),
+    ("data/test_changed_files.py", "test_one_image_replaced_is_said_or_refused"): (
+        "data.if_changed",
+    ),
     ("data/test_tfrecord.py", "test_the_index_may_be_in_the_home_directory"): ("data.index",),
     # Views
     ("data/test_placements.py", "test_host_makes_the_views_of_the_device"): ("augment.placement",),

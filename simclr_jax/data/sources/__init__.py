@@ -2,20 +2,25 @@
 
 from __future__ import annotations
 
+import dataclasses
+import functools
 import zlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from typing import Any
 
 import numpy as np
 from etils import epath
 from ml_collections import ConfigDict
 
-from simclr_jax import files
-from simclr_jax.data import order
+from simclr_jax import documents, files
+from simclr_jax.data import gone, order
 from simclr_jax.data.sources import arrays, digits, folder, tfds, tfrecord
 from simclr_jax.data.sources.arrays import Images
+from simclr_jax.data.sources.changes import changed_records
 from simclr_jax.data.sources.hidden import hide_labels
-from simclr_jax.data.sources.source import Source
+from simclr_jax.data.sources.layout import images
+from simclr_jax.data.sources.source import Source, Split
 from simclr_jax.data.sources.tfds_records import Records
 from simclr_jax.data.sources.tfrecord import Examples
 from simclr_jax.errors import UserError, choose
@@ -27,15 +32,24 @@ __all__ = [
     "Images",
     "Source",
     "Splits",
+    "find",
     "hide_labels",
+    "noted",
     "notes",
     "open_splits",
     "remember",
     "stamp",
+    "unused",
 ]
 
 MOST_WITHOUT_LABELS = 1000  # held out: they only show whether embeddings collapse
 STAMP_THREADS = 32  # many, for a bucket answers each of them slowly
+# What it means that files are not those that a run began with.
+MEANING = (
+    "where their content differs, losses are not those of a run that was never interrupted "
+    "(data.if_changed=refuse stops instead)"
+)
+RECORD_FILES = "files.json"  # of a run: sizes and times of the files that hold its records
 
 Splits = Mapping[str, Callable[[], Source]]
 
@@ -50,8 +64,54 @@ OPENERS: dict[str, Callable[[ConfigDict, epath.Path | None], Splits]] = {
 }
 
 
+def find(data: ConfigDict, kept: epath.Path | None = None) -> Splits:
+    """Return the splits of a data set, each opened when it is called.
+
+    Opening a split of a run notes where files are not those that the run began with, or refuses
+    them (`data.if_changed`).
+
+    Args:
+      data: `config.data`.
+      kept: where a run keeps what must not change when it is resumed; None outside a run.
+
+    Raises:
+      UserError: if the data set cannot be opened; `Unreachable` where that of a run is gone.
+    """
+    if kept is None:
+        return OPENERS[data.source](data, kept)
+    gone.check(data.path)
+    found = OPENERS[data.source](data, kept)
+    return {
+        name: Split(functools.partial(_compared, opener, data, kept, name), _images(opener))
+        for name, opener in found.items()
+    }
+
+
+def unused(found: Splits, used: Iterable[str]) -> list[str]:
+    """Return a sentence about the splits, by `find`, that nobody uses; nothing if there are none.
+
+    Args:
+      found: all splits.
+      used: names of some; slices and sums of TFDS (`train[:90%]+test`) use what they are of.
+    """
+    taken = {part.partition("[")[0].strip() for name in used for part in name.split("+")}
+    left = {name: _images(opener) for name, opener in found.items() if name not in taken}
+    words = [
+        documents.shown(name) + (f" ({images(count)})" if count is not None else "")
+        for name, count in left.items()
+        if "[" not in name and "+" not in name
+    ]
+    if not words or "all" in taken:
+        return []
+    return [f"not used: {', '.join(words)}, which {'are splits' if words[1:] else 'is a split'}"]
+
+
 def open_splits(
-    data: ConfigDict, kept: epath.Path | None = None, labels_used: bool = True
+    data: ConfigDict,
+    kept: epath.Path | None = None,
+    labels_used: bool = True,
+    found: Splits | None = None,
+    also: Iterable[str] = (),
 ) -> tuple[Source, Source]:
     """Open the splits to train on and to evaluate on.
 
@@ -62,13 +122,15 @@ def open_splits(
       data: `config.data`.
       kept: where a run keeps what must not change when it is resumed; None outside a run.
       labels_used: False finds again what a run without labels has held out.
+      found: the splits, if `find` was asked before.
+      also: splits that are used besides these two; the first source notes those that are not.
 
     Raises:
       UserError: if the data set cannot be opened, lacks the split or is too small to hold out.
     """
-    found = OPENERS[data.source](data, kept)
+    found = find(data, kept) if found is None else found
     choose("data.split", data.split, found)
-    train = found[data.split]()
+    train = noted(found[data.split](), unused(found, (data.split, data.eval_split, *also)))
     if data.eval_split in found:
         return train, found[data.eval_split]()
     count = len(train)
@@ -84,10 +146,20 @@ def open_splits(
     return train.take(np.sort(rows[held_out:])), train.take(np.sort(rows[:held_out]))
 
 
-def remember(source: Source, kept: epath.Path) -> None:
-    """Keep what the source of a run must find again when it is resumed: a folder's index."""
-    if isinstance(source, folder.Folder):
-        source.remember(kept)
+def remember(kept: epath.Path, *opened: Source) -> None:
+    """Keep what the splits of a run must find again when it is resumed.
+
+    Of a folder its index, of records the sizes and times of their files.
+    """
+    records = {}
+    for source in opened:
+        if isinstance(source, folder.Folder):
+            source.remember(kept)
+        elif isinstance(source, Records | Examples):
+            records[source.split] = _sizes_and_times(source)
+    if records:
+        kept.mkdir(parents=True, exist_ok=True)
+        documents.write(kept / RECORD_FILES, {"splits": records})
 
 
 def notes(source: Source) -> tuple[str, ...]:
@@ -104,12 +176,47 @@ def stamp(source: Source) -> str:
     if isinstance(source, folder.Folder):
         found = {path: files.size_and_time(source.root / path) for path in source.paths}
     elif isinstance(source, Records | Examples):
-        with ThreadPoolExecutor(STAMP_THREADS) as pool:
-            names = [path.name for path in source.files]
-            found = dict(zip(names, pool.map(files.size_and_time, source.files), strict=True))
+        found = _sizes_and_times(source)
     else:
         return ""
     check = 0
     for name, said in found.items():
         check = zlib.crc32(f"{name}\0{said}\0".encode(errors="surrogateescape"), check)
     return f"{check:08x}"
+
+
+def _sizes_and_times(source: Records | Examples) -> dict[str, str]:
+    with ThreadPoolExecutor(STAMP_THREADS) as pool:
+        names = [path.name for path in source.files]
+        return dict(zip(names, pool.map(files.size_and_time, source.files), strict=True))
+
+
+def _images(opener: Callable[[], Source]) -> int | None:
+    return opener.images if isinstance(opener, Split) else None
+
+
+def _compared(
+    opener: Callable[[], Source], data: ConfigDict, kept: epath.Path, name: str
+) -> Source:
+    """Open a split of a run and compare its files with those that the run began with."""
+    source, said = opener(), ""
+    if isinstance(source, folder.Folder):
+        said = source.changes(thorough=data.if_changed == "refuse")
+    elif isinstance(source, Records | Examples) and (kept / RECORD_FILES).exists():
+        schema = dict[str, dict[str, dict[str, str]]]
+        before = documents.read(kept / RECORD_FILES, schema).get("splits", {})
+        if name in before:
+            said = changed_records(before[name], _sizes_and_times(source))
+    if said and data.if_changed == "refuse":
+        raise UserError(
+            f"{said}: bring back those that were there, or set data.if_changed=say to go on with "
+            "these"
+        )
+    return noted(source, [f"{said}: {MEANING}"] if said else [])
+
+
+def noted(source: Any, lines: list[str]) -> Any:
+    """Return a source with more that a user should know about it."""
+    if not lines:
+        return source
+    return dataclasses.replace(source, notes=(*source.notes, *lines))

@@ -11,13 +11,13 @@ from __future__ import annotations
 import dataclasses
 import functools
 import zlib
-from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 from etils import epath
 from ml_collections import ConfigDict
 
+from simclr_jax.data.sources.source import Split
 from simclr_jax.errors import UserError
 from simclr_jax.unlabelled import NO_LABEL
 
@@ -34,6 +34,7 @@ class Images:
       classes: number of classes, 0 without labels.
       bad: bool `[m]`, which of them could not be read and are zeros; None: all could.
       class_names: by label; empty where they have none.
+      notes: sentences a user should read.
     """
 
     pixels: np.ndarray
@@ -41,6 +42,7 @@ class Images:
     classes: int
     bad: np.ndarray | None = None
     class_names: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
 
     def __len__(self) -> int:
         return len(self.pixels)
@@ -79,7 +81,7 @@ class Images:
         return dataclasses.replace(self, pixels=self.pixels[rows], labels=labels, bad=bad)
 
 
-def splits(data: ConfigDict, kept: epath.Path | None = None) -> dict[str, Callable[[], Images]]:
+def splits(data: ConfigDict, kept: epath.Path | None = None) -> dict[str, Split[Images]]:
     """Open all splits of the archive `data.path`.
 
     Raises:
@@ -106,12 +108,13 @@ def splits(data: ConfigDict, kept: epath.Path | None = None) -> dict[str, Callab
     classes = _classes(known, called, data.path)
     unlabelled = functools.partial(Images, labels=None, classes=0)
     labelled = functools.partial(Images, classes=classes, class_names=called)
-    return {
+    opened = {
         n: functools.partial(unlabelled, pixels[n])
         if labels[n] is None
         else functools.partial(labelled, pixels[n], labels[n])
         for n in names
     }
+    return {n: Split(opener, len(pixels[n])) for n, opener in opened.items()}
 
 
 def _load(path: str) -> dict[str, np.ndarray]:

@@ -16,7 +16,6 @@ import dataclasses
 import functools
 import shlex
 import sys
-from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -25,6 +24,7 @@ from ml_collections import ConfigDict
 
 from simclr_jax.data.decode import BadImage
 from simclr_jax.data.read_ahead import ReadAhead
+from simclr_jax.data.sources.source import Split
 from simclr_jax.data.sources.tfds_records import Fields, Records, class_label, find_fields
 from simclr_jax.data.sources.tfrecord_files import TFRecordFiles, index_directory
 from simclr_jax.errors import UserError, nearest
@@ -34,7 +34,7 @@ FORMAT = "array_record"  # which knows where its records lie; TFRecord is indexe
 OLDER = "tfrecord"
 
 
-def splits(data: ConfigDict, kept: epath.Path | None = None) -> dict[str, Callable[[], Records]]:
+def splits(data: ConfigDict, kept: epath.Path | None = None) -> dict[str, Split[Records]]:
     """Return the splits of a prepared data set, and slices ("train[:90%]") that are asked for.
 
     `tfds_records.find_fields` says what is the image and what the label. A split whose first record
@@ -54,7 +54,10 @@ def splits(data: ConfigDict, kept: epath.Path | None = None) -> dict[str, Callab
     asked = [name for name in (data.split, data.eval_split) if _is_slice(builder.info, name)]
     _check_disjoint(builder.info, data.split, data.eval_split)
     return {
-        name: functools.partial(_split, builder, name, fields, index_directory(data))
+        name: Split(
+            functools.partial(_split, builder, name, fields, index_directory(data)),
+            builder.info.splits[name].num_examples,
+        )
         for name in (*builder.info.splits, *asked)
     }
 

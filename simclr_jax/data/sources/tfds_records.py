@@ -9,11 +9,14 @@ import os
 import zlib
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 from etils import epath
 
+from simclr_jax import files
+from simclr_jax.data import gone
 from simclr_jax.data.decode import BadImage, decode
 from simclr_jax.data.read_ahead import RawRecords, ReadAhead
 from simclr_jax.errors import UserError
@@ -47,6 +50,7 @@ class Records:
       fields: of its records.
       raw: the serialized records; threads may read them at the same time.
       rows: int64 `[m]`, the records that are examples here.
+      notes: sentences a user should read.
     """
 
     info: Any
@@ -55,6 +59,7 @@ class Records:
     raw: RawRecords
     rows: np.ndarray
     channels: int = 3
+    notes: tuple[str, ...] = ()
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -134,6 +139,9 @@ class Records:
         try:
             return self.raw[row]
         except RuntimeError as error:  # what ArrayRecord raises for damaged and missing files
+            place = self.files[0].parent
+            if files.is_local(place) and gone.is_gone(Path(place)):
+                raise gone.unreachable(Path(place)) from error
             raise BadImage(f"unreadable record: {error}") from error
 
     def _together(self, rows: np.ndarray) -> Sequence[bytes | None]:
