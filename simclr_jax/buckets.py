@@ -35,17 +35,6 @@ def is_local(path: epath.PathLike) -> bool:
     return "://" not in os.fspath(path)
 
 
-def check_name(path: str) -> None:
-    """Raise `UserError` for a name that nothing can have, on any disk or bucket."""
-    scheme, remote, rest = path.partition("://")
-    if "\0" in path:
-        raise UserError(f"{path!a} has a character that no name can have: write another")
-    if remote and scheme == "file":
-        raise UserError(f"{path} is a local path: write {rest} alone")
-    if remote and scheme not in PACKAGES:
-        raise UserError(f"{path} is on no storage known here: give a local path, gs:// or s3://")
-
-
 @contextlib.contextmanager
 def reaching(path: epath.PathLike, others: tuple[type[Exception], ...] = ()) -> Iterator[None]:
     """Turn what keeps a file from being read, or a bucket from being reached, into `Unreachable`.

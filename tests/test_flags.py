@@ -31,7 +31,7 @@ PATHS = {
     "linear_probe": ("checkpoint", "data", "data_dir", "labels", "cache"),
     "transfer": ("checkpoint", "data", "data_dir", "cache"),
     "embed": ("checkpoint", "out", "data", "data_dir", "cache"),
-    "search": ("embeddings", "query", "out", "images"),
+    "search": ("embeddings", "query", "out", "images", "checkpoint"),
     "report": ("checkpoint", "out"),
     "convert": ("source", "workdir"),
     "plan": ("json",),

@@ -164,7 +164,7 @@ def _flags_beside(checkpoint: Checkpoint) -> tuple[epath.Path, dict[str, Any]]:
     path = next((p / "flags.json" for p in places if (p / "flags.json").exists()), None)
     if path is None:
         return places[0] / "flags.json", {}
-    return path, documents.read(path, dict[str, Any], "it should hold flags: repair or remove it")
+    return path, documents.read(path, dict[str, Any], "repair or remove it")
 
 
 def _check_tap(tap: int, model: Model) -> None:

@@ -201,7 +201,7 @@ def _place(encoder: Encoder, source: Source, cache: epath.Path) -> epath.Path:
     try:
         place.mkdir(parents=True, exist_ok=True)
         files.sweep(place)
-        files.write_json(place / "about.json", about)
+        documents.write(place / "about.json", about)
     except OSError as error:
         raise UserError(
             f"features cannot be kept in {os.fspath(cache)} ({error.strerror or error}): "

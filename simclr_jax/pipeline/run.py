@@ -16,7 +16,7 @@ import jax
 from etils import epath
 from ml_collections import ConfigDict
 
-from simclr_jax import files, processes, recipes, validation
+from simclr_jax import documents, files, processes, recipes, validation
 from simclr_jax.closing import Closing
 from simclr_jax.errors import UserError, choose, nearest
 from simclr_jax.evaluate import chance
@@ -199,7 +199,7 @@ def _conclude(config: ConfigDict, place: Place, console: Console) -> None:
     summary = pipeline_table.summarise(entries, config.differences, others)
     path = place.path / "results" / "pipeline.json"
     path.parent.mkdir(exist_ok=True)
-    files.write_json(path, {"seed": config.seed, **summary})
+    documents.write(path, {"seed": config.seed, **summary})
     for line in pipeline_table.lines(summary):
         console.say(line)
     console.say(f"written   {path}")

@@ -10,7 +10,7 @@ from PIL import Image
 from stages.written import write_run
 from train import tiny
 
-from simclr_jax import parallel
+from simclr_jax import documents, parallel
 from simclr_jax.data.sources import Images, folder
 from simclr_jax.errors import UserError
 from simclr_jax.judging import feature_bank
@@ -96,7 +96,7 @@ def test_what_was_kept_is_read_and_the_rest_computed(encoder, computed, tmp_path
     equal(feature_bank.extract(encoder, SOURCE, TAPS, tmp_path), both)
     assert len(computed) == 6
     (about,) = tmp_path.glob("*/about.json")
-    assert json.loads(about.read_text()) == feature_bank.key(encoder, SOURCE)
+    assert documents.read(about, dict) == feature_bank.key(encoder, SOURCE)
 
 
 @pytest.mark.parametrize("harm", ["deleted", "cut", "flipped", "emptied", "another", "narrow"])

@@ -8,6 +8,7 @@ import re
 import shutil
 import signal
 
+import logged
 import numpy as np
 import pytest
 from ml_collections import ConfigDict
@@ -90,9 +91,7 @@ def content(workdir):
     for name in ORDER:
         leaves = saved.read(str(workdir / name)).leaves
         found |= {f"{name}/{leaf}": value.tobytes() for leaf, value in leaves.items()}
-        lines = map(json.loads, (workdir / name / "metrics.jsonl").read_text().splitlines())
-        clock = {"images_per_second", "input_wait"}
-        found[name] = [{k: v for k, v in line.items() if k not in clock} for line in lines]
+        found[name] = logged.lines(workdir / name)
         summary = json.loads((workdir / name / "results" / "summary.json").read_text())
         found[f"{name}/scores"] = summary["scores"]
     found["cells"] = [row["cells"] for row in result(workdir)["rows"]]
