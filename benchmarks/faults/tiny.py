@@ -17,8 +17,10 @@ def get_config(kind="pretrain"):
         c.memory.size = 64
     elif kind == "byol":
         c.head.hidden, c.head.dim, c.byol.hidden = 16, 8, 16
+        c.model.input = "rgb"  # the images have one channel
     elif kind == "finetune":
         c.stage = "finetune"
+        c.eval.probe = c.eval.knn = False
         recipes.crop_and_flip(c)
     elif kind == "folder":
         c.data.source, c.augment.placement, c.augment.grid = "folder", "split", "opencv"
@@ -44,6 +46,7 @@ def _pipeline():
         c.stage = stage
         _shrink(c)
         recipes.crop_and_flip(c)
+        c.eval.probe = c.eval.knn = False
         c.train.steps = 6
     first.labels.use = second.labels.use = "50%"
     second.init.run = student.init.run = "first"
