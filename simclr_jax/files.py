@@ -65,8 +65,14 @@ def expand_home(path: str) -> str:
     Raises:
       UserError: if no file can have this name, on a disk or in a bucket that is known here.
     """
-    buckets.check_name(path)
     if not is_local(path):
+        scheme = path.partition("://")[0]
+        if scheme not in buckets.PACKAGES:
+            known = ", ".join(f"{name}://" for name in buckets.PACKAGES)
+            raise UserError(
+                f'"{path}" begins with {scheme}://, which is no bucket that is known ({known}): '
+                "name a file on this machine by its path alone"
+            )
         return path
     try:
         found = os.fspath(Path(path).expanduser())
