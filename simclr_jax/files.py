@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
-import json
 import math
 import os
 import re
@@ -12,7 +11,7 @@ import time
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
-from typing import IO, Any
+from typing import IO
 
 from etils import epath
 
@@ -30,12 +29,10 @@ __all__ = [
     "hold",
     "is_local",
     "make_workdir",
-    "read_json",
     "size_and_time",
     "sweep",
     "sync",
     "write_atomically",
-    "write_json",
 ]
 
 
@@ -286,25 +283,6 @@ def explaining(path: epath.PathLike, done: str = "written") -> Iterator[None]:
             error.errno,
             error.strerror,
         ) from error
-
-
-def read_json(path: epath.PathLike) -> Any:
-    """Return the content of a JSON file; raise `UserError` if it is not JSON."""
-    try:
-        with (
-            contextlib.nullcontext()
-            if is_local(path)
-            else buckets.reaching(path, (FileNotFoundError,))
-        ):
-            content = epath.Path(path).read_bytes()
-        return json.loads(content)
-    except ValueError as error:
-        raise UserError(f"{os.fspath(path)} is not JSON ({error}): restore or remove it") from error
-
-
-def write_json(path: epath.PathLike, value: Any) -> None:
-    """Write `value` as indented JSON, atomically."""
-    write_atomically(path, json.dumps(value, indent=2) + "\n")
 
 
 def make_workdir(path: epath.PathLike) -> epath.Path:

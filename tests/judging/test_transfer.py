@@ -12,7 +12,7 @@ from judging import by_hand
 from PIL import Image
 from train import tiny
 
-from simclr_jax import files
+from simclr_jax import documents
 from simclr_jax.errors import UserError
 from simclr_jax.judging import transfer, transfer_sets
 from simclr_jax.stages import build, preprocessing
@@ -53,7 +53,7 @@ def run(tmp_path_factory):
     state = TrainState(jnp.int32(4), variables["params"], variables["batch_stats"], {})
     checkpoints.save(4, state)
     checkpoints.close()
-    files.write_json(workdir / "config.json", config.to_dict())
+    documents.write(workdir / "config.json", config.to_dict())
     return workdir
 
 

@@ -17,7 +17,7 @@ from sklearn.metrics import log_loss
 from stages import taught
 from train import tiny
 
-from simclr_jax import declaration, files, parallel, recipes
+from simclr_jax import declaration, documents, parallel, recipes
 from simclr_jax.data.sources import NO_LABEL
 from simclr_jax.frame.keys import Keys
 from simclr_jax.frame.method import Setting
@@ -170,7 +170,7 @@ def written_teacher(workdir):
     state = taught.first_state()
     checkpoints.save(1, state._replace(step=np.int32(1)))
     checkpoints.close()
-    files.write_json(workdir / "config.json", taught.recipe().to_dict())
+    documents.write(workdir / "config.json", taught.recipe().to_dict())
     return workdir
 
 
@@ -182,7 +182,7 @@ def reported(tmp_path, loss, last=100, every=10, **fields):
     beside = {name: fields.pop(name) for name in ("stage", "chance") if name in fields}
     config = recipe(train__steps=100, **fields).to_dict() | beside
     tmp_path.mkdir(exist_ok=True)
-    files.write_json(tmp_path / "config.json", config)
+    documents.write(tmp_path / "config.json", config)
     steps = range(every, last + 1, every)
     lines = [{"step": s, "epoch": s / 10, "loss": float(loss(s))} for s in steps]
     (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))

@@ -14,7 +14,7 @@ import pytest
 from sklearn import decomposition, metrics
 from stages.written import write_images, write_run
 
-from simclr_jax import files, recipes
+from simclr_jax import documents, recipes
 from simclr_jax.data.sources import Images
 from simclr_jax.errors import UserError
 from simclr_jax.judging import results
@@ -29,7 +29,7 @@ def write_record(path, lines, **fields):
     for name, value in fields.items():
         config.update_from_flattened_dict({name.replace("__", "."): value})
     path.mkdir(exist_ok=True)
-    files.write_json(path / "config.json", config.to_dict() | {"images": ["640 images", "64"]})
+    documents.write(path / "config.json", config.to_dict() | {"images": ["640 images", "64"]})
     text = "".join(json.dumps(line) + "\n" for line in lines)
     (path / "metrics.jsonl").write_text(text)
     return path
@@ -112,7 +112,7 @@ def test_an_encoder_no_better_than_pixels_is_named(tmp_path):
         "pretrained encoder": {"kNN": {"accuracy": 0.58, "low": 0.53, "high": 0.63}},
     }
     (run / "results").mkdir()
-    files.write_json(run / "results" / "summary.json", {"protocol": {}, "scores": scores})
+    documents.write(run / "results" / "summary.json", {"protocol": {}, "scores": scores})
     (said,) = found(run)
     assert "not clearly above raw pixels: kNN 58.0 % against 50.0 %" in said
 

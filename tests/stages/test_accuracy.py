@@ -15,7 +15,7 @@ import pytest
 from stages import noisy, taught
 from train import tiny
 
-from simclr_jax import files, parallel
+from simclr_jax import documents, parallel
 from simclr_jax.frame import modules
 from simclr_jax.stages import build, labels, run, views
 from simclr_jax.stages.inputs import Inputs
@@ -73,7 +73,7 @@ def teacher(tmp_path_factory):
         stats = written[step]["batch_stats"]
         checkpoints.save(step, TrainState(np.int32(step), params, stats, {}))
     checkpoints.close()
-    files.write_json(workdir / "config.json", recipe(**fields).to_dict())
+    documents.write(workdir / "config.json", recipe(**fields).to_dict())
     return workdir, written
 
 

@@ -13,7 +13,7 @@ from PIL import Image
 from stages import taught
 from train import tiny
 
-from simclr_jax import files, recipes
+from simclr_jax import documents, recipes
 from simclr_jax.data import sources
 from simclr_jax.errors import UserError
 from simclr_jax.judging import datasets
@@ -65,15 +65,15 @@ def made(workdir, config):
     checkpoints = Checkpoints(workdir / "checkpoints")
     checkpoints.save(7, {"step": np.int32(7), "params": {"classifier": head}})
     checkpoints.close()
-    files.write_json(workdir / "config.json", record | said_beside(ready, None))
+    documents.write(workdir / "config.json", record | said_beside(ready, None))
     return ready
 
 
 def forget(workdir):
     """Make a run one that is older than what runs say of themselves."""
-    record = files.read_json(workdir / "config.json")
+    record = documents.read(workdir / "config.json", dict)
     del record[heritage.KEY]
-    files.write_json(workdir / "config.json", record)
+    documents.write(workdir / "config.json", record)
 
 
 def of(run, **fields):
@@ -156,9 +156,9 @@ def test_old_runs_that_name_one_another_end(tmp_path):
     for name in "ab":
         made(tmp_path / name, recipe("pretrain", data))
         forget(tmp_path / name)
-        record = files.read_json(tmp_path / name / "config.json")
+        record = documents.read(tmp_path / name / "config.json", dict)
         record["init"]["run"] = str(tmp_path / ("b" if name == "a" else "a"))
-        files.write_json(tmp_path / name / "config.json", record)
+        documents.write(tmp_path / name / "config.json", record)
     assert len(prepare(recipe("finetune", data, **of(tmp_path / "a")), 1).test) == FEW
 
 
@@ -168,7 +168,7 @@ def test_an_old_run_is_resumed_as_it_was(tmp_path):
     config = recipe("finetune", data, **of(tmp_path / "pre", eval__seen=True))
     made(tmp_path / "tuned", config)
     forget(tmp_path / "tuned")
-    before = files.read_json(tmp_path / "tuned" / "config.json")
+    before = documents.read(tmp_path / "tuned" / "config.json", dict)
     config.eval.seen = False
     again = prepare(config, 1, before=before)
     assert len(again.test) == 6 and said_beside(again, before) == {"chance": before["chance"]}
@@ -180,7 +180,7 @@ def test_a_new_run_is_resumed_as_it_was_without_the_others(tmp_path):
     config = recipe("finetune", data, **of(tmp_path / "pre"))
     ready = made(tmp_path / "tuned", config)
     shutil.rmtree(tmp_path / "pre")
-    before = files.read_json(tmp_path / "tuned" / "config.json")
+    before = documents.read(tmp_path / "tuned" / "config.json", dict)
     again = prepare(config, 1, before=before)
     assert again.test.fingerprint() == ready.test.fingerprint() and len(again.test) == FEW
     assert said_beside(again, before)[heritage.KEY] == before[heritage.KEY]
@@ -197,7 +197,7 @@ def test_other_images_under_the_same_name_are_refused(tmp_path):
             forget(tmp_path / "pre")
         with pytest.raises(UserError, match=said if not old else "not known, which is to be"):
             prepare(recipe("finetune", data, **of(tmp_path / "pre")), 1)
-    config = recipes.of_record(files.read_json(tmp_path / "pre" / "config.json"))
+    config = recipes.of_record(documents.read(tmp_path / "pre" / "config.json", dict))
     with pytest.raises(UserError, match=r"not known, .*: name other images by --data .* --seen"):
         datasets.open_data(config, tmp_path / "pre", Wanted())
     seen = datasets.open_data(config, tmp_path / "pre", Wanted(seen=True))
@@ -222,7 +222,7 @@ def test_a_split_that_was_trained_on_is_not_scored(tmp_path, old):
     fields = of(tmp_path / "pre", data__eval_split="more")
     with pytest.raises(UserError, match=r"pre trained on images of more .*name other images in"):
         prepare(recipe("finetune", data, **fields), 1)
-    config = recipes.of_record(files.read_json(tmp_path / "pre" / "config.json"))
+    config = recipes.of_record(documents.read(tmp_path / "pre" / "config.json", dict))
     with pytest.raises(UserError, match=r"trained on images of more .*--eval_split"):
         datasets.open_data(config, tmp_path / "pre", Wanted(str(data), eval_split="more"))
     assert len(prepare(recipe("finetune", data, **of(tmp_path / "pre")), 1).test) == COUNT
@@ -270,9 +270,9 @@ def test_directories_that_lie_in_one_another_have_images_in_common(tmp_path):
 def test_a_damaged_list_is_one_line(tmp_path):
     data = archive(tmp_path / "a.npz", "train")
     made(tmp_path / "pre", recipe("pretrain", data))
-    record = files.read_json(tmp_path / "pre" / "config.json")
+    record = documents.read(tmp_path / "pre" / "config.json", dict)
     record[heritage.KEY] = [{"run": 3}]
-    files.write_json(tmp_path / "pre" / "config.json", record)
+    documents.write(tmp_path / "pre" / "config.json", record)
     with pytest.raises(UserError, match=r"trained_on in .*pre/config.json is damaged \(.*restore"):
         prepare(recipe("finetune", data, **of(tmp_path / "pre")), 1)
 
@@ -363,7 +363,7 @@ def test_labels_of_other_images_are_counted_at_most(teacher, tmp_path):
 
 def test_a_probe_says_that_the_encoder_has_seen_other_labels(teacher):
     _, tuned, theirs = teacher
-    config = recipes.of_record(files.read_json(tuned / "config.json"))
+    config = recipes.of_record(documents.read(tuned / "config.json", dict))
     opened = datasets.open_data(config, tuned, Wanted())
     assert datasets.labels_of_encoder(opened) == len(theirs)
     fit = [next(iter(numbers(opened.fit.take(np.array([i]))))) for i in range(len(opened.fit))]
