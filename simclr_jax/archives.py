@@ -52,7 +52,7 @@ def read(
             else:
                 file = io.BytesIO(documents.content(path, remedy))
             return _arrays(stack.enter_context(zipfile.ZipFile(file)), names)
-    except UserError:
+    except (FileNotFoundError, UserError):
         raise
     except Unfit as error:
         reason = str(error)

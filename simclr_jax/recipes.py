@@ -33,6 +33,7 @@ OPEN = (
 INHERITED = (
     "data.source",
     "data.image_size",
+    "data.white_level",
     "bn.epsilon",
     "head.kind",
     "head.layers",
@@ -118,6 +119,10 @@ def base(method: str = declaration.DEFAULT) -> ConfigDict:
             "holdout_fraction": 0.1,  # of the training split, where there is no eval_split
             "max_bad_fraction": 0.01,  # of unreadable images in a split; more stop the run
             "if_changed": "say",  # say | refuse: a resumed run whose files were replaced meanwhile
+            "max_megapixels": 128.0,  # of an image; a larger one counts as unreadable
+            # White in images of more than 8 bits: full (65535; 1 of floats) | range (of each image
+            # its largest value, and black its smallest) | a number, such as 4095
+            "white_level": "full",
             "threads": placeholder(int),  # that decode; None: one for each core
             "resident": False,  # placement device: keep all images in each device's memory
             "order": "random",  # random | stream: by large parts, for records in a bucket
@@ -455,6 +460,7 @@ FREE = (
     "data.threads",
     "data.resident",
     "data.max_bad_fraction",
+    "data.max_megapixels",
     "data.index",
     "train.remat",
 )

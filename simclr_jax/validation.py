@@ -19,6 +19,7 @@ from simclr_jax.recipes import OPEN, base, get, head_layers, view
 LABELLED = ("finetune", "distill")  # stages that train a classifier
 
 RECORDS = ("tfds", "tfrecord")  # sources of data.order=stream
+MOST_MEGAPIXELS = 178.0  # of an image that Pillow opens
 
 # Groups that other stages do not read. To set what is not read is a mistake.
 READ_BY: dict[str, tuple[str, ...]] = {
@@ -115,6 +116,11 @@ RULES: tuple[tuple[tuple[str, ...], str, Callable[[float], bool]], ...] = (
     ),
     (("data.holdout_fraction",), "between 0 and 1", lambda value: 0 < value < 1),
     (("data.max_bad_fraction",), "in [0, 1)", lambda value: 0 <= value < 1),
+    (
+        ("data.max_megapixels",),
+        f"greater than 0 and at most {MOST_MEGAPIXELS}, Pillow's own limit",
+        lambda value: 0 < value <= MOST_MEGAPIXELS,
+    ),
     (("model.sk_ratio", "model.se_ratio"), "in [0, 1]", lambda value: 0 <= value <= 1),
 )
 
@@ -294,8 +300,22 @@ def _check_placement(c: ConfigDict) -> None:
             f"for placement split and host, not data.source={c.data.source} for {placement}: "
             "set --config.data.order=random"
         )
+    if not _is_white_level(c.data.white_level):
+        raise UserError(
+            f"data.white_level is {c.data.white_level}: choose full, range, or a number greater "
+            "than 0, the value that is white in images of more than 8 bits"
+        )
     if c.data.threads is not None:
         _require(c, "data.threads", lambda value: value >= 1, "1 or more")
+
+
+def _is_white_level(text: str) -> bool:
+    if text in ("full", "range"):
+        return True
+    try:
+        return math.isfinite(float(text)) and float(text) > 0
+    except ValueError:
+        return False
 
 
 def _check_stage(c: ConfigDict, known: dict) -> None:

@@ -9,7 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 
 from simclr_jax import processes
-from simclr_jax.data.decode import BadImage
+from simclr_jax.data.decode import BadImage, within_memory
 from simclr_jax.data.reader import Unreadable
 from simclr_jax.data.sources.source import Source
 
@@ -61,7 +61,8 @@ class HeldOut:
 
     def _image(self, row: int) -> np.ndarray | None:
         try:
-            return self._prepare(self._source.example(row)[0])
+            with within_memory(functools.partial(self._source.name, row)):
+                return self._prepare(self._source.example(row)[0])
         except BadImage as reason:
             self._bad.add(row)
             self._unreadable.add(self._source.name(row), reason)

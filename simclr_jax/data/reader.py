@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import json
 import threading
 from collections import deque
@@ -14,7 +15,7 @@ import numpy as np
 from etils import epath
 
 from simclr_jax import documents, files
-from simclr_jax.data.decode import BadImage
+from simclr_jax.data.decode import BadImage, within_memory
 from simclr_jax.data.read_ahead import ReadAhead
 from simclr_jax.data.sources.arrays import Images
 from simclr_jax.data.sources.source import Source
@@ -159,8 +160,8 @@ class Reader:
         for at in zip(positions, self.order(positions), strict=True):
             if self._closed.is_set():
                 raise CancelledError
-            image, label, example = self._row(*at)
-            images.append(shrink(image))
+            image, label, example = self._row(*at, shrink)
+            images.append(image)
             labels.append(label)
             examples.append(example)
         return Rows(images, np.array(labels, np.int32), np.array(examples, np.int32))
@@ -196,13 +197,16 @@ class Reader:
         stream, of_records = cast(Stream, self.order), cast(Any, self.source)
         return [of_records.rows[examples] for examples in stream.blocks(positions)]
 
-    def _row(self, position: int, example: int) -> tuple[np.ndarray, int, int]:
-        """Return pixels, label and number of the first readable image from a position on."""
+    def _row(
+        self, position: int, example: int, shrink: Callable[[np.ndarray], np.ndarray]
+    ) -> tuple[np.ndarray, int, int]:
+        """Return the first readable image from a position on: shrunk pixels, label and number."""
         # Ends, because `unreadable` refuses a source that has nothing else to offer.
         while True:
             try:
-                image, label = self.source.example(int(example))
-                return image, label, int(example)
+                with within_memory(functools.partial(self.source.name, int(example))):
+                    image, label = self.source.example(int(example))
+                    return shrink(image), label, int(example)
             except BadImage as reason:
                 self.unreadable.add(self.source.name(int(example)), reason)
             position += 1
@@ -223,7 +227,8 @@ def load(source: Source, unreadable: Unreadable, threads: int) -> Images:
 
     def example(i: int) -> tuple[np.ndarray, int] | None:
         try:
-            return source.example(i)
+            with within_memory(functools.partial(source.name, i)):
+                return source.example(i)
         except BadImage as reason:
             unreadable.add(source.name(i), reason)
             return None

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+import functools
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
 
 from simclr_jax.data import decode
-from simclr_jax.data.decode import BadImage
+from simclr_jax.data.decode import BadImage, Rules
 from simclr_jax.data.sources import NO_LABEL, Source
 from simclr_jax.embedding import embeddings
 from simclr_jax.embedding.embed import open_parts
@@ -22,6 +23,7 @@ from simclr_jax.stages.encoder import Encoder
 from simclr_jax.train import saved
 
 K = 12  # nearest images, where nothing else is asked for
+VIEWED = Rules(white_level="range")  # for people: of more than 8 bits all that can be seen
 SPREAD = 12  # queries, where none is given
 SPOKEN_QUERIES, SPOKEN_IMAGES, SPOKEN_PAIRS = 4, 5, 20  # printed; the sheet has all
 PICTURED_PAIRS, LISTED_PAIRS = 300, 20_000  # in the sheet, as thumbnails and as text
@@ -132,7 +134,7 @@ class Pictures:
     def _read(self, row: int) -> np.ndarray:
         if self._directory:
             path = Path(self._directory).expanduser() / str(self._found.names[row])
-            return decode.decode(path.read_bytes())
+            return decode.decode(decode.content(path, VIEWED), VIEWED)
         if not self._sources:
             self._sources = self._opened()
         source = self._sources[int(self._found.part[row])]
@@ -154,12 +156,13 @@ def _queries(options: Options, found: Embeddings) -> list[Query]:
     """Return the images asked for, those that are not in the file encoded as it was."""
     position = {str(name): row for row, name in enumerate(found.names)}
     directory = options.images or found.about["directory"]
+    rules = functools.cache(lambda: Rules.of(_described_checkpoint(found).config.data))
     queries = []
     for text in _split(options.query, position):
         row = position.get(text)
         if row is None and directory:
             row = position.get(_below(text, directory))
-        pixels = None if row is not None else _read_query(text, found, options.embeddings)
+        pixels = None if row is not None else _read_query(text, found, options.embeddings, rules)
         queries.append(Query(text, row, pixels))
     others = [query.pixels for query in queries if query.row is None]
     if not others:
@@ -183,7 +186,7 @@ def _below(path: str, directory: str) -> str:
     return str(absolute.relative_to(root)) if absolute.is_relative_to(root) else ""
 
 
-def _read_query(text: str, found: Embeddings, file: str) -> np.ndarray:
+def _read_query(text: str, found: Embeddings, file: str, rules: Callable[[], Rules]) -> np.ndarray:
     path = Path(text).expanduser()
     if not path.is_file():
         raise UserError(
@@ -191,7 +194,8 @@ def _read_query(text: str, found: Embeddings, file: str) -> np.ndarray:
             f'"{found.names[0]}")'
         )
     try:
-        return decode.decode(path.read_bytes())
+        with decode.within_memory(lambda: f"--query={text}"):
+            return decode.decode(decode.content(path, rules()), rules())
     except BadImage as error:
         raise UserError(f"--query={text} cannot be used: {error}") from error
     except OSError as error:
@@ -200,6 +204,10 @@ def _read_query(text: str, found: Embeddings, file: str) -> np.ndarray:
 
 def _checkpoint(about: dict) -> saved.Saved:
     return saved.read(about["checkpoint"], "the embeddings' checkpoint")
+
+
+def _described_checkpoint(found: Embeddings) -> saved.Saved:
+    return saved.describe(found.about["checkpoint"], "the embeddings' checkpoint")
 
 
 def _encoder(found: Embeddings) -> Encoder:

@@ -16,18 +16,16 @@ import io
 import json
 import os
 import time
-import zipfile
-import zlib
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
 from etils import epath
 
-from simclr_jax import files
+from simclr_jax import archives, files
 from simclr_jax.data.held_out import HeldOut
 from simclr_jax.data.reader import Unreadable
-from simclr_jax.data.sources import Images, Source, stamp
+from simclr_jax.data.sources import Images, Source, stamp, tell
 from simclr_jax.errors import UserError
 from simclr_jax.stages.encoder import Encoder
 from simclr_jax.train.progress import duration
@@ -109,6 +107,7 @@ def extract(
       UserError: for an unknown tap, more unreadable images than the encoder's recipe allows, or a
         cache that cannot be written.
     """
+    tell(source, say)
     place = None if cache is None else _place(encoder, source, cache)
     # All of them may be unreadable for all it cares: what was kept from before counts as well.
     unreadable = Unreadable("evaluated", len(source), 1.0, say=say, fate="it is left out")
@@ -117,7 +116,7 @@ def extract(
     bad = np.zeros(count, bool)
     for start in range(0, count, SHARD):
         rows = slice(start, min(start + SHARD, count))
-        kept = {tap: _read(place, tap, start // SHARD, say) for tap in taps}
+        kept = {tap: _read(place, tap, start // SHARD, rows.stop - start, say) for tap in taps}
         found = {tap: shard for tap, shard in kept.items() if shard is not None}
         if missing := [tap for tap in taps if tap not in found]:
             part = source.take(np.arange(rows.start, rows.stop))
@@ -153,10 +152,12 @@ def _check(bad: np.ndarray, most: float, source: Source) -> None:
 
 def key(encoder: Encoder, source: Source) -> dict[str, Any]:
     """Return everything that decides the features of a split, apart from the tap."""
+    decoder = getattr(source, "decoder", None)
     return {
         "format": FORMAT,
         "weights": encoder.fingerprint,
         "preprocessing": dataclasses.asdict(encoder.preprocessing),
+        "decoding": None if decoder is None else dataclasses.asdict(decoder.rules),
         "dtype": encoder.config.train.dtype,
         "model": encoder.config.model.to_dict() | encoder.config.bn.to_dict(),
         "shape": list(source.pixels.shape[1:]) if isinstance(source, Images) else None,
@@ -195,16 +196,27 @@ def _place(encoder: Encoder, source: Source, cache: epath.Path) -> epath.Path:
     return place
 
 
-def _read(place: epath.Path | None, tap: str, shard: int, say: Say) -> dict[str, np.ndarray] | None:
-    """Return a shard that is there and whole, else None."""
+def _read(
+    place: epath.Path | None, tap: str, shard: int, count: int, say: Say
+) -> dict[str, np.ndarray] | None:
+    """Return a shard of `count` images that is there and whole, else None."""
     if place is None or not (path := _file(place, tap, shard)).exists():
         return None
     try:
-        with np.load(io.BytesIO(path.read_bytes())) as archive:
-            return {name: archive[name] for name in ("x", "bad")}
-    except (zipfile.BadZipFile, zlib.error, ValueError, KeyError, EOFError, OSError) as error:
-        say(f"note      {path} is damaged ({error}): made again")
+        found = archives.read(path, ("x", "bad"), remedy="it is made again")
+        x, bad = found["x"], found["bad"]
+    except FileNotFoundError:
         return None
+    except UserError as error:
+        say(f"note      features are damaged: {error}")
+        return None
+    except KeyError as error:
+        say(f"note      {path} has no array {error}: it is made again")
+        return None
+    if x.ndim != 2 or x.dtype != np.float32 or bad.shape != (count,) or len(x) != count:
+        say(f"note      {path} does not hold the features of {count} images: it is made again")
+        return None
+    return {"x": x, "bad": bad.astype(bool)}
 
 
 def _write(place: epath.Path | None, tap: str, shard: int, arrays: dict[str, np.ndarray]) -> None:

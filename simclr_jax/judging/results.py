@@ -19,7 +19,7 @@ import jax
 import numpy as np
 from etils import epath
 
-from simclr_jax import files
+from simclr_jax import archives, files
 from simclr_jax.errors import UserError
 
 PACKAGES = ("simclr-jax", "jax", "jaxlib", "flax", "optax", "numpy", "scikit-learn", "pillow")
@@ -89,13 +89,9 @@ def read_arrays(workdir: epath.PathLike, name: str) -> dict[str, np.ndarray]:
     """
     path = epath.Path(workdir) / "results" / f"{name}.npz"
     try:
-        with np.load(io.BytesIO(path.read_bytes())) as archive:
-            return {key: archive[key] for key in archive.files}
-    except Exception as error:  # a damaged archive fails in any of NumPy's and zipfile's ways
-        reason = " ".join(str(error).split()) or type(error).__name__
-        raise UserError(
-            f"{os.fspath(path)} is no readable .npz archive ({reason}): restore or remove it"
-        ) from error
+        return archives.read(path)
+    except FileNotFoundError as error:
+        raise UserError(f"{os.fspath(path)} is not there: restore it") from error
 
 
 def versions() -> dict[str, str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Mapping
 from typing import Any
 
@@ -9,7 +10,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from simclr_jax import recipes
-from simclr_jax.data.decode import BadImage
+from simclr_jax.data.decode import BadImage, within_memory
 from simclr_jax.data.sources import Source
 from simclr_jax.errors import UserError
 from simclr_jax.recipes import OPEN
@@ -89,7 +90,8 @@ def _median_side(source: Source) -> int:
     sides, reason = [], None
     for row in rows:
         try:
-            sides.append(min(source.example(int(row))[0].shape[:2]))
+            with within_memory(functools.partial(source.name, int(row))):
+                sides.append(min(source.example(int(row))[0].shape[:2]))
         except BadImage as error:  # met again in training, where it is listed and counted
             reason = f"{source.name(int(row))} ({error})"
     if not sides:

@@ -18,7 +18,7 @@ from simclr_jax.data import batches, order, reader
 from simclr_jax.data.held_out import HeldOut
 from simclr_jax.data.placements import Loading, Request, device
 from simclr_jax.data.reader import Reader, Unreadable
-from simclr_jax.data.sources import Images, Source
+from simclr_jax.data.sources import Images, Source, tell
 from simclr_jax.data.stream import Stream
 from simclr_jax.stages import build
 from simclr_jax.stages.preprocessing import Preprocessing
@@ -49,6 +49,9 @@ class Inputs:
             role: _unreadable(config, role, len(source), workdir)
             for role, source in (("train", train), ("held_out", test))
         }
+        if workdir is not None:
+            for source in (train, test):
+                tell(source, workdir.console.say)
         if config.augment.placement == "device":
             train = reader.load(train, self._unreadable["train"], self._threads)
             test = reader.load(test, self._unreadable["held_out"], self._threads)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import warnings
 from typing import Any
 
 import jax
@@ -11,6 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from simclr_jax.augment.resize import center_box, center_crop, crop_resize, to_float
+from simclr_jax.data import depth
 from simclr_jax.errors import UserError
 
 WHOLE = 32  # pixels: images for views up to here are taken whole
@@ -27,12 +29,14 @@ class Preprocessing:
       grid: the resize law of the run, see `augment/resize.py`; "opencv" resizes on the host.
       channels: what the encoder takes, 1 or 3.
       proportion: side of the central crop that is looked at, as a share of the image's.
+      white_level: of images of more than 8 bits, see `data/depth.py`.
     """
 
     size: int
     grid: str
     channels: int
     proportion: float
+    white_level: str = depth.FULL
 
     @classmethod
     def of(cls, config: Any, channels: int) -> Preprocessing:
@@ -43,10 +47,10 @@ class Preprocessing:
         """
         size = config.data.image_size
         proportion = 0.875 if size > WHOLE else 1.0
-        return cls(size, config.augment.grid, channels, proportion)
+        return cls(size, config.augment.grid, channels, proportion, config.data.white_level)
 
     def __call__(self, image: np.ndarray) -> np.ndarray:
-        """Prepare an image `[h, w]` or `[h, w, c]`, uint8 or floats in [0, 1], on the host.
+        """Prepare an image `[h, w]` or `[h, w, c]`, uint8, uint16 or floats in [0, 1], on the host.
 
         Returns:
           `[size, size, channels]`: uint8 where OpenCV resizes, else float32.
@@ -89,15 +93,26 @@ class Preprocessing:
             image = image[..., None]
         if image.ndim != 3 or image.shape[-1] not in (1, 3) or not image.size:
             raise UserError(f"an image has shape {image.shape}: give [height, width, 1 or 3]")
+        if image.dtype == np.uint16:
+            image = self._eight_bits(image)
         if image.dtype != np.uint8:
             if not np.issubdtype(image.dtype, np.floating):
-                raise UserError(f"an image is {image.dtype}: give uint8, or floats in [0, 1]")
+                raise UserError(
+                    f"an image is {image.dtype}: give uint8, uint16, or floats in [0, 1]"
+                )
             if not (image.min() >= 0 and image.max() <= 1):
                 raise UserError(
                     f"an image has values from {image.min():g} to {image.max():g}: "
                     "give uint8, or floats in [0, 1] (no mean and deviation is taken off)"
                 )
         return self.with_channels(image)
+
+    def _eight_bits(self, image: np.ndarray) -> np.ndarray:
+        made, found = depth.to_bytes(image, self.white_level)
+        if found.dark or found.clipped:
+            remarks = depth.remarks(found, self.white_level, "this one")
+            warnings.warn(list(remarks.values())[-1], stacklevel=4)
+        return made
 
     def with_channels(self, images: np.ndarray) -> np.ndarray:
         """Return images `[..., 1 or 3]` with the encoder's channels."""

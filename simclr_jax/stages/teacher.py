@@ -76,6 +76,11 @@ def check(config: ConfigDict, train: Source, test: Source) -> None:
             f"{where} looks at images of {size} pixels, this recipe at {config.data.image_size}: "
             f"set --config.data.image_size={size}"
         )
+    if (white := run.config.data.white_level) != config.data.white_level:
+        raise UserError(
+            f"{where} was trained with data.white_level={white}, and this recipe has "
+            f"{config.data.white_level}: set --config.data.white_level={white}"
+        )
     if channels != train.channels:
         raise UserError(
             f"{where} looks at images of {channels} channel(s), these have {train.channels}: give "

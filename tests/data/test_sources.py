@@ -117,10 +117,10 @@ def test_held_out_images_are_no_training_images_and_stay_the_same(tmp_path):
     "arrays, message",
     [
         ({"pictures": PIXELS}, 'has no array "images" \\(it has pictures\\)'),
-        ({"images": PIXELS.astype(np.int32)}, "is int32: give uint8, or floats"),
-        ({"images": PIXELS.astype(np.float32)}, r"values outside \[0, 1\]"),
-        ({"images": np.full((4, 5, 5, 3), np.nan)}, r"values outside \[0, 1\]"),
-        ({"images": PIXELS - 1.0}, r"values outside \[0, 1\]"),
+        ({"images": PIXELS.astype(np.int32)}, "is int32: give uint8, uint16 or floats"),
+        ({"images": PIXELS.astype(np.float32)}, r"outside \[0, 1\]"),
+        ({"images": np.full((4, 5, 5, 3), np.nan)}, r"outside \[0, 1\]"),
+        ({"images": PIXELS - 1.0}, r"outside \[0, 1\]"),
         ({"images": PIXELS.transpose(0, 3, 1, 2)}, "has 5 channels"),
         ({"images": PIXELS[0, 0]}, "has shape"),
         ({"images": PIXELS[:0]}, "has shape"),
@@ -145,7 +145,7 @@ def test_held_out_images_are_no_training_images_and_stay_the_same(tmp_path):
             r"are \(40,\), \(40, 5\): give all splits the same classes",
         ),
         ({"images": PIXELS, "labels": LABELS - 1}, "go down to -1"),
-        ({"images": np.array([{}])}, "no readable .npz archive"),  # needs pickle: code, not data
+        ({"images": np.array([{}])}, "images has Python objects"),  # needs pickle: code, not data
     ],
 )
 def test_archives_that_do_not_fit_are_refused(tmp_path, arrays, message):
@@ -172,7 +172,7 @@ def test_files_that_are_no_archive_are_refused(tmp_path):
     ):
         path = tmp_path / "bad.npz"
         path.write_bytes(contents)
-        with pytest.raises(UserError, match=r"no readable \.npz archive: \S") as caught:
+        with pytest.raises(UserError, match=r"no archive to use \(.+\): give") as caught:
             sources.open_splits(options(path))
         assert "\n" not in str(caught.value)
     with pytest.raises(UserError):

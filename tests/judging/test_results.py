@@ -63,9 +63,9 @@ def test_a_score_may_have_no_interval(tmp_path):
         ("broken.json", b'{"name": "broken", "scores": {"top-1": 0.5}}', "has no scores"),
         ("broken.json", b"[1, 2]", "has no scores"),
         ("copy.json", None, 'is the result "broken" under another name'),
-        ("broken.npz", b"", "is no readable .npz archive"),
-        ("broken.npz", b"PK\x03\x04 and no more", "is no readable .npz archive"),
-        ("broken.npz", b"junk", "is no readable .npz archive"),
+        ("broken.npz", b"", "is no archive to use"),
+        ("broken.npz", b"PK\x03\x04 and no more", "is no archive to use"),
+        ("broken.npz", b"junk", "is no archive to use"),
     ],
 )
 def test_a_damaged_result_is_left_out_and_the_page_says_so(tmp_path, file, content, words):
@@ -88,10 +88,10 @@ def test_damaged_arrays_are_refused_in_one_line(tmp_path):
     assert set(results.read_arrays(tmp_path, "knn-h")) == {"labels", "predictions", "examples"}
     for content in (b"", b"\x93NUMPY", whole[: len(whole) // 2], whole[:40] + whole[60:]):
         path.write_bytes(content)
-        with pytest.raises(UserError, match=rf"{path} is no readable .npz archive \(.+\): restore"):
+        with pytest.raises(UserError, match=rf"{path} is no archive to use \(.+\): restore"):
             results.read_arrays(tmp_path, "knn-h")
     path.unlink()
-    with pytest.raises(UserError, match="No such file"):
+    with pytest.raises(UserError, match="is not there"):
         results.read_arrays(tmp_path, "knn-h")
 
 

@@ -48,6 +48,12 @@ SEEN: dict[tuple[str, str], tuple[str, ...]] = {
     (DATA, "test_views_have_the_size_of_the_recipe"): ("data.image_size",),
     (DATA, "test_a_share_is_held_out_where_there_is_no_split_for_it"): ("data.holdout_fraction",),
     (DATA, "test_exactly_the_largest_share_may_be_unreadable"): ("data.max_bad_fraction",),
+    ("data/test_large_images.py", "test_the_recipe_says_how_large_an_image_may_be"): (
+        "data.max_megapixels",
+    ),
+    ("data/test_depth.py", "test_white_level_is_that_of_the_recipe_on_every_placement"): (
+        "data.white_level",
+    ),
     (DATA, "test_images_are_decoded_by_as_many_threads"): ("data.threads",),
     (DATA, "test_resident_images_lie_on_the_devices"): ("data.resident",),
     (DATA, "test_a_stream_has_the_blocks_windows_and_lanes_of_the_recipe"): (
@@ -272,7 +278,7 @@ def test_every_field_of_text_or_number_has_a_rule_or_choices_or_means_a_name():
     """A misspelt choice that nobody checks would be taken for another one, and stay unnoticed."""
     free = {
         *("method", "data.name", "data.path", "data.split", "data.eval_split", "data.index"),
-        *("labels.use", "init.run", "init.parts", "distill.teacher"),
+        *("labels.use", "init.run", "init.parts", "distill.teacher", "data.white_level"),
     }
     checked = {*LISTS["CHOICES"], *free}
     texts = {n for n, v in freeze.leaves(recipes.base()) if isinstance(v, str)}

@@ -108,6 +108,7 @@ OTHER = {  # in the other run, unlike any default
     "data.image_size": 24,
     "data.labels": False,
     "data.max_bad_fraction": 0.07,
+    "data.white_level": "range",
     "bn.epsilon": 0.02,
     "bn.momentum": 0.77,
     "bn.groups": 4,
@@ -147,6 +148,7 @@ CROP = {
 }
 INHERITED = {
     "data.image_size",
+    "data.white_level",
     "bn.epsilon",
     *(f"head.{field}" for field in ("kind", "layers", "hidden", "dim", "bias", "norm")),
     *(f"model.{field}" for field in ("depth", "width", "stem", "sk_ratio", "se_ratio", "input")),

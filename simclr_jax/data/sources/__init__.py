@@ -39,6 +39,7 @@ __all__ = [
     "open_splits",
     "remember",
     "stamp",
+    "tell",
     "unused",
 ]
 
@@ -165,6 +166,13 @@ def remember(kept: epath.Path, *opened: Source) -> None:
 def notes(source: Source) -> tuple[str, ...]:
     """Return what a user should know about a source, such as why it has no labels."""
     return getattr(source, "notes", ())
+
+
+def tell(source: Source, say: Callable[[str], object]) -> None:
+    """Let a source say a line when it meets what a user should know, such as images of 16 bits."""
+    decoder = getattr(source, "decoder", None)
+    if decoder is not None:
+        decoder.say = say
 
 
 def stamp(source: Source) -> str:

@@ -4,6 +4,8 @@ An archive holds `images` and, if there are any, `labels`; other splits are furt
 `test_images` and `test_labels` (`train_images` may stand for `images`). Labels are numbers `[m]`;
 where an image may have several they are `[m, classes]` of 1 (has it), 0 (has not) and -1 (ignored).
 `class_names` may name the classes. A split may lack labels though another has them.
+Images are uint8, uint16 (`data.white_level` says what is white) or floats in [0, 1]; with
+`data.white_level=range` or a number, integers and floats of any kind.
 """
 
 from __future__ import annotations
@@ -11,12 +13,14 @@ from __future__ import annotations
 import dataclasses
 import functools
 import zlib
-from pathlib import Path
 
 import numpy as np
 from etils import epath
 from ml_collections import ConfigDict
 
+from simclr_jax import archives
+from simclr_jax.data import depth
+from simclr_jax.data.decode import BadImage, Decoder, Rules
 from simclr_jax.data.sources.source import Split
 from simclr_jax.errors import UserError
 from simclr_jax.unlabelled import NO_LABEL
@@ -97,7 +101,8 @@ def splits(data: ConfigDict, kept: epath.Path | None = None) -> dict[str, Split[
     if not names:
         raise UserError(f'{data.path} has no array "images" (it has {", ".join(arrays) or "none"})')
 
-    pixels = {n: _pixels(arrays[f"{n}_images"], f"{data.path}:{n}_images") for n in names}
+    decoder = Decoder(Rules.of(data))
+    pixels = {n: _pixels(arrays[f"{n}_images"], f"{data.path}:{n}_images", decoder) for n in names}
     labels = {n: _labels(arrays.get(f"{n}_labels"), pixels[n], data.path) for n in names}
     if not data.labels:
         labels = dict.fromkeys(names)
@@ -121,31 +126,34 @@ def _load(path: str) -> dict[str, np.ndarray]:
     if not path:
         raise UserError("data.path is empty: set data.path=FILE.npz")
     try:
-        with np.load(Path(path).expanduser(), allow_pickle=False) as archive:
-            return {name: archive[name] for name in archive.files}
+        return archives.read(path, remedy="give data.path an .npz archive of plain arrays")
     except FileNotFoundError:
         raise UserError(f"data.path={path} does not exist") from None
-    except MemoryError:
-        raise
-    except Exception as error:  # a damaged archive fails in any of NumPy's and zipfile's ways
-        reason = " ".join(str(error).split()) or type(error).__name__
-        raise UserError(f"data.path={path} is no readable .npz archive: {reason}") from error
 
 
-def _pixels(array: np.ndarray, name: str) -> np.ndarray:
+def _pixels(array: np.ndarray, name: str, decoder: Decoder) -> np.ndarray:
     if array.ndim == 3:
         array = array[..., None]
     if array.ndim != 4 or not array.size:
         raise UserError(f"{name} has shape {array.shape}: it must be [images, height, width, 1|3]")
     if array.shape[-1] not in (1, 3):
         raise UserError(f"{name} has {array.shape[-1]} channels: it must have 1 or 3, in the end")
-    if np.issubdtype(array.dtype, np.floating):
-        if not (np.min(array) >= 0 and np.max(array) <= 1):
-            raise UserError(f"{name} has values outside [0, 1]: give uint8, or floats in [0, 1]")
-        return np.rint(array * 255).astype(np.uint8)
-    if array.dtype != np.uint8:
-        raise UserError(f"{name} is {array.dtype}: give uint8, or floats in [0, 1]")
-    return array
+    if array.dtype == np.uint8:
+        return array
+    law, of_floats = decoder.rules.white_level, array.dtype.kind == "f"
+    if law == depth.FULL and not of_floats and array.dtype != np.uint16:
+        raise UserError(
+            f"{name} is {array.dtype}: give uint8, uint16 or floats in [0, 1], or set "
+            "data.white_level to the value that is white"
+        )
+    if array.dtype.kind not in "iuf":
+        raise UserError(f"{name} is {array.dtype}: give uint8, uint16 or floats in [0, 1]")
+    try:
+        if law != depth.RANGE:
+            return decoder.scaled(array, lambda: name)
+        return np.stack([decoder.scaled(x, f"{name}[{i}]".__str__) for i, x in enumerate(array)])
+    except BadImage as error:
+        raise UserError(f"{name} has {error}; or give uint8, or floats in [0, 1]") from error
 
 
 def _labels(array: np.ndarray | None, pixels: np.ndarray, path: str) -> np.ndarray | None:

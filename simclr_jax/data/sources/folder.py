@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import os
 import stat
 import zlib
 from pathlib import Path
@@ -23,7 +22,7 @@ from ml_collections import ConfigDict
 
 from simclr_jax import documents, files
 from simclr_jax.data import decode, gone
-from simclr_jax.data.decode import BadImage
+from simclr_jax.data.decode import BadImage, Decoder, Rules
 from simclr_jax.data.sources.index import FILE, Index, read_index
 from simclr_jax.data.sources.layout import choose_layout
 from simclr_jax.data.sources.searching import Found, by_directory, kinds, search
@@ -31,9 +30,7 @@ from simclr_jax.data.sources.source import Split
 from simclr_jax.errors import Unreachable, UserError
 from simclr_jax.unlabelled import NO_LABEL
 
-JPEG = ("jpg", "jpeg", "jpe", "jfif")
-SUFFIXES = frozenset((*JPEG, "png", "webp", "bmp", "gif", "tif", "tiff", "ppm", "pgm"))
-LARGEST = 2**30  # bytes of a file that is read; a sparse file may claim any size
+SUFFIXES = decode.suffixes()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -48,6 +45,7 @@ class Folder:
       labels: int32 `[m]`, or None.
       class_names: by label; empty without labels.
       notes: sentences a user should read: why there are no labels, which classes have no images.
+      decoder: of the files.
     """
 
     index: Index
@@ -59,6 +57,7 @@ class Folder:
     notes: tuple[str, ...] = ()
     channels: int = 3
     multi_label: bool = False
+    decoder: Decoder = dataclasses.field(default_factory=Decoder, compare=False)
 
     @property
     def classes(self) -> int:
@@ -88,10 +87,10 @@ class Folder:
         """
         label = NO_LABEL if self.labels is None else int(self.labels[example])
         try:
-            encoded = _read(self.root / self.paths[example])
+            encoded = decode.content(self.root / self.paths[example], self.decoder.rules)
         except OSError as error:
             raise self._explained(example, error) from error
-        return decode.decode(encoded), label
+        return self.decoder(encoded, functools.partial(self.name, example)), label
 
     def size(self, example: int) -> tuple[int, int]:
         """Return an image's height and width in pixels, reading only its header.
@@ -102,7 +101,7 @@ class Folder:
         """
         try:
             with (self.root / self.paths[example]).open("rb") as file:
-                return decode.size(file)
+                return decode.size(file, self.decoder.rules)
         except OSError as error:
             raise self._explained(example, error) from error
 
@@ -165,8 +164,9 @@ def splits(data: ConfigDict, kept: epath.Path | None = None) -> dict[str, Split[
             f'data.split is "{data.split}", but {path} has {", ".join(sorted(found.roots))}: name '
             f"one of them, or give data.path another directory, or set data.layout=classes{notes}"
         )
+    decoder = Decoder(Rules.of(data))
     return {
-        split: Split(functools.partial(_open, data, found, split), found.counts.get(split))
+        split: Split(functools.partial(_open, data, found, decoder, split), found.counts.get(split))
         for split in found.roots
     }
 
@@ -208,24 +208,17 @@ def _directory(data: ConfigDict) -> Path:
     return path
 
 
-def _read(path: Path) -> bytes:
-    with path.open("rb") as file:
-        size = os.fstat(file.fileno()).st_size
-        if size > LARGEST:
-            raise BadImage(f"too large: {size / 2**30:.0f} GiB")
-        return file.read()
-
-
 # Labels -------------------------------------------------------------------------------------------
 
 
-def _open(data: ConfigDict, found: Index, split: str) -> Folder:
+def _open(data: ConfigDict, found: Index, decoder: Decoder, split: str) -> Folder:
     paths, root = found.files(split), found.path / found.roots[split]
     names, notes = _classes(found.files(data.split)) if data.labels else ([], [])
     if split != data.split:
         notes = []
     if not names:
-        return Folder(found, split, root, paths, None, (), (*notes, *found.notes))
+        notes = [*notes, *found.notes]
+        return Folder(found, split, root, paths, None, (), tuple(notes), decoder=decoder)
 
     loose = [path for path in paths if "/" not in path]
     if loose:
@@ -250,7 +243,8 @@ def _open(data: ConfigDict, found: Index, split: str) -> Folder:
         notes = [f"{split} has no image of {len(absent)} class(es): {_listed(absent)}"]
     labels = np.array([number[name] for name in present], np.int32)
     shown = tuple(map(documents.shown, names))
-    return Folder(found, split, root, paths, labels, shown, (*notes, *found.notes))
+    notes = [*notes, *found.notes]
+    return Folder(found, split, root, paths, labels, shown, tuple(notes), decoder=decoder)
 
 
 def _classes(paths: list[str]) -> tuple[list[str], list[str]]:

@@ -22,7 +22,7 @@ import numpy as np
 from etils import epath
 from ml_collections import ConfigDict
 
-from simclr_jax.data.decode import BadImage
+from simclr_jax.data.decode import BadImage, Decoder, Rules
 from simclr_jax.data.read_ahead import ReadAhead
 from simclr_jax.data.sources.source import Split
 from simclr_jax.data.sources.tfds_records import Fields, Records, class_label, find_fields
@@ -53,16 +53,17 @@ def splits(data: ConfigDict, kept: epath.Path | None = None) -> dict[str, Split[
     fields = find_fields(builder.info, data.labels)
     asked = [name for name in (data.split, data.eval_split) if _is_slice(builder.info, name)]
     _check_disjoint(builder.info, data.split, data.eval_split)
+    decoder = Decoder(Rules.of(data))
     return {
         name: Split(
-            functools.partial(_split, builder, name, fields, index_directory(data)),
+            functools.partial(_split, builder, name, fields, index_directory(data), decoder),
             builder.info.splits[name].num_examples,
         )
         for name in (*builder.info.splits, *asked)
     }
 
 
-def _split(builder: Any, name: str, fields: Fields, index: epath.Path) -> Records:
+def _split(builder: Any, name: str, fields: Fields, index: epath.Path, decoder: Decoder) -> Records:
     info = builder.info
     count = info.splits[name].num_examples
     if not count:
@@ -70,7 +71,7 @@ def _split(builder: Any, name: str, fields: Fields, index: epath.Path) -> Record
     raw = (
         _array_records(builder, name) if FORMAT in _formats(info) else _tfrecords(info, name, index)
     )
-    records = Records(info, name, fields, raw, np.arange(count))
+    records = Records(info, name, fields, raw, np.arange(count), decoder=decoder)
     if fields.label is not None and not fields.several:
         with contextlib.suppress(BadImage):  # then the others tell
             if records.stored_label(0) == NO_LABEL:

@@ -17,7 +17,7 @@ from etils import epath
 
 from simclr_jax import files
 from simclr_jax.data import gone
-from simclr_jax.data.decode import BadImage, decode
+from simclr_jax.data.decode import BadImage, Decoder
 from simclr_jax.data.read_ahead import RawRecords, ReadAhead
 from simclr_jax.errors import UserError
 from simclr_jax.unlabelled import NO_LABEL
@@ -51,6 +51,7 @@ class Records:
       raw: the serialized records; threads may read them at the same time.
       rows: int64 `[m]`, the records that are examples here.
       notes: sentences a user should read.
+      decoder: of their images.
     """
 
     info: Any
@@ -60,6 +61,7 @@ class Records:
     rows: np.ndarray
     channels: int = 3
     notes: tuple[str, ...] = ()
+    decoder: Decoder = dataclasses.field(default_factory=Decoder, compare=False)
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -119,7 +121,8 @@ class Records:
         """
         row = int(self.rows[example])
         parts = self._parsed(row, self._parse)
-        image = decode(parts[self.fields.image])
+        name = functools.partial(self.name, example)
+        image = self.decoder(parts[self.fields.image], name)
         return image, NO_LABEL if self.multi_label else self._label(parts, row)
 
     def take(self, rows: np.ndarray) -> Records:

@@ -27,7 +27,7 @@ from etils import epath
 from ml_collections import ConfigDict
 
 from simclr_jax import buckets, files
-from simclr_jax.data.decode import BadImage, decode
+from simclr_jax.data.decode import BadImage, Decoder, Rules
 from simclr_jax.data.read_ahead import ReadAhead
 from simclr_jax.data.sources.tfds_records import read_labels
 from simclr_jax.data.sources.tfrecord_files import TFRecordFiles, index_directory
@@ -54,6 +54,7 @@ class Examples:
       labels: int32 `[m]`, or None.
       classes: number of classes, 0 without labels.
       notes: sentences a user should read.
+      decoder: of the images.
     """
 
     split: str
@@ -65,6 +66,7 @@ class Examples:
     notes: tuple[str, ...] = ()
     channels: int = 3
     multi_label: bool = False
+    decoder: Decoder = dataclasses.field(default_factory=Decoder, compare=False)
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -106,7 +108,8 @@ class Examples:
         if found is None or not found.bytes_list.value:
             raise BadImage(f"the record has no {' or '.join(IMAGES)}")
         label = NO_LABEL if self.labels is None else int(self.labels[example])
-        return decode(found.bytes_list.value[0]), label
+        name = functools.partial(self.name, example)
+        return self.decoder(found.bytes_list.value[0], name), label
 
     def take(self, rows: np.ndarray) -> Examples:
         """Return the split that holds only the examples `rows`, in that order."""
@@ -132,7 +135,7 @@ def splits(data: ConfigDict, kept: epath.Path | None = None) -> dict[str, Callab
         raise UserError("data.path is empty: set data.path=DIRECTORY")
     path = epath.Path(files.expand_home(data.path))
     found = _find(path)
-    opened = functools.cache(functools.partial(_open, data, found))
+    opened = functools.cache(functools.partial(_open, data, found, Decoder(Rules.of(data))))
     return {split: functools.partial(opened, split) for split in found}
 
 
@@ -197,7 +200,9 @@ def _check_complete(paths: list[epath.Path]) -> None:
             raise UserError(f"{directory} has {more} besides {count} such files: remove it")
 
 
-def _open(data: ConfigDict, found: dict[str, list[epath.Path]], split: str) -> Examples:
+def _open(
+    data: ConfigDict, found: dict[str, list[epath.Path]], decoder: Decoder, split: str
+) -> Examples:
     _check_complete(found[split])
     say = functools.partial(print, file=sys.stderr, flush=True)
     records = TFRecordFiles(found[split], index_directory(data), say)
@@ -205,7 +210,7 @@ def _open(data: ConfigDict, found: dict[str, list[epath.Path]], split: str) -> E
         raise UserError(f"{os.fspath(found[split][0])} has no records: choose another split")
     labels = _labels(records, say) if data.labels else None
     raw, rows = ReadAhead(records, records.fetch), np.arange(len(records))
-    source = Examples(split, found[split], raw, rows, labels, 0)
+    source = Examples(split, found[split], raw, rows, labels, 0, decoder=decoder)
     if labels is None or (labels == NO_LABEL).all():
         return dataclasses.replace(source, labels=None)
     if (labels < NO_LABEL).any():
@@ -218,7 +223,7 @@ def _open(data: ConfigDict, found: dict[str, list[epath.Path]], split: str) -> E
         )
     source = dataclasses.replace(source, labels=labels.astype(np.int32))
     if split != data.split and data.split in found:
-        classes = _open(data, found, data.split).classes
+        classes = _open(data, found, decoder, data.split).classes
         if highest > classes:
             raise UserError(
                 f"{split} of {data.path} has the label {highest - 1}, {data.split} only {classes} "

@@ -24,9 +24,9 @@ import numpy as np
 from etils import epath
 from ml_collections import ConfigDict
 
-from simclr_jax import buckets, files
-from simclr_jax.data.decode import BadImage
-from simclr_jax.errors import UserError
+from simclr_jax import archives, buckets, files
+from simclr_jax.data.decode import LARGEST, BadImage
+from simclr_jax.errors import Unreachable, UserError
 
 HEAD, TAIL = 12, 4  # bytes before and after those of a record
 INDEX_THREADS = 32  # many, for a bucket answers each of them slowly
@@ -72,7 +72,7 @@ class TFRecordFiles:
         """Return a record.
 
         Raises:
-          BadImage: if its checksum is wrong.
+          BadImage: if its checksum is wrong, or it is larger than `LARGEST`.
         """
         return self.fetch(np.array([row]))[0]
 
@@ -80,8 +80,10 @@ class TFRecordFiles:
         """Return several records; those that lie close together are read together.
 
         Raises:
-          BadImage: if the checksum of one of them is wrong.
+          BadImage: if the checksum of one of them is wrong, or one is larger than `LARGEST`.
         """
+        if (largest := int(self._length[rows].max(initial=0))) > LARGEST:
+            raise BadImage(f"too large: {largest / 2**30:.0f} GiB")
         found: list[bytes] = []
         for part in self._together(rows):
             start = int(self._start[part[0]])
@@ -143,16 +145,18 @@ def _index(
 
 
 def _load(place: epath.Path, count: int) -> list[np.ndarray] | None:
-    with buckets.reaching(place):
-        if not place.exists():
-            return None
-        content = place.read_bytes()
     try:
-        with np.load(io.BytesIO(content), allow_pickle=False) as arrays:
-            found = np.split(arrays["lengths"], np.cumsum(arrays["counts"])[:-1])
-    except Exception:  # a damaged archive fails in many ways, and can be made again
+        arrays = archives.read(place)
+        counts, lengths = arrays["counts"], arrays["lengths"]
+    except Unreachable:
+        raise
+    except (FileNotFoundError, UserError, KeyError):  # a damaged one can be made again
         return None
-    return found if len(found) == count else None
+    if not all(x.ndim == 1 and x.dtype.kind == "i" for x in (counts, lengths)):
+        return None
+    if len(counts) != count or counts.min() < 0 or counts.sum() != len(lengths):
+        return None
+    return np.split(lengths, np.cumsum(counts)[:-1])
 
 
 def _lengths(path: epath.Path) -> np.ndarray:
