@@ -12,6 +12,7 @@ import pytest
 from data.folders import IMAGE, make, options
 from etils import epath
 
+from simclr_jax import files
 from simclr_jax.data import sources
 from simclr_jax.data.decode import BadImage
 from simclr_jax.data.sources import index
@@ -118,6 +119,29 @@ def test_of_very_many_images_some_are_looked_at_unless_all_are_asked_for(begun, 
     assert resumed(root, kept) == ((), ())
     with pytest.raises(UserError, match="1 of 12 images"):
         resumed(root, kept, if_changed="refuse")
+
+
+def test_files_are_looked_at_once_when_a_run_begins(begun, monkeypatch):
+    root, kept = begun
+    looked, look_at = [], index.look_at
+    monkeypatch.setattr(
+        index, "look_at", lambda r, paths: looked.extend(paths) or look_at(r, paths)
+    )
+    sources.remember(kept, *sources.open_splits(options(root)))
+    assert len(looked) == 12 + 8
+    looked.clear()
+    sources.remember(kept, *sources.open_splits(options(root / "train")))  # a part is held out
+    assert len(looked) == 12
+
+
+def test_a_disk_that_is_full_is_one_line(begun, monkeypatch):
+    def full(*_):
+        raise OSError(28, "No space left on device")
+
+    root, kept = begun
+    monkeypatch.setattr(files, "write_atomically", full)
+    with pytest.raises(UserError, match=r"index cannot be written .No space left on device.: free"):
+        sources.remember(kept, *sources.open_splits(options(root)))
 
 
 def test_a_new_run_has_nothing_to_compare_with(begun):

@@ -177,7 +177,19 @@ def foreign_class(directory):
         Image.new("RGB", (9, 9)).save(directory / split / name / "1.png")
 
 
+def class_or_split(directory):
+    for name, count in (("train", 3), ("plane", 4), ("ship", 5)):
+        (directory / name).mkdir()
+        for i in range(count):
+            Image.new("RGB", (9, 9)).save(directory / name / f"{i}.png")
+
+
 REFUSED = {
+    "a class or a split": (
+        class_or_split,
+        [],
+        ["train (3 images) beside plane (4 images) and ship (5 images)", "data.layout=classes"],
+    ),
     "empty": (empty, [], ["no images", "*.txt"]),
     "nothing but broken files": (broken, [], ["18 images", "unreadable", "max_bad_fraction"]),
     "one image": (one, [], ["1 image(s)", "hold out"]),

@@ -151,16 +151,22 @@ def remember(kept: epath.Path, *opened: Source) -> None:
     """Keep what the splits of a run must find again when it is resumed.
 
     Of a folder its index, of records the sizes and times of their files.
+
+    Raises:
+      UserError: if it cannot be written.
     """
-    records = {}
-    for source in opened:
-        if isinstance(source, folder.Folder):
-            source.remember(kept)
-        elif isinstance(source, Records | Examples):
-            records[source.split] = _sizes_and_times(source)
-    if records:
-        kept.mkdir(parents=True, exist_ok=True)
-        documents.write(kept / RECORD_FILES, {"splits": records})
+    folders = [source for source in opened if isinstance(source, folder.Folder)]
+    records = {
+        source.split: _sizes_and_times(source)
+        for source in opened
+        if isinstance(source, Records | Examples)
+    }
+    with files.explaining(kept):
+        if folders:  # all of one data set, and so of one index
+            folders[0].remember(kept)
+        if records:
+            kept.mkdir(parents=True, exist_ok=True)
+            documents.write(kept / RECORD_FILES, {"splits": records})
 
 
 def notes(source: Source) -> tuple[str, ...]:
