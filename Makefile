@@ -63,5 +63,5 @@ $(CORE): $(MADE) pyproject.toml
 	touch $@
 
 $(ALL): $(MADE) pyproject.toml requirements.txt
-	$(BIN)/python -m pip install -q --no-compile -r requirements.txt -e '.[images,tf,dev]'
+	$(BIN)/python -m pip install -q --no-compile -r requirements.txt -e '.[images,tf,heic,dev]'
 	touch $(CORE) $@

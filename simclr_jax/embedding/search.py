@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import io
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -156,18 +157,18 @@ def _queries(options: Options, found: Embeddings) -> list[Query]:
     """Return the images asked for, those that are not in the file encoded as it was."""
     position = {str(name): row for row, name in enumerate(found.names)}
     directory = options.images or found.about["directory"]
-    rules = functools.cache(lambda: Rules.of(_described_checkpoint(found).config.data))
+    encoder = functools.cache(lambda: _encoder(found))
     queries = []
     for text in _split(options.query, position):
         row = position.get(text)
         if row is None and directory:
             row = position.get(_below(text, directory))
-        pixels = None if row is not None else _read_query(text, found, options.embeddings, rules)
+        pixels = None if row is not None else _read_query(text, found, options.embeddings, encoder)
         queries.append(Query(text, row, pixels))
     others = [query.pixels for query in queries if query.row is None]
     if not others:
         return queries
-    features = iter(_encoder(found)(others, tap=found.about["tap"]))
+    features = iter(encoder()(others, tap=found.about["tap"]))
     return [
         query if query.row is not None else dataclasses.replace(query, feature=next(features))
         for query in queries
@@ -186,7 +187,9 @@ def _below(path: str, directory: str) -> str:
     return str(absolute.relative_to(root)) if absolute.is_relative_to(root) else ""
 
 
-def _read_query(text: str, found: Embeddings, file: str, rules: Callable[[], Rules]) -> np.ndarray:
+def _read_query(
+    text: str, found: Embeddings, file: str, encoder: Callable[[], Encoder]
+) -> np.ndarray:
     path = Path(text).expanduser()
     if not path.is_file():
         raise UserError(
@@ -195,7 +198,9 @@ def _read_query(text: str, found: Embeddings, file: str, rules: Callable[[], Rul
         )
     try:
         with decode.within_memory(lambda: f"--query={text}"):
-            return decode.decode(decode.content(path, rules()), rules())
+            encoded = decode.content(path)
+            decode.size(io.BytesIO(encoded))  # no image at all, which is known before there are
+            return decode.decode(encoded, Rules.of(encoder().config.data))  # weights
     except BadImage as error:
         raise UserError(f"--query={text} cannot be used: {error}") from error
     except OSError as error:
@@ -204,10 +209,6 @@ def _read_query(text: str, found: Embeddings, file: str, rules: Callable[[], Rul
 
 def _checkpoint(about: dict) -> saved.Saved:
     return saved.read(about["checkpoint"], "the embeddings' checkpoint")
-
-
-def _described_checkpoint(found: Embeddings) -> saved.Saved:
-    return saved.describe(found.about["checkpoint"], "the embeddings' checkpoint")
 
 
 def _encoder(found: Embeddings) -> Encoder:
