@@ -10,6 +10,7 @@ import socket
 import pytest
 from data.folders import make, opened
 
+from simclr_jax.data import formats
 from simclr_jax.data.sources import searching
 from simclr_jax.data.sources.folder import SUFFIXES
 from simclr_jax.errors import Unreachable, UserError
@@ -122,6 +123,13 @@ def test_what_is_not_read_is_counted_by_kind(tmp_path):
     kinds = "201 *.cr2, 2 *.txt, 2 hidden, 1 *.svg, 1 links to nothing, 1 of other kinds"
     source = opened(tmp_path, labels=False)
     assert len(source) == 30 and source.notes == (f"not read: 208 files, {kinds}",)
+
+
+def test_what_would_make_files_readable_is_said(tmp_path, monkeypatch):
+    monkeypatch.setattr(formats, "readable", lambda: ("JPEG", "PNG"))
+    make(tmp_path, "1.png", "2.HEIC", "3.heic", "4.CR2")
+    (line,) = searching.search(tmp_path, formats.suffixes(), print).notes()
+    assert line == f"not read: 3 files, 2 *.heic, 1 *.cr2 (*.heic: {formats.REMEDIES['HEIF']})"
 
 
 def test_only_files_are_images(tmp_path):

@@ -166,7 +166,7 @@ def splits(data: ConfigDict, kept: epath.Path | None = None) -> dict[str, Split[
         )
     decoder = Decoder(Rules.of(data))
     return {
-        split: Split(functools.partial(_open, data, found, split, decoder), found.counts.get(split))
+        split: Split(functools.partial(_open, data, found, decoder, split), found.counts.get(split))
         for split in found.roots
     }
 
@@ -211,13 +211,14 @@ def _directory(data: ConfigDict) -> Path:
 # Labels -------------------------------------------------------------------------------------------
 
 
-def _open(data: ConfigDict, found: Index, split: str, decoder: Decoder) -> Folder:
+def _open(data: ConfigDict, found: Index, decoder: Decoder, split: str) -> Folder:
     paths, root = found.files(split), found.path / found.roots[split]
     names, notes = _classes(found.files(data.split)) if data.labels else ([], [])
     if split != data.split:
         notes = []
     if not names:
-        return Folder(found, split, root, paths, None, (), (*notes, *found.notes), decoder=decoder)
+        notes = [*notes, *found.notes]
+        return Folder(found, split, root, paths, None, (), tuple(notes), decoder=decoder)
 
     loose = [path for path in paths if "/" not in path]
     if loose:

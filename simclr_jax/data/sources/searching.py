@@ -16,7 +16,7 @@ from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from pathlib import Path
 
 from simclr_jax import documents, processes
-from simclr_jax.data import gone
+from simclr_jax.data import formats, gone
 
 DEEPEST = 128  # directories below one another; what lies deeper is not entered
 EVERY_SECS = 3.0  # between lines about a search under way
@@ -53,7 +53,10 @@ class Found:
         found = []
         if self.others:
             count = sum(self.others.values())
-            found.append(f"not read: {count} file{'s' * (count != 1)}, {kinds(self.others)}")
+            found.append(
+                f"not read: {count} file{'s' * (count != 1)}, {kinds(self.others)}"
+                + "".join(f" ({kind}: {remedy})" for kind, remedy in remedies(self.others))
+            )
         if self.again:
             path, first = next(iter(self.again.items()))
             is_what = "above it" if first == ABOVE else documents.shown(first or ".")
@@ -75,6 +78,12 @@ def kinds(others: Mapping[str, int], most: int = 5) -> str:
     shown = [f"{count} {documents.shown(kind[:40])}" for kind, count in ordered[:most]]
     rest = sum(count for _, count in ordered[most:])
     return ", ".join([*shown, *([f"{rest} of other kinds"] if rest else [])])
+
+
+def remedies(others: Mapping[str, int]) -> list[tuple[str, str]]:
+    """Return what would make files readable that are not, by their kind."""
+    found = [(kind, formats.remedy(kind.removeprefix("*."))) for kind in sorted(others)]
+    return [(kind, remedy) for kind, remedy in found if remedy]
 
 
 def _directories(count: int) -> str:
