@@ -5,8 +5,9 @@
 Resolution, encoder, batch and length are chosen for the images it finds, and printed with the
 reason; set any of them to decide yourself. Index and choices stay with the run: files added
 later wait for the next one. If subdirectories are classes, `--config.data.labels=True` measures kNN
-and a linear probe. It needs OpenCV and simplejpeg: `pip install 'simclr-jax[images]'`. No published
-number belongs to this recipe.
+and a linear probe; if they may be classes or splits, `--config.data.layout` says which. It needs
+OpenCV and simplejpeg: `pip install 'simclr-jax[images]'`. No published number belongs to this
+recipe.
 """
 
 from ml_collections.config_dict import placeholder

@@ -10,14 +10,18 @@ from __future__ import annotations
 
 from absl import flags
 
-from simclr_jax import errors
+from simclr_jax import errors, flag_kinds
 
 FLAGS = flags.FLAGS
-flags.DEFINE_string("source", None, "model.ckpt-N, ckpt-N, their directory, or a SavedModel.")
-flags.DEFINE_string("workdir", None, "Where the run will live.")
+flags.DEFINE(
+    flag_kinds.Path(), "source", None, "model.ckpt-N, ckpt-N, their directory, or a SavedModel."
+)
+flags.DEFINE(flag_kinds.Path(), "workdir", None, "Where the run will live.")
 flags.DEFINE_string("dataset", None, "TFDS data set it was trained on, or none.")
-flags.DEFINE_integer("image_size", None, "Side of its images, in pixels.")
-flags.DEFINE_integer("tap", None, "Layer of the head that its classifier reads; 0 is h.")
+flags.DEFINE(flag_kinds.Whole(1, 2**16), "image_size", None, "Side of its images, in pixels.")
+flags.DEFINE(
+    flag_kinds.Whole(0, 100), "tap", None, "Layer of the head that its classifier reads; 0 is h."
+)
 flags.DEFINE_boolean("debug", False, "Show the traceback of an error.")
 
 

@@ -16,6 +16,7 @@ from collections.abc import Callable, Mapping
 from types import ModuleType
 from typing import Any, NamedTuple
 
+import numpy as np
 from ml_collections import ConfigDict
 
 from simclr_jax.errors import UserError, choose
@@ -65,6 +66,11 @@ def _unknown(config: ConfigDict) -> float | None:
     return None
 
 
+def _nothing_left(config: ConfigDict) -> float:
+    """Say that a loss can fall to zero."""
+    return 0.0
+
+
 @dataclasses.dataclass(frozen=True)
 class Declaration:
     """What a method says of itself.
@@ -80,6 +86,10 @@ class Declaration:
         None.
       labels: whether labels of training images teach it.
       chance: from a whole recipe to the metric `loss` of an encoder that has learned nothing.
+      chance_at: likewise from a recipe and numbers of finished steps, `[n]`, to that loss in each
+        of the steps that follow, where it is another at first; None: it is `chance` all along.
+      floor: likewise to the loss of one that has learned all; "hardly anything has been learned"
+        is said by the way from chance to there.
       parts: of its network beside encoder, head and probe, all that there always are. They can be
         taken over by `init.parts`, and are not judged.
       roles: what the optimiser takes parameters for whose names do not say it, by the beginning of
@@ -97,6 +107,8 @@ class Declaration:
     check: Callable[[ConfigDict], None] = _nothing
     labels: bool = False
     chance: Callable[[ConfigDict], float | None] = _unknown
+    chance_at: Callable[[ConfigDict, np.ndarray], np.ndarray] | None = None
+    floor: Callable[[ConfigDict], float] = _nothing_left
     parts: tuple[str, ...] = ()
     roles: Mapping[str, str] = dataclasses.field(default_factory=dict)
     charts: tuple[Chart, ...] = ()

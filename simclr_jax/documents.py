@@ -11,20 +11,23 @@ import errno
 import json
 import math
 import os
+import stat
 import zlib
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any, TypeVar
 
 import msgspec
 from etils import epath
 
-from simclr_jax import buckets, files
-from simclr_jax.errors import Unreachable, UserError
+from simclr_jax import buckets, errors, files
+from simclr_jax.errors import Unreachable, UserError, printable
 
 T = TypeVar("T")
 
 SEAL = "crc32"  # of the rest of the document
 LARGEST = 2**28  # bytes of a document
+DEEPEST = 64  # levels of one within the other: who walks through them must not run out of stack
 # What the system says of a disk or a mount, not of a file: it may answer later.
 OF_THE_DISK = {errno.EIO, errno.ESTALE, errno.ENOTCONN, errno.ETIMEDOUT, errno.ENODEV}
 
@@ -63,6 +66,8 @@ def parse(text: str | bytes, schema: type[T]) -> T:
         raise Unfit("it is nested too deeply") from error
     except ValueError as error:
         raise Unfit(f"it is not JSON: {error}") from error
+    if _deeper(found, DEEPEST):
+        raise Unfit("it is nested too deeply")
     if isinstance(found, dict) and SEAL in found:
         seal = found.pop(SEAL)
         if seal != _checksum(found):
@@ -78,9 +83,14 @@ def line(content: Mapping[str, Any]) -> str:
     return json.dumps(sealed(content)) + "\n"
 
 
-def write(path: epath.PathLike, content: Mapping[str, Any]) -> None:
-    """Write a document, indented, whole or not at all. Raises as `files.write_atomically`."""
-    files.write_atomically(path, json.dumps(sealed(content), indent=2) + "\n")
+def write(path: epath.PathLike, content: Mapping[str, Any], indent: int | None = 2) -> None:
+    """Write a document, whole or not at all; without `indent` in a line, for one that is long.
+
+    Raises as `files.write_atomically`.
+    """
+    separators = (",", ":") if indent is None else None
+    text = json.dumps(sealed(content), indent=indent, separators=separators)
+    files.write_atomically(path, text + "\n")
 
 
 def read(path: epath.PathLike, schema: type[T], remedy: str = "restore or remove it") -> T:
@@ -107,6 +117,8 @@ def content(path: epath.PathLike, remedy: str = "restore or remove it") -> bytes
     reaching = contextlib.nullcontext() if local else buckets.reaching(path, (FileNotFoundError,))
     try:
         with reaching:
+            if local:
+                check_kind(path)
             return epath.Path(path).read_bytes()
     except (FileNotFoundError, NotADirectoryError) as error:
         raise FileNotFoundError(shown(path)) from error
@@ -114,18 +126,26 @@ def content(path: epath.PathLike, remedy: str = "restore or remove it") -> bytes
         raise unreadable(path, error, remedy) from error
 
 
+def check_kind(path: epath.PathLike) -> None:
+    """Raise `OSError` for a pipe or a device in place of a file: one may wait for it for ever."""
+    mode = Path(path).stat().st_mode
+    if not (stat.S_ISREG(mode) or stat.S_ISDIR(mode)):
+        raise OSError(errno.EINVAL, "it is a pipe or a device")
+
+
 def unreadable(path: epath.PathLike, error: Exception, remedy: str) -> UserError:
     """Return what to tell a user about a file that cannot be read, whatever is in it."""
     reason = getattr(error, "strerror", None) or error
-    if getattr(error, "errno", None) in OF_THE_DISK:
+    if (number := getattr(error, "errno", None)) in errors.OF_THE_PROGRAM:
+        remedy = errors.remedy(number)
+    if number in OF_THE_DISK:
         return Unreachable(f"{shown(path)} cannot be read ({reason}): check the disk or mount")
     return UserError(f"{shown(path)} cannot be read ({reason}): {remedy}")
 
 
 def shown(path: epath.PathLike) -> str:
     """Return a path on one line: control characters, and bytes that are no UTF-8, are escaped."""
-    text = os.fsencode(path).decode(errors="backslashreplace")
-    return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)
+    return printable(os.fspath(path))
 
 
 def _number(text: str) -> float:
@@ -138,6 +158,20 @@ def _whole(text: str) -> int:
     if len(text) > 20:
         raise ValueError(f"{text[:20]}... is out of range")
     return int(text)
+
+
+def _deeper(value: Any, most: int) -> bool:
+    level = [value]
+    for _ in range(most):
+        inner = [
+            held
+            for outer in level
+            if isinstance(outer, dict | list)
+            for held in (outer.values() if isinstance(outer, dict) else outer)
+        ]
+        if not (level := inner):
+            return False
+    return True
 
 
 def _finite(value: Any) -> Any:

@@ -10,23 +10,29 @@ from __future__ import annotations
 
 from absl import flags
 
-from simclr_jax import errors
+from simclr_jax import errors, flag_kinds
 
 FLAGS = flags.FLAGS
-flags.DEFINE_string("checkpoint", None, "The run: WORKDIR, or WORKDIR@STEP.")
-flags.DEFINE_string("out", None, "The file to write: NAME.npz or NAME.parquet.")
-flags.DEFINE_string(
-    "data", "", "DIRECTORY, FILE.npz, tfds:NAME or digits; the run's own data by default."
+flags.DEFINE(flag_kinds.Path(), "checkpoint", None, "The run: WORKDIR, or WORKDIR@STEP.")
+flags.DEFINE(flag_kinds.Path(), "out", None, "The file to write: NAME.npz or NAME.parquet.")
+flags.DEFINE(
+    flag_kinds.Path(),
+    "data",
+    "",
+    "DIRECTORY (splits:DIRECTORY or classes:DIRECTORY where it may have either), FILE.npz, "
+    "tfds:NAME or digits; the run's own data by default.",
 )
-flags.DEFINE_string("data_dir", "", "Where TFDS keeps its data sets.")
+flags.DEFINE(flag_kinds.Path(), "data_dir", "", "Where TFDS keeps its data sets.")
 flags.DEFINE_string(
     "split",
     "",
-    "Splits, with commas; by default the one to train on and the one held out, which together are "
-    "all images of a directory without splits.",
+    "Splits, with commas; by default all of --data, or of the run's own data the one to train on "
+    "and the one held out.",
 )
 flags.DEFINE_string("tap", "h", "h, z, head1 to headL, group1 to group4, or pixels.")
-flags.DEFINE_string("cache", "", 'Directory that keeps features; WORKDIR/features, or "none".')
+flags.DEFINE(
+    flag_kinds.Path(), "cache", "", 'Directory that keeps features; WORKDIR/features, or "none".'
+)
 flags.DEFINE_boolean("debug", False, "Show the traceback of an error.")
 
 

@@ -1,20 +1,27 @@
 """The one way to tell a user what to change, and the shell that prints it.
 
 `UserError` is for what a user can get wrong: it ends the program in one line on stderr with exit
-code 1. Everything else is a bug and keeps its traceback.
+code 1. So does what the system refuses, wherever it does. Everything else is a bug and keeps its
+traceback.
 """
 
 from __future__ import annotations
 
+import contextlib
 import difflib
+import errno
+import math
 import os
 import re
+import resource
 import sys
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import NoReturn
 
 from absl import app, flags, logging
+
+from simclr_jax import flag_kinds
 
 
 class UserError(Exception):
@@ -35,6 +42,59 @@ class Unreachable(UserError):
     code = os.EX_TEMPFAIL
 
 
+def printable(text: str) -> str:
+    """Return text on one line: what is no character to print, or none at all, is escaped.
+
+    Names of files, and whatever else is a stranger's, could otherwise move the terminal's cursor,
+    or end a program that writes UTF-8.
+    """
+    return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)
+
+
+# What a user can do about what the system says; without a line here: look at the disk.
+REMEDIES = {
+    errno.ENOSPC: "free space there",
+    errno.EDQUOT: "free space there",
+    errno.ENOENT: "see that it is there",
+    errno.EROFS: "make it writable, or name another directory",
+    errno.EACCES: "see to the rights there, or name another",
+    errno.EPERM: "see to the rights there, or name another",
+    errno.EMFILE: "raise the limit of open files (ulimit -n)",
+    errno.ENFILE: "close other programs: all files that the system may open are open",
+    errno.ENOMEM: "free memory",
+    errno.EAGAIN: "raise the limit of processes and threads (ulimit -u)",
+    errno.EPIPE: "keep its reader running",
+}
+# What the system says of this program, and of no file: the same file can be read by another.
+OF_THE_PROGRAM = {errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.EAGAIN}
+
+
+def remedy(number: int | None) -> str:
+    """Return what a user can do about an error number of the system."""
+    return REMEDIES.get(number or 0, "check that disk")
+
+
+def of_the_system(error: BaseException) -> UserError | None:
+    """Return what to say of an error that is the system's and of no code, or None.
+
+    It is for what nobody has foreseen: whoever knows what a file is for says it better.
+    """
+    if isinstance(error, UserError):
+        return error
+    number = getattr(error, "errno", None) if isinstance(error, OSError) else None
+    where = getattr(error, "filename", None)
+    if number is not None and (where is not None or number in REMEDIES):
+        place = os.fsdecode(where) if isinstance(where, str | bytes) else "a file"
+        said = f"{place}: {os.strerror(number)}: {remedy(number)}"
+    elif isinstance(error, MemoryError):
+        said = f"there is not enough memory ({str(error) or 'MemoryError'}): free some, or use less"
+    elif isinstance(error, RuntimeError) and "can't start new thread" in str(error):
+        said = f"no thread can be started: {remedy(errno.EAGAIN)}"
+    else:
+        return None
+    return UserError(f"{' '.join(said.split())} and start again (--debug shows where)")
+
+
 def nearest(name: str, choices: Iterable[str]) -> str:
     """Return `' (did you mean "x"?)'` for the choice most like `name`, or `''`."""
     match = difflib.get_close_matches(name, list(choices), n=1, cutoff=0.5)
@@ -49,12 +109,20 @@ def choose(what: str, value: object, choices: Iterable) -> None:
         raise UserError(f'{what} is "{value}"{hint}: choose one of {", ".join(names)}')
 
 
-def number(flag: str, text: str) -> float:
-    """Return the number that a part of a flag with commas holds, or raise `UserError`."""
+def number(flag: str, text: str, above: float = -math.inf) -> float:
+    """Return the number that a part of a flag with commas holds.
+
+    Raises:
+      UserError: if it is none, not finite, or not above `above`.
+    """
     try:
-        return float(text)
+        value = float(text)
     except ValueError:
         raise UserError(f'{flag} has "{text}", which is no number') from None
+    if not (math.isfinite(value) and value > above):
+        more = "" if above == -math.inf else f", above {above:g}"
+        raise UserError(f'{flag} has "{text}": give a finite number{more}')
+    return value
 
 
 def run(main: Callable[[], int | None]) -> None:
@@ -68,6 +136,7 @@ def run(main: Callable[[], int | None]) -> None:
     def parse(argv: list[str]) -> list[str]:
         logging.set_verbosity(logging.ERROR)
         try:
+            argv[:] = sys.argv[:] = [_at_home(argument) for argument in argv]
             rest = flags.FLAGS(argv)
             _load_recipe()
         except Exception as error:  # whatever the code of a recipe may raise
@@ -82,15 +151,43 @@ def run(main: Callable[[], int | None]) -> None:
         if not any(argument.startswith(("--verbosity", "-v")) for argument in sys.argv):
             logging.set_verbosity(logging.WARNING)  # libraries have much to say about their inside
         try:
-            return main()
-        except UserError as error:
-            if debug:
-                raise
-            _exit(str(error), error.code)
+            _allow_files()
+            code = main()
+            sys.stdout.flush()  # what it printed last may find the disk full
+            return code
         except KeyboardInterrupt:
             return 130
+        except Exception as error:
+            if debug or (said := of_the_system(error)) is None:
+                raise
+            _exit(str(said), said.code)
 
     app.run(guarded, flags_parser=parse)
+
+
+LEAST_FILES, MANY_FILES = 32, 4096
+
+
+def _allow_files() -> None:
+    """Raise the limit of open files as far as that is ours to do.
+
+    Raises:
+      UserError: if it is so low that modules could not even be imported.
+    """
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = MANY_FILES if hard == resource.RLIM_INFINITY else min(MANY_FILES, hard)
+    if soft != resource.RLIM_INFINITY and soft < wanted:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
+    if wanted < LEAST_FILES:
+        raise UserError(
+            f"only {wanted} files may be open at a time: raise that limit (ulimit -n 1024)"
+        )
+
+
+def _at_home(argument: str) -> str:
+    """Return an argument whose `~` is replaced if it is the recipe, which is no kind of ours."""
+    name, is_recipe, path = argument.partition("config=")
+    return f"{name}{is_recipe}{flag_kinds.at_home(path)}" if name in ("-", "--") else argument
 
 
 def recipe_path() -> str:
@@ -127,6 +224,8 @@ def _explain(error: Exception) -> str:
     text = str(error).strip()
     if isinstance(error, UserError):
         return text
+    if isinstance(error, ValueError) and text.startswith("there is no home"):
+        return f"--config: {text}"
     if "Traceback" in text:  # ml_collections puts the whole of it into the message
         return f'recipe "{path}" raised {text.splitlines()[-1]} (--debug shows where)'
     text = " ".join(text.replace("\\n", " ").replace("\\'", "'").split())
@@ -135,6 +234,7 @@ def _explain(error: Exception) -> str:
         if said:
             flag = text.removeprefix("flag ").partition(": ")[0]
             return f"{flag} has the wrong type: {WRONG_TYPE[said]}"
+        text = text.removeprefix("flag ")
         return f"{text} (see --help)" if isinstance(error, flags.UnrecognizedFlagError) else text
     if isinstance(error, OSError) and not Path(path).is_file():
         return f'recipe "{path}" is no file: --config takes a Python file such as {EXAMPLE}'
@@ -160,10 +260,25 @@ def _explain_field(text: str, path: str) -> str:
 
 
 def say(message: str) -> None:
-    """Print what a user has to put right."""
-    print(f"error: {message}", file=sys.stderr, flush=True)
+    """Print what a user has to put right, if that can be printed."""
+    with contextlib.suppress(OSError):
+        print(f"error: {printable(message)}", file=sys.stderr, flush=True)
+
+
+def flush() -> None:
+    """Hand over what was printed; what nobody takes is dropped.
+
+    Else Python would try once more at its end, and print a traceback of that.
+    """
+    for stream in (sys.stdout, sys.stderr):
+        try:
+            stream.flush()
+        except OSError:
+            with contextlib.suppress(OSError):
+                os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
 
 
 def _exit(message: str, code: int = 1) -> NoReturn:
     say(message)
+    flush()
     sys.exit(code)

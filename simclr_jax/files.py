@@ -3,41 +3,82 @@
 from __future__ import annotations
 
 import contextlib
-import errno
-import json
+import fcntl
 import math
 import os
+import re
 import time
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import IO
 
 from etils import epath
 
-from simclr_jax import buckets
+from simclr_jax import buckets, closing, errors
 from simclr_jax.buckets import is_local
 from simclr_jax.errors import UserError
 
 __all__ = [
     "Growing",
+    "Unwritable",
     "cache_directory",
     "create",
     "expand_home",
     "explaining",
+    "hold",
     "is_local",
     "make_workdir",
-    "read_json",
     "size_and_time",
+    "sweep",
     "sync",
     "write_atomically",
-    "write_json",
 ]
 
 
+# Names of files that are being written, and of the empty ones that try whether anything can be.
+ASIDE = re.compile(r"\.(.+\.[0-9a-f]{32}(\.tmp|\.npz|\.parquet)|writable\.[0-9a-f]{32})")
+YOUNG = 1.0  # seconds: one that new may be its owner's who is about to lock it
+YOUNG_IN_BUCKET = 3600.0  # where nobody locks anything
+
+
+class Unwritable(UserError, OSError):
+    """A file that cannot be written, in a line for the user.
+
+    For whoever knows what the file is for, and says it better, it is the `OSError` it came of.
+    """
+
+    def __init__(self, message: str, number: int | None, reason: str | None):
+        super().__init__(message)
+        self.errno, self.strerror = number, reason
+
+    def __str__(self) -> str:
+        return str(self.args[0])
+
+
 def expand_home(path: str) -> str:
-    """Return `path` with its `~` replaced, which no shell does behind `--workdir=`."""
-    return os.fspath(Path(path).expanduser()) if is_local(path) else path
+    """Return `path` with its `~` replaced, which no shell does behind `--workdir=`.
+
+    Raises:
+      UserError: if no file can have this name, on a disk or in a bucket that is known here.
+    """
+    if not is_local(path):
+        scheme = path.partition("://")[0]
+        if scheme not in buckets.PACKAGES:
+            known = ", ".join(f"{name}://" for name in buckets.PACKAGES)
+            raise UserError(
+                f'"{path}" begins with {scheme}://, which is no bucket that is known ({known}): '
+                "name a file on this machine by its path alone"
+            )
+        return path
+    try:
+        found = os.fspath(Path(path).expanduser())
+        with contextlib.suppress(FileNotFoundError, NotADirectoryError, PermissionError):
+            os.lstat(found)
+    except (RuntimeError, ValueError, OSError) as error:  # no such user, a null byte, too long
+        reason = getattr(error, "strerror", None) or error
+        raise UserError(f'"{path}" is the path of no file ({reason}): name another') from error
+    return found
 
 
 def write_atomically(path: epath.PathLike, content: str | bytes) -> None:
@@ -47,7 +88,7 @@ def write_atomically(path: epath.PathLike, content: str | bytes) -> None:
     only when it is complete, so a remote path is written plainly.
 
     Raises:
-      UserError: if a bucket cannot be reached.
+      UserError: if it cannot be written, or a bucket cannot be reached.
     """
     data = content.encode() if isinstance(content, str) else content
     if not is_local(path):
@@ -56,16 +97,53 @@ def write_atomically(path: epath.PathLike, content: str | bytes) -> None:
         return
     final = Path(path)
     aside = final.with_name(f".{final.name}.{uuid.uuid4().hex}.tmp")
-    try:
-        with aside.open("wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        aside.replace(final)
-    except BaseException:
-        aside.unlink(missing_ok=True)
-        raise
-    _sync(final.parent)
+    with explaining(path):
+        try:
+            _write_synced(aside, data)
+            aside.replace(final)
+        except BaseException as error:
+            closing.close(error, lambda: aside.unlink(missing_ok=True))
+            raise
+        _sync(final.parent)
+
+
+def _write_synced(path: Path, data: bytes) -> None:
+    file = path.open("wb")
+    with closing.Closing(file.close):
+        hold(file)
+        file.write(data)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def hold(file: IO) -> None:
+    """Mark an open file beside the one it is to become as one that is being written, see `sweep`.
+
+    The system lets go of it however its owner ends.
+    """
+    with contextlib.suppress(OSError):  # a file system without locks: nobody sweeps there
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+
+
+def sweep(directory: epath.PathLike) -> None:
+    """Delete what processes that were killed have left half written in a directory.
+
+    What a living process is writing is left alone, whoever it is.
+    """
+    for path in buckets.listing(epath.Path(directory)):
+        if not ASIDE.fullmatch(path.name):
+            continue
+        with contextlib.suppress(OSError):
+            local = is_local(path)
+            if time.time() - path.stat().mtime < (YOUNG if local else YOUNG_IN_BUCKET):
+                continue
+            if local:
+                with Path(path).open("r+b") as file:
+                    fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                    path.unlink()
+            else:
+                with buckets.reaching(path):
+                    path.unlink(missing_ok=True)
 
 
 def sync(directory: epath.PathLike) -> None:
@@ -76,28 +154,33 @@ def sync(directory: epath.PathLike) -> None:
 
 def _sync(path: Path) -> None:
     opened = os.open(path, os.O_RDONLY)
-    try:
-        # Some network file systems cannot sync a directory.
-        with contextlib.suppress(OSError) if path.is_dir() else contextlib.nullcontext():
-            os.fsync(opened)
-    finally:
-        os.close(opened)
+    # Some network file systems cannot sync a directory.
+    may_fail = contextlib.suppress(OSError) if path.is_dir() else contextlib.nullcontext()
+    with closing.Closing(lambda: os.close(opened)), may_fail:
+        os.fsync(opened)
 
 
 def create(path: epath.Path, content: str) -> bool:
-    """Create a file unless it exists, and tell; of several processes one succeeds."""
+    """Create a file unless it exists, and tell; of several processes one succeeds.
+
+    Raises:
+      UserError: if it cannot be written, or a bucket cannot be reached.
+    """
     if not is_local(path):
         return buckets.create(path, content)
-    try:
-        descriptor = os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o644)
-    except FileExistsError:
-        return False
-    try:
-        with os.fdopen(descriptor, "w") as file:
-            file.write(content)
-    except OSError:
-        path.unlink(missing_ok=True)
-        raise
+    with explaining(path):
+        try:
+            descriptor = os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o644)
+        except FileExistsError:
+            return False
+        try:
+            file = os.fdopen(descriptor, "w")
+            with closing.Closing(file.close):
+                file.write(content)
+                file.flush()
+        except BaseException as error:
+            closing.close(error, lambda: path.unlink(missing_ok=True))
+            raise
     return True
 
 
@@ -110,11 +193,13 @@ class Growing:
 
     def __init__(self, path: epath.Path, every_secs: float = 0.0):
         self._path, self._every, self._last = path, every_secs, -math.inf
-        self._file = path.open("a") if is_local(path) else None
+        with explaining(path):
+            self._file = path.open("a") if is_local(path) else None
         self._text = ""
         if self._file is None:
             with buckets.reaching(path):
-                self._text = path.read_text() if path.exists() else ""
+                kept = path.read_bytes() if path.exists() else b""
+            self._text = kept.decode(errors="surrogateescape")  # whatever it is
             self._flushed = self._text
 
     def write(self, text: str) -> None:
@@ -151,7 +236,7 @@ class Growing:
 
     def _publish(self) -> None:
         if self._text != self._flushed:
-            write_atomically(self._path, self._text)
+            write_atomically(self._path, self._text.encode(errors="surrogateescape"))
         self._flushed, self._last = self._text, time.monotonic()
 
 
@@ -182,35 +267,22 @@ def cache_directory() -> Path:
 
 
 @contextlib.contextmanager
-def explaining(path: epath.PathLike) -> Iterator[None]:
-    """Turn what a full, failing or vanished disk raises while writing `path` into `UserError`."""
+def explaining(path: epath.PathLike, done: str = "written") -> Iterator[None]:
+    """Turn what a full, failing or vanished disk raises while writing `path` into `Unwritable`.
+
+    Args:
+      path: of the file.
+      done: what cannot be done with it.
+    """
     try:
         yield
     except OSError as error:
-        full = error.errno in (errno.ENOSPC, errno.EDQUOT)
-        raise UserError(
-            f"{os.fspath(path)} cannot be written ({error.strerror or error}): "
-            f"{'free space there' if full else 'check that disk'} and start again"
+        raise Unwritable(
+            f"{os.fspath(path)} cannot be {done} ({error.strerror or error}): "
+            f"{errors.remedy(error.errno)} and start again",
+            error.errno,
+            error.strerror,
         ) from error
-
-
-def read_json(path: epath.PathLike) -> Any:
-    """Return the content of a JSON file; raise `UserError` if it is not JSON."""
-    try:
-        with (
-            contextlib.nullcontext()
-            if is_local(path)
-            else buckets.reaching(path, (FileNotFoundError,))
-        ):
-            content = epath.Path(path).read_bytes()
-        return json.loads(content)
-    except ValueError as error:
-        raise UserError(f"{os.fspath(path)} is not JSON ({error}): restore or remove it") from error
-
-
-def write_json(path: epath.PathLike, value: Any) -> None:
-    """Write `value` as indented JSON, atomically."""
-    write_atomically(path, json.dumps(value, indent=2) + "\n")
 
 
 def make_workdir(path: epath.PathLike) -> epath.Path:
@@ -229,7 +301,7 @@ def make_workdir(path: epath.PathLike) -> epath.Path:
     try:
         workdir.mkdir(parents=True, exist_ok=True)
         probe.write_text("")
-        probe.unlink()
+        probe.unlink(missing_ok=True)
     except OSError as error:
         raise UserError(
             f'workdir "{os.fspath(path)}" cannot be written ({error.strerror or error}): '

@@ -13,28 +13,45 @@ from __future__ import annotations
 
 from absl import flags
 
-from simclr_jax import errors
+from simclr_jax import errors, flag_kinds
 
 FLAGS = flags.FLAGS
-flags.DEFINE_list("checkpoint", [], "Workdirs of runs, or WORKDIR@STEP.")
-flags.DEFINE_string("data", "", "DIRECTORY, FILE.npz, tfds:NAME or digits; the run's by default.")
-flags.DEFINE_string("data_dir", "", "Where TFDS keeps its data sets.")
+flags.DEFINE(flag_kinds.Paths(), "checkpoint", [], "Workdirs of runs, or WORKDIR@STEP.")
+flags.DEFINE(
+    flag_kinds.Path(), "data", "", "DIRECTORY, FILE.npz, tfds:NAME or digits; the run's by default."
+)
+flags.DEFINE(flag_kinds.Path(), "data_dir", "", "Where TFDS keeps its data sets.")
 flags.DEFINE_string("split", "", "To learn from; the run's by default, or train.")
 flags.DEFINE_string("eval_split", "", "To be scored on; the run's by default, or test.")
 flags.DEFINE_string("validation_split", "", "To choose settings on; validation, if there is one.")
 flags.DEFINE_list("solver", ["lbfgs", "knn"], "lbfgs, sgd, knn, classifier, kmeans, retrieval.")
 flags.DEFINE_list("tap", ["h"], "h, head1..headL, z, group1..group4, pixels.")
-flags.DEFINE_string("labels", "all", "all, 10%, 25 (for each class), or a file of image names.")
+flags.DEFINE(
+    flag_kinds.Path(), "labels", "all", "all, 10%, 25 (for each class), or a file of image names."
+)
 flags.DEFINE_list("knn", ["200:0.1", "20"], "k:temperature, or k for a vote each.")
 flags.DEFINE_list("sgd_rates", ["0.01", "0.03", "0.1", "0.3", "1", "3"], "For 256 images.")
-flags.DEFINE_float("sgd_epochs", None, "100; 90 from 100 000 images on.")
-flags.DEFINE_integer("sgd_batch_size", None, "512; 4096 from 100 000 images on.")
+flags.DEFINE(flag_kinds.Number(above=0), "sgd_epochs", None, "100; 90 from 100 000 images on.")
+flags.DEFINE(flag_kinds.Whole(1), "sgd_batch_size", None, "512; 4096 from 100 000 images on.")
 flags.DEFINE_boolean("sgd_augment", False, "New crops and flips in each epoch, as the papers.")
 flags.DEFINE_boolean("untrained", False, "Judge the same network before training as well.")
-flags.DEFINE_integer("seed", 0, "Of drawn labels, splits, orders and intervals.")
-flags.DEFINE_string("cache", "", "Where features are kept; RUN/features by default, none: nowhere.")
+flags.DEFINE(
+    flag_kinds.Whole(0, 2**32 - 1), "seed", 0, "Of drawn labels, splits, orders and intervals."
+)
+flags.DEFINE(
+    flag_kinds.Path(),
+    "cache",
+    "",
+    "Where features are kept; RUN/features by default, none: nowhere.",
+)
 flags.DEFINE_string("name", "", "What results begin with; a word for --data by default.")
-flags.DEFINE_float("max_bad_fraction", None, "Of unreadable images; the recipe's by default.")
+flags.DEFINE(
+    flag_kinds.Number(least=0, most=1),
+    "max_bad_fraction",
+    None,
+    "Of unreadable images; the recipe's by default.",
+)
+flags.DEFINE_boolean("seen", False, "Score also images that may have been trained on.")
 flags.DEFINE_boolean("debug", False, "Show the traceback of an error.")
 
 
@@ -68,7 +85,12 @@ def main() -> None:
         max_bad_fraction=FLAGS.max_bad_fraction,
     )
     wanted = Wanted(
-        FLAGS.data, FLAGS.data_dir, FLAGS.split, FLAGS.eval_split, FLAGS.validation_split
+        FLAGS.data,
+        FLAGS.data_dir,
+        FLAGS.split,
+        FLAGS.eval_split,
+        FLAGS.validation_split,
+        FLAGS.seen,
     )
     linear_probe.run(FLAGS.checkpoint, wanted, options)
 

@@ -15,20 +15,35 @@ from pathlib import Path
 from absl import flags
 from ml_collections import config_flags
 
-from simclr_jax import errors
+from simclr_jax import errors, flag_kinds
 
 FLAGS = flags.FLAGS
 config_flags.DEFINE_config_file("config", None, "Recipe, such as configs/digits.py.")
-flags.DEFINE_string("workdir", None, "Where the run lives; runs/RECIPE by default.")
+flags.DEFINE(flag_kinds.Path(), "workdir", None, "Where the run lives; runs/RECIPE by default.")
 flags.DEFINE_string(
     "resume", "auto", "auto: continue what is in the workdir; never: refuse; must: insist."
 )
 flags.DEFINE_string("profile_steps", "", "a:b writes a trace of these steps to WORKDIR/profile.")
 flags.DEFINE_boolean("distributed", False, "Be one of several processes of the same run.")
 flags.DEFINE_string("coordinator", None, "HOST:PORT of process 0, where no cluster tells.")
-flags.DEFINE_integer("processes", None, "How many processes there are, where no cluster tells.")
-flags.DEFINE_integer("process", None, "Which of them this is, from 0, where no cluster tells.")
-flags.DEFINE_integer("heartbeat_secs", 60, "Silence after which a process counts as dead.")
+flags.DEFINE(
+    flag_kinds.Whole(1, 10**6),
+    "processes",
+    None,
+    "How many processes there are, where no cluster tells.",
+)
+flags.DEFINE(
+    flag_kinds.Whole(0, 10**6),
+    "process",
+    None,
+    "Which of them this is, from 0, where no cluster tells.",
+)
+flags.DEFINE(
+    flag_kinds.Whole(1, 10**6),
+    "heartbeat_secs",
+    60,
+    "Silence after which a process counts as dead.",
+)
 flags.DEFINE_boolean("debug", False, "Show the traceback of an error.")
 
 

@@ -13,21 +13,23 @@ from __future__ import annotations
 from absl import flags
 from ml_collections import config_flags
 
-from simclr_jax import errors
+from simclr_jax import errors, flag_kinds
 
 FLAGS = flags.FLAGS
 config_flags.DEFINE_config_file("config", None, "Recipe, such as configs/imagenet.py.")
-flags.DEFINE_integer("devices", 1, "How many: chips of TPUs, GPUs.", lower_bound=1)
+flags.DEFINE(flag_kinds.Whole(1, 10**6), "devices", 1, "How many: chips of TPUs, GPUs.")
 flags.DEFINE_string(
     "device", "tpu_v4", "tpu_v4, tpu_v5e, tpu_v5p, tpu_v6e, a100_40, a100, h100, h200 or l4."
 )
 flags.DEFINE_string("device_memory", "", "Of each device, such as 32GB; the device's by default.")
-flags.DEFINE_integer("images", 0, "Of a data set that is not here.", lower_bound=0)
-flags.DEFINE_integer("classes", 0, "Of a data set that is not here; 0: no labels.", lower_bound=0)
+flags.DEFINE(flag_kinds.Whole(0, 10**12), "images", 0, "Of a data set that is not here.")
+flags.DEFINE(
+    flag_kinds.Whole(0, 10**7), "classes", 0, "Of a data set that is not here; 0: no labels."
+)
 flags.DEFINE_boolean(
     "compile", None, "Ask the TPU's compiler too (minutes); by default if libtpu is installed."
 )
-flags.DEFINE_string("json", "", "File to write the plan to, in bytes and operations.")
+flags.DEFINE(flag_kinds.Path(), "json", "", "File to write the plan to, in bytes and operations.")
 flags.DEFINE_boolean("debug", False, "Show the traceback of an error.")
 
 

@@ -113,10 +113,12 @@ def base(method: str = declaration.DEFAULT) -> ConfigDict:
             "path": "",  # memory: the .npz; tfds: data_dir, or a builder's; others: the directory
             "split": "train",
             "eval_split": "test",
+            "layout": "auto",  # folder: subdirectories are splits | classes | auto, by their names
             "labels": True,  # use labels, where there are any; folder: the first subdirectory
             "image_size": 224,  # side of a view, in pixels
             "holdout_fraction": 0.1,  # of the training split, where there is no eval_split
             "max_bad_fraction": 0.01,  # of unreadable images in a split; more stop the run
+            "if_changed": "say",  # say | refuse: a resumed run whose files were replaced meanwhile
             "max_megapixels": 128.0,  # of an image; a larger one counts as unreadable
             # White in images of more than 8 bits: full (65535; 1 of floats) | range (of each image
             # its largest value, and black its smallest) | a number, such as 4095
@@ -246,6 +248,7 @@ def base(method: str = declaration.DEFAULT) -> ConfigDict:
             "knn_temperature": 0.1,
             "compare": True,  # at the end, score raw pixels, untrained and trained encoder alike
             "few_labels": 10,  # labels per class of the small probe in that comparison
+            "seen": False,  # score also images that init.run or the teacher may have trained on
         }
     )
     config.log = ConfigDict({"every_steps": 100})
@@ -429,21 +432,64 @@ def arguments(text: str, **defaults):
     return found
 
 
+# What the record of a run holds beside the fields of its recipe.
+NOT_RECIPE = ("images", "converted")
+
+
 def of_record(record: Mapping[str, Any]) -> ConfigDict:
     """Return the recipe in a run's `config.json`; fields it is too old to have are at defaults.
 
     What a field of another name says in an old record, today's field says.
+
+    Raises:
+      UserError: naming a field that recipes do not have, or whose type is not that of the field.
     """
-    bn = dict(record.get("bn", {}))
-    if "sync" in bn:  # over all devices, or each by its own rows
-        bn["groups"] = 1 if bn.pop("sync") else 0
-        record = {**record, "bn": bn}
-    config = base(record.get("method", declaration.DEFAULT))
+    bn = record.get("bn", {})
+    if isinstance(bn, Mapping) and "sync" in bn:  # over all devices, or each by its own rows
+        bn = {name: value for name, value in bn.items() if name != "sync"}
+        record = {**record, "bn": {**bn, "groups": 1 if record["bn"]["sync"] else 0}}
+    method = record.get("method", declaration.DEFAULT)
+    if not isinstance(method, str):
+        raise UserError(f"method is {method}: it must be a name")
+    config = base(method)
+    augment = record.get("augment", {})
     with config.unlocked():
-        if (views := record.get("augment", {}).get("views")) is not None:
+        views = augment.get("views") if isinstance(augment, Mapping) else None
+        if isinstance(views, Mapping):
             config.augment.views = {name: view() for name in views}
-        config.update({name: value for name, value in record.items() if name in config})
+        _fill(config, {name: v for name, v in record.items() if name not in NOT_RECIPE})
     return config
+
+
+def _fill(config: ConfigDict, record: Mapping[str, Any], prefix: str = "") -> None:
+    """Set the fields of a group to those of a record, which must be of their types."""
+    for key, value in record.items():
+        name = f"{prefix}{key}"
+        if key not in config:
+            raise UserError(f'recipes have no field "{name}"')
+        held = config[key]
+        if isinstance(held, ConfigDict):
+            if not isinstance(value, Mapping):
+                raise UserError(f"{name} is {str(value)[:80]}: it must be a group of fields")
+            _fill(held, value, f"{name}.")
+        elif value is None and (held is None or name in OPEN):
+            config[key] = None
+        else:
+            config[key] = _typed(name, value, config.get_type(key))
+
+
+def _typed(name: str, value: Any, kind: type) -> Any:
+    """Return a value that JSON gave as the type of its field."""
+    if kind is float and type(value) is int:
+        return float(value)
+    if kind is tuple and type(value) is list:
+        return tuple(value)
+    if type(value) is not kind:
+        raise UserError(f"{name} is {str(value)[:80]}: it must be {KINDS.get(kind, kind.__name__)}")
+    return value
+
+
+KINDS = {bool: "true or false", int: "a whole number", float: "a number", str: "text"}
 
 
 # What a resumed run may change: it touches what is written, where things are and what is kept in
@@ -453,6 +499,8 @@ FREE = (
     "log",
     "checkpoint",
     "data.path",
+    "data.layout",
+    "data.if_changed",
     "data.threads",
     "data.resident",
     "data.max_bad_fraction",
@@ -460,6 +508,15 @@ FREE = (
     "data.index",
     "train.remat",
 )
+
+
+def changed(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
+    """Name the fields in which the records of two runs differ, see `differences`.
+
+    Fields that came after a run are at the defaults which leave it as it was.
+    """
+    before, now = ({**record, **of_record(record).to_dict()} for record in (old, new))
+    return differences(before, now)
 
 
 def differences(old: dict, new: dict, prefix: str = "") -> list[str]:

@@ -11,11 +11,15 @@ from __future__ import annotations
 
 from absl import flags
 
-from simclr_jax import errors
+from simclr_jax import errors, flag_kinds
 
 FLAGS = flags.FLAGS
-flags.DEFINE_list("checkpoint", None, "The run's workdir, or RUN@STEP; several with commas.")
-flags.DEFINE_string("out", None, "The page; RUN/report.html by default, of the first run.")
+flags.DEFINE(
+    flag_kinds.Paths(), "checkpoint", None, "The run's workdir, or RUN@STEP; several with commas."
+)
+flags.DEFINE(
+    flag_kinds.Path(), "out", None, "The page; RUN/report.html by default, of the first run."
+)
 flags.DEFINE_bool("debug", False, "Show the traceback of an error.")
 
 

@@ -11,16 +11,46 @@ from __future__ import annotations
 
 from absl import flags
 
-from simclr_jax import errors
+from simclr_jax import errors, flag_kinds
 
 FLAGS = flags.FLAGS
-flags.DEFINE_string("embeddings", None, "What embed has written: NAME.npz or NAME.parquet.")
-flags.DEFINE_multi_string("query", [], "Images, with commas: files, or names in the embeddings.")
-flags.DEFINE_integer("k", None, "Nearest images of each query, 12 by default.")
-flags.DEFINE_float("duplicates", None, "List all pairs of at least this similarity instead.")
-flags.DEFINE_string("out", None, "The sheet to write, NAME.html; by default beside the embeddings.")
-flags.DEFINE_string("images", "", "The directory of the images, if they have been moved.")
-flags.DEFINE_integer("seed", 0, "Of the choice of images without --query.")
+flags.DEFINE(
+    flag_kinds.Path(), "embeddings", None, "What embed has written: NAME.npz or NAME.parquet."
+)
+flags.DEFINE_multi(
+    flag_kinds.Path(),
+    flags.ArgumentSerializer(),
+    "query",
+    [],
+    "Images, with commas: files, or names in the embeddings.",
+)
+flags.DEFINE(flag_kinds.Whole(1), "k", None, "Nearest images of each query, 12 by default.")
+flags.DEFINE(
+    flag_kinds.Number(above=0, most=1),
+    "duplicates",
+    None,
+    "List all pairs of at least this similarity instead.",
+)
+flags.DEFINE(
+    flag_kinds.Path(),
+    "out",
+    None,
+    "The sheet to write, NAME.html; by default beside the embeddings.",
+)
+flags.DEFINE(
+    flag_kinds.Path(),
+    "images",
+    "",
+    "Where the images are: a directory, or what embed --data takes. Needed if they were moved, or "
+    "the embeddings are another user's.",
+)
+flags.DEFINE(
+    flag_kinds.Path(),
+    "checkpoint",
+    "",
+    "The run that encodes other queries; likewise only where it is not known.",
+)
+flags.DEFINE(flag_kinds.Whole(), "seed", 0, "Of the choice of images without --query.")
 flags.DEFINE_boolean("debug", False, "Show the traceback of an error.")
 
 
@@ -41,6 +71,7 @@ def main() -> None:
             duplicates=FLAGS.duplicates,
             out=FLAGS.out,
             images=FLAGS.images,
+            checkpoint=FLAGS.checkpoint,
             seed=FLAGS.seed,
         )
     )

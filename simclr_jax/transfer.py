@@ -14,21 +14,39 @@ from __future__ import annotations
 
 from absl import flags
 
-from simclr_jax import errors
+from simclr_jax import errors, flag_kinds
 
 FLAGS = flags.FLAGS
-flags.DEFINE_string("checkpoint", "", "The run: WORKDIR, or WORKDIR@STEP.")
-flags.DEFINE_string("data_dir", "", "Where the data sets lie; by default where TFDS keeps them.")
+flags.DEFINE(flag_kinds.Path(), "checkpoint", "", "The run: WORKDIR, or WORKDIR@STEP.")
+flags.DEFINE(
+    flag_kinds.Path(), "data_dir", "", "Where the data sets lie; by default where TFDS keeps them."
+)
 flags.DEFINE_list(
     "sets",
     None,
     "food101, cifar10, cifar100, birdsnap, sun397, cars196, aircraft, voc2007, dtd, pets, "
     "caltech101, flowers102; all that are there by default, none with --data.",
 )
-flags.DEFINE_list("data", [], "Further data sets: DIRECTORY, FILE.npz or tfds:NAME.")
-flags.DEFINE_integer("seed", 0, "Of intervals, and of validation images where a set has none.")
-flags.DEFINE_string("cache", "", "Where features are kept; RUN/features by default, none: nowhere.")
-flags.DEFINE_float("max_bad_fraction", None, "Of unreadable images; the recipe's by default.")
+flags.DEFINE(flag_kinds.Paths(), "data", [], "Further data sets: DIRECTORY, FILE.npz or tfds:NAME.")
+flags.DEFINE(
+    flag_kinds.Whole(0, 2**32 - 1),
+    "seed",
+    0,
+    "Of intervals, and of validation images where a set has none.",
+)
+flags.DEFINE(
+    flag_kinds.Path(),
+    "cache",
+    "",
+    "Where features are kept; RUN/features by default, none: nowhere.",
+)
+flags.DEFINE(
+    flag_kinds.Number(least=0, most=1),
+    "max_bad_fraction",
+    None,
+    "Of unreadable images; the recipe's by default.",
+)
+flags.DEFINE_boolean("seen", False, "Score also images that may have been trained on.")
 flags.DEFINE_boolean("debug", False, "Show the traceback of an error.")
 
 
@@ -51,6 +69,7 @@ def main() -> None:
         cache=FLAGS.cache,
         seed=FLAGS.seed,
         max_bad_fraction=FLAGS.max_bad_fraction,
+        seen=FLAGS.seen,
     )
 
 

@@ -7,12 +7,13 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Mapping
+from typing import Any
 
 import numpy as np
 from ml_collections import ConfigDict
 
-from simclr_jax import declaration
+from simclr_jax import declaration, flag_kinds, recipes
 from simclr_jax.errors import UserError, choose, nearest
 from simclr_jax.recipes import OPEN, base, get, head_layers, view
 
@@ -38,6 +39,8 @@ CHOICES: dict[str, tuple] = {
     "stage": ("pretrain", *LABELLED),
     "data.source": ("digits", "memory", "folder", "tfds", "tfrecord"),
     "data.order": ("random", "stream"),
+    "data.layout": ("auto", "splits", "classes"),
+    "data.if_changed": ("say", "refuse"),
     "augment.placement": ("device", "split", "host"),
     "augment.grid": ("corner", "half_pixel", "antialias", "opencv"),
     "augment.brightness_mode": ("multiply", "add"),
@@ -57,6 +60,9 @@ CHOICES: dict[str, tuple] = {
     "train.dtype": ("float32", "bfloat16", "float64"),
     "train.remat": ("none", "block"),
 }
+
+# Files and directories, or words that stand for one; each may begin with `~`.
+PATHS = ("data.path", "data.index", "init.run", "distill.teacher", "labels.use")
 
 # What numbers must hold: the fields, the rule in words, the rule.
 RULES: tuple[tuple[tuple[str, ...], str, Callable[[float], bool]], ...] = (
@@ -79,7 +85,6 @@ RULES: tuple[tuple[tuple[str, ...], str, Callable[[float], bool]], ...] = (
             "train.steps_per_call",
             "head.layers",
             "head.dim",
-            "data.image_size",
             "log.every_steps",
             "checkpoint.every_steps",
             "checkpoint.keep",
@@ -92,6 +97,7 @@ RULES: tuple[tuple[tuple[str, ...], str, Callable[[float], bool]], ...] = (
         "1 or more",
         lambda value: value >= 1,
     ),
+    (("data.image_size",), "1 to 16384", lambda value: 1 <= value <= 2**14),
     (
         ("optim.weight_decay", "optim.warmup_epochs", "eval.every_epochs"),
         "0 or more",
@@ -134,12 +140,9 @@ def validate(config: ConfigDict, devices: int) -> None:
       UserError: naming the first field found wrong, its value and what would be right.
     """
     c, known = config, check_fields(config)
-    for name, choices in CHOICES.items():
-        if not _is_open(c, name):
-            choose(name, get(c, name), choices)
-    for names, words, holds in RULES:
-        for name in names:
-            _require(c, name, holds, words)
+    _check_values(c)
+    for name in PATHS:
+        _check_home(name, get(c, name))
     if c.data.split == c.data.eval_split:
         raise UserError(
             f'data.eval_split is "{c.data.eval_split}", the split that is trained on: name another'
@@ -157,13 +160,12 @@ def validate(config: ConfigDict, devices: int) -> None:
                 f"head.{name} is {c.head[name]}, but a head of kind {c.head.kind} does not read "
                 f"it: leave it at {known['head'][name]}, or set --config.head.kind=mlp"
             )
-    if c.train.steps is None:
-        _require(c, "train.epochs", lambda value: value > 0, "greater than 0")
-    else:
-        _require(c, "train.steps", lambda value: value >= 1, "1 or more")
-    for name in c.augment.views:
-        _check_view(c, f"augment.views.{name}.")
     _check_stage(c, known)
+    if c.eval.seen and not (c.init.run or c.distill.teacher):
+        raise UserError(
+            "eval.seen is True, but there is no init.run or teacher that may have trained on what "
+            "is scored: leave it at False"
+        )
     _check_placement(c)
     _check_tap(c, "eval.probe_tap", c.eval.probe_tap)
     _check_tap(c, "finetune.tap", c.finetune.tap)
@@ -181,6 +183,40 @@ def validate(config: ConfigDict, devices: int) -> None:
     for name in ("train.dtype", "distill.teacher_dtype"):
         if get(c, name) == "float64" and not _x64():
             raise UserError(f"{name} is float64: set the environment variable JAX_ENABLE_X64=1")
+
+
+def stored(record: Mapping[str, Any]) -> ConfigDict:
+    """Return the recipe in the record of a run that is there, each field by itself checked.
+
+    What fields may be together is the matter of who trains by them.
+
+    Raises:
+      UserError: naming a field that recipes do not have, or that has a value it cannot have.
+    """
+    config = recipes.of_record(record)
+    if "converted" in record:  # its stage is none that trains
+        with (checked := recipes.copied(config)).unlocked():
+            checked.stage = CHOICES["stage"][0]
+    else:
+        checked = config
+    _check_values(checked)
+    return config
+
+
+def _check_values(c: ConfigDict) -> None:
+    """Check what each field may be by itself."""
+    for name, choices in CHOICES.items():
+        if not _is_open(c, name):
+            choose(name, get(c, name), choices)
+    for names, words, holds in RULES:
+        for name in names:
+            _require(c, name, holds, words)
+    if c.train.steps is None:
+        _require(c, "train.epochs", lambda value: value > 0, "greater than 0")
+    else:
+        _require(c, "train.steps", lambda value: value >= 1, "1 or more")
+    for name in c.augment.views:
+        _check_view(c, f"augment.views.{name}.")
 
 
 def check_fields(config: ConfigDict) -> dict:
@@ -223,6 +259,13 @@ def _require(config: ConfigDict, name: str, holds: Callable[[float], bool], rule
         raise UserError(f"{name} is {value}: it must be {rule}")
 
 
+def _check_home(name: str, path: str | None) -> None:
+    try:
+        flag_kinds.at_home(path or "")
+    except ValueError as error:
+        raise UserError(f"{name} is {path}, but {error}") from error
+
+
 def _check_view(config: ConfigDict, prefix: str) -> None:
     for name in (
         "flip",
@@ -239,6 +282,7 @@ def _check_view(config: ConfigDict, prefix: str) -> None:
         _require(config, prefix + name, lambda value: value >= 0, "0 or more")
     for name in ("area", "aspect", "blur_sigma"):
         largest = get(config, f"{prefix}{name}_max")
+        _require(config, f"{prefix}{name}_max", lambda value: value > 0, "greater than 0")
         rule = f"greater than 0 and at most {name}_max={largest}"
         _require(config, f"{prefix}{name}_min", functools.partial(_within, largest), rule)
     for name in ("copies", "size"):

@@ -29,6 +29,8 @@ os.environ["XLA_FLAGS"] = " ".join(FLAGS)
 os.environ.setdefault(
     "JAX_COMPILATION_CACHE_DIR", str(Path(tempfile.gettempdir()) / "simclr_jax_test_cache")
 )
+# What a user keeps: a key by which files of embeddings are known again, indices of TFRecords.
+os.environ["XDG_CACHE_HOME"] = str(Path(tempfile.gettempdir()) / "simclr_jax_test_home")
 # Every program: the smallest takes 50 ms to compile, 4 ms to write, and every run makes it again.
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import io
 import json
+import os
 import zipfile
 from typing import TypedDict
 
@@ -62,6 +63,7 @@ def test_no_document_cut_short_is_read():
         (b"\xff\xfe", "UTF-8"),
         (b"", "not JSON"),
         (b"[" * 100_000, "nested too deeply|not JSON"),
+        (b"[" * 70 + b"]" * 70, "nested too deeply"),
         (b'{"name": "a", "scores": {"low": 1e400}}', "1e400 is out of range"),
         (b'{"name": "a", "scores": {"low": ' + b"9" * 5000 + b"}}", "out of range"),
         (b"[1, 2]", "Expected `object`, got `array`"),
@@ -86,8 +88,18 @@ def test_a_directory_in_place_of_a_file_is_said(tmp_path):
     with pytest.raises(UserError, match="Is a directory"):
         archives.read(tmp_path / "a.npz")
     for missing in ("b.json", "a.json/b.json"):
-        with pytest.raises(FileNotFoundError):
-            documents.read(tmp_path / missing, Scores)
+        for read in (archives.read, lambda path: documents.read(path, Scores)):
+            with pytest.raises(FileNotFoundError):
+                read(tmp_path / missing)
+
+
+def test_a_pipe_is_not_waited_for(tmp_path):
+    os.mkfifo(tmp_path / "a.json")
+    os.mkfifo(tmp_path / "a.npz")
+    with pytest.raises(UserError, match="it is a pipe or a device"):
+        documents.read(tmp_path / "a.json", Scores)
+    with pytest.raises(UserError, match="it is a pipe or a device"):
+        archives.read(tmp_path / "a.npz")
 
 
 # Archives -----------------------------------------------------------------------------------------

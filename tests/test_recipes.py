@@ -1,5 +1,7 @@
 """Recipes: every choice is one that the code knows, every rule refuses what it should."""
 
+from pathlib import Path
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -8,6 +10,7 @@ import pytest
 from simclr_jax import recipes, validation
 from simclr_jax.data import sources
 from simclr_jax.data.sources import Images
+from simclr_jax.data.sources.layout import choose_layout
 from simclr_jax.data.stream import Stream
 from simclr_jax.errors import UserError
 from simclr_jax.frame import modules
@@ -107,6 +110,20 @@ def _order(c):
     assert isinstance(reader.order, Stream) == (c.data.order == "stream")
 
 
+def _layout(c):
+    """Both directories are called like splits."""
+    found = choose_layout(c.data, Path("data"), {"train": 2, "test": 1})
+    whole = {"train": ""}
+    assert found.roots == (
+        whole if c.data.layout == "classes" else {"test": "test", "train": "train"}
+    )
+
+
+def _if_changed(c):
+    """What a resumed run does with it is tested in `data/test_changed_files.py`."""
+    assert "data.if_changed" in recipes.FREE
+
+
 def _is_read(c):
     """What a stage does with it is tested where the stage is."""
     assert c.stage in validation.LABELLED
@@ -119,6 +136,8 @@ BUILDERS = {
     "distill.teacher_dtype": _is_read,
     "data.source": _source,
     "data.order": _order,
+    "data.layout": _layout,
+    "data.if_changed": _if_changed,
     "augment.placement": _views,
     "augment.grid": _views,
     "augment.brightness_mode": _views,
@@ -175,6 +194,7 @@ REFUSED_BY = {
     "in [0, 2^63)": (-1,),
     "in [0, 2^32)": (-1, 2**32),
     "0 to 5": (-1, 6),
+    "1 to 16384": (0, 16385),
     "greater than 0 and at most 1 (labels alone are stage finetune)": (0.0, 1.1, float("nan")),
     "between 0 and 1": (0.0, 1.0, 1.5),
     "greater than 0 and at most 178.0, Pillow's own limit": (0.0, 178.1, float("nan")),

@@ -4,17 +4,17 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import json
 import threading
 from collections import deque
 from collections.abc import Callable, Generator, Iterable
 from concurrent.futures import CancelledError, Future, ThreadPoolExecutor
-from typing import Any, NamedTuple, TypeVar, cast
+from typing import Any, NamedTuple, TypedDict, TypeVar, cast
 
 import numpy as np
 from etils import epath
 
-from simclr_jax import files
+from simclr_jax import documents, files
+from simclr_jax.closing import Closing
 from simclr_jax.data.decode import BadImage, within_memory
 from simclr_jax.data.read_ahead import ReadAhead
 from simclr_jax.data.sources.arrays import Images
@@ -26,6 +26,13 @@ SHOWN = 3  # unreadable images named on the console; the file lists all
 
 Job = TypeVar("Job")
 Done = TypeVar("Done")
+
+
+class Listed(TypedDict):
+    """A line of a list of images that could not be read."""
+
+    image: str
+    reason: str
 
 
 class Rows(NamedTuple):
@@ -61,10 +68,7 @@ class Unreadable:
         self._met: set[str] = set()  # by this process: what was repaired meanwhile counts no more
         self._listed: dict[str, str] = {}
         if self.path is not None and self.path.exists():
-            # A kill may have left half a line at the end.
-            for line in self.path.read_text().rpartition("\n")[0].splitlines():
-                record = json.loads(line)
-                self._listed[record["image"]] = record["reason"]
+            self._read(self.path)
             self._write()
 
     def __len__(self) -> int:
@@ -93,19 +97,34 @@ class Unreadable:
             if len(self) <= SHOWN:
                 self.say(f"unreadable: {name} ({reason}); {self.fate}")
 
+    def _read(self, path: epath.Path) -> None:
+        # A kill may have left half a line at the end. An image of a damaged one is listed again
+        # when it is met again.
+        lines, damaged = documents.content(path).rpartition(b"\n")[0].split(b"\n"), 0
+        for line in filter(None, lines):
+            try:
+                record = documents.parse(line, Listed)
+            except documents.Unfit:
+                damaged += 1
+            else:
+                self._listed[record["image"]] = record["reason"]
+        if damaged:
+            self.say(f"note      {damaged} damaged line(s) of {documents.shown(path)} are left out")
+
     def _append(self, name: str) -> None:
         if self.path is not None and files.is_local(self.path):
-            with self.path.open("a") as file:
+            with files.explaining(self.path), self.path.open("a") as file:
                 file.write(self._line(name))
         else:
             self._write()
 
     def _write(self) -> None:
         if self.path is not None:
-            files.write_atomically(self.path, "".join(map(self._line, self._listed)))
+            with files.explaining(self.path):
+                files.write_atomically(self.path, "".join(map(self._line, self._listed)))
 
     def _line(self, name: str) -> str:
-        return json.dumps({"image": name, "reason": self._listed[name]}) + "\n"
+        return documents.line({"image": name, "reason": self._listed[name]})
 
 
 @dataclasses.dataclass(frozen=True)
@@ -256,13 +275,10 @@ def ahead(
 ) -> Generator[Done, None, None]:
     """Yield `work(job)` for each job, in order, with up to `depth` more under way."""
     waiting: deque[Future[Done]] = deque()
-    try:
+    with Closing(lambda: [future.cancel() for future in waiting]):
         for job in jobs:
             waiting.append(pool.submit(work, job))
             if len(waiting) > depth:
                 yield waiting.popleft().result()
         while waiting:
             yield waiting.popleft().result()
-    finally:
-        for future in waiting:
-            future.cancel()

@@ -4,22 +4,26 @@ from __future__ import annotations
 
 import dataclasses
 import os
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from ml_collections import ConfigDict
 
+from simclr_jax import files
 from simclr_jax.data import sources
-from simclr_jax.data.sources import Source
+from simclr_jax.data.sources import Source, Trained, Unseen
 from simclr_jax.data.sources.folder import Folder
 from simclr_jax.embedding import embeddings
 from simclr_jax.embedding.embeddings import Embeddings
-from simclr_jax.errors import UserError, choose
+from simclr_jax.errors import Unreachable, UserError, choose
 from simclr_jax.judging import datasets, feature_bank
 from simclr_jax.judging.feature_bank import Say, cache_of
+from simclr_jax.stages import heritage
 from simclr_jax.stages.encoder import Encoder
 from simclr_jax.train import saved
+from simclr_jax.unlabelled import NO_LABEL
 
 
 @dataclasses.dataclass(frozen=True)
@@ -30,7 +34,8 @@ class Options:
       checkpoint: a workdir, or `WORKDIR@STEP`.
       out: the file to write, `.npz` or `.parquet`.
       data, data_dir: as in `datasets.Wanted`.
-      split: splits, with commas; "": those that the run trains on and is evaluated on.
+      split: splits, with commas; "": all of other data, or those that the run trains on and is
+        evaluated on.
       tap: which vector, see `encoder.taps`.
       cache: where features are kept; "": in the workdir, "none": nowhere.
     """
@@ -63,24 +68,32 @@ def run(options: Options, say: Say = print) -> None:
     parts = open_parts(read, options.data, options.data_dir, options.split, say)
     for name, source in parts.items():
         say(f"images    {len(source)} of {name}")
+    for note in dict.fromkeys(note for source in parts.values() for note in sources.notes(source)):
+        say(f"note      {note}")
     cache = cache_of(read.workdir, options.cache)
     found = {
         name: feature_bank.extract(encoder, source, (options.tap,), cache, say)[options.tap]
         for name, source in parts.items()
     }
     rows = _collect(parts, found, _about(options, read, encoder, parts))
-    embeddings.write(out, rows)
+    marked = embeddings.write(out, rows)
     count, dimension = rows.features.shape
     say(f"written   {out}: {count} images, {dimension} numbers each")
+    if not marked:
+        say(
+            f"note      no key can be kept in {files.cache_directory()}: search will ask for "
+            "--images"
+        )
     say(f"search    python -m simclr_jax.search --embeddings={out}")
 
 
 def open_parts(
     read: saved.Saved, data: str, data_dir: str, split: str, say: Say = lambda line: None
 ) -> dict[str, Source]:
-    """Open the images, by the name of the part: of some splits, or the run's two.
+    """Open the images, by the name of the part: some splits, all of other data, or the run's two.
 
-    Labels are used where there are any; labels that cannot be used are no reason to stop.
+    Labels are used where there are any; labels that cannot be used are no reason to stop. The first
+    part notes which splits are left out.
 
     Args:
       read: the run.
@@ -91,25 +104,35 @@ def open_parts(
     wanted = datasets.Wanted(data, data_dir, split=names[0] if names and data else "")
     recipe = datasets.recipe_data(read.config, wanted)
     kept = None if data else read.workdir / "index"
+    trained = heritage.of_record(read.record, read.workdir)
     try:
-        return _opened(recipe, kept, names)
+        return _opened(recipe, kept, names, trained)
+    except Unreachable:
+        raise
     except UserError as error:
         with recipe.unlocked():
             recipe.labels = False
-        found = _opened(recipe, kept, names)
+        found = _opened(recipe, kept, names, trained)
         say(f"note      labels are left out: {error}")
         return found
 
 
-def _opened(recipe: ConfigDict, kept: Any, names: list[str]) -> dict[str, Source]:
-    found = sources.OPENERS[recipe.source](recipe, kept)
+def _opened(
+    recipe: ConfigDict, kept: Any, names: list[str], trained: Sequence[Trained]
+) -> dict[str, Source]:
+    found = sources.find(recipe, kept)
     for name in names:
         choose("--split", name, found)
     if names:
-        return {name: found[name]() for name in names}
-    fit, score = sources.open_splits(recipe, kept)
+        parts = {name: found[name]() for name in names}
+        return parts | {names[0]: sources.noted(parts[names[0]], sources.unused(found, names))}
+    used = (recipe.split, recipe.eval_split)
+    others = sorted(found.keys() - {*used}) if kept is None else []
+    unseen = Unseen(trained, scored=False)
+    opened = sources.open_all(recipe, kept, unseen, found=found, also=others)
     held_out = recipe.eval_split if recipe.eval_split in found else f"held out of {recipe.split}"
-    return {recipe.split: fit, held_out: score}
+    own = {recipe.split: opened.train, held_out: opened.test}
+    return own | {name: found[name]() for name in others}
 
 
 def _about(
@@ -117,8 +140,10 @@ def _about(
 ) -> dict[str, Any]:
     first = next(iter(parts.values()))
     data = options.data
-    if data and Path(data).expanduser().exists():  # found again from any directory
-        data = str(Path(data).expanduser().absolute())
+    layout, path = datasets.layout_of(data)
+    if data and Path(path).expanduser().exists():  # found again from any directory
+        prefix = "" if layout == "auto" else f"{layout}:"
+        data = f"{prefix}{Path(path).expanduser().absolute()}"
     return {
         "format": embeddings.FORMAT,
         "checkpoint": f"{Path(os.fspath(read.workdir)).absolute()}@{read.step}",
@@ -137,7 +162,6 @@ def _collect(
     parts: dict[str, Source], found: dict[str, feature_bank.Features], about: dict[str, Any]
 ) -> Embeddings:
     rows = list(found.values())
-    labelled = all(x.labels is not None for x in rows)
     names = [_names(source, x) for source, x in zip(parts.values(), rows, strict=True)]
     flat = [name for some in names for name in some]
     if len(set(flat)) < len(flat):  # numbers, which each part has anew
@@ -147,8 +171,20 @@ def _collect(
         names=np.array(flat),
         part=np.repeat(np.arange(len(rows), dtype=np.int32), [len(x) for x in rows]),
         examples=np.concatenate([x.examples for x in rows]),
-        labels=np.concatenate([np.asarray(x.labels) for x in rows]) if labelled else None,
+        labels=_labels(rows),
         about=about,
+    )
+
+
+def _labels(rows: list[feature_bank.Features]) -> np.ndarray | None:
+    """Return the labels of all parts, `NO_LABEL` in one that has none; None if none has any."""
+    shapes = {x.labels.shape[1:] for x in rows if x.labels is not None}
+    if len(shapes) != 1:
+        return None
+    (shape,) = shapes
+    none = [np.full((len(x), *shape), NO_LABEL, np.int8) for x in rows]
+    return np.concatenate(
+        [n if x.labels is None else x.labels for x, n in zip(rows, none, strict=True)]
     )
 
 

@@ -10,21 +10,20 @@ from pathlib import Path
 
 import numpy as np
 
+from simclr_jax import files
 from simclr_jax.data import decode
 from simclr_jax.data.decode import BadImage, Rules
-from simclr_jax.data.sources import NO_LABEL, Source
+from simclr_jax.data.sources import NO_LABEL
 from simclr_jax.embedding import embeddings
-from simclr_jax.embedding.embed import open_parts
 from simclr_jax.embedding.embeddings import Embeddings
-from simclr_jax.errors import UserError
+from simclr_jax.embedding.pictures import Pictures, source_run
+from simclr_jax.errors import UserError, choose, printable
 from simclr_jax.evaluate import knn, retrieval
 from simclr_jax.judging.feature_bank import Say
 from simclr_jax.reporting.sheet import Cell, sheet, thumbnail
 from simclr_jax.stages.encoder import Encoder
-from simclr_jax.train import saved
 
 K = 12  # nearest images, where nothing else is asked for
-VIEWED = Rules(white_level="range")  # for people: of more than 8 bits all that can be seen
 SPREAD = 12  # queries, where none is given
 SPOKEN_QUERIES, SPOKEN_IMAGES, SPOKEN_PAIRS = 4, 5, 20  # printed; the sheet has all
 PICTURED_PAIRS, LISTED_PAIRS = 300, 20_000  # in the sheet, as thumbnails and as text
@@ -40,7 +39,9 @@ class Options:
       k: nearest images; None: `K`, or all others where there are fewer.
       duplicates: similarity of the pairs to list, or None.
       out: the sheet; None: beside the embeddings.
-      images: the directory of the images, where they have been moved.
+      images: where the images are: a directory, or what `embed --data` takes; "": where the file
+        says, if it is of this user's `embed`.
+      checkpoint: the run that encodes queries which are not in the file; "": likewise.
       seed: of the choice of images without a query.
     """
 
@@ -50,6 +51,7 @@ class Options:
     duplicates: float | None = None
     out: str | None = None
     images: str = ""
+    checkpoint: str = ""
     seed: int = 0
 
 
@@ -77,7 +79,9 @@ def run(options: Options, say: Say = print) -> None:
     least = options.duplicates
     if least is not None and not 0 < least <= 1:
         raise UserError(f"--duplicates={least} must be above 0 and at most 1")
-    pictures = Pictures(found, options.images)
+    for note in found.notes:
+        say(f"note      {note}")
+    pictures = Pictures(found, options.images, options.checkpoint)
     sections, listed = [], []
     if options.query or least is None:
         queries = _queries(options, found) if options.query else _spread(found, options.seed)
@@ -95,68 +99,16 @@ def run(options: Options, say: Say = print) -> None:
         listed = lines[PICTURED_PAIRS : PICTURED_PAIRS + LISTED_PAIRS]
     pictures.check(say)
     with embeddings.aside(out) as path:
-        path.write_text(sheet(f"Search in {given.name}", _about(found), sections, listed), "utf-8")
+        about = [*_about(found), pictures.where, *found.notes]
+        path.write_text(sheet(f"Search in {given.name}", about, sections, listed), "utf-8")
     say(f"sheet     {out}")
-
-
-class Pictures:
-    """Thumbnails of embedded images, as far as these are still there."""
-
-    def __init__(self, found: Embeddings, moved: str = ""):
-        self._found = found
-        self._directory = moved or found.about["directory"]
-        self._sources: list[Source] = []
-        self._kept: dict[int, bytes | None] = {}
-
-    def __call__(self, row: int) -> bytes | None:
-        """Return the thumbnail of an image, or None where it cannot be read."""
-        if row not in self._kept:
-            try:
-                self._kept[row] = thumbnail(self._read(row))
-            except (BadImage, OSError):
-                self._kept[row] = None
-        return self._kept[row]
-
-    def check(self, say: Say) -> None:
-        """Say how many images could not be read; raise `UserError` if it was all of them."""
-        missing = [row for row, picture in self._kept.items() if picture is None]
-        if not missing:
-            return
-        if len(missing) == len(self._kept):
-            raise UserError(
-                f"none of the images can be read in {self._directory}, so a sheet would be empty: "
-                "name their directory with --images=DIRECTORY"
-            )
-        say(
-            f"note      {len(missing)} of {len(self._kept)} images in the sheet cannot be read, "
-            f"such as {self._found.names[missing[0]]} in {self._directory}"
-        )
-
-    def _read(self, row: int) -> np.ndarray:
-        if self._directory:
-            path = Path(self._directory).expanduser() / str(self._found.names[row])
-            return decode.decode(decode.content(path, VIEWED), VIEWED)
-        if not self._sources:
-            self._sources = self._opened()
-        source = self._sources[int(self._found.part[row])]
-        return source.example(int(self._found.examples[row]))[0]
-
-    def _opened(self) -> list[Source]:
-        about = self._found.about
-        opened = list(open_parts(_checkpoint(about), **about["data"]).values())
-        if [source.fingerprint() for source in opened] != about["fingerprints"]:
-            raise UserError(
-                f"the images are not those that were embedded ({about['data']['data'] or 'the run'}"
-                "'s data have changed): run python -m simclr_jax.embed again"
-            )
-        return opened
 
 
 def _queries(options: Options, found: Embeddings) -> list[Query]:
     """Return the images asked for, those that are not in the file encoded as it was."""
     position = {str(name): row for row, name in enumerate(found.names)}
     directory = options.images or found.about["directory"]
-    encoder = functools.cache(lambda: _encoder(found))
+    encoder = functools.cache(lambda: _encoder(found, options.checkpoint))
     queries = []
     for text in _split(options.query, position):
         row = position.get(text)
@@ -176,25 +128,35 @@ def _queries(options: Options, found: Embeddings) -> list[Query]:
 
 def _split(texts: Sequence[str], names: dict[str, int]) -> list[str]:
     """Split each text at its commas, unless the whole of it is a name or a file."""
-    whole = [[text] if text in names or Path(text).is_file() else text.split(",") for text in texts]
+    whole = [[text] if text in names or _is_file(text) else text.split(",") for text in texts]
     return [text for some in whole for text in some if text]
+
+
+def _is_file(text: str) -> bool:
+    try:
+        return Path(files.expand_home(text)).is_file()
+    except UserError:  # no file can have this name, which may be several
+        return False
 
 
 def _below(path: str, directory: str) -> str:
     """Return the path of a file relative to a directory that it lies in, or ""."""
-    absolute, root = Path(path).expanduser().absolute(), Path(directory).expanduser().absolute()
+    try:
+        absolute, root = (Path(files.expand_home(one)).absolute() for one in (path, directory))
+    except UserError:
+        return ""
     return str(absolute.relative_to(root)) if absolute.is_relative_to(root) else ""
 
 
 def _read_query(
     text: str, found: Embeddings, file: str, encoder: Callable[[], Encoder]
 ) -> np.ndarray:
-    path = Path(text).expanduser()
-    if not path.is_file():
+    if not _is_file(text):
         raise UserError(
             f"--query={text} is no file, and no name in {file} (which has names such as "
-            f'"{found.names[0]}")'
+            f'"{printable(str(found.names[0]))}")'
         )
+    path = Path(files.expand_home(text))
     try:
         with decode.within_memory(lambda: f"--query={text}"):
             encoded = decode.content(path)
@@ -206,12 +168,9 @@ def _read_query(
         raise UserError(f"--query={text} cannot be read: {error.strerror or error}") from error
 
 
-def _checkpoint(about: dict) -> saved.Saved:
-    return saved.read(about["checkpoint"], "the embeddings' checkpoint")
-
-
-def _encoder(found: Embeddings) -> Encoder:
-    encoder = Encoder.of(_checkpoint(found.about))
+def _encoder(found: Embeddings, checkpoint: str) -> Encoder:
+    encoder = Encoder.of(source_run(found, checkpoint))
+    choose("the embeddings' tap", found.about["tap"], encoder.taps)
     if encoder.fingerprint != found.about["weights"]:
         raise UserError(
             f"{encoder.run} is not the checkpoint that made the embeddings any more: run "
@@ -250,7 +209,7 @@ def _pairs(
     """Return rows of two for the most similar pairs, and a line for each pair."""
     values, pairs = retrieval.similar_pairs(found.features, similarity)
     lines = [
-        f"  {value:.4f}  {found.names[a]}  {found.names[b]}"
+        f"  {value:.4f}  {printable(str(found.names[a]))}  {printable(str(found.names[b]))}"
         for value, (a, b) in zip(values, pairs, strict=True)
     ]
     rows = [
@@ -268,15 +227,15 @@ def _described(found: Embeddings, row: int) -> str:
     labels = np.atleast_1d(found.labels[row])
     several = found.labels.ndim == 2  # where -1 is a class to be ignored
     shown = np.flatnonzero(labels == 1) if several else labels[labels != NO_LABEL]
-    said = ", ".join(names[i] if not names[i].isdecimal() else f"class {i}" for i in shown)
+    said = ", ".join(f"class {names[i]}" if names[i].isdecimal() else names[i] for i in shown)
     return f"{name}: {said}" if said else name
 
 
 def _say_rows(rows: list[list[Cell]], say: Say) -> None:
     for query, *others in rows[:SPOKEN_QUERIES]:
-        say(f"query     {query.name}")
+        say(f"query     {printable(query.name)}")
         for cell in others[:SPOKEN_IMAGES]:
-            say(f"  {cell.caption}   {cell.name}")
+            say(f"  {cell.caption}   {printable(cell.name)}")
     if len(rows) > SPOKEN_QUERIES:
         say(f"... and {len(rows) - SPOKEN_QUERIES} more queries in the sheet")
 

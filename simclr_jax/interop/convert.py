@@ -12,7 +12,7 @@ import numpy as np
 from etils import epath
 from ml_collections import ConfigDict
 
-from simclr_jax import files, recipes
+from simclr_jax import documents, files, recipes
 from simclr_jax.data.sources import tfds
 from simclr_jax.errors import UserError
 from simclr_jax.frame import modules
@@ -164,10 +164,7 @@ def _flags_beside(checkpoint: Checkpoint) -> tuple[epath.Path, dict[str, Any]]:
     path = next((p / "flags.json" for p in places if (p / "flags.json").exists()), None)
     if path is None:
         return places[0] / "flags.json", {}
-    found = files.read_json(path)
-    if not isinstance(found, dict):
-        raise UserError(f"{path} holds no flags: repair or remove it")
-    return path, found
+    return path, documents.read(path, dict[str, Any], "repair or remove it")
 
 
 def _check_tap(tap: int, model: Model) -> None:

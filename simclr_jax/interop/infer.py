@@ -21,6 +21,7 @@ from simclr_jax.models.normalization import BatchNorm
 from simclr_jax.models.resnet import ARCHITECTURES, ResNet
 
 SHOWN = 4  # names in an error
+LARGEST = 2**24  # of the sizes of a variable
 
 Shapes = Mapping[str, tuple[int, ...]]
 
@@ -70,6 +71,12 @@ def infer(checkpoint: Checkpoint) -> Model:
       UserError: if no model has just these variables, naming the nearest and what differs.
     """
     shapes = checkpoint.shapes
+    for name, shape in shapes.items():
+        if not all(1 <= size <= LARGEST for size in shape):
+            raise UserError(
+                f"{name} of {checkpoint.path} is {list(shape)}, which no variable can be: convert "
+                "an unchanged checkpoint of that program"
+            )
     kind, layers, dim = _head(shapes)
     kernels = [s for n, s in shapes.items() if n.startswith("head_supervised/") and len(s) == 2]
     inputs, classes = kernels[0] if kernels else (0, 0)
@@ -155,7 +162,7 @@ def _ratio(sizes: list[tuple[int, int]], least: int, usual: float) -> float:
 
 def _head(shapes: Shapes) -> tuple[str, int, int]:
     """Return kind, layers and outputs of the projection head."""
-    scope = re.compile(r"(?:head_contrastive|projection_head)/(n?l_\d+)/dense(?:_\d+)?/kernel")
+    scope = re.compile(r"(?:head_contrastive|projection_head)/(n?l_\d{1,9})/dense(?:_\d+)?/kernel")
     found = ((scope.fullmatch(name), shape) for name, shape in shapes.items())
     kernels = {match[1]: shape for match, shape in found if match and len(shape) == 2}
     if not kernels:

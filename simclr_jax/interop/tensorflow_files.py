@@ -20,7 +20,8 @@ from typing import Any
 import numpy as np
 from etils import epath
 
-from simclr_jax.errors import UserError
+from simclr_jax import buckets, documents, files
+from simclr_jax.errors import UserError, printable
 
 OBJECT_GRAPH = "_CHECKPOINTABLE_OBJECT_GRAPH"
 SECTIONS = {
@@ -86,13 +87,13 @@ def find(source: str) -> str:
     Raises:
       UserError: if there is no checkpoint.
     """
-    if "://" in source:
+    if not files.is_local(source):
         raise UserError(
             f"--source={source} is not on this machine: copy it first, with "
             "gcloud storage cp --recursive (docs/checkpoints.md)"
         )
-    path = epath.Path(re.sub(r"\.(index|meta|data-\d+-of-\d+)$", "", source)).expanduser()
-    if path.with_name(path.name + ".index").exists():
+    path = epath.Path(files.expand_home(re.sub(r"\.(index|meta|data-\d+-of-\d+)$", "", source)))
+    if path.name and path.with_name(path.name + ".index").exists():
         return str(path)
     if path.name in ("checkpoint", "saved_model.pb") and not path.is_dir():
         path = path.parent
@@ -101,13 +102,13 @@ def find(source: str) -> str:
             f"--source={source} is no TensorFlow checkpoint: give model.ckpt-N, ckpt-N, their "
             "directory or that of a SavedModel"
         )
-    numbered = [inner for inner in path.iterdir() if inner.name.isdigit()]
+    numbered = [inner for inner in buckets.listing(path) if inner.name.isdigit()]
     for model in (path, *(numbered if len(numbered) == 1 else [])):
         if (model / "variables" / "variables.index").exists():
             return str(model / "variables" / "variables")
     found = beside(str(path / "any"))
     listed = path / "checkpoint"
-    text = listed.read_bytes().decode(errors="replace") if listed.is_file() else ""
+    text = documents.content(listed).decode(errors="replace") if listed.is_file() else ""
     if match := re.search(r'^model_checkpoint_path: "(.+)"', text, re.MULTILINE):
         newest = match[1].rpartition("/")[2]
         if newest not in found:
@@ -138,7 +139,7 @@ def open_checkpoint(source: str) -> Checkpoint:
     """
     prefix = find(source)
     reader = _reader(prefix)
-    shapes = reader.get_variable_to_shape_map()
+    shapes = _guarded(prefix, reader.get_variable_to_shape_map)
     flavour = "tf2" if OBJECT_GRAPH in shapes else "tf1"
     keys = {key: key for key in shapes}
     if flavour == "tf2":
@@ -178,13 +179,15 @@ def _reader(prefix: str) -> Any:
 
 def _guarded(prefix: str, read: Callable[[], Any]) -> Any:
     """Call `read`; turn what TensorFlow raises about bad files into one line."""
-    import tensorflow as tf
-
     try:
         return read()
-    # Its errors in C++ become whichever of these their codes stand for.
-    except (tf.errors.OpError, RuntimeError, ValueError, LookupError) as error:
-        reason = str(getattr(error, "message", error)).splitlines()[0][:200]
+    except (UserError, ImportError):
+        raise
+    # Its errors in C++ become whichever of Python's their codes stand for, those of its messages
+    # are others again, and what is of another shape than it should be fails in its own way.
+    except Exception as error:
+        said = str(getattr(error, "message", error)).splitlines() or [type(error).__name__]
+        reason = printable(said[0][:200])
         raise UserError(
             f"checkpoint {prefix} is damaged or incomplete ({reason}): copy it again, with "
             "all its .index and .data files"
@@ -240,7 +243,7 @@ def _numbered_from_zero(names: list[str]) -> dict[str, str]:
         matches = (
             None
             if module.startswith(("nl_", "l_"))
-            else re.match(r"(.*?[a-z])(?:_(\d+))?$", module)
+            else re.match(r"(.*?[a-z])(?:_(\d{1,18}))?$", module)
             for module in name.split("/")[:-1]
         )
         return [(match[1], int(match[2] or 0)) if match else None for match in matches]
@@ -265,6 +268,8 @@ def _step(prefix: str, reader: Any, shapes: Any) -> int | None:
     counters = ("global_step", "global_step/.ATTRIBUTES/VARIABLE_VALUE")
     key = next((counter for counter in counters if counter in shapes), None)
     if key is not None:
-        return int(_guarded(prefix, lambda: reader.get_tensor(key)))
-    match = re.search(r"ckpt-(\d+)$", prefix) or re.search(r"/(\d+)/variables/variables$", prefix)
+        return _guarded(prefix, lambda: int(np.asarray(reader.get_tensor(key)).item()))
+    match = re.search(r"ckpt-(\d{1,18})$", prefix) or re.search(
+        r"/(\d{1,18})/variables/variables$", prefix
+    )
     return int(match[1]) if match else None

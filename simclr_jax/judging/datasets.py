@@ -3,19 +3,26 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from etils import epath
 from ml_collections import ConfigDict
 
 from simclr_jax import recipes
 from simclr_jax.data import sources
-from simclr_jax.data.sources import Source, Splits
+from simclr_jax.data.sources import Opened, Source, Splits, Trained, Unseen, trained
 from simclr_jax.errors import UserError, choose
+from simclr_jax.stages import heritage
 
-HELP = "DIRECTORY, FILE.npz, tfds:NAME or digits; the run's own data by default."
+HELP = (
+    "DIRECTORY (splits:DIRECTORY or classes:DIRECTORY where its subdirectories may be either), "
+    "FILE.npz, tfds:NAME or digits; the run's own data by default."
+)
+LAYOUTS = ("splits", "classes")  # what may stand before a directory
+REMEDY = "name other images by --data or --eval_split, or score these all the same by --seen"
 VALIDATION = ("validation", "valid", "val")  # what data sets call the split to choose by
 
 
@@ -29,6 +36,7 @@ class Wanted:
       split: to learn from.
       eval_split: to be scored on.
       validation_split: to choose settings on.
+      seen: score also images that the run, or one it comes from, may have trained on.
     """
 
     data: str = ""
@@ -36,6 +44,7 @@ class Wanted:
     split: str = ""
     eval_split: str = ""
     validation_split: str = ""
+    seen: bool = False
 
 
 @dataclasses.dataclass(frozen=True)
@@ -49,6 +58,8 @@ class Data:
       fit: to learn from.
       choose: to choose settings on; None: a part of `fit` is held out for that.
       score: to be scored on.
+      opened: the splits as they were opened, if that was here.
+      trained: what the run and those it comes from have trained on.
     """
 
     name: str
@@ -57,17 +68,21 @@ class Data:
     fit: Source
     choose: Source | None
     score: Source
+    opened: Opened | None = None
+    trained: Sequence[Trained] = ()
 
     @property
     def notes(self) -> list[str]:
         """Return what a user should know about the data, such as why there are no labels."""
-        return [*dict.fromkeys((*sources.notes(self.fit), *sources.notes(self.score)))]
+        more = self.opened.notes if self.opened else ()
+        return [*dict.fromkeys((*sources.notes(self.fit), *sources.notes(self.score), *more))]
 
 
 def open_data(config: ConfigDict, workdir: epath.PathLike, wanted: Wanted) -> Data:
     """Open the data set that is wanted, with labels where it has any.
 
-    Where it has no split to be scored on, a part of the other is held out, as in training.
+    Where it has no split to be scored on, a part of the other is held out, as in training. Nothing
+    is scored that the run, or one it comes from, has trained on, as far as that can be known.
 
     Args:
       config: the recipe of the run whose encoder is judged.
@@ -75,12 +90,13 @@ def open_data(config: ConfigDict, workdir: epath.PathLike, wanted: Wanted) -> Da
       wanted: which data.
 
     Raises:
-      UserError: if the data cannot be opened, or there is no such split.
+      UserError: if the data cannot be opened, there is no such split, or it cannot be known what
+        of it has not been trained on.
     """
     data = recipe_data(config, wanted)
     index = epath.Path(workdir) / "index"
     kept = index if not wanted.data and index.exists() else None
-    found = sources.OPENERS[data.source](data, kept)
+    found = sources.find(data, kept)
     for flag, name in (("--split", wanted.split), ("--eval_split", wanted.eval_split)):
         if name:
             choose(flag, name, found)
@@ -91,10 +107,12 @@ def open_data(config: ConfigDict, workdir: epath.PathLike, wanted: Wanted) -> Da
             f'"{data.split}" would be learned from and scored on: name different splits with '
             "--split and --eval_split"
         )
-    labels_used = bool(wanted.data) or config.data.labels
-    fit, score = sources.open_splits(data, kept, labels_used)
-    scored = data.eval_split if data.eval_split in found else f"held out of {data.split}"
+    before = heritage.of_workdir(workdir, config)
     validation = _validation(wanted, data, found)
+    also = (validation,) if validation else ()
+    opened = sources.open_all(data, kept, unseen(config, before, wanted), found=found, also=also)
+    fit, score = opened.train, opened.test
+    scored = data.eval_split if data.eval_split in found else f"held out of {data.split}"
     chosen_on = found[validation]() if validation else None
     if chosen_on is not None and score.classes and not chosen_on.classes:
         validation, chosen_on = "", None  # without labels nothing can be chosen on it
@@ -105,16 +123,70 @@ def open_data(config: ConfigDict, workdir: epath.PathLike, wanted: Wanted) -> Da
         fit=fit,
         choose=chosen_on,
         score=score,
+        opened=opened,
+        trained=tuple(before),
     )
+
+
+def unseen(config: ConfigDict, before: Sequence[Trained], wanted: Wanted) -> Unseen:
+    """Return what a door must not score.
+
+    Args:
+      config: the recipe of the run whose encoder is judged.
+      before: what it and those it comes from have trained on.
+      wanted: which data; the run's own are scored as the run itself does.
+    """
+    allowed = wanted.seen or (config.eval.seen and not wanted.data)
+    return Unseen(before, REMEDY, allowed)
+
+
+def scored_images(data: Data) -> dict[str, str]:
+    """Return what a result says of what is scored, where there is anything to say."""
+    notes = data.opened.notes if data.opened else ()
+    return {"scored images": "; ".join(notes)} if notes else {}
+
+
+def labels_of_encoder(data: Data) -> int:
+    """Return how many labels the encoder, or a run it comes from, has learned from, at most."""
+    if data.opened is None:
+        return sum(one.labels.count for one in data.trained if one.labels and one.labels.encoder)
+    own, others = heritage.labels_of(_taught(data), data.opened.whole)
+    return len(own) + sum(others)
+
+
+def labels_in_all(data: Data, used: np.ndarray) -> str:
+    """Return a sentence about the labels of encoder and probe together; "" if it has seen no other.
+
+    Args:
+      data: opened for a run.
+      used: which images of `data.fit` the probe learns from.
+    """
+    if data.opened is None:
+        return ""
+    count = len(data.opened.whole)
+    mine = trained.rows(count, data.opened.held_out)[0][used]
+    own, others = heritage.labels_of(_taught(data), data.opened.whole)
+    total = len(np.union1d(own, mine)) + sum(others)
+    if total == len(mine):
+        return ""
+    return (
+        f"the probe has {len(mine)} labels, and the encoder has learned from "
+        f"{len(own) + sum(others)} already: there are {'at most ' * bool(others)}{total} in all"
+    )
+
+
+def _taught(data: Data) -> list[Trained]:
+    return [one for one in data.trained if one.labels and one.labels.encoder]
 
 
 def recipe_data(config: ConfigDict, wanted: Wanted) -> ConfigDict:
     """Return `config.data` changed to what is wanted."""
     data = recipes.copied(config.data)
     with data.unlocked():
-        data.labels = True
+        data.labels, data.if_changed = True, "say"  # refusing is for training
         if wanted.data:
             data.update({"name": "", "path": "", "split": "train", "eval_split": "test"})
+            data.layout = "auto"
             data.update(_parsed(wanted.data))
         if wanted.data_dir:
             if data.source != "tfds":
@@ -141,15 +213,24 @@ def check_one_label(source: Source, what: str) -> None:
         raise UserError(f"an image may have several labels here, {what} needs one each")
 
 
+def layout_of(data: str) -> tuple[str, str]:
+    """Return the layout that `--data` asks for and the path, as in `classes:DIRECTORY`."""
+    kind, colon, rest = data.partition(":")
+    if colon and kind in LAYOUTS:
+        return kind, rest
+    return "auto", data
+
+
 def _parsed(data: str) -> dict[str, Any]:
     kind, colon, rest = data.partition(":")
     if data == "digits" or kind == "digits":
         return {"source": "digits", "name": rest or "placed"}
     if kind == "tfds" and colon:
         return {"source": "tfds", "name": rest}
-    path = Path(data).expanduser()
-    if path.is_dir():
-        return {"source": "folder", "path": data}
+    layout, directory = layout_of(data)
+    path = Path(directory).expanduser()
+    if layout != "auto" or path.is_dir():
+        return {"source": "folder", "path": directory, "layout": layout}
     if path.suffix == ".npz":
         return {"source": "memory", "path": data}
     raise UserError(f"--data={data} is no directory: give {HELP}")

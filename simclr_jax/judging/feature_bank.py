@@ -1,7 +1,8 @@
 """Features of a data set, computed once and kept on disk.
 
     CACHE/KEY/about.json        what the key stands for
-    CACHE/KEY/TAP-00003.npz     `x`, float32 [rows, d], and `bad`, of one shard of `SHARD` examples
+    CACHE/KEY/TAP-00003.npz     `x`, float32 [rows, d], and `bad`, of one shard of `SHARD` examples;
+                                `of`: KEY, TAP and the number, so that no other is taken for it
 
 The key is made of everything that decides a feature: weights, preprocessing, compute dtype, and
 the data with the sizes and times of its files. A shard is whole or absent; what an interrupted run
@@ -22,10 +23,11 @@ from typing import Any
 import numpy as np
 from etils import epath
 
-from simclr_jax import archives, files
+from simclr_jax import archives, documents, files
 from simclr_jax.data.held_out import HeldOut
 from simclr_jax.data.reader import Unreadable
 from simclr_jax.data.sources import Images, Source, stamp, tell
+from simclr_jax.data.sources.folder import Folder
 from simclr_jax.errors import UserError
 from simclr_jax.stages.encoder import Encoder
 from simclr_jax.train.progress import duration
@@ -163,7 +165,18 @@ def key(encoder: Encoder, source: Source) -> dict[str, Any]:
         "shape": list(source.pixels.shape[1:]) if isinstance(source, Images) else None,
         "data": source.fingerprint(),
         "files": stamp(source),
+        "place": _directory(source),
     }
+
+
+def _directory(source: Source) -> str:
+    """Return where the files of a split lie: another directory may have files of their names,
+    sizes and times.
+    """
+    if isinstance(source, Folder):
+        return os.path.realpath(source.root)
+    found = getattr(source, "files", None)
+    return os.fspath(found[0].parent) if found else ""
 
 
 def _compute(
@@ -187,7 +200,8 @@ def _place(encoder: Encoder, source: Source, cache: epath.Path) -> epath.Path:
     place = epath.Path(cache) / digest
     try:
         place.mkdir(parents=True, exist_ok=True)
-        files.write_json(place / "about.json", about)
+        files.sweep(place)
+        documents.write(place / "about.json", about)
     except OSError as error:
         raise UserError(
             f"features cannot be kept in {os.fspath(cache)} ({error.strerror or error}): "
@@ -199,12 +213,12 @@ def _place(encoder: Encoder, source: Source, cache: epath.Path) -> epath.Path:
 def _read(
     place: epath.Path | None, tap: str, shard: int, count: int, say: Say
 ) -> dict[str, np.ndarray] | None:
-    """Return a shard of `count` images that is there and whole, else None."""
+    """Return a shard of `count` images that is there, whole and the one asked for, else None."""
     if place is None or not (path := _file(place, tap, shard)).exists():
         return None
     try:
-        found = archives.read(path, ("x", "bad"), remedy="it is made again")
-        x, bad = found["x"], found["bad"]
+        found = archives.read(path, ("x", "bad", "of"), remedy="it is made again")
+        x, bad, of = found["x"], found["bad"], str(found["of"])
     except FileNotFoundError:
         return None
     except UserError as error:
@@ -216,14 +230,22 @@ def _read(
     if x.ndim != 2 or x.dtype != np.float32 or bad.shape != (count,) or len(x) != count:
         say(f"note      {path} does not hold the features of {count} images: it is made again")
         return None
+    if of != _of(place, tap, shard):
+        say(f"note      {path} holds other features ({documents.shown(of)}): it is made again")
+        return None
     return {"x": x, "bad": bad.astype(bool)}
+
+
+def _of(place: epath.Path, tap: str, shard: int) -> str:
+    """Return what a shard is, wherever it lies."""
+    return f"{place.name} {tap} {shard}"
 
 
 def _write(place: epath.Path | None, tap: str, shard: int, arrays: dict[str, np.ndarray]) -> None:
     if place is None:
         return
     buffer = io.BytesIO()
-    np.savez(buffer, **arrays)  # type: ignore[arg-type]
+    np.savez(buffer, of=np.array(_of(place, tap, shard)), **arrays)  # type: ignore[arg-type]
     try:
         files.write_atomically(_file(place, tap, shard), buffer.getvalue())
     except OSError as error:

@@ -3,23 +3,24 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 from etils import epath
 
-from simclr_jax import tables
-from simclr_jax.data.sources import NO_LABEL
 from simclr_jax.errors import UserError, choose, number
-from simclr_jax.evaluate import scores, significance
-from simclr_jax.judging import datasets, feature_bank, results
+from simclr_jax.evaluate import chance, scores
+from simclr_jax.judging import datasets, feature_bank, naming, results, shown
 from simclr_jax.judging.datasets import Data, Wanted
 from simclr_jax.judging.feature_bank import Features, Say, cache_of
+from simclr_jax.judging.shown import Scored
 from simclr_jax.judging.solvers import LEARN, SOLVERS, Outcome, Settings, Task
 from simclr_jax.stages import labels as label_choice
+from simclr_jax.stages import scored as run_scored
 from simclr_jax.stages.encoder import Encoder
 from simclr_jax.train import saved
+from simclr_jax.unlabelled import counted
 
 
 @dataclasses.dataclass(frozen=True)
@@ -47,15 +48,6 @@ class Options:
     metric: str = ""
     name: str = ""
     max_bad_fraction: float | None = None
-
-
-@dataclasses.dataclass(frozen=True)
-class Scored:
-    """One line of the table: what was judged, its result file's content and its arrays."""
-
-    encoder: Encoder
-    result: dict[str, Any]
-    arrays: dict[str, np.ndarray]
 
 
 def run(checkpoints: Sequence[str], wanted: Wanted, options: Options, say: Say = print) -> None:
@@ -92,16 +84,21 @@ def run(checkpoints: Sequence[str], wanted: Wanted, options: Options, say: Say =
             tasks = make_tasks(judged, data, options, cache, say)
             if judged is not encoder:
                 tasks = [task for task in tasks if task.tap != "pixels"]  # which are the same
-            for one in judge(judged, data, tasks, options, options.name or data.slug, tail):
+            named = (options.name or data.slug, tail, naming.of_data(wanted, data))
+            for one in judge(judged, data, tasks, options, *named):
                 place = f"{run.workdir}/results/{one.result['name']}.json"
                 if place in written:
                     raise UserError(f"two results would be {place}: name each checkpoint once")
+                for line in naming.set_aside(run.workdir, one.result):
+                    say(f"note      {line}")
                 results.write(run.workdir, one.result, one.arrays)
                 written.add(place)
                 found.append(one)
-    for line in table(found):
+    for line in shown.table(found):
         say(line)
-    for line in _comparisons(found):
+    for line in shown.notes(found):
+        say(f"note      {line}")
+    for line in shown.comparisons(found):
         say(line)
     places = sorted({place.rpartition("/")[0] for place in written})
     say(f"written   {', '.join(places)}: settings, scores, predictions")
@@ -110,9 +107,9 @@ def run(checkpoints: Sequence[str], wanted: Wanted, options: Options, say: Say =
 def neighbours(text: str) -> tuple[int, float | None]:
     """Read `k:temperature`, or `k` for one vote each; raise `UserError` for anything else."""
     k, colon, temperature = text.partition(":")
-    if not k.isdecimal() or not int(k):
+    if not (k.isdecimal() and len(k) < 10 and int(k)):
         raise UserError(f'--knn has "{text}": give k, or k:temperature, such as 200:0.1')
-    return int(k), number("--knn", temperature) if colon else None
+    return int(k), number("--knn", temperature, above=0) if colon else None
 
 
 def make_tasks(
@@ -142,16 +139,21 @@ def make_tasks(
     for tap in taps:
         scored = _labelled(score[tap])
         labelled = _labelled(fit[tap]) if learn else Features.none(scored)
+        taught = labelled.known if learn else scored.known  # by those that it may not use as well
         if learn and options.labels != label_choice.ALL:
             seed = options.settings.seed
             rows = label_choice.allowed(
                 options.labels, labelled.known, labelled.examples, data.fit, seed
             )
             labelled = labelled.take(rows)
+            if tap == taps[0]:
+                _say_labels_in_all(data, labelled, say)
         if tap == taps[0]:
             _check(labelled, scored, classes, data, learn, say)
         chosen = None if choose is None else _labelled(choose[tap])
-        tasks.append(Task(encoder, tap, data.fit, labelled, chosen, scored, classes, metric))
+        tasks.append(
+            Task(encoder, tap, data.fit, labelled, chosen, scored, classes, metric, taught)
+        )
     return tasks
 
 
@@ -162,6 +164,7 @@ def judge(
     options: Options,
     prefix: str = "",
     tail: str = "",
+    beyond: Mapping[str, Any] | None = None,
 ) -> Iterator[Scored]:
     """Run every solver on every task; yield what results files hold.
 
@@ -170,37 +173,20 @@ def judge(
       tasks: see `make_tasks`.
       options: the solvers and their settings.
       prefix, tail: what the names of results begin and end with.
+      beyond: what tells `data` from the run's own, see `naming.name`.
     """
     for task in tasks:
         for solver in options.solvers:
             for outcome in SOLVERS[solver](task, options.settings):
-                yield _scored(encoder, data, task, solver, outcome, options, (prefix, tail))
-
-
-def table(found: Sequence[Scored]) -> list[str]:
-    """Show scores in per cent and their intervals: a row for each result."""
-    several = len({one.encoder.run for one in found}) > 1
-    groups: dict[str, list[Scored]] = {}
-    for one in found:
-        kind = one.result["solver"]
-        groups.setdefault(kind if kind in ("kmeans", "retrieval") else "classes", []).append(one)
-    lines = []
-    for group in groups.values():
-        names = list(dict.fromkeys(name for one in group for name in one.result["scores"]))
-        rows = []
-        for one in group:
-            name, scored = one.result["name"], one.result["scores"]
-            name = f"{one.encoder.run}  {name}" if several else name
-            rows.append((name, *(_percent(scored.get(n)) for n in names)))
-        lines += ["", tables.table(("%", *names), rows)]
-    return [*lines, "in brackets: 95 % bootstrap interval over the images scored on", ""]
-
-
-def _percent(score: dict[str, float] | None) -> str:
-    if score is None:
-        return "-"
-    interval = f" ({100 * score['low']:.1f}-{100 * score['high']:.1f})" if "low" in score else ""
-    return f"{100 * score['value']:.1f}{interval}"
+                learned = options.labels if "fit" in outcome.roles else label_choice.ALL
+                name = naming.name(
+                    *(prefix, outcome.name, task.tap),
+                    labels=learned,
+                    seed=options.settings.seed,
+                    beyond={**(beyond or {}), **options.settings.unsaid(solver)},
+                    tail=tail,
+                )
+                yield _scored(encoder, data, task, solver, outcome, options, name)
 
 
 def _scored(
@@ -210,13 +196,15 @@ def _scored(
     solver: str,
     outcome: Outcome,
     options: Options,
-    ends: tuple[str, str],
+    name: str,
 ) -> Scored:
     seed, labels = options.settings.seed, task.score.known
     arrays = {"labels": labels, "examples": task.score.examples}
-    measured = dict(outcome.measured)
+    measured, level = dict(outcome.measured), {}
     if outcome.outputs is not None:
         measured |= scores.statistics(labels, outcome.outputs)
+        guess = chance.outputs(task.taught, labels, task.classes)
+        level = _level(guess, labels, measured)
         if labels.ndim == 2:
             arrays["scores"] = np.asarray(outcome.outputs, np.float32)
         else:
@@ -224,10 +212,8 @@ def _scored(
             predicted = outcome.outputs if single else outcome.outputs.argmax(axis=1)
             arrays["predictions"] = predicted.astype(np.int32)
     learned = "fit" in outcome.roles
-    few = label_choice.tag(options.labels, seed) if learned else ""
-    parts = (ends[0], outcome.name, task.tap, few, ends[1])
     result = {
-        "name": "-".join(part for part in parts if part),
+        "name": name,
         "solver": solver,
         "tap": task.tap,
         "checkpoint": {"run": encoder.run, "step": encoder.step, "weights": encoder.fingerprint},
@@ -237,13 +223,27 @@ def _scored(
             "features": f"{task.tap}, {task.fit.x.shape[1]} numbers, inference mode",
             "preprocessing": dataclasses.asdict(encoder.preprocessing),
             "labels used": label_choice.describe(options.labels) if learned else "none",
+            "labels of the encoder": datasets.labels_of_encoder(data),
             "intervals": "95 %, percentile bootstrap over the images scored on, 1000 resamples",
-        },
+        }
+        | datasets.scored_images(data),
         "scores": scores.intervals(measured, len(labels), seed)
         | {name: {"value": value} for name, value in outcome.values.items()},
         "seed": seed,
+        **({"level": level} if level else {}),
+        **({"notes": list(outcome.notes)} if outcome.notes else {}),
     }
     return Scored(encoder, result, arrays)
+
+
+def _level(
+    guess: np.ndarray, labels: np.ndarray, measured: Mapping[str, scores.Statistic]
+) -> dict[str, Any]:
+    """Return what guessing by the frequency of the classes gives, of the scores measured."""
+    every, whole = scores.statistics(labels, guess), np.ones(len(labels))
+    found = {name: {"value": every[name](whole)} for name in measured if name in every}
+    what = "each class by its frequency" if labels.ndim == 2 else f"class {guess[0].argmax()}"
+    return {"of": f"{chance.COMMONEST} ({what})", "scores": found}
 
 
 def _about_data(data: Data, task: Task, roles: Sequence[str]) -> dict[str, Any]:
@@ -266,6 +266,11 @@ def _about_data(data: Data, task: Task, roles: Sequence[str]) -> dict[str, Any]:
             "fingerprint": source.fingerprint(),
             "images": len(used),
         }
+        labelled = len(counted(source.labels))
+        if labelled < len(source):
+            found[name]["without_label"] = len(source) - labelled
+        if role != "fit" and len(used) < labelled:  # to fit on, fewer may have been asked for
+            found[name]["unreadable"] = labelled - len(used)
     return found
 
 
@@ -296,11 +301,15 @@ def _announce(encoder: Encoder, data: Data, options: Options, say: Say) -> None:
         say(f"note      {note}")
 
 
+def _say_labels_in_all(data: Data, used: Features, say: Say) -> None:
+    """Say how many labels there are in all, if the encoder has learned from others than a probe."""
+    if line := datasets.labels_in_all(data, used.examples):
+        say(f"note      {line}")
+
+
 def _labelled(features: Features) -> Features:
-    labels = features.known
-    if labels.ndim == 2 or (labels != NO_LABEL).all():
-        return features
-    return features.take(np.flatnonzero(labels != NO_LABEL))
+    rows = counted(features.known)
+    return features if len(rows) == len(features) else features.take(rows)
 
 
 def _check(fit: Features, score: Features, classes: int, data: Data, learn: bool, say: Say) -> None:
@@ -311,6 +320,12 @@ def _check(fit: Features, score: Features, classes: int, data: Data, learn: bool
     """
     if not len(score):
         raise UserError(f"no image to be scored on in {data.name} has a label: label some")
+    parts = [("to be scored on", data.score), *([("to learn from", data.fit)] if learn else [])]
+    for which, source in parts:
+        if missing := len(source) - len(counted(source.labels)):
+            say(f"note      {missing} of {len(source)} images {which} have no label: left out")
+    if score.known.ndim == 1 and (score.known == score.known[0]).all():
+        say(f"note      {run_scored.ONE_CLASS}")
     if not learn:
         return
     if len(fit) < classes:
@@ -326,19 +341,3 @@ def _check(fit: Features, score: Features, classes: int, data: Data, learn: bool
                 f"note      {len(unseen)} class(es) occur among the images scored on only, such as "
                 f"{names[int(unseen[0])]}: they count as errors"
             )
-
-
-def _comparisons(found: Sequence[Scored]) -> Iterator[str]:
-    """Say of each result whether it differs from that of the first run by more than chance."""
-    for one in found:
-        first = next(f for f in found if f.result["name"] == one.result["name"])
-        names = [n for n in significance.LINEAR + significance.RANKED if n in one.result["scores"]]
-        same = first.result["data"]["test"] == one.result["data"]["test"]
-        if first is one or not same or not names or "examples" not in one.arrays:
-            continue
-        test = significance.permutation_test(one.arrays, first.arrays, names[0])
-        yield (
-            f"{one.encoder.run} against {first.encoder.run}, {one.result['name']}: {names[0]} "
-            f"{100 * test['difference']:+.1f} points, p = {test['p']:.2g} "
-            f"(paired permutation test, {test['samples']} samples)"
-        )

@@ -2,24 +2,29 @@
 
 RUN/results/NAME.json   settings, what was chosen, scores with intervals, versions
 RUN/results/NAME.npz    `labels`, `predictions` or `scores`, and `examples`, of each test image
+
+The first has a checksum of itself and one of the second, so that neither is read altered, or beside
+another's. Results of versions without them are held to their shapes alone.
 """
 
 from __future__ import annotations
 
 import contextlib
 import io
-import os
 import platform
 import re
+import zlib
 from collections.abc import Mapping
 from importlib import metadata
-from typing import Any
+from typing import Annotated, Any, NotRequired, TypedDict
 
 import jax
+import msgspec
 import numpy as np
 from etils import epath
 
-from simclr_jax import archives, files
+from simclr_jax import archives, documents, files
+from simclr_jax.documents import Unfit
 from simclr_jax.errors import UserError
 
 PACKAGES = ("simclr-jax", "jax", "jaxlib", "flax", "optax", "numpy", "scikit-learn", "pillow")
@@ -27,6 +32,71 @@ PACKAGES = ("simclr-jax", "jax", "jaxlib", "flax", "optax", "numpy", "scikit-lea
 OPTIONAL = ("opencv-python-headless", "simplejpeg", "tensorflow-datasets", "tensorflow")
 NAME = re.compile(r"[\w.+-]+")
 SUMMARY = "summary.json"  # what the end of pretraining writes beside the results
+REMEDY = "restore or remove it"
+
+# Fractions, null where there is no number; far beyond what any score can be is damage.
+Fraction = Annotated[float, msgspec.Meta(ge=-1e6, le=1e6)] | None
+
+
+class Score(TypedDict):
+    """A score and the ends of its interval; `accuracy` is what a summary calls the value."""
+
+    value: NotRequired[Fraction]
+    accuracy: NotRequired[Fraction]
+    low: NotRequired[Fraction]
+    high: NotRequired[Fraction]
+
+
+class Weights(TypedDict):
+    """Which weights were judged; the checksum is `Encoder.fingerprint`."""
+
+    run: NotRequired[str]
+    step: NotRequired[int]
+    weights: NotRequired[str]
+
+
+class Split(TypedDict):
+    """Which images had a part in it."""
+
+    split: NotRequired[str]
+    fingerprint: NotRequired[str]
+    images: NotRequired[int]
+
+
+class Judged(TypedDict):
+    """The data set, and its splits by what they were for."""
+
+    name: NotRequired[str]
+    classes: NotRequired[int]
+    class_names: NotRequired[list[str]]
+    fit: NotRequired[Split]
+    validation: NotRequired[Split]
+    test: NotRequired[Split]
+
+
+class Result(TypedDict):
+    """The content of NAME.json; there may be more than this."""
+
+    name: str
+    scores: dict[str, Score]
+    solver: NotRequired[str]
+    tap: NotRequired[str]
+    checkpoint: NotRequired[Weights]
+    data: NotRequired[Judged]
+    protocol: NotRequired[dict[str, Any]]
+    metric: NotRequired[str]
+    published: NotRequired[dict[str, Annotated[float, msgspec.Meta(ge=-1e6, le=1e6)]]]
+    notes: NotRequired[list[str]]
+    seed: NotRequired[int]
+    versions: NotRequired[dict[str, str]]
+    arrays: NotRequired[str]
+
+
+class Summary(TypedDict):
+    """The content of `SUMMARY`: what was compared, each thing's scores by name."""
+
+    scores: dict[str, dict[str, Score]]
+    protocol: NotRequired[dict[str, Any]]
 
 
 def write(workdir: epath.PathLike, result: Mapping[str, Any], arrays: Mapping[str, Any]) -> str:
@@ -44,11 +114,12 @@ def write(workdir: epath.PathLike, result: Mapping[str, Any], arrays: Mapping[st
     directory = epath.Path(workdir) / "results"
     buffer = io.BytesIO()
     np.savez_compressed(buffer, **arrays)
-    path = directory / f"{result['name']}.json"
+    path, whole = directory / f"{result['name']}.json", buffer.getvalue()
+    about = {**result, "versions": versions(), "arrays": _checksum(whole)}
     try:
         directory.mkdir(parents=True, exist_ok=True)
-        files.write_atomically(directory / f"{result['name']}.npz", buffer.getvalue())
-        files.write_json(path, {**result, "versions": versions()})
+        files.write_atomically(directory / f"{result['name']}.npz", whole)
+        documents.write(path, about)
     except OSError as error:
         raise UserError(
             f"results cannot be written to {directory} ({error.strerror or error}): "
@@ -64,34 +135,70 @@ def paths(workdir: epath.PathLike) -> list[epath.Path]:
 
 
 def read(path: epath.Path) -> dict[str, Any]:
-    """Return the content of a result's JSON file.
+    """Return the content of a result's JSON file, all of it: at least what `Result` says.
 
     Raises:
-      UserError: if it is not JSON, or not what `write` writes.
+      FileNotFoundError: if there is none.
+      UserError: if it cannot be read, was altered, or is not what `write` writes.
     """
-    found = files.read_json(path)
-    scores = found.get("scores") if isinstance(found, dict) else None
-    if not isinstance(scores, dict) or not all(isinstance(s, dict) for s in scores.values()):
-        raise UserError(f"{os.fspath(path)} has no scores: restore or remove it")
-    if found.get("name") != path.stem:
+    found = _read(path, Result)
+    if found["name"] != path.stem:
         raise UserError(
-            f'{os.fspath(path)} is the result "{found.get("name")}" under another name: name the '
+            f'{documents.shown(path)} is the result "{found["name"]}" under another name: name the '
             "file as it was"
         )
     return found
 
 
-def read_arrays(workdir: epath.PathLike, name: str) -> dict[str, np.ndarray]:
-    """Return the arrays of a result.
+def read_summary(workdir: epath.PathLike) -> dict[str, Any]:
+    """Return what the end of a run has compared: at least what `Summary` says.
 
     Raises:
-      UserError: if their file is missing or damaged.
+      FileNotFoundError: if there is none.
+      UserError: if it cannot be read, was altered, or is no summary.
     """
-    path = epath.Path(workdir) / "results" / f"{name}.npz"
+    return _read(epath.Path(workdir) / "results" / SUMMARY, Summary)
+
+
+def _read(path: epath.Path, schema: Any) -> dict[str, Any]:
+    documents.read(path, schema, REMEDY)
+    return documents.read(path, dict[str, Any], REMEDY)  # with what the schema does not know
+
+
+def read_arrays(workdir: epath.PathLike, result: Mapping[str, Any]) -> dict[str, np.ndarray]:
+    """Return the arrays of a result that `read` gave.
+
+    Raises:
+      FileNotFoundError: if there are none.
+      UserError: if their file is damaged, or that of another result.
+    """
+    path = epath.Path(workdir) / "results" / f"{result['name']}.npz"
+    found = archives.read(path, remedy=REMEDY)
     try:
-        return archives.read(path)
-    except FileNotFoundError as error:
-        raise UserError(f"{os.fspath(path)} is not there: restore it") from error
+        if result.get("arrays", "") not in ("", _checksum(documents.content(path, REMEDY))):
+            raise Unfit("it is not the one that was written with the result")
+        _check(found)
+    except Unfit as error:
+        raise UserError(f"{documents.shown(path)} cannot be used ({error}): {REMEDY}") from error
+    return found
+
+
+def _check(arrays: Mapping[str, np.ndarray]) -> None:
+    """Raise `Unfit` unless arrays are of the kinds, lengths and ranges of a result's."""
+    kinds = {"labels": "iu", "examples": "iu", "predictions": "iu", "scores": "f"}
+    for name, array in arrays.items():
+        if name not in kinds:
+            continue
+        if array.dtype.kind not in kinds[name] or array.ndim not in (1, 2):
+            raise Unfit(f"{name} is {array.dtype}{list(array.shape)}")
+        if array.dtype.kind in "iu" and array.size and array.min() < -1:
+            raise Unfit(f"{name} has {array.min()}")
+    if len({len(array) for name, array in arrays.items() if name in kinds}) > 1:
+        raise Unfit("its arrays have different lengths")
+
+
+def _checksum(content: bytes) -> str:
+    return f"crc32 {zlib.crc32(content):08x}"
 
 
 def versions() -> dict[str, str]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import math
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -23,6 +24,7 @@ from simclr_jax.evaluate import (
 from simclr_jax.judging.crop_flip import Views
 from simclr_jax.judging.feature_bank import Features
 from simclr_jax.stages.encoder import Encoder
+from simclr_jax.stages.scored import neighbours
 
 RECALLS = (1, 5, 10)
 LARGE = 100_000  # images from which on the papers' ImageNet protocol is the default for sgd
@@ -49,12 +51,31 @@ class Settings:
     seed: int = 0
 
     def __post_init__(self):
-        if self.epochs is not None and not self.epochs > 0:
-            raise UserError(f"--sgd_epochs is {self.epochs:g}: it must be more than 0")
+        for k, temperature in self.knn:
+            if k < 1:
+                raise UserError(f"--knn has k = {k}: it must be 1 or more")
+            if temperature is not None and not 0 < temperature < math.inf:
+                raise UserError(f"--knn has the temperature {temperature:g}: give one above 0")
+        for rate in self.rates:
+            if not 0 < rate < math.inf:
+                raise UserError(f"--sgd_rates has {rate:g}: rates must be more than 0, and finite")
+        if self.epochs is not None and not 0 < self.epochs < math.inf:
+            raise UserError(f"--sgd_epochs is {self.epochs:g}: it must be more than 0, and finite")
         if self.batch_size is not None and self.batch_size < 1:
             raise UserError(f"--sgd_batch_size is {self.batch_size}: it must be 1 or more")
         if not 0 <= self.seed < 2**32:
             raise UserError(f"--seed is {self.seed}: it must be in [0, 2^32)")
+
+    def unsaid(self, solver: str) -> dict[str, Any]:
+        """Return the settings of a solver that are not the defaults, and that its name leaves out.
+
+        The seed is a word of its own.
+        """
+        if solver != "sgd":
+            return {}
+        plain = Settings()
+        names = ("rates", "epochs", "batch_size")
+        return {n: getattr(self, n) for n in names if getattr(self, n) != getattr(plain, n)}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -69,6 +90,8 @@ class Task:
       score: to be scored on.
       classes: number of classes.
       metric: by which settings are chosen: "top-1", "mean per class", "mAP" or "11-point mAP".
+      taught: labels by which classes are told to be frequent: of all training images, also those
+        whose labels may not be used.
     """
 
     encoder: Encoder
@@ -79,6 +102,7 @@ class Task:
     score: Features
     classes: int
     metric: str
+    taught: np.ndarray
 
 
 @dataclasses.dataclass(frozen=True)
@@ -92,6 +116,7 @@ class Outcome:
       outputs: of the examples scored: classes `[m]`, or scores `[m, classes]`; or None.
       measured: further statistics, see `evaluate.scores`.
       values: further numbers, which have no interval.
+      notes: sentences that a reader of the result should know.
     """
 
     name: str
@@ -100,6 +125,7 @@ class Outcome:
     outputs: np.ndarray | None = None
     measured: dict[str, scores.Statistic] = dataclasses.field(default_factory=dict)
     values: dict[str, float] = dataclasses.field(default_factory=dict)
+    notes: tuple[str, ...] = ()
 
 
 def lbfgs(task: Task, settings: Settings) -> Iterator[Outcome]:
@@ -153,9 +179,12 @@ def sgd(task: Task, settings: Settings) -> Iterator[Outcome]:
 
 def nearest(task: Task, settings: Settings) -> Iterator[Outcome]:
     """Classify by the nearest neighbours in the training set, in each of the conventions."""
-    labels = _one_label(task.fit, "knn")
+    labels, done = _one_label(task.fit, "knn"), set()
     for asked, temperature in settings.knn:
         k = min(asked, len(task.fit))
+        if (k, temperature) in done:  # another one was too large as well
+            continue
+        done.add((k, temperature))
         votes = "one vote each" if temperature is None else f"exp(s / {temperature:g}) votes"
         protocol = {
             "solver": f"{k} nearest neighbours by cosine similarity s, {votes}",
@@ -164,8 +193,9 @@ def nearest(task: Task, settings: Settings) -> Iterator[Outcome]:
             "bank": f"{len(task.fit)} training images",
         }
         found = knn.classify(task.fit.x, labels, task.score.x, task.classes, k, temperature)
-        tail = "" if temperature is None else f"-{temperature:g}"
-        yield Outcome(f"knn{asked}{tail}", protocol, outputs=found)
+        tail = "" if temperature is None else f"-{_shortest(temperature)}"
+        notes = neighbours(asked, np.bincount(labels), f"k is {asked}", "--knn")
+        yield Outcome(f"knn{k}{tail}", protocol, outputs=found, notes=tuple(notes))
 
 
 def kmeans(task: Task, settings: Settings) -> Iterator[Outcome]:
@@ -275,6 +305,11 @@ def _one_label(features: Features, solver: str) -> np.ndarray:
             f"an image has several labels, and --solver={solver} needs one: use --solver=lbfgs,sgd"
         )
     return features.known
+
+
+def _shortest(value: float) -> str:
+    """Write a number in a name so that no other is written alike."""
+    return f"{value:g}" if float(f"{value:g}") == value else repr(value)
 
 
 def _one(weights: logistic.Weights, rate: int) -> logistic.Weights:

@@ -10,15 +10,20 @@ from typing import Any
 from etils import epath
 
 from simclr_jax import tables
+from simclr_jax.data.sources import Unseen, trained
 from simclr_jax.errors import UserError, choose
-from simclr_jax.judging import datasets, linear_probe, results, transfer_sets
+from simclr_jax.judging import datasets, linear_probe, naming, results, shown, transfer_sets
 from simclr_jax.judging.datasets import Data, Wanted
 from simclr_jax.judging.feature_bank import Say, cache_of
-from simclr_jax.judging.linear_probe import Options, Scored
+from simclr_jax.judging.linear_probe import Options
+from simclr_jax.judging.shown import Scored
 from simclr_jax.judging.solvers import Settings
 from simclr_jax.judging.transfer_sets import NAMES, SEEDED, SETS, TransferSet
+from simclr_jax.stages import heritage
 from simclr_jax.stages.encoder import Encoder
 from simclr_jax.train import saved
+
+REMEDY = "leave it out, or score it all the same by --seen"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -30,12 +35,14 @@ class Target:
       metric: by which the penalty is chosen, and which is compared; "": the solver's own choice.
       published: scores of others on it, fractions, by method.
       notes: what a reader of the result must know.
+      beyond: what tells the data from others of the name, see `naming.of_data`.
     """
 
     data: Data
     metric: str = ""
     published: Mapping[str, float] = dataclasses.field(default_factory=dict)
     notes: Sequence[str] = ()
+    beyond: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
 
 def run(
@@ -46,6 +53,7 @@ def run(
     cache: str = "",
     seed: int = 0,
     max_bad_fraction: float | None = None,
+    seen: bool = False,
     say: Say = print,
 ) -> None:
     """Evaluate a frozen encoder on data sets, write `results/transfer-NAME.json`, print a table.
@@ -58,6 +66,7 @@ def run(
       cache: where features are kept, see `linear_probe.Options`.
       seed: of the intervals, and of the validation images of `others`.
       max_bad_fraction: of unreadable images in a split; None is that of the run's recipe.
+      seen: see `datasets.Wanted`.
       say: receives each line.
 
     Raises:
@@ -74,44 +83,49 @@ def run(
     say(f"images    short side to {p.size} pixels (grid {p.grid}), central crop, no augmentation")
     say("note      linear evaluation; fine-tuning, the protocol's other half, is a later stage")
 
+    unseen = Unseen(heritage.of_record(read.record, read.workdir), REMEDY, seen)
     ways: dict[str, Callable[[], Target]] = {
-        one.name: functools.partial(_open, one, data_dir) for one in SETS if one.name in sets
+        one.name: functools.partial(_open, one, data_dir, unseen)
+        for one in SETS
+        if one.name in sets
     }
     for data in others:
-        other = _open_other(read, data, data_dir)
-        if other.data.slug in (*NAMES, *ways):
-            raise UserError(
-                f'--data={data} would be called "{other.data.slug}", as another data set is: '
-                "rename it, or name the protocol's own by --sets"
-            )
-        ways[other.data.slug] = functools.partial(_same, other)
+        other = _open_other(read, data, data_dir, seen)
+        name = f"{other.data.slug}-{naming.tag(other.beyond)}"  # others may be called so, too
+        ways[name] = functools.partial(_same, other)
     targets, left_out = _attempt(ways, say)
     kept = cache_of(read.workdir, cache)
-    judge = functools.partial(_judge, encoder, read.workdir, kept, seed, say)
+    tail = f"step{read.step}" if checkpoint.endswith(f"@{read.step}") else ""
+    judge = functools.partial(_judge, encoder, read.workdir, kept, seed, tail, say)
     work = {name: functools.partial(judge, name, target) for name, target in targets.items()}
     found, failed = _attempt(work, say)
     if not found:
         name, why = next(iter((left_out | failed).items()))
         raise UserError(f"none of {len(ways)} data set(s) could be evaluated; {name}: {why}")
-    for line in (*linear_probe.table([*found.values()]), *_beside_published(found, targets)):
+    for line in shown.table([*found.values()]):
+        say(line)
+    for line in shown.by_chance([*found.values()]):
+        say(f"note      {line}")
+    for line in _beside_published(found, targets):
         say(line)
     say(f"written   {read.workdir}/results/transfer-NAME.json of {', '.join(found)}")
 
 
-def _open(one: TransferSet, data_dir: str) -> Target:
+def _open(one: TransferSet, data_dir: str, unseen: Unseen) -> Target:
     opened = transfer_sets.open_set(one, data_dir)
+    said = trained.check(opened.test, f"{one.title}, {one.test}", unseen)
     names = ("train", f"validation, {one.rule}", one.test)
     if one.rule == SEEDED:
         names = ("25 of each class", "5 of each class", "the rest")
     splits = dict(zip(("fit", "choose", "score"), names, strict=True))
     data = Data(one.title, one.name, splits, opened.train, opened.validation, opened.test)
-    return Target(data, one.metric, transfer_sets.published(one), opened.notes)
+    return Target(data, one.metric, transfer_sets.published(one), (*opened.notes, *said))
 
 
-def _open_other(read: saved.Saved, data: str, data_dir: str) -> Target:
-    wanted = Wanted(data, data_dir if data.startswith("tfds:") else "")
+def _open_other(read: saved.Saved, data: str, data_dir: str, seen: bool) -> Target:
+    wanted = Wanted(data, data_dir if data.startswith("tfds:") else "", seen=seen)
     opened = datasets.open_data(read.config, read.workdir, wanted)
-    return Target(opened, notes=opened.notes)
+    return Target(opened, notes=opened.notes, beyond=naming.of_data(wanted, opened))
 
 
 def _same(target: Target) -> Target:
@@ -137,6 +151,7 @@ def _judge(
     workdir: epath.Path,
     cache: epath.Path | None,
     seed: int,
+    tail: str,
     say: Say,
     name: str,
     target: Target,
@@ -151,12 +166,14 @@ def _judge(
     tasks = linear_probe.make_tasks(encoder, data, options, cache, say)
     (one,) = linear_probe.judge(encoder, data, tasks, options)
     about = {
-        "name": f"transfer-{name}",
+        "name": naming.name(f"transfer-{name}", seed=seed, tail=tail),
         "metric": tasks[0].metric,
         "published": dict(target.published),
-        "notes": list(target.notes),
+        "notes": [*target.notes, *one.result.get("notes", ())],
     }
     result = one.result | about
+    for line in naming.set_aside(workdir, result):
+        say(f"note      {line}")
     results.write(workdir, result, one.arrays)
     return dataclasses.replace(one, result=result)
 

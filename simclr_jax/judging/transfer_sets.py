@@ -201,7 +201,7 @@ def _splits(one: TransferSet, data_dir: str) -> Mapping[str, Callable[[], Source
         if not place.is_dir():
             raise UserError(f"{place} is no directory: lay the images out as {place}/{LAYOUT}")
         data.update({"source": "folder", "path": str(place)})
-    data.update({"split": splits[0], "eval_split": splits[1]})
+    data.update({"split": splits[0], "eval_split": splits[1], "layout": "splits"})
     return sources.OPENERS[data.source](data, None)
 
 

@@ -56,7 +56,9 @@ DECLARATION = Declaration(
         "momentum": Field(0.996, "of the target at the start", "in [0, 1]", lambda x: 0 <= x <= 1),
         "hidden": Field(4096, "width inside the predictor", "1 or more", lambda x: x > 0),
     },
-    chance=lambda config: 4.0,  # predictions at right angles to their targets: 2 each way
+    # Predictions at right angles to their targets, 2 each way, as they are on average before
+    # training. (Those that have collapsed are at 0: that is for the effective rank to tell.)
+    chance=lambda config: 4.0,
     parts=("predictor",),
     charts=(Chart("Momentum of the target", {"target_momentum": "momentum"}),),
 )

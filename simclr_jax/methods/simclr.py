@@ -14,6 +14,7 @@ import dataclasses
 import math
 
 import jax
+import numpy as np
 from ml_collections import ConfigDict
 
 from simclr_jax.declaration import Chart, Declaration
@@ -31,9 +32,43 @@ FOUND = "How often the other view of an image is nearer than all other images of
 
 
 def chance(config: ConfigDict) -> float:
-    """Return the loss of embeddings that are all equal: the log of the number of candidates."""
-    candidates = 2 * config.train.batch_size - 1 + config.memory.size
-    return (2 if config.loss.scale == "sum" else 1) * math.log(candidates)
+    """Return the loss of embeddings that are all equal, once the memory, if any, is full."""
+    return float(chance_at(config, np.array([math.inf]))[0])
+
+
+def chance_at(config: ConfigDict, steps: np.ndarray) -> np.ndarray:
+    """Return the loss of embeddings that are all equal: the log of the number of candidates.
+
+    The memory begins empty and fills by a batch in a step. That an image is no negative of itself
+    is left out: it takes one in so many of the memory as there are training images.
+
+    Args:
+      config: a whole recipe.
+      steps: finished steps, `[n]`.
+    """
+    return _scale(config) * np.log(_candidates(config, steps))
+
+
+def floor(config: ConfigDict) -> float:
+    """Return the loss of two views that are equal, and at right angles to all other candidates.
+
+    At a high temperature that is not far below chance. Inner products know no such limit.
+    """
+    if not config.loss.normalize:
+        return 0.0
+    others = float(_candidates(config, np.array([math.inf]))[0]) - 1
+    return _scale(config) * math.log1p(others * math.exp(-1 / config.loss.temperature))
+
+
+def _scale(config: ConfigDict) -> int:
+    return 2 if config.loss.scale == "sum" else 1
+
+
+def _candidates(config: ConfigDict, steps: np.ndarray) -> np.ndarray:
+    """Return among how many embeddings a view looks for its partner."""
+    batch, size = config.train.batch_size, config.memory.size
+    kept = np.minimum(size, steps * batch) if size else np.zeros(len(steps))
+    return 2 * batch - 1 + kept
 
 
 def check(config: ConfigDict) -> None:
@@ -48,6 +83,8 @@ DECLARATION = Declaration(
     reads=("loss", "memory", "head"),
     check=check,
     chance=chance,
+    chance_at=chance_at,
+    floor=floor,
     charts=(Chart("Partner found", {"contrast_accuracy": "partner found"}, True, FOUND),),
 )
 

@@ -6,21 +6,24 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
+import msgspec
 from etils import epath
 from ml_collections import ConfigDict
 
 from simclr_jax import files, recipes
 from simclr_jax.data import sources
+from simclr_jax.data.sources import Opened, Trained, Unseen
 from simclr_jax.errors import UserError, choose
-from simclr_jax.judging import results
+from simclr_jax.judging import naming, results
 from simclr_jax.pipeline import recipe
+from simclr_jax.stages import heritage
 from simclr_jax.stages.adapt import as_before
 from simclr_jax.stages.inherit import inherit
-from simclr_jax.stages.labels import tag
 from simclr_jax.stages.prepare import prepare
-from simclr_jax.train import saved
+from simclr_jax.stages.run import BESIDE
+from simclr_jax.train import saved, stored
 from simclr_jax.train.profile import Profiler
-from simclr_jax.train.workdir import RESUME, check_recipe, started
+from simclr_jax.train.workdir import RESUME, check_recipe, check_saves, started
 
 SOLVER = "lbfgs"  # of all probes
 
@@ -58,8 +61,8 @@ class Place:
     def result(self, probe: str) -> epath.Path:
         """Return the file of what a probe finds, see `judging.linear_probe`."""
         p = self._config.probes[probe]
-        parts = (probe, SOLVER, p.tap, tag(p.labels, p.seed))
-        return self.of(p.run) / "results" / f"{'-'.join(part for part in parts if part)}.json"
+        name = naming.name(probe, SOLVER, p.tap, labels=p.labels, seed=p.seed)
+        return self.of(p.run) / "results" / f"{name}.json"
 
     def check_resume(self, resume: str) -> None:
         """Raise `UserError` if the directory does not hold what `--resume` says."""
@@ -75,18 +78,29 @@ class Place:
 
     def settler(self, profile_steps: str) -> Settle:
         """Return how a recipe's open fields are filled: by what its run has, or by the images."""
-        opened: dict[str, Any] = {}  # images of all runs that have the same
+        opened: dict[Any, Opened] = {}  # images of all runs that have the same
+        trained: dict[str, list[Trained]] = {}  # what runs have trained on that are to be made
 
-        def open_splits(data: ConfigDict, kept: Any = None):
-            key = data.to_json()
-            opened[key] = opened.get(key) or sources.open_splits(data, kept)
+        def open_all(data: ConfigDict, kept: Any, unseen: Unseen) -> Opened:
+            key = data.to_json(), tuple(unseen.trained), unseen.allowed
+            opened[key] = opened.get(key) or sources.open_all(data, kept, unseen)
             return opened[key]
+
+        def read(run: str, flag: str) -> list[Trained]:
+            if run in trained:
+                return trained[run]
+            if run in self._config.runs:  # it is there
+                return heritage.of_workdir(self.of(run), self._config.runs[run])
+            return heritage.of_run(run, flag)
 
         def finish(name: str, c: ConfigDict, before: Mapping[str, Any] | None) -> ConfigDict:
             if self.begun(name):
                 return self._as_begun(name, c)
+            check_saves(self.of(name))
             c, _ = inherit(c, before)
-            ready = prepare(c, jax.device_count(), open_splits=open_splits)
+            ready = prepare(c, jax.device_count(), open_all=open_all, read=read)
+            own, *others = ready.trained_on
+            trained[name] = [msgspec.structs.replace(own, run=str(self.of(name))), *others]
             Profiler(profile_steps, self.of(name), ready.timetable.total_steps)
             if not ready.test.classes and name in {entry[2] for entry in self._config.table}:
                 raise UserError("the held-out images have no labels, which the table needs")
@@ -100,7 +114,9 @@ class Place:
         Raises:
           UserError: naming the fields that differ, or the run it was made from if that is gone.
         """
-        record, path = files.read_json(self.of(name) / "config.json"), self.of(name)
+        path = self.of(name)
+        if (record := stored.of_run(path)) is None:
+            raise UserError(f"{path} has no {stored.NAME}: restore it, or remove that directory")
         c, _ = inherit(c, record)
         c = as_before(c, record)
         same = recipes.copied(c)
@@ -116,6 +132,6 @@ class Place:
             before = recipes.get(recipes.of_record(record), pointer)
             as_it_was = epath.Path(saved.split(before)[0]).name == source
             recipes.put(same, pointer, before if as_it_was else str(self.of(source)))
-        images = {"images": record.get("images")}
-        check_recipe(path, same.to_dict() | images, "auto", fresh=False)
+        beside = {key: record[key] for key in ("images", *BESIDE) if key in record}
+        check_recipe(path, same.to_dict() | beside, "auto", fresh=False)
         return c

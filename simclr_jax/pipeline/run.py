@@ -16,8 +16,10 @@ import jax
 from etils import epath
 from ml_collections import ConfigDict
 
-from simclr_jax import files, processes, recipes, validation
+from simclr_jax import documents, files, processes, recipes, validation
+from simclr_jax.closing import Closing
 from simclr_jax.errors import UserError, choose, nearest
+from simclr_jax.evaluate import chance
 from simclr_jax.judging import linear_probe, results
 from simclr_jax.judging.datasets import Wanted
 from simclr_jax.judging.solvers import Settings
@@ -58,10 +60,10 @@ def run(config: ConfigDict, workdir: str, resume: str = "auto", profile_steps: s
     place.check_resume(resume)
     settle(config, jax.device_count(), place.settler(profile_steps))
     files.make_workdir(place.path)
-    with contextlib.ExitStack() as stack:
+    with Closing() as stack:
         console = Console(place.path)
-        stack.callback(console.close)
-        stack.enter_context(WorkdirLock(place.path, say=console.say))
+        stack.step(console.close)
+        stack.enter(WorkdirLock(place.path, say=console.say))
         for number, name in enumerate(config.order, 1):
             which = f"{name}  run {number} of {len(config.order)}"
             if place.done(name):
@@ -119,7 +121,7 @@ def settle(config: ConfigDict, devices: int, finish: Settle) -> dict[str, Config
 def _check_workdir(field: str, to: str, known: Mapping[str, ConfigDict]) -> None:
     """Check that what `init.run` or `distill.teacher` names outside the pipeline is there."""
     workdir, _ = saved.split(to)
-    if not (epath.Path(workdir).expanduser() / "checkpoints").is_dir():
+    if not (epath.Path(files.expand_home(workdir)) / "checkpoints").is_dir():
         raise UserError(
             f'{field} is "{to}"{nearest(to, known)}: name an earlier run of this pipeline, or the '
             "workdir of a run"
@@ -183,18 +185,21 @@ def _conclude(config: ConfigDict, place: Place, console: Console) -> None:
     entries = []
     for row, column, name in config.table:
         if name in config.probes:
-            accuracy = results.read(place.result(name))["scores"]["top-1"]["value"]
+            result = results.read(place.result(name))
+            accuracy = result["scores"]["top-1"]["value"]
+            level = result.get("level", {}).get("scores", {}).get("top-1", {}).get("value")
         else:
-            summary = files.read_json(place.of(name) / "results" / results.SUMMARY)
+            summary = results.read_summary(place.of(name))
             accuracy = summary["scores"]["classifier"]["top-1"]["accuracy"]
+            level = summary["scores"].get(chance.COMMONEST, {}).get("top-1", {}).get("accuracy")
         spent = None if name in config.probes else cost(name)
         draw = recipe.draw(config, name)
-        entries.append(Entry(row, column, name, draw, accuracy, spent))
+        entries.append(Entry(row, column, name, draw, accuracy, spent, level))
     others = {name: cost(name) for name in config.order if name not in {e.name for e in entries}}
     summary = pipeline_table.summarise(entries, config.differences, others)
     path = place.path / "results" / "pipeline.json"
     path.parent.mkdir(exist_ok=True)
-    files.write_json(path, {"seed": config.seed, **summary})
+    documents.write(path, {"seed": config.seed, **summary})
     for line in pipeline_table.lines(summary):
         console.say(line)
     console.say(f"written   {path}")

@@ -15,6 +15,7 @@ from etils import epath
 
 from simclr_jax import tables
 from simclr_jax.errors import UserError
+from simclr_jax.evaluate import chance
 from simclr_jax.reporting import record
 from simclr_jax.train import saved
 
@@ -48,6 +49,7 @@ class Entry:
       name: of the run or probe.
       draw: of labels.
       accuracy: top-1, in [0, 1].
+      level: that of always guessing the commonest class; None of a run too old to know it.
       cost: of the run; None of a probe.
     """
 
@@ -57,6 +59,7 @@ class Entry:
     draw: int
     accuracy: float
     cost: Cost | None
+    level: float | None = None
 
 
 def cost(workdir: epath.PathLike) -> Cost:
@@ -103,6 +106,7 @@ def summarise(
     runs = {entry.name: entry.cost for entry in entries if entry.cost} | others
     return {
         "columns": [*columns],
+        "level": _levels(entries),
         "rows": [{"row": row, "cells": _cells(of[row]), **_costs(of[row])} for row in rows],
         "differences": [
             {"row": a, "minus": b, "cells": _differences(of[a], of[b])} for a, b in pairs
@@ -120,6 +124,15 @@ def _cells(entries: Sequence[Entry]) -> dict[str, Any]:
         each = [{"name": e.name, "draw": e.draw, "accuracy": e.accuracy} for e in here]
         cells[column] = {**_spread([e.accuracy for e in here]), "entries": each}
     return cells
+
+
+def _levels(entries: Sequence[Entry]) -> dict[str, float]:
+    """Return, for each column, what guessing the commonest class gives, as far as that is known."""
+    found: dict[str, list[float]] = {}
+    for entry in entries:
+        if entry.level is not None:
+            found.setdefault(entry.column, []).append(entry.level)
+    return {column: statistics.fmean(values) for column, values in found.items()}
 
 
 def _spread(values: Sequence[float]) -> dict[str, Any]:
@@ -171,6 +184,9 @@ def lines(summary: dict[str, Any]) -> list[str]:
         )
         for row in summary["rows"]
     ]
+    if level := summary["level"]:
+        cells = (f"{100 * level[c]:.1f}" if c in level else "-" for c in columns)
+        rows.append((chance.COMMONEST, *cells, "-", "-", "-"))
     for name, took in summary["other runs"].items():
         speed = _number(took["images_per_second"], "{:.0f}")
         size = _number(took["parameters"], "{:,}")
@@ -183,7 +199,18 @@ def lines(summary: dict[str, Any]) -> list[str]:
             for d in summary["differences"]
         ]
         found += ["", tables.table(header, rows)]
-    return [*found, "", *_legend(summary)]
+    return [*found, "", *_by_chance(summary), *_legend(summary)]
+
+
+def _by_chance(summary: dict[str, Any]) -> list[str]:
+    """Return a note for each cell that is not above what guessing gives."""
+    level = summary["level"]
+    return [
+        "note      " + chance.sentence(f"{row['row']}, {column}", cell["mean"], level[column])
+        for row in summary["rows"]
+        for column, cell in row["cells"].items()
+        if column in level and cell["mean"] <= level[column]
+    ]
 
 
 def _legend(summary: dict[str, Any]) -> list[str]:

@@ -13,7 +13,7 @@ from ml_collections import ConfigDict
 
 from simclr_jax import parallel, recipes, validation
 from simclr_jax.data import sources
-from simclr_jax.data.sources import Images, Source
+from simclr_jax.data.sources import Images, Opened, Source
 from simclr_jax.errors import UserError
 from simclr_jax.planning import ahead, program
 from simclr_jax.planning.ahead import Compiled
@@ -97,7 +97,13 @@ class Case:
         """
         if config.stage not in STAGES:
             raise UserError(f"stage is {config.stage}: plan knows {' and '.join(STAGES)}")
-        found = prepare(config, count, open_splits=lambda *_: splits(config, images, classes))
+        train, test = splits(config, images, classes)
+        found = prepare(
+            config,
+            count,
+            open_all=lambda *_: Opened(train, test, train),
+            read=lambda *_: [],
+        )
         return cls(found.config, found, count)
 
     @property

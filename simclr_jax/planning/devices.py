@@ -67,7 +67,7 @@ def find(name: str) -> Device:
 def parse_bytes(text: str) -> int:
     """Return the bytes that `32GB`, `32GiB`, `0.5T` or a plain number say, in powers of 1024."""
     found = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([MGT]?)(?:i?B)?", text.strip(), re.IGNORECASE)
-    if not found or float(found[1]) <= 0:
+    if not found or not 0 < float(found[1]) < 1e15:
         raise UserError(f'--device_memory is "{text}": write 32GB, say')
     return int(float(found[1]) * UNITS[found[2].upper()])
 

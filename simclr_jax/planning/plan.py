@@ -9,7 +9,7 @@ import jax
 from etils import epath
 from ml_collections import ConfigDict
 
-from simclr_jax import buckets, files
+from simclr_jax import buckets, documents, files
 from simclr_jax.errors import UserError
 from simclr_jax.planning import ahead, devices
 from simclr_jax.planning.ahead import Compiled
@@ -100,7 +100,7 @@ def run(config: ConfigDict, asked: Asked, json_file: str = "") -> dict[str, Any]
     print(report(case, asked, plan, compiled))
     if json_file:
         with files.explaining(json_file):
-            files.write_json(json_file, plan)
+            documents.write(json_file, plan)
     return plan
 
 

@@ -10,6 +10,7 @@ import numpy as np
 
 from simclr_jax.reporting.page import Html, join, markup
 
+SMALLEST = 1e-290  # a range below this has no ticks that floats could tell apart
 WIDTH, HEIGHT = 360, 210  # of a chart, in its own units; the page scales it
 LEFT, RIGHT, TOP, BOTTOM = 44, 12, 12, 30  # margins around the plot
 
@@ -71,7 +72,7 @@ def span(
     if not flat.size:
         return 0.0, 1.0
     low, high = float(flat.min()), float(flat.max())
-    if high - low <= least * max(abs(low), abs(high)):
+    if high - low <= max(least * max(abs(low), abs(high)), SMALLEST):
         wide = 0.5 * abs(high) or 0.5
         return low - wide, high + wide
     more = padding * (high - low)

@@ -10,13 +10,14 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 
 import numpy as np
 
+from simclr_jax.evaluate import chance
 from simclr_jax.reporting.record import Curve, Record
 
 MOST = 6  # said of a run
 FEW_DIMENSIONS = 3.0  # an effective rank below this is collapse, whatever the width
 ONE_DIRECTION = -0.05  # uniformity above this: all embeddings point the same way
 RANK_LOST = 0.8  # of the effective rank before training
-BY_CHANCE = 0.98  # of the loss of an encoder that has learned nothing
+BY_CHANCE = 0.98  # of the way from a loss that cannot be lower to that of knowing nothing
 TOO_EASY = 0.99  # partners found
 LAST = 0.2  # the share of a run that is compared with the stretch before it
 STILL_FALLING = 0.03  # of the loss's whole fall, in the last stretch
@@ -105,28 +106,34 @@ def _collapse(record: Record, geometry: Mapping[str, float]) -> Iterator[Finding
 
 def _baselines(record: Record) -> Iterator[Finding]:
     scores = (record.summary or {}).get("scores", {})
-    trained = scores.get("pretrained encoder", {})
-    for rival in ("raw pixels", "untrained encoder"):
+    what = "encoder" if "pretrained encoder" in scores else "classifier"
+    trained = scores.get("pretrained encoder", scores.get("classifier", {}))
+    for rival in (chance.COMMONEST, "raw pixels", "untrained encoder"):
         level = [
             name
             for name, score in trained.items()
-            if name in scores.get(rival, {}) and score["low"] <= scores[rival][name]["high"]
+            if _known(score) and _known(other := scores.get(rival, {}).get(name, {}))
+            if score["low"] <= other["high"]
         ]
         if level:
             name = level[0]
             ours, theirs = (100 * s[name]["accuracy"] for s in (trained, scores[rival]))
             more = f", and the same holds for {', '.join(level[1:])}" if level[1:] else ""
             yield Finding(
-                f"The encoder is not clearly above {rival}: {name} {ours:.1f} % against "
+                f"The {what} is not clearly above {rival}: {name} {ours:.1f} % against "
                 f"{theirs:.1f} %, their intervals meet{more}."
             )
 
 
+def _known(score: Mapping[str, float | None]) -> bool:
+    return all(score.get(name) is not None for name in ("accuracy", "low", "high"))
+
+
 def _learning(record: Record) -> Iterator[Finding]:
     curve, chance = record.curves.get("loss"), record.chance
-    if curve is None or chance is None:
+    if curve is None or chance is None or record.floor is None or chance <= record.floor:
         return
-    if curve.last > BY_CHANCE * chance:
+    if curve.last > record.floor + BY_CHANCE * (chance - record.floor):
         yield Finding(
             f"The loss is {curve.last:.2f}, that of an encoder that has learned nothing "
             f"{chance:.2f}: hardly anything has been learned so far."
@@ -164,6 +171,9 @@ def _trend(curve: Curve) -> tuple[float, float] | None:
 
 def _still_falling(record: Record) -> Iterator[Finding]:
     curve, total = record.curves.get("loss"), record.total_steps
+    if curve is not None and record.chances is not None:
+        # While a memory fills the loss rises for that alone.
+        curve = Curve(curve.steps, curve.values - record.chances)
     if curve is None or not total or record.step < total or (trend := _trend(curve)) is None:
         return
     change, error = trend
@@ -220,8 +230,8 @@ def _speed(record: Record) -> Iterator[Finding]:
 def _unreadable(record: Record) -> Iterator[Finding]:
     if record.unreadable:
         yield Finding(
-            f"{record.unreadable} training images could not be read; unreadable_train*.jsonl in "
-            "the workdir lists them.",
+            f"At least {record.unreadable} training image(s) could not be read; "
+            "unreadable_train*.jsonl in the workdir lists them.",
             problem=False,
         )
 

@@ -16,7 +16,12 @@ class Html(str):
 
 def markup(value: object) -> str:
     """Return markup as it is, and anything else as escaped text."""
-    return str(value) if isinstance(value, Html) else html.escape(str(value))
+    return str(value) if isinstance(value, Html) else _text(value)
+
+
+def _text(value: object) -> str:
+    """Escape text; half characters, which names of files may have, are none in UTF-8."""
+    return html.escape(str(value).encode(errors="backslashreplace").decode())
 
 
 def join(parts: Iterable[object], between: str = "\n") -> Html:
@@ -26,9 +31,7 @@ def join(parts: Iterable[object], between: str = "\n") -> Html:
 
 def element(tag: str, *parts: object, **attributes: object) -> Html:
     """Return `<tag ...>parts</tag>`; `class_` stands for the attribute class."""
-    written = "".join(
-        f' {name.rstrip("_")}="{html.escape(str(value))}"' for name, value in attributes.items()
-    )
+    written = "".join(f' {name.rstrip("_")}="{_text(value)}"' for name, value in attributes.items())
     return Html(f"<{tag}{written}>{join(parts, '')}</{tag}>")
 
 
@@ -117,5 +120,5 @@ def picture(content: bytes, alt: str, kind: str = "") -> Html:
     """Return a PNG or JPEG within the page; `kind` is a class of the style sheet."""
     form = "png" if content.startswith(b"\x89PNG") else "jpeg"
     data = base64.b64encode(content).decode()
-    described = f'alt="{html.escape(alt)}" class="{kind}"' if kind else f'alt="{html.escape(alt)}"'
+    described = f'alt="{_text(alt)}" class="{kind}"' if kind else f'alt="{_text(alt)}"'
     return Html(f'<img {described} src="data:image/{form};base64,{data}">')

@@ -2,36 +2,46 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
-import json
 import re
 import time
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, TypedDict, TypeVar
 
 import numpy as np
 from etils import epath
 
-from simclr_jax import declaration, files, recipes
+from simclr_jax import buckets, declaration, documents, files, recipes
+from simclr_jax.data import decode
+from simclr_jax.data.reader import Listed
 from simclr_jax.declaration import Declaration
-from simclr_jax.errors import UserError
+from simclr_jax.documents import Unfit
+from simclr_jax.errors import Unreachable, UserError
 from simclr_jax.judging import results
 from simclr_jax.optim import schedules
+from simclr_jax.reporting import curves, levels
+from simclr_jax.reporting.curves import Curve, Known
+from simclr_jax.stages import summary
+from simclr_jax.train import manifest, saved, stored
+from simclr_jax.train.manifest import Damaged
+
+__all__ = ["Curve", "Record", "flatten", "named", "read"]
+
+T = TypeVar("T")
 
 BEATING = 120.0  # seconds since the last heartbeat in lock.json after which a run counts as dead
-NOT_RECIPE = ("images",)  # what config.json holds besides the recipe
+# What config.json holds besides the recipe.
+NOT_RECIPE = ("images", "trained_on", "chance")
 
 
-@dataclasses.dataclass(frozen=True)
-class Curve:
-    """One metric over the run: `steps` and `values`, both `[n]`; NaN where it was no number."""
+MOST_EXAMPLES = 10**15
 
-    steps: np.ndarray
-    values: np.ndarray
 
-    @property
-    def last(self) -> float:
-        return float(self.values[-1])
+class Lock(TypedDict):
+    """What is read of lock.json."""
+
+    heartbeat: float
 
 
 @dataclasses.dataclass(frozen=True)
@@ -46,15 +56,16 @@ class Record:
       curves: by metric.
       results: contents of results/NAME.json, the newest last.
       outputs: by name of a result: the arrays of results/NAME.npz, where there are any.
-      damaged: why results, or their arrays, are left out: a sentence each.
+      damaged: what of the run's files is left out or missing, and why: a sentence each.
       summary: of results/summary.json, or None.
       views: the picture of views, or None.
       saved: steps that have a checkpoint.
       devices: such as "8 x TPU v5", or "".
       alive: a process is at work on it.
-      unreadable: how many images of the training data could not be read so far.
+      unreadable: how many images of the training data could not be read so far, at least.
       method: what the method of pretraining says of itself; None of other stages.
-      chance: the metric `loss` of an encoder that has learned nothing, if that is known.
+      chances: what each `loss` would be of an encoder that has learned nothing, if that is known.
+      floor: what the loss would be of one that has learned all; None: that is not known.
     """
 
     path: epath.Path
@@ -72,7 +83,13 @@ class Record:
     alive: bool
     unreadable: int
     method: Declaration | None = None
-    chance: float | None = None
+    chances: np.ndarray | None = None
+    floor: float | None = None
+
+    @property
+    def chance(self) -> float | None:
+        """Return the metric `loss` of an encoder that has learned nothing, where the run is now."""
+        return None if self.chances is None else float(self.chances[-1])
 
     @property
     def step(self) -> int:
@@ -85,7 +102,7 @@ class Record:
         epochs, batch = self.curves.get("epoch"), self.recipe.get("train.batch_size")
         if epochs is None or not batch or not epochs.last > 0:
             return 0
-        return round(int(epochs.steps[-1]) * batch / epochs.last)
+        return round(min(int(epochs.steps[-1]) * batch / epochs.last, MOST_EXAMPLES))
 
     @property
     def total_steps(self) -> int:
@@ -108,47 +125,65 @@ def read(run: str, flag: str = "--checkpoint") -> Record:
     Raises:
       UserError: if there is no run, or a file in it is damaged.
     """
-    path, at = _parse(run)
-    if not path.is_dir():
-        raise UserError(f"{flag}={run} is no directory: give the workdir of a run")
-    curves, saved = _curves(path / "metrics.jsonl"), _saved(path)
-    if not curves and not saved:
-        raise UserError(
-            f"{flag}={run} holds no run: there is neither a metrics.jsonl with numbers in it nor a "
-            "checkpoint"
+    workdir, at = saved.split(run)
+    path = epath.Path(files.expand_home(workdir))
+    with buckets.reaching(path):
+        if not path.is_dir():
+            raise UserError(f"{flag}={run} is no directory: give the workdir of a run")
+    there = _Files(path)
+    steps = there.saved()
+    known = there.known(steps)
+    found = there.curves(known)
+    if not found and not steps:
+        why = "; ".join(there.damaged) or (
+            "there is neither a metrics.jsonl with numbers in it nor a checkpoint"
         )
-    if at is not None and at not in saved:
-        steps = ", ".join(map(str, saved)) or "none"
-        raise UserError(f"{flag}={run} has no checkpoint of step {at}: steps there: {steps}")
-    config = files.read_json(path / "config.json") if (path / "config.json").exists() else {}
-    found, outputs, damaged = _results(path)
-    method = _method(config)
-    views = path / "views.png"
-    return Record(
+        raise UserError(f"{flag}={run} holds no run: {why}")
+    if at is not None and at not in steps:
+        named = ", ".join(map(str, steps)) or "none"
+        raise UserError(f"{flag}={run} has no checkpoint of step {at}: steps there: {named}")
+    config, resolved = there.recipe(steps)
+    listed, outputs = there.results()
+    method = _method(config, resolved)
+    record = Record(
         path=path,
         at=at,
         name=path.name,
         recipe=flatten({name: v for name, v in config.items() if name not in NOT_RECIPE}),
-        curves=curves,
-        results=found,
+        curves=found,
+        results=listed,
         outputs=outputs,
-        damaged=damaged,
-        summary=_summary(path / "results" / results.SUMMARY),
-        views=views.read_bytes() if views.exists() else None,
-        saved=saved,
-        devices=_devices(path / "log.txt"),
+        damaged=there.damaged,
+        summary=there.said(results.read_summary, path),
+        views=there.views(),
+        saved=steps,
+        devices=there.devices(),
         alive=_alive(path / "lock.json"),
-        unreadable=_unreadable(path),
+        unreadable=there.unreadable(),
         method=method,
-        chance=method.chance(recipes.of_record(config)) if method else None,
+        chances=levels.chances(config, resolved, method, found.get("loss")),
+        floor=levels.floor(config, resolved, method),
     )
+    if known is None:
+        there.damaged += _missing(record)
+    return record
 
 
-def _method(config: Mapping[str, Any]) -> Declaration | None:
+def _missing(record: Record) -> list[str]:
+    """Say where lines of metrics are missing; a converted run never had any."""
+    if not (record.path / "metrics.jsonl").exists():
+        return []
+    every = record.recipe.get("log.every_steps") or 0
+    newest, total = max(record.saved, default=0), record.total_steps
+    finished = bool(total) and record.step >= total
+    return curves.missing(record.curves, every, newest, finished, record.alive)
+
+
+def _method(config: Mapping[str, Any], resolved: Any) -> Declaration | None:
     """Return what the method of a run says of itself, if the run is pretraining."""
     if config.get("stage", "pretrain") != "pretrain" or "train" not in config:
         return None
-    return declaration.find(config.get("method", declaration.DEFAULT))
+    return declaration.find(resolved.method)
 
 
 def named(records: list[Record]) -> list[Record]:
@@ -180,79 +215,143 @@ def flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     return found
 
 
-def _parse(run: str) -> tuple[epath.Path, int | None]:
-    workdir, _, at = run.rpartition("@")
-    if not at.isdecimal():  # the directory itself may have an @ in its name
-        workdir, at = run, ""
-    return epath.Path(workdir).expanduser(), int(at) if at else None
+class _Files:
+    """The files of a run, read as if each of them were damaged.
 
+    `damaged` grows by a sentence about each that is; the others stand.
+    """
 
-def _curves(path: epath.Path) -> dict[str, Curve]:
-    """Read metrics; a last line without its end is being written."""
-    if not path.exists():
-        return {}
-    found: dict[str, list[tuple[int, float]]] = {}
-    for number, line in enumerate(path.read_text().splitlines(keepends=True), 1):
-        if not line.endswith("\n"):
-            break
+    def __init__(self, path: epath.Path):
+        self.path = path
+        self.damaged: list[str] = []
+
+    def said(self, read: Callable[..., T], *args: Any) -> T | None:
+        """Return what a file holds, None if there is none or it cannot be used."""
         try:
-            values = json.loads(line)
-            step = int(values.pop("step"))
-        except (ValueError, KeyError, AttributeError) as error:
-            raise UserError(
-                f"line {number} of {path} is no line of metrics ({error}): restore or remove it"
-            ) from error
-        for name, value in values.items():
-            found.setdefault(name, []).append((step, np.nan if value is None else float(value)))
-    return {
-        name: Curve(*(np.array(column, float) for column in zip(*points, strict=True)))
-        for name, points in found.items()
-    }
+            return read(*args)
+        except FileNotFoundError:
+            return None
+        except Unreachable:
+            raise
+        except UserError as error:
+            self.damaged.append(f"{error}.")
+            return None
 
+    def curves(self, known: Known | None) -> dict[str, Curve]:
+        """Return the metrics."""
+        file = self.path / "metrics.jsonl"
+        found, wrong = self.said(curves.read, file, known) or ({}, [])
+        self.damaged += wrong
+        return found
 
-def _saved(path: epath.Path) -> list[int]:
-    directory = path / "checkpoints"
-    if not directory.is_dir():
-        return []
-    return sorted(int(entry.name) for entry in directory.iterdir() if entry.name.isdecimal())
+    def known(self, steps: Sequence[int]) -> Known | None:
+        """Return what the newest checkpoint knows of the metrics, if it is not too old for that."""
+        for step in reversed(steps):
+            with contextlib.suppress(Damaged):
+                about = manifest.about(self.path / stored.CHECKPOINTS / str(step), step)
+                return Known.of(step, about.get("log"))
+        return None
 
+    def saved(self) -> list[int]:
+        """Return the steps that have a checkpoint, oldest first."""
+        entries = self.said(buckets.listing, self.path / "checkpoints") or []
+        names = [entry.name for entry in entries]
+        return sorted(int(name) for name in names if re.fullmatch("[0-9]{1,18}", name))
 
-def _results(path: epath.Path) -> tuple[list[dict[str, Any]], dict[str, Any], list[str]]:
-    """Return results, the newest last, their arrays by name, and why some are left out."""
-    found: list[dict[str, Any]] = []
-    outputs: dict[str, Any] = {}
-    damaged: list[str] = []
-    for file in sorted(results.paths(path), key=lambda file: file.stat().mtime):
+    def recipe(self, steps: Sequence[int]) -> tuple[dict[str, Any], Any]:
+        """Return the recipe of the run, as it was recorded and as it is resolved.
+
+        That of the newest checkpoint, if config.json cannot be used or is another; `{}` and the
+        usual one without either.
+        """
+        config, before = self.said(stored.in_config, self.path), len(self.damaged)
+        if config == {}:
+            self.damaged.append(f"{documents.shown(self.path / stored.NAME)} is empty: restore it.")
+        sealed = (self.said(stored.in_checkpoints, self.path) or {}) if steps else {}
+        if sealed:
+            step, recipe = max(sealed.items())
+            if config:
+                self.said(stored.check_same, recipe, config, f"checkpoint {step}", stored.NAME)
+            if not config or len(self.damaged) > before:
+                config = recipe
+        resolved = self.said(recipes.of_record, config or {})
+        return ({}, recipes.base()) if resolved is None else (config or {}, resolved)
+
+    def results(self) -> tuple[list[dict[str, Any]], dict[str, Any]]:
+        """Return results, the newest last, and their arrays by name."""
+        found: list[dict[str, Any]] = []
+        outputs: dict[str, Any] = {}
+        for file in sorted(results.paths(self.path), key=_written):
+            result = self.said(results.read, file)
+            if result is None:
+                continue
+            found.append(result)
+            arrays = self.said(results.read_arrays, self.path, result)
+            if arrays is not None:
+                outputs[file.stem] = arrays
+            elif result.get("arrays") and not file.with_suffix(".npz").exists():
+                missing = documents.shown(file.with_suffix(".npz"))
+                self.damaged.append(f"{missing} is missing: restore it.")
+        return found, outputs
+
+    def views(self) -> bytes | None:
+        """Return the picture of views, if it is one."""
+        file = self.path / "views.png"
+        content = self.said(documents.content, file)
         try:
-            found.append(results.read(file))
-            if (path / "results" / f"{file.stem}.npz").exists():
-                outputs[file.stem] = results.read_arrays(path, file.stem)
-        except UserError as error:  # the rest of the run stands
-            damaged.append(f"{error}.")
-    return found, outputs, damaged
+            if content is None:
+                return None
+            if not content.startswith(b"\x89PNG"):
+                raise decode.BadImage("it is no PNG")
+            decode.decode(content)
+        except decode.BadImage as error:
+            self.damaged.append(f"{documents.shown(file)} is no picture to show: {error}.")
+            return None
+        return content
+
+    def devices(self) -> str:
+        """Return on which devices the run works, or worked last."""
+        file, log = self.path / summary.DEVICES, self.path / "log.txt"
+        before = len(self.damaged)
+        if (found := self.said(documents.read, file, summary.Devices)) is not None:
+            return found["devices"]
+        if len(self.damaged) > before:  # no other file vouches for what it says
+            return ""
+        text = (self.said(documents.content, log) or b"").decode(errors="replace")
+        lines = re.findall(r"  devices +(.+), computing in ", text)
+        return lines[-1] if lines else ""
+
+    def unreadable(self) -> int:
+        """Count the images in the lists of all processes, of which several may have met the same.
+
+        A list may have been cut short, so it is so many at least.
+        """
+        images: set[str] = set()
+        for file in sorted(self.path.glob("unreadable_train*.jsonl")):
+            # What follows the last line's end is half a line of a run at work, or killed.
+            if (content := self.said(documents.content, file)) is None:
+                continue
+            wrong = [] if content else ["it is empty"]
+            for number, line in enumerate(content.split(b"\n")[:-1], 1):
+                try:
+                    images.add(documents.parse(line, Listed)["image"])
+                except Unfit as error:
+                    wrong.append(f"line {number} is left out: {error}")
+            if wrong:
+                more = f"; and {len(wrong) - 1} more" if len(wrong) > 1 else ""
+                self.damaged.append(f"{documents.shown(file)}: {wrong[0]}{more}.")
+        return len(images)
 
 
-def _summary(path: epath.Path) -> dict[str, Any] | None:
-    return files.read_json(path) if path.exists() else None
-
-
-def _devices(log: epath.Path) -> str:
-    """Return what the newest line of the log about devices says."""
-    found = re.findall(r"  devices +(.+), computing in ", log.read_text()) if log.exists() else []
-    return found[-1] if found else ""
+def _written(file: epath.Path) -> float:
+    with contextlib.suppress(OSError):
+        return file.stat().mtime
+    return 0.0
 
 
 def _alive(lock: epath.Path) -> bool:
     try:
-        heartbeat = files.read_json(lock).get("heartbeat", 0)
-    except (FileNotFoundError, UserError, AttributeError):
+        heartbeat = documents.read(lock, Lock)["heartbeat"]
+    except (FileNotFoundError, UserError):
         return False
-    return time.time() - float(heartbeat) < BEATING
-
-
-def _unreadable(workdir: epath.Path) -> int:
-    """Count the images in the lists of all processes, of which several may have met the same."""
-    lists = [path.read_text() for path in workdir.glob("unreadable_train*.jsonl")]
-    # What follows the last line's end is half a line of a run at work, or killed.
-    lines = [line for text in lists for line in text.rpartition("\n")[0].splitlines()]
-    return len({json.loads(line)["image"] for line in lines})
+    return time.time() - heartbeat < BEATING

@@ -13,10 +13,10 @@ import numpy as np
 from etils import epath
 from ml_collections import ConfigDict
 
-from simclr_jax import files, recipes
+from simclr_jax import documents, files, recipes
 from simclr_jax.data import order
 from simclr_jax.data.sources import NO_LABEL, Source
-from simclr_jax.errors import UserError
+from simclr_jax.errors import UserError, printable
 from simclr_jax.evaluate import geometry, knn
 from simclr_jax.judging import datasets
 from simclr_jax.judging.datasets import Data
@@ -31,6 +31,7 @@ from simclr_jax.reporting import (
     score_sections,
 )
 from simclr_jax.reporting.embedding_sections import Examined, Judged, Pairs, Tile
+from simclr_jax.reporting.findings import Finding
 from simclr_jax.reporting.record import Record
 from simclr_jax.stages import build
 from simclr_jax.stages.encoder import Encoder
@@ -38,6 +39,7 @@ from simclr_jax.stages.inputs import Inputs
 from simclr_jax.stages.monitor import PAIRS
 from simclr_jax.stages.views import pair, view_maker
 from simclr_jax.train import saved
+from simclr_jax.unlabelled import counted
 
 HELD_OUT = 2000  # images, at most, on the map and in the confusion matrix
 BANK = 10_000  # training images, at most, among which neighbours are looked for
@@ -45,6 +47,7 @@ ROWS, NEAREST = 10, 8  # of the sheet of neighbours
 FEW = 50  # images: fewer make no t-SNE, and their geometry says nothing of collapse
 PERPLEXITY, ITERATIONS = 30.0, 1000  # of t-SNE, scikit-learn's defaults
 COMPONENTS = 50  # principal components that t-SNE starts from
+MORE_CLASSES = 1000  # in predictions than in the data, at most
 NEGATIVES = 100_000  # similarities, at most, in a histogram
 
 
@@ -60,7 +63,10 @@ def run(checkpoints: Sequence[str], out: str | None = None, say: Say = print) ->
       UserError: if there is no run, no such checkpoint, or the page cannot be written.
     """
     records = record.named([record.read(checkpoint) for checkpoint in checkpoints])
-    place = epath.Path(out).expanduser() if out else records[0].path / "report.html"
+    place = epath.Path(files.expand_home(out)) if out else records[0].path / "report.html"
+    for one in records:
+        for sentence in one.damaged:
+            say(f"note      {printable(sentence)}")
     examined = {one.name: _examine(one, say) for one in records}
     try:
         files.write_atomically(place, _page(records, examined))
@@ -68,7 +74,7 @@ def run(checkpoints: Sequence[str], out: str | None = None, say: Say = print) ->
         raise UserError(
             f"the report cannot be written to {place} ({error.strerror or error}): give --out"
         ) from error
-    say(f"report    {place}")
+    say(f"report    {documents.shown(place)}")
 
 
 def _page(records: Sequence[Record], examined: dict[str, Examined | str]) -> str:
@@ -77,7 +83,8 @@ def _page(records: Sequence[Record], examined: dict[str, Examined | str]) -> str
         x = examined[one.name]
         measured = _named_indicators(x) if isinstance(x, Examined) else {}
         errors = x.judged.errors if isinstance(x, Examined) and x.judged else ()
-        found[one.name] = findings.findings(one, measured, errors)
+        damaged = [Finding(sentence) for sentence in one.damaged]
+        found[one.name] = [*damaged, *findings.findings(one, measured, errors)]
     header = run_sections.head(records, time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime()))
     sections = [
         run_sections.stands_out(found),
@@ -279,7 +286,7 @@ def _judged(
             return _counted(outputs["labels"], outputs["predictions"], names, what)
     if bank.labels is None or queries.labels is None or bank.labels.ndim != 1:
         return None
-    bank, queries = (x.take(np.flatnonzero(x.labels != NO_LABEL)) for x in (bank, queries))
+    bank, queries = (x.take(counted(x.labels)) for x in (bank, queries))
     if not (len(bank) and len(queries)):
         return None
     wanted = encoder.config.eval
@@ -294,7 +301,11 @@ def _counted(
 ) -> Judged | None:
     """Count predictions by label; None where they do not fit the classes."""
     labels, guesses = np.asarray(labels, int), np.asarray(guesses, int)
+    if labels.ndim != 1 or labels.shape != guesses.shape or not labels.size:
+        return None
     classes = max(len(names), int(max(labels.max(), guesses.max())) + 1)
+    if min(labels.min(), guesses.min()) < 0 or classes > len(names) + MORE_CLASSES:
+        return None
     named = [*names, *(str(i) for i in range(len(names), classes))]
     counts = np.bincount(labels * classes + guesses, minlength=classes**2)
     return Judged(counts.reshape(classes, classes), named, what)

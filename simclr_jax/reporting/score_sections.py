@@ -8,6 +8,7 @@ from typing import Any
 
 from simclr_jax.errors import UserError
 from simclr_jax.evaluate import significance
+from simclr_jax.judging import shown
 from simclr_jax.reporting import charts, published
 from simclr_jax.reporting.page import (
     Html,
@@ -29,7 +30,6 @@ SHOWN = ("data", "features", "tap")  # what a row says anyway
 def results(records: Sequence[Record]) -> Section:
     """Return tables of everything in RUN/results."""
     parts = [part for record in records for part in _of_run(record, len(records) > 1)]
-    damaged = [paragraph(f"Left out: {why}", kind="note") for r in records for why in r.damaged]
     if not parts:
         return section(
             "Results",
@@ -38,10 +38,8 @@ def results(records: Sequence[Record]) -> Section:
                 element("code", "python -m simclr_jax.linear_probe --checkpoint=RUN"),
                 " more.",
             ),
-            *damaged,
         )
     parts.append(paragraph("In brackets: 95 % bootstrap interval over test images.", kind="note"))
-    parts += damaged
     return section("Results", *parts, *_tests(records), *_published(records), *_transfer(records))
 
 
@@ -77,6 +75,8 @@ def _table(results: Sequence[Mapping[str, Any]]) -> Html:
                 *cells,
             ]
         )
+    for name, level in shown.levels(results).items():
+        rows.append([name, *[""] * 5, *(score(level.get(n)) for n in scores)])
     return table(["result", "solver", "tap", "data", "images", "step", *scores], rows, text=4)
 
 
@@ -186,13 +186,14 @@ def _transfer(records: Sequence[Record]) -> list[Html]:
     methods = list(dict.fromkeys(m for _, result in quoting for m in result["published"]))
     rows = []
     for one, result in quoting:
-        ours = result["scores"].get(result["metric"], {}).get("value")
+        metric = result.get("metric", "")
+        ours = result["scores"].get(metric, {}).get("value")
         said = [
             f"{100 * result['published'][m]:.1f}" if m in result["published"] else ""
             for m in methods
         ]
         data = result.get("data", {}).get("name", result["name"])
-        rows.append([data, one.name, result["metric"], _percent(ours), *said])
+        rows.append([data, one.name, metric, _percent(ours), *said])
     if not rows:
         return []
     header = ["data", "run", "score", "here", *methods]

@@ -10,12 +10,13 @@ import numpy as np
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from simclr_jax.data.sources import NO_LABEL
-from simclr_jax.evaluate import features, scores
+from simclr_jax.evaluate import chance, features, scores
 from simclr_jax.stages import labels as label_choice
 from simclr_jax.stages.inputs import Inputs
 from simclr_jax.stages.labelled_network import LabelledNetwork
+from simclr_jax.stages.scored import scored
 from simclr_jax.train.stage import TrainState
+from simclr_jax.unlabelled import counted
 
 # From variables and images `[b, h, w, c]` to logits `[b, classes]`.
 Classify = Callable[[Any, jax.Array], jax.Array]
@@ -44,6 +45,7 @@ class Accuracy:
     ):
         self._config, self._inputs, self._mesh = config, inputs, mesh
         self._tap = network.tap
+        self._counts: dict[str, int] = {}  # of the images that were scored last
         # Kept as an attribute: `features.extract` compiles once per function object.
         self._classify = self._prepared(network)
         self._beside = {
@@ -51,16 +53,16 @@ class Accuracy:
             for name, (classify, variables) in (beside or {}).items()
         }
 
-    @property
     def protocol(self) -> dict[str, Any]:
-        """Return what defines the scores of `compare`."""
+        """Return what defines the scores of the last `compare`."""
         test, c = self._inputs.test, self._config
         return {
             "classifier": f"linear on {self._tap}, inference mode",
             "labelled": label_choice.in_words(c),
             "images": f"{c.data.split}: {self._inputs.train.fingerprint()}",
             "held_out": f"{c.data.eval_split}: {test.fingerprint()}",
-            "held_out_images": len(test),
+            **self._counts,
+            chance.COMMONEST: "of the labels learned from, guessed for all held-out images",
         }
 
     def evaluate(self, state: TrainState) -> dict[str, float]:
@@ -73,30 +75,38 @@ class Accuracy:
         return {"accuracy": float(np.mean(right)), "held_out_loss": float(np.mean(losses))}
 
     def compare(self, state: TrainState) -> dict[str, dict[str, dict[str, float]]]:
-        """Return top-1, mean per class and, of more than 5 classes, top-5 with 95 % intervals."""
+        """Return top-1, mean per class and, of more than 5 classes, top-5 with 95 % intervals.
+
+        Beside them stands `chance.COMMONEST`, if labels of training images are known.
+        """
         if not (self._config.eval.compare and self._inputs.test.classes):
             return {}
-        scored = {"classifier": (self._classify, state.variables), **self._beside}
-        found = {}
-        for name, (classify, variables) in scored.items():
+        found, train = {}, self._inputs.train
+        judged = {"classifier": (self._classify, state.variables), **self._beside}
+        for name, (classify, variables) in judged.items():
             logits, labels = self._outputs(classify, variables)
-            found[name] = {
-                score: {"accuracy": of["value"], "low": of["low"], "high": of["high"]}
-                for score, of in scores.summary(labels, logits).items()
-            }
+            found[name] = _summary(labels, logits)
+        if len(taught := counted(train.labels)):
+            assert train.labels is not None  # or none of them would count
+            guess = chance.outputs(train.labels[taught], labels, logits.shape[1])
+            found = {chance.COMMONEST: _summary(labels, guess), **found}
         return found
 
     def _prepared(self, classify: Classify) -> Classify:
         return lambda variables, images: classify(variables, self._inputs.prepare(images))
 
     def _outputs(self, classify: Classify, variables: Any) -> tuple[np.ndarray, np.ndarray]:
-        """Return logits and labels of all held-out images that could be read and have a label."""
+        """Return logits and labels of all held-out images that count."""
         test = self._inputs.test
         images = self._inputs.for_evaluation(test)
         logits = features.extract(classify, variables, images, self._mesh)
-        labels, readable = test.labels, self._inputs.readable(test, images)
-        assert labels is not None  # there are classes
-        if readable is not None:
-            logits, labels = logits[readable], labels[readable]
-        known = labels != NO_LABEL
-        return logits[known], labels[known]
+        count = scored(test, self._inputs.readable(test, images))
+        self._counts = count.about("held_out")
+        return logits[count.rows], count.labels
+
+
+def _summary(labels: np.ndarray, outputs: np.ndarray) -> dict[str, dict[str, float]]:
+    return {
+        score: {"accuracy": of["value"], "low": of["low"], "high": of["high"]}
+        for score, of in scores.summary(labels, outputs).items()
+    }

@@ -14,6 +14,7 @@ from simclr_jax.data.decode import BadImage, within_memory
 from simclr_jax.data.sources import Source
 from simclr_jax.errors import UserError
 from simclr_jax.recipes import OPEN
+from simclr_jax.stages.scored import lacking
 
 LOOKED_AT = 64  # images, spread over the data set, whose sizes decide the resolution
 SIDES = (32, 64, 96, 128, 160, 192, 224)  # pixels
@@ -75,12 +76,13 @@ def adapt(config: ConfigDict, train: Source, test: Source) -> tuple[ConfigDict, 
         seen = f"{epochs * count / 1e6:.3g} million images seen in all"
         choose("train.epochs", epochs, seen)
     choose("eval.every_epochs", max(1.0, (c.train.epochs or epochs) // 20), "20 evaluations")
-    labelled = train.classes > 0 and test.classes > 0
-    why = f"{train.classes} classes" if labelled else "there are no labels"
-    if labelled and train.multi_label:
-        labelled, why = False, "images may have several labels"
-    for name in ("eval.probe", "eval.knn"):
-        choose(name, labelled, why)
+    if None in (c.eval.probe, c.eval.knn):
+        why = lacking(train, test)
+        labelled, why = not why, why or f"{train.classes} classes"
+        if labelled and train.multi_label:
+            labelled, why = False, "images may have several labels"
+        for name in ("eval.probe", "eval.knn"):
+            choose(name, labelled, why)
     return c, chosen
 
 

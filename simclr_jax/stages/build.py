@@ -15,14 +15,16 @@ from ml_collections import ConfigDict
 
 from simclr_jax import validation
 from simclr_jax.augment.policy import Policy
-from simclr_jax.data.sources import NO_LABEL, Images, Source
+from simclr_jax.data.sources import Images, Source
 from simclr_jax.errors import UserError
 from simclr_jax.frame import modules
 from simclr_jax.frame.average import Variables
 from simclr_jax.frame.net import Recorder, project
 from simclr_jax.models.inputs import COLOURED
 from simclr_jax.optim import masks, optimizers, schedules
+from simclr_jax.stages.scored import lacking
 from simclr_jax.train.timetable import Timetable
+from simclr_jax.unlabelled import counted
 
 # What becomes of a parameter, where not all are treated alike. As words for yes and no they name
 # the same leaves of the optimiser's state as in older checkpoints.
@@ -175,9 +177,10 @@ def check_images(config: ConfigDict, train: Source, test: Source) -> None:
     """
     policies(config)  # its own checks, before anything is written
     wanted = [name for name in ("probe", "knn") if config.eval[name]]
-    if wanted and not (train.classes and test.classes):
+    looked_at = "knn" in wanted or (config.stage == "pretrain" and config.eval.compare)
+    if wanted and (why := lacking(train, test, looked_at)):
         fields = " ".join(f"--config.eval.{name}=False" for name in wanted)
-        raise UserError(f"the images have no labels, which eval.{wanted[0]} needs: set {fields}")
+        raise UserError(f"{why}, which eval.{wanted[0]} needs: set {fields}")
     if wanted and (train.multi_label or test.multi_label):
         fields = " ".join(f"--config.eval.{name}=False" for name in wanted)
         raise UserError(
@@ -196,7 +199,7 @@ def check_images(config: ConfigDict, train: Source, test: Source) -> None:
     if len(test) < 2:
         raise UserError(f"there is {len(test)} image to evaluate on: raise data.holdout_fraction")
     compared = config.stage == "pretrain" and config.eval.compare
-    if compared and train.classes and test.classes and not train.multi_label:
+    if compared and not train.multi_label and not lacking(train, test):
         _check_few_labels(config.eval.few_labels, train)
     if isinstance(train, Images) and isinstance(test, Images):
         _check_sizes(config, train, test)
@@ -205,7 +208,7 @@ def check_images(config: ConfigDict, train: Source, test: Source) -> None:
 def _check_few_labels(few: int, train: Source) -> None:
     labels = train.labels
     assert labels is not None  # there are classes
-    counts = np.bincount(labels[labels != NO_LABEL])
+    counts = np.bincount(labels[counted(labels)])
     fewest = counts[counts > 0].min()
     if fewest < few:
         raise UserError(

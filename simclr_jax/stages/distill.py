@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import functools
+import math
 
 import jax
+import numpy as np
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
+from simclr_jax.data.sources import NO_LABEL, Source
 from simclr_jax.losses.cross_entropy import cross_entropy
 from simclr_jax.losses.distillation import distillation
 from simclr_jax.stages import build, views
 from simclr_jax.stages.accuracy import Accuracy
 from simclr_jax.stages.inputs import Inputs
 from simclr_jax.stages.labelled_network import LabelledNetwork
-from simclr_jax.stages.teacher import Teacher
+from simclr_jax.stages.teacher import Teacher, classifier_shape
 from simclr_jax.stages.warm_start import load_parts
 from simclr_jax.train import saved
 from simclr_jax.train.stage import Batch, Extra, Metrics, Outputs, Params, Stage, Stats
@@ -27,6 +30,20 @@ FORMATS = {
     "lr": "lr {:.3g}",
     "accuracy": "accuracy {:.1%}",
 }
+
+
+def chance(config: ConfigDict, train: Source) -> float:
+    """Return the loss of a student that takes all classes for equally probable.
+
+    That is what one with a classifier of zeros begins with, whatever its teacher says.
+    """
+    d = config.distill
+    _, classes = classifier_shape(saved.describe(d.teacher, "distill.teacher"))
+    weight = d.alpha * (d.temperature**2 if d.times_squared_temperature else 1.0)
+    if d.alpha < 1:
+        assert train.labels is not None  # `labels.restrict` has seen to it
+        weight += (1 - d.alpha) * float(np.mean(train.labels != NO_LABEL))
+    return weight * math.log(classes)
 
 
 def make_stage(config: ConfigDict, timetable: Timetable, inputs: Inputs, mesh: Mesh) -> Stage:
@@ -88,7 +105,7 @@ def make_stage(config: ConfigDict, timetable: Timetable, inputs: Inputs, mesh: M
         batches=functools.partial(inputs.batches, mesh, timetable),
         evaluate=accuracy.evaluate,
         compare=accuracy.compare,
-        protocol=accuracy.protocol | {"teacher": teacher.name},
+        protocol=lambda: accuracy.protocol() | {"teacher": teacher.name},
         formats=FORMATS,
         look=make_views,
         frozen={"teacher": teacher.variables},

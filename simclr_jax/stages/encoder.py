@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import json
 import zlib
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -23,6 +24,7 @@ from simclr_jax.models.inputs import COLOURED
 from simclr_jax.recipes import head_layers
 from simclr_jax.stages import build
 from simclr_jax.stages.preprocessing import Preprocessing
+from simclr_jax.train import manifest
 from simclr_jax.train.saved import Saved
 
 Variables = Mapping[str, Mapping[str, Any]]  # params and batch_stats, each by part
@@ -120,7 +122,12 @@ class Encoder:
 
     @classmethod
     def of(cls, saved: Saved, mesh: Mesh | None = None) -> Encoder:
-        """Return the encoder of a checkpoint."""
+        """Return the encoder of a checkpoint.
+
+        Raises:
+          UserError: if the network of its recipe is not that of its arrays.
+        """
+        check_fits(saved)
         parts = {part: saved.variables(part) for part in PARTS}
         kinds = ("params", "batch_stats")
         variables = {
@@ -230,6 +237,41 @@ class Encoder:
         embed = embedder(self.config, wanted)
         prepare = to_float if prepared else self.preprocessing.on_device
         return lambda variables, images: embed(variables, prepare(images))
+
+
+def check_fits(saved: Saved) -> None:
+    """Check, by shapes alone, that the network of a recipe is that of the arrays of its checkpoint.
+
+    Raises:
+      UserError: naming where they differ.
+    """
+    first = [name for name in saved.leaves if name.startswith("params/encoder/stem")]
+    if not first:
+        raise UserError(f"{saved} has no encoder: give a run of this program")
+    channels = channels_of(saved.config, saved.variables("encoder")["params"])
+    wanted = _leaves(saved.config.to_json(), channels)
+    prefixes = tuple(f"{kind}/{part}/" for kind in ("params", "batch_stats") for part in PARTS)
+    there = {
+        name: manifest.Leaf(tuple(leaf.shape), "")
+        for name, leaf in saved.leaves.items()
+        if name.startswith(prefixes)
+    }
+    if found := manifest.differences(wanted, there):
+        more = f" and {len(found) - 3} more" if len(found) > 3 else ""
+        raise UserError(
+            f"the arrays of {saved} are not those of the network in its config.json "
+            f"({'; '.join(found[:3])}{more}): put back the config.json that it was trained by"
+        )
+
+
+@functools.lru_cache(16)
+def _leaves(recipe: str, channels: int) -> dict[str, manifest.Leaf]:
+    """Return the arrays, without types, of encoder and head that a recipe, as JSON, makes."""
+    config = ConfigDict(json.loads(recipe))
+    first = jax.eval_shape(lambda: build.first_parts(config, channels))
+    return {
+        name: manifest.Leaf(leaf.shape, "") for name, leaf in manifest.named_leaves(first).items()
+    }
 
 
 def classifier_tap(saved: Saved) -> int | None:

@@ -9,9 +9,11 @@ from __future__ import annotations
 import functools
 
 import jax
+import numpy as np
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
+from simclr_jax.data.sources import NO_LABEL, Source
 from simclr_jax.losses.cross_entropy import cross_entropy
 from simclr_jax.stages import build, views
 from simclr_jax.stages.accuracy import Accuracy
@@ -27,6 +29,14 @@ FORMATS = {
     "lr": "lr {:.3g}",
     "accuracy": "accuracy {:.1%}",
 }
+
+
+def chance(config: ConfigDict, train: Source) -> float:
+    """Return the loss of a classifier that knows how frequent each class is and nothing else."""
+    assert train.labels is not None  # `labels.restrict` has seen to it
+    counts = np.unique(train.labels[train.labels != NO_LABEL], return_counts=True)[1]
+    shares = counts / counts.sum()
+    return float(-(shares * np.log(shares)).sum())
 
 
 def make_stage(config: ConfigDict, timetable: Timetable, inputs: Inputs, mesh: Mesh) -> Stage:

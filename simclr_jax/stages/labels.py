@@ -10,9 +10,10 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from simclr_jax.data import sources
-from simclr_jax.data.sources import NO_LABEL, Source
+from simclr_jax.data.sources import Source
 from simclr_jax.errors import UserError
 from simclr_jax.evaluate import subsets
+from simclr_jax.unlabelled import counted
 
 ALL = "all"
 
@@ -47,7 +48,7 @@ def restrict(config: ConfigDict, train: Source) -> Source:
     check(config, train, "training")
     labels = train.labels
     assert labels is not None  # `check` has seen to it
-    known = np.flatnonzero(labels != NO_LABEL)
+    known = counted(labels)
     c = config.labels
     rows = known[_rows("labels.use", c.use, labels[known], known, train, c.seed)]
     if config.stage == "distill" and config.distill.images == "all":
@@ -61,9 +62,17 @@ def needed(config: ConfigDict) -> bool:
     return config.stage != "distill" or d.alpha < 1 or d.images == "labelled"
 
 
+def count(config: ConfigDict, train: Source) -> int:
+    """Return how many labels a stage that needs some learns from, of what `restrict` returns."""
+    if config.stage == "distill" and config.distill.images == "all":
+        assert train.labels is not None  # they were hidden one by one
+        return len(counted(train.labels))
+    return len(train)
+
+
 def check(config: ConfigDict, source: Source, which: str) -> None:
     """Raise `UserError` unless each of the `which` images may have one label."""
-    if not source.classes or source.labels is None or (source.labels == NO_LABEL).all():
+    if not source.classes or not len(counted(source.labels)):
         raise UserError(
             f"the {which} images have no labels, which stage {config.stage} needs: give a data set "
             "that has, and data.labels=True"
@@ -73,6 +82,12 @@ def check(config: ConfigDict, source: Source, which: str) -> None:
         raise UserError(
             f"the {which} images may have several labels, stage {config.stage} is made for one "
             f"each: give a data set of such labels{remedy}"
+        )
+    assert source.labels is not None  # or none of them would count
+    if which == "training" and len(np.unique(source.labels[counted(source.labels)])) == 1:
+        raise UserError(
+            f"all labelled training images are of one class, of which stage {config.stage} can "
+            "learn nothing: give images of two classes or more"
         )
 
 
@@ -87,7 +102,7 @@ def _rows(
     """Choose among `labels` `[m]`, those of `examples` `[m]` in `source`; see `allowed`."""
     if wanted == ALL:
         return np.arange(len(labels))
-    if _is_file(wanted):
+    if is_file(wanted):
         return _listed(field, Path(wanted).expanduser(), examples, source)
     if labels.ndim == 2:
         raise UserError(f"{field}={wanted} draws by class, but an image has several: use all")
@@ -118,7 +133,7 @@ def _enough(share: float) -> str:
 
 def describe(wanted: str) -> str:
     """Return what decides which labels are used; of a file, with a checksum of its content."""
-    if wanted != ALL and _is_file(wanted):
+    if wanted != ALL and is_file(wanted):
         return f"{wanted}, crc32 {zlib.crc32(Path(wanted).expanduser().read_bytes()):08x}"
     return wanted
 
@@ -135,12 +150,13 @@ def tag(wanted: str, seed: int) -> str:
     """Return a word for the names of results, "" for all labels."""
     if wanted == ALL:
         return ""
-    text = Path(wanted).stem if _is_file(wanted) else wanted.replace("%", "pct")
+    text = Path(wanted).stem if is_file(wanted) else wanted.replace("%", "pct")
     word = "".join(c if c.isalnum() or c == "." else "_" for c in text)
     return f"{word}_labels-seed{seed}"
 
 
-def _is_file(wanted: str) -> bool:
+def is_file(wanted: str) -> bool:
+    """Tell whether `wanted` is a list of names."""
     return Path(wanted).expanduser().is_file()
 
 

@@ -13,11 +13,12 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from simclr_jax import recipes
-from simclr_jax.data.sources import NO_LABEL, Source
-from simclr_jax.evaluate import features, geometry, knn, linear_probe, logistic, scores
+from simclr_jax.data.sources import Source
+from simclr_jax.evaluate import chance, features, geometry, knn, linear_probe, logistic, scores
 from simclr_jax.evaluate.subsets import few_labels
 from simclr_jax.stages.encoder import PIXELS, embedder, tap_name
 from simclr_jax.stages.inputs import Inputs
+from simclr_jax.stages.scored import lacking, scored
 from simclr_jax.stages.views import pair, view_maker
 from simclr_jax.train.stage import TrainState
 
@@ -36,6 +37,7 @@ class Monitor:
     def __init__(self, config: ConfigDict, probe: Any, inputs: Inputs, mesh: Mesh):
         self._config, self._inputs, self._mesh = config, inputs, mesh
         self._train, self._test = inputs.train, inputs.test
+        self._counts: dict[str, dict[str, int]] = {}  # of the images that were scored last
         tapped = tap_name(config, config.eval.probe_tap)
         vectors = embedder(config, ("h", tapped))
 
@@ -54,17 +56,19 @@ class Monitor:
         self._pixels = lambda _, images: pixels({}, inputs.prepare(images))["pixels"]
         self._make_views = jax.jit(view_maker(config))
 
-    @property
     def protocol(self) -> dict[str, Any]:
-        """Return what defines the scores of `compare`."""
+        """Return what defines the scores of the last `compare`."""
+        bank = self._counts.get("training", {}).get("training_images", len(self._train))
         return {
             "features": "h, inference mode",
             "bank": f"{self._config.data.split}: {self._train.fingerprint()}",
             "held_out": f"{self._config.data.eval_split}: {self._test.fingerprint()}",
-            "held_out_images": len(self._test),
+            **self._counts.get("training", {}),
+            **self._counts.get("held_out", {}),
+            chance.COMMONEST: "of the training images' labels, guessed for all held-out images",
             "raw_pixels": f"shrunk to {PIXELS}x{PIXELS} where they are larger",
             "knn": {
-                "k": min(self._config.eval.knn_k, len(self._train)),
+                "k": min(self._config.eval.knn_k, bank),
                 "temperature": self._config.eval.knn_temperature,
             },
             "probe": {
@@ -96,13 +100,12 @@ class Monitor:
         """Score raw pixels, the untrained and the trained encoder in the same way.
 
         Returns:
-          For each of `raw pixels`, `untrained encoder` and `pretrained encoder`: for each score
-          its accuracy on the evaluation split and a 95 % bootstrap interval over its images.
-          Nothing without labels, or with `eval.compare` off.
+          For each of them, and for `chance.COMMONEST`: for each score its accuracy on the
+          evaluation split and a 95 % bootstrap interval over its images. Nothing without labels,
+          or with `eval.compare` off.
         """
         single = not (self._train.multi_label or self._test.multi_label)
-        labelled = self._train.classes and self._test.classes and single
-        if not (self._config.eval.compare and labelled):
+        if not (self._config.eval.compare and single) or lacking(self._train, self._test):
             return {}
         rows: dict[str, Callable[[Source], Any]] = {
             "raw pixels": functools.partial(self._extract, self._pixels, None),
@@ -111,9 +114,13 @@ class Monitor:
             ),
             "pretrained encoder": functools.partial(self._extract, self._encode, trained.variables),
         }
-        return {
-            name: self._scores(make(self._train), make(self._test)) for name, make in rows.items()
-        }
+        found: dict[str, dict[str, Any]] = {}
+        for name, make in rows.items():
+            bank, queries = make(self._train), make(self._test)
+            found[name] = self._scores(bank, queries)
+        guess = chance.outputs(bank["label"], queries["label"], self._train.classes).argmax(axis=1)
+        level = _accuracy(guess == queries["label"])
+        return {chance.COMMONEST: dict.fromkeys(found[name], level), **found}
 
     def _scores(self, bank: Any, queries: Any) -> dict[str, Any]:
         labels, classes, e = bank["label"], self._train.classes, self._config.eval
@@ -137,12 +144,7 @@ class Monitor:
             f"probe, {count} labels a class": probe(few),
             "probe, all labels": probe(np.arange(len(labels))),
         }
-        found = {}
-        for name, guess in guesses.items():
-            right = guess == queries["label"]
-            low, high = scores.bootstrap_interval(right, seed=0)
-            found[name] = {"accuracy": float(np.mean(right)), "low": low, "high": high}
-        return found
+        return {name: _accuracy(guess == queries["label"]) for name, guess in guesses.items()}
 
     def training_features(
         self, variables: Variables, tap: str = "h"
@@ -181,20 +183,21 @@ class Monitor:
         }
 
     def _extract(self, encode: Callable, variables: Variables | None, source: Source) -> Any:
-        """Return what `encode` makes of all images that can be read and have a `label`, with it."""
+        """Return what `encode` makes of all images that count, with their `label`."""
         images = self._inputs.for_evaluation(source)
         found = features.extract(encode, variables, images, self._mesh)
         found = found if isinstance(found, dict) else {"h": found}
-        found["label"] = labels = source.labels
-        assert labels is not None  # there are classes
-        readable = self._inputs.readable(source, images)
-        rows = np.arange(len(labels)) if readable is None else readable
-        rows = rows[labels[rows] != NO_LABEL]
-        if len(rows) == len(labels):
-            return found
-        return {name: x[rows] for name, x in found.items()}
+        count = scored(source, self._inputs.readable(source, images))
+        role = "training" if source is self._train else "held_out"
+        self._counts[role] = count.about(role)
+        return {name: x[count.rows] for name, x in found.items()} | {"label": count.labels}
 
     def _nearest(self, bank: np.ndarray, labels: np.ndarray, queries: np.ndarray) -> np.ndarray:
         e, classes = self._config.eval, self._train.classes
         k = min(e.knn_k, len(bank))
         return knn.classify(bank, labels, queries, classes, k, e.knn_temperature)
+
+
+def _accuracy(right: np.ndarray) -> dict[str, float]:
+    low, high = scores.bootstrap_interval(right, seed=0)
+    return {"accuracy": float(np.mean(right)), "low": low, "high": high}

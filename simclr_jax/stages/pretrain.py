@@ -18,7 +18,7 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from simclr_jax import declaration, parallel, recipes
-from simclr_jax.data.sources import NO_LABEL, Source
+from simclr_jax.data.sources import Source
 from simclr_jax.errors import UserError
 from simclr_jax.frame import modules
 from simclr_jax.frame.keys import Keys, root
@@ -44,6 +44,7 @@ from simclr_jax.train.stage import (
     nothing_watched,
 )
 from simclr_jax.train.timetable import Timetable
+from simclr_jax.unlabelled import counted
 
 # Names of parts that the frame gives to every method, or that a stage with labels has.
 TAKEN = {"encoder", "head", "probe", "classifier"}
@@ -147,7 +148,7 @@ def check(config: ConfigDict, timetable: Timetable, train: Source) -> None:
         epoch and a call of the device takes longer than one.
     """
     if declaration.find(config.method).labels:
-        if not train.classes or train.labels is None or (train.labels == NO_LABEL).all():
+        if not train.classes or not len(counted(train.labels)):
             raise UserError(
                 f"the images have no labels, from which method {config.method} learns: give a data "
                 "set that has, and data.labels=True"

@@ -3,18 +3,30 @@
 from __future__ import annotations
 
 import signal
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from typing import Any
 
+import msgspec
 from etils import epath
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from simclr_jax import files, parallel, processes
 from simclr_jax.data import sources
-from simclr_jax.stages import distill, finetune, pretrain, summary, teacher, views, warm_start
+from simclr_jax.data.sources import Source
+from simclr_jax.stages import (
+    distill,
+    finetune,
+    heritage,
+    pretrain,
+    summary,
+    teacher,
+    views,
+    warm_start,
+)
 from simclr_jax.stages.inherit import pin
 from simclr_jax.stages.inputs import Inputs
-from simclr_jax.stages.prepare import prepare
+from simclr_jax.stages.prepare import Prepared, prepare
 from simclr_jax.train import loop
 from simclr_jax.train.profile import Profiler
 from simclr_jax.train.stage import Stage
@@ -30,6 +42,25 @@ STAGES: dict[str, Callable[[ConfigDict, Timetable, Inputs, Mesh], Stage]] = {
     "finetune": finetune.make_stage,
     "distill": distill.make_stage,
 }
+
+# The metric `loss` of each that learns nothing, where labels decide it. Methods declare theirs.
+CHANCES: dict[str, Callable[[ConfigDict, Source], float]] = {
+    "finetune": finetune.chance,
+    "distill": distill.chance,
+}
+BESIDE = (heritage.KEY, "chance")  # in `config.json`, where the run is not too old for it
+
+
+def said_beside(ready: Prepared, before: Mapping[str, Any] | None) -> dict[str, Any]:
+    """Return what a run says of itself in `config.json` beside its recipe and its images.
+
+    That of a run that is resumed stands: its images, or the runs it comes from, may have moved.
+    """
+    if before is not None:
+        return {name: before[name] for name in BESIDE if name in before}
+    found: dict[str, Any] = {heritage.KEY: msgspec.to_builtins(ready.trained_on)}
+    chance = CHANCES.get(ready.config.stage)
+    return found | ({"chance": chance(ready.config, ready.train)} if chance else {})
 
 
 def run(config: ConfigDict, workdir: str, resume: str = "auto", profile_steps: str = "") -> int:
@@ -57,12 +88,13 @@ def run(config: ConfigDict, workdir: str, resume: str = "auto", profile_steps: s
         teacher.check(config, train, test)
 
     record = config.to_dict() | {"images": [train.fingerprint(), test.fingerprint()]}
+    record |= processes.on_first(lambda: said_beside(ready, before))
     processes.check_same("recipe or images", record)
     keep, keep_period = config.checkpoint.keep, config.checkpoint.keep_period
     profiler = Profiler(profile_steps, epath.Path(workdir) / "profile", timetable.total_steps)
     with open_workdir(workdir, record, resume, keep=keep, keep_period=keep_period) as opened:
         if opened.fresh and processes.rank() == 0:
-            sources.remember(ready.images, kept)
+            sources.remember(kept, ready.images, ready.test)
         inputs = Inputs(config, train, test, opened)
         stage = STAGES[config.stage](config, timetable, inputs, mesh)
         about = [*ready.about(), *ready.chosen]
@@ -75,5 +107,5 @@ def run(config: ConfigDict, workdir: str, resume: str = "auto", profile_steps: s
         result = loop.train(stage, timetable, mesh, opened, profiler)
         if result.stopped_by:
             return EXIT_CODES[result.stopped_by]
-        summary.conclude(opened, timetable, stage, result.state)
+        summary.conclude(opened, timetable, stage, result.state, ready.protocol)
     return 0

@@ -3,15 +3,26 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
+from typing import Any, TypedDict
 
 import jax
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from simclr_jax import files, processes, tables
+from simclr_jax import documents, files, processes, tables
+from simclr_jax.evaluate import chance
 from simclr_jax.train.stage import Stage, TrainState
 from simclr_jax.train.timetable import Timetable
 from simclr_jax.train.workdir import Workdir
+
+DEVICES = "devices.json"
+
+
+class Devices(TypedDict):
+    """The content of `DEVICES`: on which devices the run works, such as "8 x TPU v5"."""
+
+    devices: str
 
 
 def announce(
@@ -22,17 +33,24 @@ def announce(
     mesh: Mesh,
     about: list[str],
 ) -> None:
-    """Say what is about to happen, in the numbers that decide the result."""
+    """Say what is about to happen, in the numbers that decide the result.
+
+    Raises:
+      UserError: if `DEVICES` cannot be written.
+    """
     say, o = workdir.console.say, config.optim
     views = stage.views_per_image * timetable.batch_size
     params = jax.eval_shape(stage.init).params
     kind = mesh.devices.flat[0].device_kind
-    warmup = timetable.warmup_steps
+    warmup, devices = timetable.warmup_steps, f"{mesh.size} x {kind}"
+    if processes.rank() == 0:
+        with files.explaining(workdir.path / DEVICES):
+            documents.write(workdir.path / DEVICES, {"devices": devices})
     rising = f"learning-rate warm-up until step {warmup}" if warmup else "no warm-up"
     say(f"run       {workdir.path}")
     for line in about:
         say(line)
-    say(f"devices   {mesh.size} x {kind}, computing in {config.train.dtype}")
+    say(f"devices   {devices}, computing in {config.train.dtype}")
     say(
         f"batch     {timetable.batch_size} images ({views} views), "
         f"{timetable.batch_size // mesh.size} images a device"
@@ -46,8 +64,17 @@ def announce(
     say(f"views     {workdir.path / 'views.png'} shows what augmentation does: look at it")
 
 
-def conclude(workdir: Workdir, timetable: Timetable, stage: Stage, state: TrainState) -> None:
-    """Say what was learned, beside what needs no learning, and where everything is."""
+def conclude(
+    workdir: Workdir,
+    timetable: Timetable,
+    stage: Stage,
+    state: TrainState,
+    more: Mapping[str, Any],
+) -> None:
+    """Say what was learned, beside what needs no learning, and where everything is.
+
+    `more` is kept with the scores beside what the stage says of them.
+    """
     say = workdir.console.say
     results = stage.compare(state)
     if processes.rank() > 0:
@@ -55,11 +82,13 @@ def conclude(workdir: Workdir, timetable: Timetable, stage: Stage, state: TrainS
     path = workdir.path / "results" / "summary.json"
     if results:
         path.parent.mkdir(exist_ok=True)
-        protocol = {"step": timetable.total_steps, **stage.protocol}
-        files.write_json(path, {"protocol": protocol, "scores": results})
+        protocol = {"step": timetable.total_steps, **stage.protocol(), **more}
+        documents.write(path, {"protocol": protocol, "scores": results})
         say("")
         say(tables.scores(results))
         say("in brackets: 95 % bootstrap interval over the held-out images")
+        for sentence in chance.not_above(results):
+            say(f"note      {sentence}")
     say("")
     names = ("config.json", "metrics.jsonl", "tensorboard", "views.png", "log.txt")
     found = [name for name in names if (workdir.path / name).exists()]

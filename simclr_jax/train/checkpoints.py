@@ -35,9 +35,9 @@ from absl import logging
 from etils import epath
 from flax import traverse_util
 
-from simclr_jax import files, parallel, processes
+from simclr_jax import closing, errors, files, parallel, processes
 from simclr_jax.errors import Unreachable, UserError
-from simclr_jax.train import manifest
+from simclr_jax.train import manifest, stored
 from simclr_jax.train.manifest import Damaged, Leaf
 from simclr_jax.train.orbax_errors import errno_of, hush_orbax
 
@@ -54,6 +54,8 @@ class Checkpoints:
       keep_period: multiples of this step stay as well.
       read_only: for readers of a run that may still be training: `restore` skips what is damaged
         or unfinished and leaves it in place, and `save` is refused.
+      recipe: of the run, kept in each checkpoint; one that has another recipe is not restored.
+      sealed: is told each step that has been saved, once it was read back.
       say: receives one line about each checkpoint set aside or skipped.
     """
 
@@ -64,6 +66,8 @@ class Checkpoints:
         keep: int = 3,
         keep_period: int | None = None,
         read_only: bool = False,
+        recipe: Mapping[str, Any] | None = None,
+        sealed: Callable[[int], None] = lambda step: None,
         say: Callable[[str], None] = logging.warning,
     ):
         if keep < 1 or (keep_period is not None and keep_period < 1):
@@ -77,6 +81,7 @@ class Checkpoints:
         self._keep = keep
         self._keep_period = keep_period
         self._read_only = read_only
+        self._recipe, self._sealed = recipe, sealed
         self._say = say
         # Directories are made in the caller's thread: when Orbax fails to make one in the
         # background, its writers wait ten minutes for it.
@@ -108,8 +113,17 @@ class Checkpoints:
             if (self.place / str(step) / manifest.NAME).exists()
         ]
 
-    def save(self, step: int, state: Any) -> None:
+    def about(self, step: int) -> dict[str, Any]:
+        """Return what a checkpoint tells of its run, see `manifest.about`; `{}` without one."""
+        try:
+            return manifest.about(self.place / str(step), step)
+        except Damaged:
+            return {}
+
+    def save(self, step: int, state: Any, log: Mapping[str, Any] | None = None) -> None:
         """Save a pytree of arrays; return as soon as it is on the host and may be donated.
+
+        `log`, of JSON, is kept with it: what had been logged until then.
 
         Waits for the previous save. Writing, reading back, sealing and pruning happen in the
         background; what goes wrong there is raised by the next `save`, `wait` or `close`.
@@ -121,9 +135,9 @@ class Checkpoints:
         if self._read_only:
             raise ValueError("these checkpoints were opened read-only")
         self._saving = True
-        processes.on_first(functools.partial(self._begin, step, state))
+        processes.on_first(functools.partial(self._begin, step, state, log))
 
-    def _begin(self, step: int, state: Any) -> None:
+    def _begin(self, step: int, state: Any, log: Mapping[str, Any] | None) -> None:
         path = self._path(step)
         leaves = manifest.named_leaves(state)
         with self._explaining(step):
@@ -131,12 +145,14 @@ class Checkpoints:
                 raise UserError(
                     f"checkpoint {self._name(step)} exists: resume from it or use another workdir"
                 )
-            self._sweep()
+            self.sweep()
             if path.exists():
                 self._set_aside(step, "its save did not finish")
             host = manifest.to_host(leaves)
             self._writer.save(path, _nest(_for_orbax(leaves, host)))
-        self._pending = self._background.submit(self._finish, step, host)
+        told = {"recipe": self._recipe, "log": log}
+        about = {name: content for name, content in told.items() if content is not None}
+        self._pending = self._background.submit(self._finish, step, host, about)
 
     def wait(self) -> None:
         """Wait until the last save is sealed; raise what went wrong with it."""
@@ -151,12 +167,13 @@ class Checkpoints:
 
     def close(self) -> None:
         """Wait as `wait` does, then free the threads."""
-        try:
-            self._wait_here()
-        finally:
-            self._background.shutdown()
+        steps = (self._wait_here, self._background.shutdown, self._close_writer, self._reader.close)
+        closing.close(None, *steps)
+
+    def _close_writer(self) -> None:
+        """Close what Orbax writes by, which says once more why the last save failed."""
+        with self._explaining("the last"):
             self._writer.close()
-            self._reader.close()
 
     def restore(self, target: Any) -> tuple[int, Any] | None:
         """Return the newest step that verifies and its state, or None if there is none.
@@ -232,19 +249,22 @@ class Checkpoints:
         names = [path.name for path in self._directory.iterdir()]
         return sorted(int(name) for name in names if re.fullmatch("0|[1-9][0-9]*", name))
 
-    def _finish(self, step: int, host: Mapping[str, manifest.HostLeaf]) -> None:
+    def _finish(
+        self, step: int, host: Mapping[str, manifest.HostLeaf], about: Mapping[str, Any]
+    ) -> None:
         """Seal a step once Orbax has committed it, check it, then prune: in this order."""
         path = self._path(step)
         with self._explaining(step):
             leaves = manifest.describe(host)  # while Orbax is writing
             self._writer.wait_until_finished()
-            manifest.write(path, step, leaves)
+            manifest.write(path, step, leaves, about)
             try:
                 self._check_files(step, manifest.read(path, step))
             except Damaged as damage:
                 self._set_aside(step, damage)
                 raise
             self._publish(step)
+            self._sealed(step)
             self._prune()
 
     def _publish(self, step: int) -> None:
@@ -253,6 +273,9 @@ class Checkpoints:
     def _read(self, step: int, target: Any) -> Any:
         """Restore one step onto the target's devices; raise `Damaged` or `UserError`."""
         saved = manifest.read(self._path(step), step)
+        recipe = manifest.about(self._path(step), step).get("recipe")
+        if recipe is not None and self._recipe is not None:
+            stored.check_same(recipe, self._recipe, f"checkpoint {self._name(step)}")
         wanted = manifest.named_leaves(target)
         described = {name: Leaf(np.shape(a), _dtype(a).name) for name, a in wanted.items()}
         if found := manifest.differences(described, saved):
@@ -281,7 +304,13 @@ class Checkpoints:
         except MemoryError:
             raise
         except Exception as error:  # each layer of Orbax and TensorStore has types of its own
-            if (number := errno_of(error)) is not None and number not in _OF_THE_FILE:
+            number = errno_of(error)
+            if number in errors.OF_THE_PROGRAM:
+                raise UserError(
+                    f"checkpoint {self._name(step)} cannot be read ({os.strerror(number)}): "
+                    f"{errors.remedy(number)} and start again"
+                ) from error
+            if number is not None and number not in _OF_THE_FILE:
                 raise Unreachable(
                     f"checkpoint {self._name(step)} cannot be read now ({os.strerror(number)}): "
                     "check that disk or mount; if it stays so, move that directory away, and the "
@@ -304,13 +333,13 @@ class Checkpoints:
             periodic = self._keep_period is not None and step % self._keep_period == 0
             if not periodic:
                 self._retire(step)
-        self._sweep()
+        self.sweep()
 
     def _retire(self, step: int) -> None:
-        """Make a checkpoint one no more; `_sweep` deletes the rest of it."""
+        """Make a checkpoint one no more; `sweep` deletes the rest of it."""
         self._path(step).rename(self._directory / f"{step}.pruned")
 
-    def _sweep(self) -> None:
+    def sweep(self) -> None:
         """Delete what a killed process left half written or half deleted."""
         if self._directory.is_dir():
             for path in self._directory.iterdir():
@@ -333,7 +362,7 @@ class Checkpoints:
         self._say(f"checkpoint {self._name(step)} is set aside as {free.name}: {reason}")
 
     @contextlib.contextmanager
-    def _explaining(self, step: int) -> Iterator[None]:
+    def _explaining(self, step: int | str) -> Iterator[None]:
         """Turn what a full or failing disk raises into a line for the user; leave the rest."""
         try:
             yield
@@ -342,11 +371,10 @@ class Checkpoints:
             if number is None and not isinstance(error, Damaged):
                 raise
             reason = os.strerror(number) if number else f"it reads back differently: {error}"
-            full = number in (errno.ENOSPC, errno.EDQUOT)
             raise UserError(
                 f"checkpoint {step} cannot be written to {self.place} ({reason}; the last "
                 f"good one is {max(self.steps(), default='none')}): "
-                f"{'free space there' if full else 'check that disk'} and start again"
+                f"{errors.remedy(number)} and start again"
             ) from error
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import itertools
-import json
 import os
 import socket
 import threading
@@ -12,15 +11,26 @@ import time
 import uuid
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, Required, TypedDict
 
 from absl import logging
 from etils import epath
 
-from simclr_jax import buckets, files
+from simclr_jax import buckets, closing, documents, files
 from simclr_jax.errors import UserError
 
 MARKER = "lock.takeover"
+
+
+class Owner(TypedDict, total=False):
+    """What a lock says of the process that holds it."""
+
+    host: str
+    system: str
+    pid: Required[int]
+    started: Required[int | None]
+    token: str
+    heartbeat: float
 
 
 class WorkdirLock:
@@ -77,12 +87,19 @@ class WorkdirLock:
         self._thread.start()
         return self
 
-    def __exit__(self, *_: object) -> None:
+    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
         self._stop.set()
+        closing.close(error, self._end_beating, self._remove)
+
+    def _end_beating(self) -> None:
         if self._thread is not None:
             self._thread.join()
-        if self._is_ours(self._read(self._path)):
-            self._path.unlink(missing_ok=True)
+
+    def _remove(self) -> None:
+        """Release the lock; one that cannot be removed is taken over by the next run."""
+        with files.explaining(self._path, "removed"):
+            if self._is_ours(self._read(self._path)):
+                self._path.unlink(missing_ok=True)
 
     def check(self) -> None:
         """Raise `UserError` if another process has taken the workdir over, or it is gone."""
@@ -93,7 +110,7 @@ class WorkdirLock:
                 raise UserError(self._lost)
 
     def _record(self) -> str:
-        return json.dumps({**self._identity, "heartbeat": time.time()})
+        return documents.line({**self._identity, "heartbeat": time.time()})
 
     def _create(self, path: epath.Path) -> bool:
         """Create a file with our record unless it exists; of several processes one succeeds.
@@ -106,12 +123,11 @@ class WorkdirLock:
     def _read(self, path: epath.Path) -> dict[str, Any] | None:
         """Return who a lock names, None without a lock, `{}` if it cannot be read (yet)."""
         try:
-            owner = files.read_json(path)
+            return dict(documents.read(path, Owner))
         except FileNotFoundError:
             return None
         except UserError:
             return {}
-        return owner if isinstance(owner, dict) else {}
 
     def _is_ours(self, owner: dict[str, Any] | None) -> bool:
         return owner is not None and owner.get("token") == self._identity["token"]
@@ -149,12 +165,10 @@ class WorkdirLock:
     def _take_over(self, owner: dict[str, Any], reason: str) -> bool:
         """Replace a dead lock by ours; False if it changed hands since it was judged."""
         marker = self._wait_for_turn(owner)
-        try:
+        with closing.Closing(lambda: marker.unlink(missing_ok=True)):
             if self._read(self._path) != owner:
                 return False
             files.write_atomically(self._path, self._record())
-        finally:
-            marker.unlink(missing_ok=True)
         for path in buckets.listing(self._workdir):
             if path.name.startswith(MARKER):
                 path.unlink(missing_ok=True)  # of processes that died in here
@@ -184,7 +198,8 @@ class WorkdirLock:
         while not self._stop.wait(self._heartbeat_secs):
             try:
                 owner = self._read(self._path)
-                if self._is_ours(owner):
+                # One that was ours and says nothing any more is damaged.
+                if self._is_ours(owner) or (owner == {} and self._lost is None):
                     self._lost = None
                     files.write_atomically(self._path, self._record())
                     continue

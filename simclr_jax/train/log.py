@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from simclr_jax import processes
+from simclr_jax import closing, processes
 from simclr_jax.errors import UserError
 from simclr_jax.train.metrics import MetricsWriter, NoMetrics
 from simclr_jax.train.progress import Speed, progress_line, shown
@@ -43,7 +43,10 @@ class Log:
         self._timetable, self._formats = timetable, formats
         self._checkpoints, self._console = workdir.checkpoints, workdir.console
         first = processes.rank() == 0
-        self._writer = MetricsWriter(workdir.path, first_step) if first else NoMetrics()
+        self._writer: MetricsWriter | NoMetrics = NoMetrics()
+        if first:
+            seal = workdir.checkpoints.about(first_step).get("log") if first_step else None
+            self._writer = MetricsWriter(workdir.path, first_step, seal, workdir.console.say)
         self._window = self._writer.window()
         self._speed = Speed(timetable.batch_size)
         self._pending: tuple[range, dict[str, jax.Array]] | None = None
@@ -51,8 +54,8 @@ class Log:
     def __enter__(self) -> Log:
         return self
 
-    def __exit__(self, *_) -> None:
-        self._writer.close()
+    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
+        closing.close(error, self._writer.close)
 
     def watch(self, batches: Iterator[Batch]) -> Iterator[Batch]:
         """Yield batches, and measure how long the loop waits for them."""
@@ -63,22 +66,23 @@ class Log:
         previous, self._pending = self._pending, (steps, metrics)
         self._read(previous)
 
-    def catch_up(self, state: TrainState | None = None) -> None:
-        """Read and put on disk all metrics so far; the clock of speed stands still meanwhile.
-
-        A loss judges the parameters before its update. With a `state`, which is about to be saved,
-        the parameters after the last update are judged too, and what the next line has summed up
-        so far is put on disk as well.
-        """
+    def catch_up(self) -> None:
+        """Read and put on disk all metrics so far; the clock of speed stands still meanwhile."""
         previous, self._pending = self._pending, None
         self._read(previous)
-        if state is not None:
-            done = int(state.step)
-            if not _all_finite(state.params):
-                self._raise_not_finite("the parameters are", range(done - 1, done))
-            self._writer.save_window(done, self._window)
         self._speed.pause()
         self._writer.flush()
+
+    def seal(self, state: TrainState) -> dict[str, Any]:
+        """Catch up, and return what the checkpoint of a state is to know of the log.
+
+        A loss judges the parameters before its update: those after the last one are judged here.
+        """
+        self.catch_up()
+        if not _all_finite(state.params):
+            done = int(state.step)
+            self._raise_not_finite("the parameters are", range(done - 1, done))
+        return self._writer.seal(self._window)
 
     def evaluation(self, step: int, metrics: dict[str, float]) -> None:
         """Write and print held-out metrics."""

@@ -8,6 +8,7 @@ import jax
 from jax.sharding import Mesh
 
 from simclr_jax import parallel, processes
+from simclr_jax.closing import Closing
 from simclr_jax.errors import UserError
 from simclr_jax.train.interrupt import StopRequest
 from simclr_jax.train.log import Log
@@ -59,15 +60,21 @@ def train(
         )
     first_step, state = restored or (0, stage.warm_start(stage.init()))
     if first_step:
-        console.say(f"resumed at step {first_step} of {timetable.total_steps}")
+        lost = f", though step {workdir.lost} was saved: its checkpoint is there no more"
+        lost = lost if workdir.lost > first_step else ""
+        console.say(f"resumed at step {first_step} of {timetable.total_steps}{lost}")
 
     step = make_step(stage, mesh)
     log = Log(timetable, stage.formats, workdir, first_step)
     stop, stopped_by, done = StopRequest(), 0, first_step
-    with stop, profiler, log:
+    with Closing() as closing:
+        for manager in (stop, profiler, log):
+            closing.enter(manager)
         if first_step == 0:
             log.evaluation(0, stage.evaluate(state))
-        for steps, batches in log.watch(stage.batches(first_step, timetable.total_steps)):
+        source = stage.batches(first_step, timetable.total_steps)
+        closing.step(getattr(source, "close", lambda: None))  # it has threads that read
+        for steps, batches in log.watch(source):
             if stage.before_epoch and (epoch := timetable.new_epoch(steps)) is not None:
                 log.catch_up()
                 state = stage.before_epoch(state, epoch)
@@ -84,8 +91,7 @@ def train(
                 log.evaluation(done, stage.evaluate(state))
             if at_end or stopped_by or due(done, timetable.save_every):
                 processes.on_first(workdir.lock.check)
-                log.catch_up(state)
-                checkpoints.save(done, state)
+                checkpoints.save(done, state, log.seal(state))
             if stopped_by:
                 break
         checkpoints.wait()

@@ -14,13 +14,14 @@ import math
 import os
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, NotRequired, TypedDict
 
 import jax
+import msgspec
 import numpy as np
 from etils import epath
 
-from simclr_jax import buckets, files
+from simclr_jax import buckets, documents, files
 from simclr_jax.errors import Unreachable, UserError
 
 NAME = "manifest.json"
@@ -35,6 +36,19 @@ _ODD = ((_ODD ^ (_ODD >> np.uint64(32))) * np.uint64(0xBF58476D1CE4E5B9)) | np.u
 
 class Damaged(Exception):
     """A checkpoint is not what was saved; the message says in what way."""
+
+
+class _LeafRecord(TypedDict):
+    shape: list[int]
+    dtype: str
+    checksum: str | None
+
+
+class _Record(TypedDict):
+    step: int
+    leaves: dict[str, _LeafRecord]
+    files: dict[str, tuple[int, str]]
+    about: NotRequired[dict[str, Any]]
 
 
 @dataclass(frozen=True)
@@ -190,15 +204,25 @@ def list_files(directory: epath.Path) -> dict[str, list[Any]]:
     return found
 
 
-def write(directory: epath.Path, step: int, leaves: Mapping[str, Leaf]) -> None:
-    """Seal a finished checkpoint: record its arrays and files, with a digest of the record."""
+def write(
+    directory: epath.Path,
+    step: int,
+    leaves: Mapping[str, Leaf],
+    about: Mapping[str, Any] | None = None,
+) -> None:
+    """Seal a finished checkpoint: record its arrays and files, with a digest of the record.
+
+    `about`, of JSON, is what else it tells of its run; see `about`.
+    """
     record = {
         "step": step,
         "leaves": {name: asdict(leaf) for name, leaf in sorted(leaves.items())},
         "files": dict(sorted(list_files(directory).items())),
+        **({"about": dict(about)} if about else {}),
     }
     files.sync(directory)  # Orbax leaves its small files to the system's cache
-    files.write_json(directory / NAME, {"digest": _digest(record), **record})
+    text = json.dumps({"digest": _digest(record), **record}, indent=2)
+    files.write_atomically(directory / NAME, text + "\n")
 
 
 def read(directory: epath.Path, step: int) -> dict[str, Leaf]:
@@ -208,20 +232,7 @@ def read(directory: epath.Path, step: int) -> dict[str, Leaf]:
       Damaged: the manifest is missing or altered, belongs to another step, or a file it lists is
         missing, has another size or, if it is small, another content.
     """
-    try:
-        with buckets.reaching(directory, _GONE):
-            record = files.read_json(directory / NAME)
-    except _GONE as error:
-        raise Damaged(f"it has no {NAME}: its save did not finish") from error
-    except Unreachable:
-        raise
-    except UserError as error:
-        raise Damaged(f"{NAME} is not JSON") from error
-    if not isinstance(record, dict) or record.pop("digest", None) != _digest(record):
-        raise Damaged(f"{NAME} was altered")
-    if record["step"] != step:
-        raise Damaged(f"it is a copy of step {record['step']}")
-    found = list_files(directory)
+    record, found = _record(directory, step), list_files(directory)
     for name, (size, digest) in record["files"].items():
         if name not in found:
             raise Damaged(f"{name} is missing")
@@ -233,6 +244,38 @@ def read(directory: epath.Path, step: int) -> dict[str, Leaf]:
         name: Leaf(tuple(leaf["shape"]), leaf["dtype"], leaf["checksum"])
         for name, leaf in record["leaves"].items()
     }
+
+
+def about(directory: epath.Path, step: int) -> dict[str, Any]:
+    """Return what a checkpoint tells of its run, without a look at its arrays and files.
+
+    By name: `recipe`, the record that was in `config.json`, and `log`, see `train.metrics`. Nothing
+    in checkpoints of earlier versions.
+
+    Raises:
+      Damaged: the manifest is missing or altered, or belongs to another step.
+    """
+    return _record(directory, step).get("about", {})
+
+
+def _record(directory: epath.Path, step: int) -> _Record:
+    try:
+        record = documents.parse(documents.content(directory / NAME), dict[str, Any])
+        digest = record.pop("digest", None)
+        if digest != _digest(record):
+            raise Damaged(f"{NAME} was altered")
+        checked = msgspec.convert(record, _Record)
+    except FileNotFoundError as error:
+        raise Damaged(f"it has no {NAME}: its save did not finish") from error
+    except Unreachable:
+        raise
+    except (documents.Unfit, UserError) as error:
+        raise Damaged(f"{NAME} cannot be used: {error}") from error
+    except msgspec.ValidationError as error:
+        raise Damaged(f"{NAME} is of another program") from error
+    if checked["step"] != step:
+        raise Damaged(f"it is a copy of step {checked['step']}")
+    return checked
 
 
 def _digest(record: Mapping[str, Any]) -> str:

@@ -2,27 +2,29 @@
 
 The file is exact across interruptions: a run that resumes at step s first removes what was written
 after s, and what belongs to a step is on disk before that step is saved. So no line is lost or
-repeated, and apart from wall time and speed the file equals that of a run never interrupted.
+repeated, and apart from wall time and speed the file equals that of a run never interrupted. What
+happened to it meanwhile is noticed and mended, see `train.mending`.
 
 A line averages the steps since the one before. A step may be saved between two lines: the sums so
-far are then in `log_window.jsonl`, one line for each such save. It keeps those of all saves, since
-any checkpoint may be the one that a run has to go back to; it is no longer than `metrics.jsonl`
-would be with a line a save.
+far are in its checkpoint then.
 """
 
 from __future__ import annotations
 
-import json
 import math
 import os
 import time
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Callable, Mapping
+from typing import Any, TypedDict
 
+import msgspec
 import numpy as np
+from absl import logging
 from etils import epath
 
-from simclr_jax import buckets, files
+from simclr_jax import buckets, closing, documents, files
+from simclr_jax.train import events, mending
+from simclr_jax.train.mending import Seal
 
 
 class Window:
@@ -58,8 +60,9 @@ class NoMetrics:
         """Return an empty one."""
         return Window()
 
-    def save_window(self, step: int, window: Window) -> None:
-        """Drop it."""
+    def seal(self, window: Window) -> dict[str, Any]:
+        """Know nothing."""
+        return {}
 
     def write(self, step: int, values: Mapping[str, Any]) -> None:
         """Drop a line."""
@@ -79,30 +82,35 @@ class _Board:
     """
 
     def __init__(self, directory: epath.Path, resume_step: int):
+        """Begin a file of its own, whatever others there are and however young they are."""
         from tensorboardX.event_file_writer import EventsWriter
         from tensorboardX.proto.event_pb2 import SessionLog
 
         self._directory = directory
         with files.explaining(directory):
             directory.mkdir(parents=True, exist_ok=True)
-            self._writer = EventsWriter(os.fspath(directory / "events"))
-        if resume_step:  # what is there of later steps is not shown any more
-            self._add(resume_step + 1, session_log=SessionLog(status=SessionLog.START))
+            suffix = f".{time.time_ns() % 10**9:09}"  # the name has the second
+            self._writer = EventsWriter(os.fspath(directory / "events"), suffix)
+        # What is there of later steps is not shown any more.
+        start = resume_step + 1 if resume_step else 0
+        self._add(start, session_log=SessionLog(status=SessionLog.START))
 
     def write(self, step: int, values: Mapping[str, Any]) -> None:
-        from tensorboardX.summary import scalar
+        from tensorboardX.proto.summary_pb2 import Summary
 
-        for name, value in values.items():
-            if math.isfinite(value):  # `scalar` would warn of others on the screen
-                self._add(step, summary=scalar(name, value))
+        finite = {name: float(value) for name, value in values.items() if math.isfinite(value)}
+        numbers = [Summary.Value(tag=name, simple_value=value) for name, value in finite.items()]
+        if numbers:
+            self._add(step, summary=Summary(value=numbers))
 
     def flush(self) -> None:
         with files.explaining(self._directory):
             self._writer.flush()
 
     def close(self) -> None:
+        # By itself the writer leaves its file open if the last of it cannot be written.
         with files.explaining(self._directory):
-            self._writer.close()
+            closing.close(None, self._writer.flush, self._writer._py_recordio_writer.close)
 
     def _add(self, step: int, **content: Any) -> None:
         from tensorboardX.proto.event_pb2 import Event
@@ -112,21 +120,49 @@ class _Board:
 
 
 class MetricsWriter:
-    """Appends metrics to `workdir/metrics.jsonl` and to event files in `workdir/tensorboard`."""
+    """Appends metrics to `workdir/metrics.jsonl` and to event files in `workdir/tensorboard`.
 
-    def __init__(self, workdir: epath.Path, resume_step: int):
-        self._path, self._windows_path = workdir / "metrics.jsonl", workdir / "log_window.jsonl"
-        self._resume_step = resume_step
-        self._windows: list[str] = []
-        self._cut(resume_step)
+    Args:
+      workdir: of the run.
+      resume_step: that the run goes on from; 0: it starts anew.
+      seal: what the checkpoint of that step knows of the log, see `seal`.
+      say: receives a line about what is not as it was then.
+
+    Raises:
+      UserError: if the files cannot be read or written.
+    """
+
+    def __init__(
+        self,
+        workdir: epath.Path,
+        resume_step: int,
+        seal: Mapping[str, Any] | None = None,
+        say: Callable[[str], None] = logging.warning,
+    ):
+        self._path, self._say = workdir / "metrics.jsonl", say
+        self._step, self._seal = resume_step, _checked(seal or {})
+        self._old_windows = workdir / "log_window.jsonl"
+        events_at = workdir / "tensorboard"
+        if shorter := events.missing(events_at, self._seal.get("events", {})):
+            more = f" and {len(shorter) - 3} files more" if len(shorter) > 3 else ""
+            say(
+                f"tensorboard/{', '.join(shorter[:3])}{more}: TensorBoard shows a gap there, "
+                f"{self._path.name} has the numbers"
+            )
+        lines = mending.lines_until(self._path, resume_step, self._seal, events_at, say)
+        self._lines = [line.step for line in lines]
+        self._checksum = mending.checksum(line.text for line in lines)
         self._file = files.Growing(self._path)
-        self._events = buckets.Mirror(workdir / "tensorboard")
+        self._before = events.sizes(events_at)
+        self._events = buckets.Mirror(events_at)
         self._board = _Board(self._events.local, resume_step)
 
     def write(self, step: int, values: Mapping[str, Any]) -> None:
         """Append one line; numbers that JSON does not know become null."""
-        clean = {k: v if math.isfinite(v) else None for k, v in values.items()}
-        self._file.write(json.dumps({"step": step, **clean}) + "\n")
+        text = documents.line({"step": step, **values})
+        self._file.write(text)
+        self._lines.append(step)
+        self._checksum = mending.checksum([text], self._checksum)
         self._board.write(step, values)
 
     def window(self) -> Window:
@@ -135,23 +171,21 @@ class MetricsWriter:
         Nothing, if that was a step of a line. Nor in a run begun by a version without these sums:
         its next line averages the steps done since it was resumed.
         """
-        last = json.loads(self._windows[-1]) if self._windows else {}
-        if last.get("step") != self._resume_step:
-            return Window()
-        return Window(last["steps"], last["sums"])
+        if "sums" in self._seal:
+            sums = {name: float.fromhex(value) for name, value in self._seal["sums"].items()}
+            return Window(self._seal["window"], sums)
+        return _old_window(self._old_windows, self._step, self._say) if self._step else Window()
 
-    def save_window(self, step: int, window: Window) -> None:
-        """Put on disk what is summed up at a step that is about to be saved.
-
-        Raises:
-          UserError: if the disk is full or failing.
-        """
-        if not window.steps:
-            return
-        line = {"step": step, "steps": window.steps, "sums": window.sums}
-        self._windows.append(json.dumps(line) + "\n")
-        with files.explaining(self._windows_path):
-            files.write_atomically(self._windows_path, "".join(self._windows))
+    def seal(self, window: Window) -> dict[str, Any]:
+        """Return what the checkpoint that is about to be saved has to know, of what was flushed."""
+        found: Seal = {
+            "lines": list(self._lines),
+            "crc32": self._checksum,
+            "events": self._before | events.sizes(self._events.local),
+            "window": window.steps,
+            "sums": {name: float(value).hex() for name, value in window.sums.items()},
+        }
+        return dict(found)
 
     def flush(self) -> None:
         """Put on disk what was written.
@@ -165,29 +199,42 @@ class MetricsWriter:
 
     def close(self) -> None:
         """Flush and close both."""
+        steps = (self.flush, self._board.close, self._file.close, self._events.close)
+        closing.close(None, *steps)
+
+
+class _OldWindow(TypedDict):
+    step: int
+    steps: int
+    sums: dict[str, float]
+
+
+def _old_window(path: epath.Path, step: int, say: Callable[[str], None]) -> Window:
+    """Return what earlier versions summed up for a step: they kept it in a file for all saves."""
+    try:
+        lines = documents.content(path, "move it away").decode(errors="replace").split("\n")[:-1]
+    except FileNotFoundError:
+        return Window()
+    damaged = False
+    for text in reversed(lines):
         try:
-            self.flush()
-        finally:
-            self._board.close()
-            self._file.close()
-            self._events.close()
+            found = documents.parse(text, _OldWindow)
+        except documents.Unfit:
+            damaged = True
+            continue
+        if found["step"] == step:
+            return Window(found["steps"], found["sums"])
+    if damaged:
+        say(
+            f"{path.name} is damaged: the first line of metrics after step {step} averages the "
+            "steps from there on"
+        )
+    return Window()
 
-    def _cut(self, step: int) -> None:
-        _cut(self._path, step)
-        self._windows = _cut(self._windows_path, step)
 
-
-def _cut(path: epath.Path, step: int) -> list[str]:
-    """Remove the lines of a file from the first one on that is of a later step; return the rest."""
-    kept: list[str] = []
-    with files.explaining(path):
-        if not path.exists():
-            return kept
-        for line in path.read_text().splitlines(keepends=True):
-            # A run that starts anew evaluates step 0 anew. A line without its end was being
-            # written when the run was killed.
-            if step == 0 or not line.endswith("\n") or json.loads(line)["step"] > step:
-                break
-            kept.append(line)
-        files.write_atomically(path, "".join(kept))
-    return kept
+def _checked(seal: Mapping[str, Any]) -> Seal:
+    """Return a seal, `{}` for one that is of another program."""
+    try:
+        return msgspec.convert(seal, Seal)
+    except msgspec.ValidationError:
+        return {}

@@ -12,8 +12,9 @@ from flax import traverse_util
 from ml_collections import ConfigDict
 
 from simclr_jax import buckets, files, recipes
+from simclr_jax.closing import Closing
 from simclr_jax.errors import UserError
-from simclr_jax.train import manifest
+from simclr_jax.train import manifest, stored
 from simclr_jax.train.bucket_checkpoints import open_checkpoints
 
 
@@ -24,7 +25,8 @@ class Saved:
     Attributes:
       workdir: of the run.
       step: finished updates.
-      record: `config.json`: the recipe and what else a resumed run must agree on.
+      record: the recipe and what else a resumed run must agree on: `config.json`, which is that of
+        the checkpoint; see `train.stored`.
       leaves: all arrays by path, such as `params/encoder/stem_conv/conv/kernel`; their shapes and
         dtypes alone if it was read by `describe`.
     """
@@ -62,29 +64,28 @@ def read(run: str, flag: str = "--checkpoint") -> Saved:
       flag: what the user wrote it behind, for errors.
 
     Raises:
-      UserError: if there is no run, no such step, or the checkpoint is damaged.
+      UserError: if there is no run, no such step, the checkpoint is damaged, or `config.json` is
+        damaged or not that of the checkpoint.
     """
     path, at = _find(run, flag)
     checkpoints = open_checkpoints(path / "checkpoints", read_only=True)
-    try:
+    with Closing(checkpoints.close):
         step, leaves = checkpoints.leaves(at)
-    finally:
-        checkpoints.close()
-    return Saved(path, step, files.read_json(path / "config.json"), leaves)
+        record = stored.of_checkpoint(path, step, checkpoints.about(step))
+    return Saved(path, step, record, leaves)
 
 
 def describe(run: str, flag: str = "--checkpoint") -> Saved:
     """Say what `read` would give, as far as it can be known without reading gigabytes."""
     path, at = _find(run, flag)
     checkpoints = open_checkpoints(path / "checkpoints", read_only=True)
-    try:
+    with Closing(checkpoints.close):
         steps = checkpoints.steps()
-    finally:
-        checkpoints.close()
     for step in reversed(steps) if at is None else [at] if at in steps else []:
         with contextlib.suppress(manifest.Damaged):
-            leaves = manifest.read(path / "checkpoints" / str(step), step)
-            return Saved(path, step, files.read_json(path / "config.json"), leaves)
+            directory = path / stored.CHECKPOINTS / str(step)
+            leaves, about = manifest.read(directory, step), manifest.about(directory, step)
+            return Saved(path, step, stored.of_checkpoint(path, step, about), leaves)
     return read(run, flag)  # which says what is wrong
 
 
@@ -96,8 +97,8 @@ def newest(run: str, flag: str = "--checkpoint") -> str:
 def split(run: str) -> tuple[str, int | None]:
     """Return workdir and step of `WORKDIR@STEP`, None for the newest one of `WORKDIR`."""
     workdir, _, step = run.rpartition("@")
-    # The directory itself may have an @ in its name.
-    return (workdir, int(step)) if step.isdecimal() else (run, None)
+    # The directory itself may have an @ in its name. No step has more than 18 digits.
+    return (workdir, int(step[:19])) if step.isdecimal() else (run, None)
 
 
 def _find(run: str, flag: str) -> tuple[epath.Path, int | None]:
@@ -106,6 +107,4 @@ def _find(run: str, flag: str) -> tuple[epath.Path, int | None]:
     path = epath.Path(files.expand_home(workdir))
     if not buckets.listing(path / "checkpoints"):
         raise UserError(f"{flag}={run} holds no checkpoints: give the workdir of a run")
-    if not (path / "config.json").exists():
-        raise UserError(f"{flag}={run} has no config.json: give the whole workdir of a run")
     return path, at

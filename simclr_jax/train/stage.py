@@ -92,7 +92,7 @@ class Stage:
       evaluate: held-out metrics of a state, as floats.
       compare: scores of a trained state beside what they must beat, for the end of a run: for
         each thing scored and each score `accuracy` and the `low` and `high` end of its interval.
-      protocol: what defines those scores, to be kept beside them.
+      protocol: what defines the scores of the last `compare`, to be kept beside them.
       formats: how a person sees the metrics worth a place on a line, such as
         `{"knn_accuracy": "kNN {:.1%}"}`; the files hold all of them.
       frozen: arrays beside the state that are read and never changed, such as a teacher's; they
@@ -117,7 +117,7 @@ class Stage:
     batches: Callable[[int, int], Iterator[tuple[range, Batch]]]
     evaluate: Callable[[TrainState], dict[str, float]]
     compare: Callable[[TrainState], dict[str, dict[str, dict[str, float]]]]
-    protocol: dict[str, Any]
+    protocol: Callable[[], dict[str, Any]]
     formats: dict[str, str]
     look: Callable[[Batch], Mapping[str, jax.Array]]
     frozen: Extra = dataclasses.field(default_factory=dict)

@@ -4,23 +4,25 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import json
 import os
 import time
-from collections.abc import Iterator
-from typing import Any
+from collections.abc import Callable, Iterator
+from typing import Any, TypedDict
 
+from absl import logging
 from etils import epath
 
-from simclr_jax import buckets, files, processes, recipes
+from simclr_jax import buckets, documents, files, processes, recipes, validation
+from simclr_jax.closing import Closing
 from simclr_jax.errors import UserError, choose
+from simclr_jax.train import mending, stored
 from simclr_jax.train.bucket_checkpoints import open_checkpoints
 from simclr_jax.train.checkpoints import Checkpoints
 from simclr_jax.train.lock import WorkdirLock
 from simclr_jax.train.progress import Console, Silence
 
 RESUME = ("auto", "never", "must")
-MOST_SHOWN = 8  # differing fields in an error
+SAVED = "saved.json"  # the newest step that was ever saved
 VISIBLE_SECS = 60.0  # network file systems remember for a while that a file was not there
 CONVERTED = "convert"  # the stage of runs that were not trained here
 
@@ -30,18 +32,26 @@ class Workdir:
     """An open run: its path, its log, its checkpoints, and the lock that makes it ours.
 
     `fresh`: it has no checkpoint, so whatever else lies there is of no run worth continuing.
+    `lost`: the newest step that is known to have been saved there and is there no more, or 0.
     """
 
     path: epath.Path
     fresh: bool
+    lost: int
     console: Console
     checkpoints: Checkpoints
     lock: WorkdirLock
 
 
+class Newest(TypedDict):
+    """What `saved.json` says."""
+
+    step: int
+
+
 def started(path: epath.PathLike) -> bool:
     """Tell whether a run in the directory `path` has saved anything, damaged since or not."""
-    entries = buckets.listing(epath.Path(path) / "checkpoints")
+    entries = buckets.listing(epath.Path(path) / stored.CHECKPOINTS)
     return any(entry.name[0].isdigit() for entry in entries)
 
 
@@ -49,10 +59,9 @@ def recipe_before(path: epath.PathLike) -> dict[str, Any] | None:
     """Return the recipe of the run in the directory `path`, or None if there is nothing to resume.
 
     Raises:
-      UserError: if it is not JSON.
+      UserError: if it cannot be used.
     """
-    file = epath.Path(path) / "config.json"
-    return files.read_json(file) if started(path) and file.exists() else None
+    return stored.of_run(path) if started(path) else None
 
 
 @contextlib.contextmanager
@@ -76,41 +85,100 @@ def open_workdir(
       keep_period: keep checkpoints at multiples of this step as well.
 
     Raises:
-      UserError: if the directory cannot be written, is in use, or holds the run of another recipe.
+      UserError: if the directory cannot be written, is in use, holds the run of another recipe, or
+        one whose checkpoints are gone.
     """
     choose("--resume", resume, RESUME)
     if resume == "must" and not (epath.Path(path) / "checkpoints").exists():
         raise UserError(f"--resume=must, but {path} holds no checkpoint to resume from")
     processes.on_first(lambda: os.fspath(files.make_workdir(path)))
     workdir = epath.Path(path)
-    with contextlib.ExitStack() as stack:
+    with Closing() as stack:
         console = Console(workdir) if processes.rank() == 0 else Silence()
-        stack.callback(console.close)
+        stack.step(console.close)
         lock = WorkdirLock(workdir, say=console.say)
         checkpoints = open_checkpoints(
-            workdir / "checkpoints", keep=keep, keep_period=keep_period, say=console.say
+            workdir / stored.CHECKPOINTS,
+            keep=keep,
+            keep_period=keep_period,
+            recipe=recipe,
+            sealed=lambda step: documents.write(workdir / SAVED, {"step": step}),
+            say=console.say,
         )
 
         @files.explaining(workdir)
-        def claim() -> bool:
-            stack.enter_context(lock)
-            stack.callback(checkpoints.close)
+        def claim() -> tuple[bool, int]:
+            stack.enter(lock)
+            stack.step(checkpoints.close)
             fresh = not started(workdir)
-            check_recipe(workdir, recipe, resume, fresh)
-            if checkpoints.steps() and not (workdir / "config.json").exists():
-                raise UserError(
-                    f"{workdir} holds checkpoints but no config.json: give another --workdir"
-                )
             if resume == "must" and not checkpoints.steps():
                 raise UserError(f"--resume=must, but {workdir} holds no checkpoint to resume from")
-            files.write_json(workdir / "config.json", recipe)
-            return fresh
+            check_recipe(workdir, recipe, resume, fresh)
+            lost = check_saves(workdir, console.say)
+            if not lost and checkpoints.steps():  # of an earlier version, or killed since its save
+                documents.write(workdir / SAVED, {"step": checkpoints.steps()[-1]})
+            _tidy(workdir, checkpoints)
+            if not fresh and not (workdir / stored.NAME).exists():
+                console.say(f"{stored.NAME} was gone: it is restored from the checkpoints")
+            documents.write(workdir / stored.NAME, recipe)
+            return fresh, lost
 
-        fresh = processes.on_first(claim)
+        fresh, lost = processes.on_first(claim)
         if processes.rank() > 0:
-            stack.callback(checkpoints.close)
-        _check_shared(workdir / "config.json", recipe)
-        yield Workdir(workdir, fresh, console, checkpoints, lock)
+            stack.step(checkpoints.close)
+        _check_shared(workdir / stored.NAME, recipe)
+        yield Workdir(workdir, fresh, lost, console, checkpoints, lock)
+
+
+def _tidy(workdir: epath.Path, checkpoints: Checkpoints) -> None:
+    """Delete what processes that were killed had half written."""
+    checkpoints.sweep()
+    for directory in (workdir, workdir / "results", workdir / "index"):
+        files.sweep(directory)
+    for directory in buckets.listing(workdir / "features"):
+        files.sweep(directory)
+
+
+def check_saves(workdir: epath.PathLike, say: Callable[[str], None] = logging.warning) -> int:
+    """Return the newest step that was saved in a workdir if it is there no more, else 0.
+
+    Raises:
+      UserError: if steps were saved and nothing at all is left of them: a run that started anew
+        there would write over what the other has left.
+    """
+    workdir, known = epath.Path(workdir), 0
+    try:
+        known = documents.read(workdir / SAVED, Newest, "the next save writes it anew")["step"]
+    except FileNotFoundError:
+        known = -1 if _saved_before(workdir) else 0
+    except UserError as error:
+        say(str(error))
+    names = [entry.name for entry in buckets.listing(workdir / stored.CHECKPOINTS)]
+    if known and not any(name[0].isdigit() for name in names):
+        step = f"step {known}" if known > 0 else "steps"
+        raise UserError(
+            f"{workdir} holds a run that had saved {step}, and no checkpoint of it any more: bring "
+            f"{workdir / stored.CHECKPOINTS} back, or give another --workdir; to start anew in "
+            f"this one, move {SAVED}, metrics.jsonl and results away"
+        )
+    there = any(name == str(known) or name.startswith(f"{known}.damaged") for name in names)
+    return 0 if there else max(known, 0)
+
+
+def _saved_before(workdir: epath.Path) -> bool:
+    """Tell whether a run by a version that kept no account of its saves had finished one.
+
+    A save waits for the one before: what is logged after the second tells of the first.
+    """
+    if (workdir / "results" / "summary.json").exists():
+        return True
+    try:
+        every = validation.stored(stored.in_config(workdir)).checkpoint.every_steps
+        content = documents.content(workdir / "metrics.jsonl")
+    except (FileNotFoundError, UserError):
+        return False
+    lines = [mending.parsed(line) for line in content.decode(errors="replace").split("\n")]
+    return max((line.step for line in lines if line), default=0) > 2 * every
 
 
 def _check_shared(path: epath.Path, recipe: dict[str, Any]) -> None:
@@ -127,31 +195,31 @@ def _check_shared(path: epath.Path, recipe: dict[str, Any]) -> None:
 
 
 def _holds(path: epath.Path, recipe: dict[str, Any]) -> bool:
-    return path.exists() and files.read_json(path) == json.loads(json.dumps(recipe))
+    try:
+        found = documents.read(path, dict[str, Any])
+    except FileNotFoundError:
+        return False
+    return found == documents.parse(documents.line(recipe), dict[str, Any])
 
 
 def check_recipe(workdir: epath.Path, recipe: dict[str, Any], resume: str, fresh: bool) -> None:
     """Raise `UserError` if a directory holds the run of another recipe; see `open_workdir`."""
-    path = workdir / "config.json"
-    if not path.exists():
-        return
-    if resume == "never":
+    there = (workdir / stored.NAME).exists()
+    if resume == "never" and (there or not fresh):
         raise UserError(f"{workdir} holds a run already: give another --workdir, or --resume=auto")
     if fresh:
         return
-    before = files.read_json(path)
+    if (before := stored.of_run(workdir)) is None:
+        raise UserError(f"{workdir} holds checkpoints but no {stored.NAME}: give another --workdir")
     if before.get("stage") == CONVERTED and recipe.get("stage") != CONVERTED:
         raise UserError(
             f"{workdir} holds a converted checkpoint, which cannot be continued: start from it "
             f"by --config.init.run={workdir} in another --workdir"
         )
-    # Fields that came after the run have defaults which leave it as it was.
-    before = before | recipes.of_record(before).to_dict()
-    differing = recipes.differences(before, recipe)
-    if differing:
-        shown = "; ".join(differing[:MOST_SHOWN])
-        more = f"; and {len(differing) - MOST_SHOWN} more" if len(differing) > MOST_SHOWN else ""
+    if differing := recipes.changed(before, recipe):
         raise UserError(
-            f"{workdir} holds a run of another recipe ({shown}{more}): "
+            f"{workdir} holds a run of another recipe ({stored.listed(differing)}): "
             "give another --workdir, or the recipe of that run"
         )
+    for step, sealed in stored.in_checkpoints(workdir).items():
+        stored.check_same(sealed, recipe, f"checkpoint {workdir / stored.CHECKPOINTS / str(step)}")

@@ -46,6 +46,27 @@ def test_the_list_is_kept_over_restarts_and_names_each_image_once(tmp_path):
         second.add("e.jpg", "x")
 
 
+def test_a_damaged_list_is_repaired_and_said(tmp_path):
+    path, said = epath.Path(tmp_path) / "unreadable.jsonl", []
+    good = b'{"image": "a.jpg", "reason": "empty file"}\n'
+    odd = [
+        b"\xff\xfe",
+        b"[]",
+        b"3",
+        b'{"image": 3, "reason": "x"}',
+        b'{"image": "b.jpg"}',
+        b"{" * 9,
+    ]
+    path.write_bytes(b"\n".join(odd) + b"\n" + good + b"half a li")
+    Unreadable("train", 100, 0.04, path, said.append)
+    assert path.read_bytes() == good
+    assert said == [f"note      6 damaged line(s) of {path} are left out"]
+    path.unlink()
+    path.mkdir()
+    with pytest.raises(UserError, match=r"cannot be read .Is a directory."):
+        Unreadable("train", 100, 0.04, path)
+
+
 def test_only_the_first_few_are_said(tmp_path):
     said = []
     unreadable = Unreadable("train", 100, 0.5, say=said.append)

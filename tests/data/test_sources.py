@@ -10,6 +10,7 @@ from sklearn.neighbors import KNeighborsClassifier
 
 from simclr_jax import recipes
 from simclr_jax.data import sources
+from simclr_jax.data.sources import numbering
 from simclr_jax.errors import UserError
 from simclr_jax.stages import build
 
@@ -83,6 +84,49 @@ def test_an_image_may_have_several_labels(tmp_path):
     assert train.fingerprint() != sources.open_splits(options(path, labels=False))[0].fingerprint()
 
 
+@pytest.mark.parametrize("dtype", [np.int64, np.uint32])
+def test_identifiers_are_numbered_anew_over_all_splits(tmp_path, dtype):
+    train, test = 900_000 + 3 * LABELS[:30], 900_001 + 3 * LABELS[30:]
+    path = archive(
+        tmp_path,
+        **{"images": PIXELS[:30], "labels": train.astype(dtype)},
+        **{"test_images": PIXELS[30:], "test_labels": test.astype(dtype)},
+    )
+    numbers = np.unique(np.concatenate([train, test]))
+    for source, labels in zip(sources.open_splits(options(path)), (train, test), strict=True):
+        assert source.classes == len(numbers) == 14 and source.labels.dtype == np.int32
+        assert source.class_names == tuple(map(str, numbers))
+        np.testing.assert_array_equal(numbers[source.labels], labels)
+        assert "numbers up to 900019, of which 14 occur" in sources.notes(source)[0]
+        assert sources.notes(source.take(np.arange(3))) == sources.notes(source)
+
+
+@pytest.mark.parametrize(
+    "labels, kept",
+    [
+        ([0, 1, 2, 4, 9], True),  # some classes have no image here
+        ([1, 1000], True),  # two of ImageNet's, as the field numbers them
+        ([0, 1999], True),
+        ([0, 2000], False),
+        ([2000, 2001, 2002, 2003], False),
+        ([-1, 3, -1, 5], True),
+        ([-1, 5000, -1, 5001], False),
+        (list(range(0, 42_000, 21)), False),
+        (list(range(0, 40_000, 19)), True),
+    ],
+)
+def test_numbers_with_gaps_are_kept_as_they_were(labels, kept):
+    labels = np.array(labels)
+    numbers = numbering.identifiers([labels, labels[:1]])
+    assert (numbers is None) == kept
+    if not kept:
+        found = numbering.numbered(labels, numbers)
+        np.testing.assert_array_equal(np.where(found < 0, -1, numbers[found]), labels)
+        assert found.max() + 1 == len(np.unique(labels[labels >= 0]))
+        with pytest.raises(KeyError, match="7"):
+            numbering.numbered(np.array([labels.max(), 7]), numbers)
+
+
 def test_classes_may_have_names(tmp_path):
     names = tuple("abcdefgh")  # of the last there is no image
     path = archive(tmp_path, images=PIXELS, labels=LABELS, class_names=names)
@@ -144,7 +188,12 @@ def test_held_out_images_are_no_training_images_and_stay_the_same(tmp_path):
             {"images": PIXELS, "labels": LABELS, "test_images": PIXELS, "test_labels": SEVERAL},
             r"are \(40,\), \(40, 5\): give all splits the same classes",
         ),
-        ({"images": PIXELS, "labels": LABELS - 1}, "go down to -1"),
+        ({"images": PIXELS, "labels": LABELS - 2}, "go down to -2: .* 0 or more, or -1 for none"),
+        ({"images": PIXELS, "labels": np.full(40, 2**64 - 1, np.uint64)}, "go up to 184467440737"),
+        (
+            {"images": PIXELS, "labels": LABELS + 9000, "class_names": list("abcdefg")},
+            "7 numbers up to 9006, which are no places in its 7 class_names",
+        ),
         ({"images": np.array([{}])}, "images has Python objects"),  # needs pickle: code, not data
     ],
 )

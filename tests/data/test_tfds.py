@@ -17,10 +17,11 @@ import pytest
 from ml_collections import ConfigDict
 from PIL import Image
 
+from simclr_jax.data import sources
 from simclr_jax.data.decode import BadImage
 from simclr_jax.data.read_ahead import ReadAhead
 from simclr_jax.data.sources import open_splits, stamp, tfds
-from simclr_jax.errors import UserError
+from simclr_jax.errors import Unreachable, UserError
 from simclr_jax.unlabelled import NO_LABEL
 
 library = pytest.importorskip("tensorflow_datasets")
@@ -127,6 +128,7 @@ def root(tmp_path_factory):
     half = {"train": photos(3), "unlabelled": [{"image": photo(i), "label": -1} for i in range(3)]}
     half["train"] = [{"image": one["image"], "label": one["label"]} for one in half["train"]]
     half["mixed"] = [half["train"][0], half["unlabelled"][0]]
+    half["late"] = [*half["unlabelled"], *half["train"]]
     prepare(root, "half", {"image": image, "label": label}, half)
 
     kinds = library.features.Sequence(label)
@@ -135,6 +137,8 @@ def root(tmp_path_factory):
         {"labels": ["ant", "cat"], "labels_no_difficult": ["cat"]},
         {"labels": ["bee", "bee"], "labels_no_difficult": ["bee"]},
         {"labels": [], "labels_no_difficult": []},
+        {"labels": [-1], "labels_no_difficult": [-1]},  # nobody has looked
+        {"labels": [1, -1], "labels_no_difficult": [1, -1]},
     ]
     objects = [
         one | {"image": photo(i), "image/filename": f"{i}.jpg", "views": [i % 2]}
@@ -183,6 +187,11 @@ def test_labels_are_those_of_the_examples(root):
     assert source.labels.dtype == np.int32
     np.testing.assert_array_equal(source.labels, [2, 2, 0, 2, 1])
     assert [source.example(i)[1] for i in range(5)] == [2, 2, 0, 2, 1]
+    known, rows = opened(root), np.arange(9, 3, -1)
+    assert len(known.labels) == TRAIN
+    taken = known.take(rows)
+    assert "labels" in vars(taken)  # without reading them again
+    np.testing.assert_array_equal(taken.labels, opened(root).take(rows).labels)
 
 
 def test_threads_read_what_one_thread_reads(root):
@@ -210,7 +219,13 @@ def test_several_labels_and_those_only_of_difficult_objects(root):
     source = opened(root, "scenes")
     assert source.multi_label and source.classes == 3 and source.class_names == tuple(NAMES)
     assert source.labels.dtype == np.int8
-    np.testing.assert_array_equal(source.labels, [[-1, 0, 1], [0, 1, 0], [0, 0, 0]])
+    known = [[-1, 0, 1], [0, 1, 0], [0, 0, 0], [-1, -1, -1], [-1, 1, -1]]
+    np.testing.assert_array_equal(source.labels, known)
+    for wrong in (3, -2):
+        with pytest.raises(
+            UserError, match=rf"train\[7\] of .* has label {wrong}, but .* 3 classes"
+        ):
+            source._labels({"labels": [0, wrong], "labels_no_difficult": [0]}, 7)
     np.testing.assert_array_equal(source.take(np.array([2, 0])).labels[1], [-1, 0, 1])
     found, label = source.example(1)
     np.testing.assert_array_equal(found, pixels(photo(1)))
@@ -234,11 +249,35 @@ def test_without_labels(root, name, split, fields):
     assert label == NO_LABEL
 
 
-def test_a_label_that_is_missing_among_others_is_named(root):
+def test_a_label_that_is_missing_among_others_is_none(root):
+    """Also where it is the first, by which a split without any might be told."""
     source = opened(root, "half", "mixed")
-    for read in (lambda: source.labels, lambda: source.example(1)):
-        with pytest.raises(UserError, match=r"mixed\[1\] .* has label -1.* \(data.labels=False\)"):
-            read()
+    assert source.labels.tolist() == [0, NO_LABEL] and source.classes == 3
+    assert [source.example(i)[1] for i in range(2)] == [0, NO_LABEL]
+    source = opened(root, "half", "late")
+    assert source.labels.tolist() == [NO_LABEL] * 3 + [0, 1, 2] and source.classes == 3
+
+
+@pytest.mark.parametrize("labelled", [0, 4, 1999])
+def test_one_label_is_found_among_many_records(labelled):
+    """It is not among the few that are looked at first, or it is."""
+    from simclr_jax.data.sources import tfds
+
+    labels = np.full(2000, NO_LABEL)
+
+    class Many:
+        def __init__(self, rows):
+            self.labels = labels[rows]
+
+        def __len__(self):
+            return len(self.labels)
+
+        take = staticmethod(lambda rows: Many(rows))
+
+    many = Many(slice(None))
+    assert tfds._none_labelled(many)
+    labels[labelled] = 2
+    assert not tfds._none_labelled(many)
 
 
 def test_broken_files_are_bad_images_and_nothing_else_breaks(root, tmp_path):
@@ -297,6 +336,33 @@ def test_what_is_trained_on_is_not_held_out(root, train, held_out):
         tfds.splits(options("photos", root, split=train, eval_split=held_out))
 
 
+@pytest.mark.parametrize(
+    "trained, scored, met",
+    [
+        ("train[:50%]", "train[50%:]", False),
+        ("train[:50%]", "train[:9]", True),
+        ("train[:50%]", "train", True),
+        ("train+test", "test", True),
+        ("train[:5]+test[6:]", "test[:6]", False),
+        ("all", "test", True),
+        ("train", "test", False),
+    ],
+)
+def test_a_slice_of_which_another_run_has_seen_a_part_is_not_scored(root, trained, scored, met):
+    data = options("photos", root, split="train[:1]" if scored != "train" else "test")
+    data.eval_split = scored
+    if scored in ("train[:9]", "train"):
+        data.split = "test"
+    parts = sources.trained.parts(opened(root, split=trained, eval_split="absent"))
+    before = sources.Trained("runs/before", trained, 9, "other", None, parts)
+    unseen = sources.Unseen([before], "give others")
+    if met:
+        with pytest.raises(UserError, match=r"runs/before trained on images of .* give others"):
+            sources.open_all(data, unseen=unseen)
+    else:
+        assert len(sources.open_all(data, unseen=unseen).test)
+
+
 def test_a_split_that_is_not_there(root):
     assert "val" not in tfds.splits(options("photos", root, split="val[:3]", eval_split="val"))
     with pytest.raises(UserError, match=r'is "trian" \(did you mean "train".*train, test'):
@@ -329,6 +395,21 @@ def test_fingerprints_tell_data_sets_apart_and_not_directories(root, tmp_path):
     choices = [source.take(np.array(rows)) for rows in ([0, 1], [1, 0], [0, 2])]
     others = [opened(root, split="test"), opened(root, split="train[:9]"), opened(root, "small")]
     assert len({one.fingerprint() for one in [source, *choices, *others]}) == 7
+
+
+def test_a_data_set_that_is_gone_is_no_set_of_bad_images(root, tmp_path):
+    shutil.copytree(root / "photos", tmp_path / "photos")
+    source = opened(tmp_path)
+    (tmp_path / "photos").rename(tmp_path / "elsewhere")
+    with pytest.raises(Unreachable, match=r"photos/1\.2\.0 are gone: .*nothing is lost"):
+        source.example(TRAIN - 1)
+
+
+def test_splits_that_nobody_uses_are_named(root):
+    train, test = open_splits(options("photos", root, split="train[:40]"))
+    assert train.notes == test.notes == ()
+    train, _ = open_splits(options("photos", root, eval_split="train[40:]", split="train[:40]"))
+    assert train.notes == ("not used: test (9 images), which is a split",)
 
 
 def test_the_stamp_changes_when_the_data_set_is_prepared_again(root, tmp_path):

@@ -23,7 +23,7 @@ from simclr_jax.data import batches, sources
 from simclr_jax.data.decode import BadImage
 from simclr_jax.data.placements import Request
 from simclr_jax.data.sources import tfrecord, tfrecord_files
-from simclr_jax.errors import UserError
+from simclr_jax.errors import Unreachable, UserError
 from simclr_jax.stages.inputs import Inputs
 
 tf = pytest.importorskip("tensorflow")
@@ -165,17 +165,38 @@ def test_sets_of_files_that_are_not(root, absent, more, said):
     assert len(opened(root, "validation", labels=False)) == TEST
 
 
-@pytest.mark.parametrize("label", [123_456, 2**31, 2**40, -(2**40), -2])
+@pytest.mark.parametrize("label", [-(2**40), -2])
 def test_labels_that_are_no_classes(tmp_path, label, capsys):
     feature = tf.train.Feature(int64_list=tf.train.Int64List(value=[label]))
     records = [example(0), example(1, **{"image/class/label": feature})]
     write(tmp_path / "one/train.tfrecord", records)
-    remedy = "number from 0" if label < 0 else r"only 2 images: .*\(data.labels=False\)"
     for _ in range(2):  # read, and kept
-        with pytest.raises(UserError, match=f"train of .* has the label {label}.*{remedy}"):
+        with pytest.raises(UserError, match=f"train of .* has the label {label}.*number from 0"):
             opened(tmp_path / "one")
     assert capsys.readouterr().err.count("the labels of 2 records, once") == 1
     assert opened(tmp_path / "one", labels=False).labels is None
+
+
+def labelled(*labels):
+    features = [tf.train.Feature(int64_list=tf.train.Int64List(value=[one])) for one in labels]
+    return [example(i, **{"image/class/label": one}) for i, one in enumerate(features)]
+
+
+@pytest.mark.parametrize("first", [900_000, 2**31, 2**62])
+def test_identifiers_are_numbered_anew(tmp_path, first):
+    """By those of the training split, for all splits; each class is called by its own number."""
+    write(tmp_path / "train.tfrecord", labelled(first + 3, -1, first, first + 7))
+    write(tmp_path / "validation.tfrecord", labelled(first, first + 7, -1))
+    write(tmp_path / "test.tfrecord", labelled(first + 1))
+    train, validation = opened(tmp_path), opened(tmp_path, "validation")
+    assert train.labels.tolist() == [1, -1, 0, 2] and validation.labels.tolist() == [0, 2, -1]
+    for source in (train, validation):
+        assert source.classes == 3 and source.labels.dtype == np.int32
+        assert source.class_names == (str(first), str(first + 3), str(first + 7))
+    assert [source.example(0)[1] for source in (train, validation)] == [1, 0]
+    assert f"numbers up to {first + 7}, of which 3 occur" in sources.notes(train)[0]
+    with pytest.raises(UserError, match=f"has the label {first + 1}, which is none of the 3 class"):
+        opened(tmp_path, "test")
 
 
 def test_labels_are_optional_and_their_numbers_are_kept(root, tmp_path):
@@ -185,8 +206,10 @@ def test_labels_are_optional_and_their_numbers_are_kept(root, tmp_path):
     from_one = opened(tmp_path / "one")
     assert from_one.classes == 4 and from_one.labels.tolist() == [1, 3]
     assert sources.notes(from_one) == ("train has no image of 2 class(es), such as [0]",)
+    assert from_one.class_names == ("0", "1", "2", "3")
     write(tmp_path / "one/validation.tfrecord", [example(4, "image", "label")])
-    with pytest.raises(UserError, match=r"validation of .* has the label 4, train only 4 classes"):
+    said = r"validation of .* has the label 4, which is none of the 4 classes of train"
+    with pytest.raises(UserError, match=said):
         opened(tmp_path / "one", "validation")
 
 
@@ -203,6 +226,31 @@ def test_the_index_is_made_once_and_again_for_other_files(root, capsys):
     third = opened(root)
     assert len(third) == TRAIN + 1 and third.labels[20] == 7 % CLASSES
     assert third.fingerprint() != first.fingerprint() and sources.stamp(third) != before
+
+
+def test_files_replaced_since_a_run_began_are_said_or_refused(root, tmp_path):
+    """By sizes and times: neither fingerprints nor the index know an image from another."""
+    data, kept = options(root), epath.Path(tmp_path / "run" / "index")
+    first = sources.open_splits(data)
+    sources.remember(kept, *first)
+    again = sources.open_splits(data, kept)
+    assert [a.notes for a in again] == [a.notes for a in first] == [(), ()]
+    write(root / "validation-00000-of-00001", [example(100 + TEST - i) for i in range(TEST)])
+    data.labels = False
+    train, held_out = sources.open_splits(data, kept)
+    (line,) = held_out.notes
+    assert train.notes == () and "1 of 1 record files are not those that the run began" in line
+    assert "such as validation-00000-of-00001: where their content differs, losses" in line
+    data.if_changed = "refuse"
+    with pytest.raises(UserError, match=r"validation-00000-of-00001: bring back .*=say"):
+        sources.open_splits(data, kept)
+
+
+def test_files_that_are_gone_may_come_back(root, tmp_path):
+    source = opened(root)
+    root.rename(tmp_path / "elsewhere")
+    with pytest.raises(Unreachable, match="continues from the last save"):
+        source.example(0)
 
 
 def test_the_index_may_be_in_the_home_directory(root, tmp_path, monkeypatch):

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import dataclasses
 import importlib
-import json
 import multiprocessing
 import os
 import subprocess
@@ -17,6 +16,7 @@ import sys
 import time
 from pathlib import Path
 
+import logged
 import numpy as np
 
 ROOT = Path(__file__).parents[2]
@@ -68,12 +68,33 @@ class Blow:
         MetricsWriter.write = struck  # type: ignore[method-assign]
 
 
+@dataclasses.dataclass(frozen=True)
+class Move:
+    """A directory that is moved away when a run logs a step."""
+
+    directory: Path
+    to: Path
+    step: int
+
+    def arm(self) -> None:
+        from simclr_jax.train.metrics import MetricsWriter
+
+        write = MetricsWriter.write
+
+        def moved(writer, step, values):
+            if step == self.step and "loss" in values:
+                self.directory.rename(self.to)
+            write(writer, step, values)
+
+        MetricsWriter.write = moved  # type: ignore[method-assign]
+
+
 def _run(
     door: str,
     arguments: tuple[str, ...],
     directory: str,
     environment: dict[str, str],
-    blow: Blow | None,
+    blow: Blow | Move | None,
 ) -> None:
     for stream, name in ((1, "out"), (2, "err")):
         os.dup2(os.open(f"{directory}/{name}", os.O_WRONLY | os.O_CREAT | os.O_TRUNC), stream)
@@ -94,7 +115,7 @@ def run(
     *arguments: str,
     door: str = "main",
     devices: int = 1,
-    blow: Blow | None = None,
+    blow: Blow | Move | None = None,
 ) -> Ended:
     """Run `python -m simclr_jax.DOOR` on some CPU devices to its end."""
     flags = os.environ["XLA_FLAGS"].replace("device_count=8", f"device_count={devices}")
@@ -136,9 +157,7 @@ def block(directory: Path, *packages: str) -> dict[str, str]:
 
 def metrics(workdir: Path) -> list[dict]:
     """Read `metrics.jsonl`, without what depends on the clock."""
-    lines = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
-    clock = ("images_per_second", "input_wait")
-    return [{k: v for k, v in line.items() if k not in clock} for line in lines]
+    return logged.lines(workdir)
 
 
 def losses(workdir: Path) -> dict[int, float]:

@@ -7,7 +7,7 @@ import doors
 import numpy as np
 import pytest
 
-from simclr_jax import files
+from simclr_jax import documents
 from simclr_jax.errors import UserError
 from simclr_jax.stages import run
 from simclr_jax.train import saved
@@ -24,10 +24,10 @@ def places(finished, unlabelled, tmp_path_factory):
     blind = Checkpoints(directory / "blind" / "checkpoints")  # as from eval.probe=False
     blind.save(20, {name: leaf for name, leaf in there.leaves.items() if "/probe/" not in name})
     blind.close()
-    files.write_json(directory / "blind" / "config.json", dict(there.record))
+    documents.write(directory / "blind" / "config.json", dict(there.record))
     shutil.copytree(finished.workdir, directory / "converted")
     record = dict(there.record) | {"converted": {"classifier_tap": None}}
-    files.write_json(directory / "converted" / "config.json", record)
+    documents.write(directory / "converted" / "config.json", record)
 
     archive = dict(np.load(there.config.data.path))
     images, labels = archive["images"], archive["labels"]

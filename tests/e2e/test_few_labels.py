@@ -55,6 +55,36 @@ def test_the_accuracy_logged_is_that_of_the_saved_network(tuned):
     summary = json.loads((tuned / "results" / "summary.json").read_text())
     assert summary["scores"]["classifier"]["top-1"]["accuracy"] == pytest.approx(np.mean(right))
     assert summary["protocol"]["labelled"] == "50% of train, draw 0"
+    assert summary["protocol"]["labels in all"] == "27"
+
+
+@pytest.mark.slow
+def test_images_that_an_earlier_run_trained_on_are_not_scored(finished, tmp_path):
+    """Pretraining held out 6 of 60; 18 are asked for here, of which it has seen 12."""
+    ended = doors.run(
+        tmp_path,
+        "--config=configs/finetune.py",
+        f"--config.init.run={finished.workdir}",
+        "--config.data.holdout_fraction=0.3",
+        "--config.train.steps=1",
+        f"--workdir={tmp_path / 'run'}",
+    )
+    assert ended.code == 0, ended
+    assert "54 to learn from, 6 held out" in ended.out
+    assert f"6 images are held out in place of 18: {finished.workdir} trained on" in ended.out
+    ended = doors.run(
+        tmp_path,
+        f"--checkpoint={tmp_path / 'run'}",
+        "--solver=knn",
+        "--knn=3",
+        "--labels=3",
+        door="linear_probe",
+    )
+    assert ended.code == 0, ended
+    (path,) = (tmp_path / "run" / "results").glob("knn*.json")
+    result = json.loads(path.read_text())
+    assert result["data"]["test"]["images"] == 6
+    assert result["protocol"]["labels of the encoder"] == 54
 
 
 @pytest.mark.slow

@@ -30,6 +30,7 @@ GEOMETRY_KEYS = {f"{m}_{s}" for m in ("alignment", "uniformity", "effective_rank
 def test_without_tensorflow_a_run_writes_what_is_documented(finished):
     workdir = finished.workdir
     expected = {"config.json", "metrics.jsonl", "views.png", "log.txt", "checkpoints"}
+    expected |= {"devices.json", "saved.json"}
     names = {path.name for path in workdir.iterdir() if not path.name.startswith(".")}
     assert names == expected | {"tensorboard", "results"}
     saved = sorted(int(path.name) for path in (workdir / "checkpoints").iterdir())
@@ -62,7 +63,7 @@ def test_a_run_says_what_it_does_and_what_it_learned(finished):
     results = json.loads((finished.workdir / "results" / "summary.json").read_text())
     assert results["protocol"]["step"] == 20
     assert results["protocol"]["knn"] == {"k": 3, "temperature": 0.1}
-    rows = ["raw pixels", "untrained encoder", "pretrained encoder"]
+    rows = ["the commonest class", "raw pixels", "untrained encoder", "pretrained encoder"]
     assert list(results["scores"]) == rows
     lines = out.splitlines()
     for name in rows:

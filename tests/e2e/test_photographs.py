@@ -6,7 +6,7 @@ import signal
 import doors
 import numpy as np
 import pytest
-from doors import TINY, UNLABELLED, Blow
+from doors import TINY, UNLABELLED, Blow, Move
 from PIL import Image
 
 pytestmark = pytest.mark.e2e
@@ -95,6 +95,38 @@ def test_killed_and_resumed_beside_new_files_is_the_same_run(straight, tmp_path_
     assert unreadable(directory / "run").keys() == unreadable(finished).keys()
 
 
+def test_images_that_are_gone_may_come_back_and_the_run_is_the_same(straight, tmp_path):
+    """Moved away while it trains, they are no bad images to be repaired."""
+    arguments, finished, _ = straight
+    there, away, workdir = write(tmp_path / "there"), tmp_path / "away", tmp_path / "run"
+    arguments = (*arguments, f"--config.data.path={there}", f"--workdir={workdir}")
+    for blow, words in ((Move(there, away, 4), "are gone"), (None, "is not there any more")):
+        ended = doors.run(tmp_path, *arguments, blow=blow)
+        assert ended.code == 75 and ended.err.count("\n") == 1, ended
+        assert all(word in ended.err for word in (words, str(there), "nothing is lost"))
+    assert not any("No such file" in reason for reason in unreadable(workdir).values())
+    away.rename(there)
+    ended = doors.run(tmp_path, *arguments, "--config.data.if_changed=refuse")
+    assert ended.code == 0 and "resumed at step" in ended.out, ended
+    assert doors.metrics(workdir) == doors.metrics(finished)
+
+
+@pytest.mark.slow
+def test_images_replaced_while_a_run_is_down_are_said_or_refused(straight, tmp_path):
+    arguments, _, _ = straight
+    photographs, workdir = write(tmp_path / "photographs"), tmp_path / "run"
+    arguments = (*arguments, f"--config.data.path={photographs}", f"--workdir={workdir}")
+    ended = doors.run(tmp_path, *arguments, blow=Blow(signal.SIGTERM, 2))
+    assert ended.code == 75, ended
+    (photographs / "012.jpg").write_bytes((photographs / "014.jpg").read_bytes())
+    ended = doors.run(tmp_path, *arguments, "--config.data.if_changed=refuse")
+    assert ended.code == 1 and ended.err.count("\n") == 1, ended
+    assert "1 of 60 images" in ended.err and "such as 012.jpg" in ended.err
+    ended = doors.run(tmp_path, *arguments)
+    (line,) = [line for line in ended.out.splitlines() if "1 of 60 images" in line]
+    assert ended.code == 0 and line.startswith("note ") and "losses are not those" in line
+
+
 @pytest.mark.slow
 def test_a_file_that_vanishes_is_named_and_the_run_goes_on(straight, tmp_path):
     arguments, _, _ = straight
@@ -145,7 +177,19 @@ def foreign_class(directory):
         Image.new("RGB", (9, 9)).save(directory / split / name / "1.png")
 
 
+def class_or_split(directory):
+    for name, count in (("train", 3), ("plane", 4), ("ship", 5)):
+        (directory / name).mkdir()
+        for i in range(count):
+            Image.new("RGB", (9, 9)).save(directory / name / f"{i}.png")
+
+
 REFUSED = {
+    "a class or a split": (
+        class_or_split,
+        [],
+        ["train (3 images) beside plane (4 images) and ship (5 images)", "data.layout=classes"],
+    ),
     "empty": (empty, [], ["no images", "*.txt"]),
     "nothing but broken files": (broken, [], ["18 images", "unreadable", "max_bad_fraction"]),
     "one image": (one, [], ["1 image(s)", "hold out"]),

@@ -8,6 +8,8 @@ import numpy as np
 import pytest
 from doors import Blow
 
+from simclr_jax import documents
+
 pytestmark = pytest.mark.e2e
 
 
@@ -141,3 +143,31 @@ def test_refused_and_nothing_touched(finished, tmp_path, changed, words):
     assert ended.code == 1 and ended.err.count("\n") == 1, ended
     assert all(word in ended.err for word in words), ended.err
     assert doors.content(finished.workdir) == before
+
+
+@pytest.mark.slow
+def test_what_was_removed_and_damaged_is_said_and_the_rest_is_as_it_was(
+    finished, killed_between_lines, tmp_path
+):
+    workdir = shutil.copytree(killed_between_lines, tmp_path / "run")
+    shutil.rmtree(workdir / "checkpoints" / "14")
+    documents.write(workdir / "saved.json", {"step": 14})  # which the kill may have come before
+    text = (workdir / "metrics.jsonl").read_bytes()
+    (workdir / "metrics.jsonl").write_bytes(text.replace(b'"step": 5, ', b'"step": 5; ', 1))
+    arguments = (*finished.arguments, EVERY_FIVE, f"--workdir={workdir}")
+    ended = doors.run(tmp_path, *arguments)
+    assert ended.code == 0, ended
+    assert "resumed at step 7 of 20, though step 14 was saved: its checkpoint is" in ended.out
+    assert "put back from TensorBoard's events, in float32: 1 line (of step 5" in ended.out
+    lines = [line for line in doors.metrics(workdir) if "loss" in line]
+    assert [line["step"] for line in lines] == [5, 10, 15, 20]
+    assert [line["step"] for line in lines if "repaired" in line] == [5]
+    expected, found = doors.leaves(finished.workdir, 20), doors.leaves(workdir, 20)
+    assert all(found[name].tobytes() == leaf.tobytes() for name, leaf in expected.items())
+
+    shutil.rmtree(workdir / "checkpoints")
+    before = doors.content(workdir)
+    ended = doors.run(tmp_path, *arguments)
+    assert ended.code == 1 and "had saved step 20, and no checkpoint of it any more" in ended.err
+    assert ended.err.count("\n") == 1
+    assert {**doors.content(workdir), "log.txt": b""} == {**before, "log.txt": b""}

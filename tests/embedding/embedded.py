@@ -10,7 +10,7 @@ from flax import traverse_util
 from PIL import Image
 from train import tiny
 
-from simclr_jax.embedding import embed
+from simclr_jax.embedding import embed, embeddings
 from simclr_jax.stages import build
 from simclr_jax.stages.encoder import Encoder
 from simclr_jax.train import saved
@@ -26,6 +26,22 @@ def write_folder(path, count=12, side=10):
             pixels = np.clip(colour + random.randint(-40, 40, (side, side, 3)), 0, 255)
             Image.fromarray(pixels.astype(np.uint8)).save(path / name / f"{i}.png")
     return path
+
+
+def about(**fields):
+    """Return what a file of embeddings says beside its rows."""
+    return {
+        "format": embeddings.FORMAT,
+        "checkpoint": "run@7",
+        "step": 7,
+        "tap": "h",
+        "weights": "none",
+        "data": {"data": "", "data_dir": "", "split": ""},
+        "parts": ["train"],
+        "fingerprints": [""],
+        "directory": "",
+        "class_names": [],
+    } | fields
 
 
 def read_run(folder, workdir):

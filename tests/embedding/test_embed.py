@@ -63,7 +63,7 @@ def test_several_labels_survive_either_file(tmp_path):
         np.zeros(3, np.int32),
         np.arange(3),
         labels,
-        {"format": embeddings.FORMAT},
+        embedded.about(),
     )
     for suffix in embeddings.SUFFIXES:
         embeddings.write(tmp_path / f"x{suffix}", x)

@@ -13,6 +13,7 @@ from judging.noisy import CLASSES, PARTS
 from PIL import Image
 
 from simclr_jax.embedding import embed, embeddings, search
+from simclr_jax.errors import UserError
 
 TRAIN, VAL, TEST = PARTS.values()
 
@@ -95,12 +96,40 @@ def test_images_without_names_are_told_apart_by_their_split(embedded, run, tmp_p
     np.savez(tmp_path / "a.npz", **arrays)
     got, _ = embedded(data=str(tmp_path / "a.npz"), cache="none")
     names = [f"{split}: image {i}" for split, n in (("train", 9), ("test", 5)) for i in range(n)]
-    assert got.names.tolist() == names and got.labels is None  # of some images there are none
+    assert got.names.tolist() == names
+    np.testing.assert_array_equal(got.labels, [*arrays["train_labels"], *[-1] * 5])
     pixels = np.concatenate([arrays["train_images"], arrays["test_images"]])
     np.testing.assert_allclose(got.features, noisy.of_run(run, pixels, "h"), atol=1e-5)
     got, _ = embedded(data=str(tmp_path / "a.npz"), split="train", cache="none")
     assert got.names.tolist() == [f"image {i}" for i in range(9)]
     np.testing.assert_array_equal(got.labels, arrays["train_labels"])
+
+
+def test_all_splits_of_other_data_are_embedded_and_of_the_runs_own_its_two(embedded, run, root):
+    got, said = embedded(data=str(root / "images"), cache="none")
+    check(got, run, (TRAIN, TEST, VAL), "h")
+    assert not any("not used" in line for line in said)
+    got, said = embedded()
+    check(got, run, (TRAIN, TEST), "h")
+    (line,) = [line for line in said if "not used" in line]
+    count = len(list((root / "images/val").rglob("*.png")))
+    assert line == f"note      not used: val ({count} images), which is a split"
+    _, said = embedded(split="val,train", cache="none")
+    assert any("not used: test (" in line for line in said)
+
+
+def test_what_a_folder_holds_besides_is_said(embedded, root, tmp_path):
+    for name, split in (("plane", "test"), ("train", "train")):
+        (tmp_path / name).symlink_to(root / "images" / split)
+    (tmp_path / "up").symlink_to(tmp_path)
+    (tmp_path / "1.CR2").write_text("")
+    with pytest.raises(UserError, match=f"beside plane .*--data=classes:{tmp_path}"):
+        embedded(data=str(tmp_path), cache="none")
+    got, said = embedded(data=f"splits:{tmp_path}", split="plane", cache="none")
+    assert got.about["data"]["data"] == f"splits:{tmp_path}"
+    notes = [line for line in said if line.startswith("note ")]
+    for words in ("not used: train (", "not read: 1 file, 1 *.cr2", "up, which is ."):
+        assert any(words in note for note in notes), notes
 
 
 def find(file, **fields):

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import base64
+import dataclasses
 import html
 import io
-import json
 import re
 from pathlib import Path
 
@@ -23,18 +23,7 @@ COSINE = np.cos(np.deg2rad(ANGLES[:, None] - ANGLES))
 
 
 def write(path, names, features, directory, labels=None, **about):
-    about = {
-        "format": embeddings.FORMAT,
-        "checkpoint": "run@7",
-        "step": 7,
-        "tap": "h",
-        "weights": "none",
-        "data": {"data": "", "data_dir": "", "split": ""},
-        "parts": ["train"],
-        "fingerprints": [""],
-        "directory": str(directory),
-        "class_names": [],
-    } | about
+    about = embedded.about(directory=str(directory), **about)
     x = np.asarray(features, np.float32)
     count = len(x)
     rows = (np.array(names), np.zeros(count, np.int32), np.arange(count))
@@ -125,10 +114,8 @@ def test_weights_that_have_changed_are_refused(tmp_path, monkeypatch):
     folder = embedded.write_folder(tmp_path / "images", count=2)
     file = tmp_path / "x.npz"
     embedded.embed_folder(monkeypatch, folder, file, tmp_path / "run")
-    with np.load(file) as archive:
-        arrays = dict(archive)
-    about = json.loads(str(arrays["about"])) | {"weights": "others"}
-    np.savez(file, **arrays | {"about": np.array(json.dumps(about))})
+    found = embeddings.read(str(file))
+    embeddings.write(file, dataclasses.replace(found, about=found.about | {"weights": "others"}))
     Image.new("RGB", (8, 8)).save(tmp_path / "q.png")
     with pytest.raises(UserError, match="is not the checkpoint that made the embeddings any more"):
         find(file, query=[str(tmp_path / "q.png")])
@@ -223,7 +210,7 @@ def test_files_that_are_no_embeddings(tmp_path):
     np.savez(tmp_path / "x.npz", features=np.eye(3))
     with pytest.raises(UserError, match="holds no embeddings"):
         find(tmp_path / "x.npz")
-    for name in ("y.npz", "y.parquet"):
+    for name, said in (("y.npz", "is no archive to use"), ("y.parquet", "holds no embeddings")):
         (tmp_path / name).write_bytes(b"neither")
-        with pytest.raises(UserError, match="holds no embeddings"):
+        with pytest.raises(UserError, match=said):
             find(tmp_path / name)

@@ -9,12 +9,12 @@ import jax
 import numpy as np
 import pytest
 from judging import noisy
-from ml_collections import ConfigDict
 from PIL import Image
 
 from simclr_jax.data.sources import Images, folder
 from simclr_jax.errors import UserError
 from simclr_jax.judging import feature_bank
+from simclr_jax.recipes import base
 from simclr_jax.stages.encoder import Encoder
 from simclr_jax.train import saved
 
@@ -140,8 +140,9 @@ def images(tmp_path):
 
 
 def opened(path, split="train"):
-    data = {"path": str(path), "name": "", "split": "train", "eval_split": "test", "labels": True}
-    return folder.splits(ConfigDict(data))[split]()
+    data = base().data
+    data.path = str(path)
+    return folder.splits(data)[split]()
 
 
 def replaced_later(path):

@@ -6,15 +6,15 @@ import json
 
 import numpy as np
 import pytest
-from ml_collections import ConfigDict
 from PIL import Image
 from stages.written import write_run
 from train import tiny
 
-from simclr_jax import parallel
+from simclr_jax import documents, parallel
 from simclr_jax.data.sources import Images, folder
 from simclr_jax.errors import UserError
 from simclr_jax.judging import feature_bank
+from simclr_jax.recipes import base
 from simclr_jax.stages.encoder import Encoder
 from simclr_jax.train import saved
 
@@ -64,8 +64,9 @@ def write_folder(path, count=20):
 
 
 def open_folder(path):
-    data = {"path": str(path), "name": "", "split": "train", "eval_split": "test", "labels": True}
-    return folder.splits(ConfigDict(data))["train"]()
+    data = base().data
+    data.path = str(path)
+    return folder.splits(data)["train"]()
 
 
 def equal(a, b):
@@ -95,10 +96,10 @@ def test_what_was_kept_is_read_and_the_rest_computed(encoder, computed, tmp_path
     equal(feature_bank.extract(encoder, SOURCE, TAPS, tmp_path), both)
     assert len(computed) == 6
     (about,) = tmp_path.glob("*/about.json")
-    assert json.loads(about.read_text()) == feature_bank.key(encoder, SOURCE)
+    assert documents.read(about, dict) == feature_bank.key(encoder, SOURCE)
 
 
-@pytest.mark.parametrize("harm", ["deleted", "cut", "flipped", "emptied"])
+@pytest.mark.parametrize("harm", ["deleted", "cut", "flipped", "emptied", "another", "narrow"])
 def test_a_shard_that_is_not_whole_is_computed_again(encoder, computed, tmp_path, harm):
     whole = feature_bank.extract(encoder, SOURCE, TAPS, tmp_path)
     (shard,) = tmp_path.glob("*/h-00001.npz")
@@ -112,10 +113,14 @@ def test_a_shard_that_is_not_whole_is_computed_again(encoder, computed, tmp_path
     )
     if harm == "deleted":
         shard.unlink()
+    if harm == "another":
+        shard.write_bytes((shard.parent / "h-00000.npz").read_bytes())
+    if harm == "narrow":
+        np.savez(shard, x=np.zeros((16, 3)), bad=np.zeros(16, bool), of="")
     said = []
     equal(feature_bank.extract(encoder, SOURCE, TAPS, tmp_path, said.append), whole)
     assert computed[3:] == [(16, ("h",))]
-    assert any("damaged" in line for line in said) == (harm != "deleted")
+    assert sum("made again" in line for line in said) == (harm != "deleted")
 
 
 def test_other_weights_data_or_preprocessing_have_a_key_of_their_own(run, encoder, tmp_path):

@@ -72,7 +72,7 @@ def test_the_probe_on_crops_is_the_one_on_features_in_another_order(encoder, vec
     x, rows = vectors[0], np.array([1, 2, 4, *range(7, COUNT)])  # the others were unreadable
     source = Images(PIXELS, LABELS, CLASSES)
     fit, score = (Features(x[r], LABELS[r], CLASSES, r) for r in (rows, np.array([0, 3, 5, 6])))
-    task = Task(encoder, "h", source, fit, None, score, CLASSES, "top-1")
+    task = Task(encoder, "h", source, fit, None, score, CLASSES, "top-1", fit.known)
     settings = Settings(rates=(5.0, 0.5), epochs=2.5, batch_size=6, augment=True, seed=3)
     (found,) = SOLVERS["sgd"](task, settings)
 

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import html
+import json
 import re
 from importlib import metadata
 
 import numpy as np
 import pytest
+from etils import epath
 from reporting.test_report import TESTED, healthy, write_record, written
 
+from simclr_jax import documents
 from simclr_jax.errors import UserError
 from simclr_jax.judging import results
 from simclr_jax.reporting import published, record, score_sections
@@ -58,10 +61,11 @@ def test_a_score_may_have_no_interval(tmp_path):
 @pytest.mark.parametrize(
     "file, content, words",
     [
-        ("broken.json", b'{"name": "bro', "is not JSON"),
-        ("broken.json", b'{"name": "broken", "solver": "knn"}', "has no scores"),
-        ("broken.json", b'{"name": "broken", "scores": {"top-1": 0.5}}', "has no scores"),
-        ("broken.json", b"[1, 2]", "has no scores"),
+        ("broken.json", b'{"name": "bro', "cannot be used (it is not JSON"),
+        ("broken.json", b'{"name": "broken", "solver": "knn"}', "required field `scores`"),
+        ("broken.json", b'{"name": "broken", "scores": {"top-1": 0.5}}', "Expected `object`"),
+        ("broken.json", b"[1, 2]", "cannot be used (Expected `object`, got `array`"),
+        ("broken.json", b'"text"', "cannot be used (Expected `object`, got `str`"),
         ("copy.json", None, 'is the result "broken" under another name'),
         ("broken.npz", b"", "is no archive to use"),
         ("broken.npz", b"PK\x03\x04 and no more", "is no archive to use"),
@@ -75,8 +79,8 @@ def test_a_damaged_result_is_left_out_and_the_page_says_so(tmp_path, file, conte
     directory = run / "results"
     (directory / file).write_bytes(content or (directory / "broken.json").read_bytes())
     page = written(run)
-    ((said,),) = [re.findall(r"Left out: ([^<]*)<", page)]
-    assert f"results/{file} {words}" in html.unescape(said)
+    (said,) = re.findall(r'<li class="problem">([^<]*)<', page)
+    assert re.search(rf"results/{file} .*{re.escape(words)}", html.unescape(said))
     rows = re.findall(r"<td[^>]*>(whole|broken|copy)</td>", page)
     assert set(rows) == ({"whole"} if file == "broken.json" else {"whole", "broken"})
 
@@ -85,14 +89,83 @@ def test_damaged_arrays_are_refused_in_one_line(tmp_path):
     write_result(tmp_path, "knn-h")
     path = tmp_path / "results" / "knn-h.npz"
     whole = path.read_bytes()
-    assert set(results.read_arrays(tmp_path, "knn-h")) == {"labels", "predictions", "examples"}
+    result = results.read(path.with_suffix(".json"))
+    assert set(results.read_arrays(tmp_path, result)) == {"labels", "predictions", "examples"}
     for content in (b"", b"\x93NUMPY", whole[: len(whole) // 2], whole[:40] + whole[60:]):
         path.write_bytes(content)
         with pytest.raises(UserError, match=rf"{path} is no archive to use \(.+\): restore"):
-            results.read_arrays(tmp_path, "knn-h")
+            results.read_arrays(tmp_path, result)
     path.unlink()
-    with pytest.raises(UserError, match="is not there"):
-        results.read_arrays(tmp_path, "knn-h")
+    with pytest.raises(FileNotFoundError):
+        results.read_arrays(tmp_path, result)
+
+
+def test_the_arrays_of_another_result_are_refused(tmp_path):
+    for name in ("knn-h", "knn-z"):
+        write_result(tmp_path, name, tap=name[-1])
+    directory = tmp_path / "results"
+    np.savez(directory / "knn-z.npz", labels=[0, 1], predictions=[0, 0], examples=[0, 1])
+    (directory / "knn-h.npz").write_bytes((directory / "knn-z.npz").read_bytes())
+    for name in ("knn-h", "knn-z"):
+        result = results.read(epath.Path(directory / f"{name}.json"))
+        with pytest.raises(UserError, match="not the one that was written with the result"):
+            results.read_arrays(tmp_path, result)
+        # A result that is older than the checksum is held to its shapes.
+        del result["arrays"]
+        assert results.read_arrays(tmp_path, result)["labels"].tolist() == [0, 1]
+
+
+@pytest.mark.parametrize(
+    "arrays, said",
+    [
+        ({"labels": np.zeros(4)}, r"labels is float64\[4\]"),
+        ({"predictions": np.array(["0"] * 8)}, r"predictions is <U1\[8\]"),
+        ({"predictions": np.zeros((2, 2, 2), int)}, r"predictions is int64\[2, 2, 2\]"),
+        ({"predictions": np.full(8, -2)}, "predictions has -2"),
+        ({"predictions": np.zeros(7, int)}, "different lengths"),
+        ({"labels": np.int64(3)}, r"labels is int64\[\]"),
+    ],
+)
+def test_arrays_of_other_shapes_are_refused(tmp_path, arrays, said):
+    whole = {"labels": np.arange(8) % 2, "predictions": np.zeros(8, int), "examples": np.arange(8)}
+    results.write(tmp_path, {"name": "knn-h", "scores": {}}, whole | arrays)
+    result = results.read(epath.Path(tmp_path / "results" / "knn-h.json"))
+    with pytest.raises(UserError, match=said):
+        results.read_arrays(tmp_path, result)
+
+
+def test_no_altered_number_of_a_result_is_shown(tmp_path):
+    run = write_record(tmp_path / "run", healthy())
+    write_result(run, "knn-h")
+    file = run / "results" / "knn-h.json"
+    file.write_text(file.read_text().replace("0.5", "0.9"))
+    page = written(run)
+    assert "90.0" not in page and "was altered since it was written" in page
+    # An older result has no checksum.
+    about = json.loads(file.read_text())
+    for name in ("crc32", "arrays"):
+        del about[name]
+    file.write_text(json.dumps(about))
+    assert "90.0 (40.0 to 60.0)" in written(run)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"value": None, "low": None, "high": None},
+        {"value": 1, "low": 0, "high": 1},
+        {"value": 0.5},
+        {},
+    ],
+)
+def test_scores_that_json_allows_are_shown(tmp_path, change):
+    run = write_record(tmp_path / "run", healthy())
+    write_result(run, "knn-h", scores={"top-1": change}, data={}, published={"SimCLR": 0.5})
+    documents.write(
+        run / "results" / "summary.json",
+        {"scores": {name: {"kNN": change} for name in ("pretrained encoder", "raw pixels")}},
+    )
+    assert "knn-h" in written(run)
 
 
 def test_versions_are_of_everything_that_decides_a_number(monkeypatch):

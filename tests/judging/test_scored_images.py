@@ -56,9 +56,16 @@ def judge(run, **options):
     return "\n".join(said)
 
 
+def words(name):
+    """Leave out of a name the tag of other settings, and the seed that all of them have here."""
+    name = re.sub(r"-[0-9a-f]{6}(?=$|-)", "", name)
+    return re.sub(rf"(?<!_labels)-seed{SEED}(?=$|-)", "", name)
+
+
 def read(run, name):
-    path = results.paths(run)[0].parent / f"{name}.json"
-    return results.read(path), results.read_arrays(run, name)
+    (path,) = (path for path in results.paths(run) if words(path.stem) == words(name))
+    result = results.read(path)
+    return result, results.read_arrays(run, result)
 
 
 @pytest.fixture(scope="module")
@@ -83,6 +90,7 @@ def vectors(run):
 
 
 def knn_name(k, temperature, tap, tail=""):
+    k = min(k, len(TRAIN.labels))
     return f"knn{k}{'' if temperature is None else f'-{temperature:g}'}-{tap}{tail}"
 
 
@@ -101,6 +109,7 @@ def test_every_result_is_of_the_readable_test_images(run, said):
         told = {k: v for k, v in result["data"].items() if isinstance(v, dict)}
         assert told == {
             role: {"split": split, "fingerprint": p.fingerprint(), "images": len(p.labels)}
+            | ({} if role == "fit" else {"unreadable": len(p.names) - len(p.labels)})
             for role, (p, split) in data.items()
         }
         assert result["data"]["classes"] == CLASSES
@@ -292,7 +301,8 @@ def test_a_list_names_the_images_whatever_lies_between_them(run, said, vectors, 
 def test_before_training_and_at_an_earlier_step(run, said, vectors):
     options = {"settings": FEW, "untrained": True, "cache": "none", "taps": ("pixels", "h")}
     text = judge(f"{run}@5", solvers=("knn",), **options)
-    assert "knn4-pixels-step5 " in text and "pixels-untrained" not in text  # they are the same
+    assert f"knn4-pixels-seed{SEED}-step5 " in text
+    assert not re.search("pixels.*-untrained", text)  # they are the same
     old = [noisy.of_run(f"{run}@5", part.pixels, "h") for part in (TRAIN, TEST)]
     config = saved.read(str(run)).config
     first = build.first_variables(config, 3)
@@ -332,7 +342,7 @@ def test_two_runs_are_told_apart_by_the_sign_test(run, said, root):
     (line,) = [x for x in text.split("\n") if "paired permutation test" in x]
     ours, theirs = (read(r, "knn4-h")[1]["predictions"] == TEST.labels for r in (other, run))
     points, p = re.search(r"top-1 ([+-][\d.]+) points, p = ([\d.e-]+) ", line).groups()
-    assert line.startswith(f"{other}@9 against {run}@7, knn4-h: ")
+    assert line.startswith(f"{other}@9 against {run}@7, knn4-h-seed{SEED}: ")
     assert float(points) == pytest.approx(100 * (ours.mean() - theirs.mean()), abs=0.05)
     more, fewer = (ours & ~theirs).sum(), (theirs & ~ours).sum()
     exact = scipy.stats.binomtest(int(more), int(more + fewer)).pvalue

@@ -45,7 +45,7 @@ FIT, CHOOSE, SCORE = features(90, 0.3, 1), features(60, 0.2, 2), features(70, 0.
 
 
 def task(fit=FIT, choose=CHOOSE, score=SCORE, metric="top-1", encoder=None, tap="h"):
-    return Task(encoder, tap, None, fit, choose, score, CLASSES, metric)
+    return Task(encoder, tap, None, fit, choose, score, CLASSES, metric, fit.known)
 
 
 def run(solver, of=None, **settings):
@@ -225,7 +225,7 @@ def test_sgd_is_as_long_as_the_papers_unless_one_says_otherwise(
     monkeypatch.setattr(sgd_probe, "fit", fit)
     labels = (np.arange(count) % 2).astype(np.int32)
     many = Features(np.zeros((count, 1), np.float32), labels, 2, np.arange(count))
-    of = Task(None, "h", None, many, None, many.take(np.arange(4)), 2, "top-1")
+    of = Task(None, "h", None, many, None, many.take(np.arange(4)), 2, "top-1", many.known)
     (found,) = run("sgd", of, rates=(0.1, 1.0), seed=7, **settings)
     assert (found.protocol["batch"], found.protocol["epochs"]) == (batch, epochs)
     assert asked[-1] == (count, batch, steps, 7)
@@ -240,7 +240,7 @@ NEIGHBOURS = ((9, 0.05), (9, 0.5), (9, None), (8, None), (1, None), (500, 0.02),
 def test_neighbours_are_training_examples_and_vote_as_they_are_told():
     found = run("knn", knn=NEIGHBOURS)
     assert [one.name for one in found] == [
-        *("knn9-0.05", "knn9-0.5", "knn9", "knn8", "knn1", "knn500-0.02", "knn500")
+        *("knn9-0.05", "knn9-0.5", "knn9", "knn8", "knn1", "knn90-0.02", "knn90")
     ]
     answers = set()
     for one, (k, temperature) in zip(found, NEIGHBOURS, strict=True):
@@ -251,6 +251,16 @@ def test_neighbours_are_training_examples_and_vote_as_they_are_told():
     assert len(answers) == len(NEIGHBOURS)  # each setting is seen
     assert 0.4 < np.mean(found[0].outputs == SCORE.labels) < 0.8
     assert Settings().knn == ((200, 0.1), (20, None))
+
+
+def test_more_neighbours_than_there_are_come_once_under_their_number():
+    sizes = np.bincount(FIT.labels)
+    found = run("knn", knn=((500, None), (90, None), (100, 0.1), (100, 0.1000001), (91, 0.1)))
+    assert [one.name for one in found] == ["knn90", "knn90-0.1", "knn90-0.1000001"]
+    assert found[0].notes[0] == "k is 500, but only 90 images have a label to vote with: k is 90"
+    (said,) = run("knn", knn=((sizes.min() + 1, None),))[0].notes
+    assert f"more than the {sizes.min()} image(s) of the smallest class" in said
+    assert run("knn", knn=((sizes.min(), None),))[0].notes == ()
 
 
 @pytest.mark.parametrize("seed", [0, 1])

@@ -12,7 +12,7 @@ from judging import by_hand
 from PIL import Image
 from train import tiny
 
-from simclr_jax import files
+from simclr_jax import documents
 from simclr_jax.errors import UserError
 from simclr_jax.judging import transfer, transfer_sets
 from simclr_jax.stages import build, preprocessing
@@ -53,7 +53,7 @@ def run(tmp_path_factory):
     state = TrainState(jnp.int32(4), variables["params"], variables["batch_stats"], {})
     checkpoints.save(4, state)
     checkpoints.close()
-    files.write_json(workdir / "config.json", config.to_dict())
+    documents.write(workdir / "config.json", config.to_dict())
     return workdir
 
 
@@ -90,6 +90,10 @@ def said(run, data_dir):
 
 
 def read(run, name):
+    if name == "other":  # the tag tells it from another directory of that name
+        (path,) = run.glob("results/transfer-other-*.npz")
+        name = path.stem.removeprefix("transfer-").removesuffix(f"-seed{SEED}")
+    name = f"{name}-seed{SEED}"
     with np.load(run / f"results/transfer-{name}.npz") as arrays:
         result = json.loads((run / f"results/transfer-{name}.json").read_text())
         return result, dict(arrays)
@@ -206,6 +210,4 @@ def test_what_cannot_be_evaluated_ends_in_one_line(run, data_dir, tmp_path):
     assert "\n" not in str(told.value)
     with pytest.raises(UserError, match=r'--sets is "dtp" \(did you mean "dtd"\?\)'):
         transfer.run(str(run), str(tmp_path), ["dtp"])
-    with pytest.raises(UserError, match=r'would be called "aircraft", as another'):
-        transfer.run(str(run), str(data_dir), [], [str(data_dir / "aircraft")])
     assert "dtd" in transfer_sets.NAMES

@@ -9,7 +9,7 @@ from judging.noisy import CLASSES
 
 from simclr_jax.data.sources import NO_LABEL, Images
 from simclr_jax.errors import UserError
-from simclr_jax.judging import linear_probe
+from simclr_jax.judging import linear_probe, shown
 from simclr_jax.judging.datasets import Data
 from simclr_jax.judging.linear_probe import Options
 from simclr_jax.judging.solvers import Settings
@@ -50,6 +50,38 @@ def data(**changed):
     return Data("made up", "", {"fit": "train", "choose": "val", "score": "test"}, **parts)
 
 
+@pytest.mark.parametrize("labels", ["all", "2"])
+def test_guessing_the_commonest_class_stands_beside_the_scores(run, encoder, labels):
+    """By all training labels, whichever of them may be used."""
+    options = Options(("knn", "lbfgs", "retrieval"), labels=labels, settings=SETTINGS)
+    _, (knn, lbfgs, retrieval), _ = judged(encoder, data(), options)
+    taught, truth = (vectors(run, split)[1] for split in ("train", "test"))
+    common = np.bincount(taught).argmax()
+    want = {"top-1": np.mean(truth == common), "mean per class": 1 / CLASSES}
+    ranked = np.argsort(-np.bincount(taught), kind="stable")[:5]
+    for one in (knn, lbfgs):
+        level = {name: score["value"] for name, score in one.result["level"]["scores"].items()}
+        more = {"top-5": np.isin(truth, ranked).mean()} if one is lbfgs else {}
+        assert level == pytest.approx(want | more)
+        assert one.result["level"]["of"] == f"the commonest class (class {common})"
+    assert "level" not in retrieval.result
+    text = "\n".join(shown.table([knn, lbfgs, retrieval]))
+    assert text.count("the commonest class") == 1
+    row = next(line for line in text.splitlines() if line.startswith("the commonest class"))
+    assert f"{100 * want['top-1']:.1f}" in row
+
+
+def test_a_score_that_guessing_reaches_is_named(encoder):
+    _, (knn,), _ = judged(encoder, data(), Options(("knn",), settings=SETTINGS))
+    assert list(shown.notes([knn])) == []
+    level = knn.result["level"]["scores"]["top-1"]
+    for value, said in ((level["value"], 1), (level["value"] + 1e-9, 0)):
+        knn.result["scores"]["top-1"]["value"] = value
+        assert len(list(shown.by_chance([knn]))) == said
+    knn.result["notes"] = ["a setting was another"]
+    assert list(shown.notes([knn])) == [f"{knn.result['name']}: a setting was another"]
+
+
 def judged(encoder, of, options):
     said = []
     tasks = linear_probe.make_tasks(encoder, of, options, None, said.append)
@@ -77,6 +109,11 @@ def test_images_without_a_label_and_bad_ones_neither_teach_nor_count(run, encode
         assert retrieval.result["scores"][f"recall@{k}"]["value"] == pytest.approx(expected)
     told = {role: lbfgs.result["data"][role]["images"] for role in ("fit", "validation", "test")}
     assert told == {"fit": len(bank), "validation": len(val), "test": len(new)}
+    for role, split in zip(("fit", "validation", "test"), COUNTS, strict=True):
+        source, about = PARTS[split][0], lbfgs.result["data"][role]
+        assert about["without_label"] == (source.labels == NO_LABEL).sum() > 3
+        bad = source.bad & (source.labels != NO_LABEL)
+        assert about.get("unreadable") == (None if role == "fit" else bad.sum())
     assert lbfgs.result["protocol"]["fitted again on"] == f"all {len(bank) + len(val)}"
 
 

@@ -28,7 +28,7 @@ def asked(monkeypatch):
         stub = types.ModuleType("flags")
         for name in dir(flags):
             thing = getattr(flags, name)
-            here = name.startswith("DEFINE_")
+            here = name.startswith("DEFINE")
             setattr(stub, name, functools.partial(thing, flag_values=values) if here else thing)
         stub.FLAGS = values
         with monkeypatch.context() as patch:

@@ -8,6 +8,7 @@ import re
 import shutil
 import signal
 
+import logged
 import numpy as np
 import pytest
 from ml_collections import ConfigDict
@@ -39,7 +40,7 @@ def runs_of(images):
     """Return a pipeline of three short runs, the later of which inherit, and a probe."""
     data = {"data__source": "memory", "data__path": str(images)}
     first = learns("finetune", labels__use="50%", **data)
-    second = learns("finetune", labels__use="50%", labels__seed=1, init__run="first")
+    second = learns("finetune", labels__seed=1, init__run="first")
     student = learns("distill", distill__teacher="second", init__run="first")
     for c in (second, student):
         recipes.inherit_all(c)
@@ -90,9 +91,7 @@ def content(workdir):
     for name in ORDER:
         leaves = saved.read(str(workdir / name)).leaves
         found |= {f"{name}/{leaf}": value.tobytes() for leaf, value in leaves.items()}
-        lines = map(json.loads, (workdir / name / "metrics.jsonl").read_text().splitlines())
-        clock = {"images_per_second", "input_wait"}
-        found[name] = [{k: v for k, v in line.items() if k not in clock} for line in lines]
+        found[name] = logged.lines(workdir / name)
         summary = json.loads((workdir / name / "results" / "summary.json").read_text())
         found[f"{name}/scores"] = summary["scores"]
     found["cells"] = [row["cells"] for row in result(workdir)["rows"]]
@@ -271,8 +270,25 @@ BAD = {
         lambda c: setattr(c.runs.first.train, "batch_size", 20),
         r"runs.first: .*--config.runs.first.train.batch_size=16",
     ),
+    "labels beside those of the run it starts from": (
+        lambda c: setattr(c.runs.second.labels, "use", "50%"),
+        "runs.second: labels.use=50% with labels.seed=1 has 10 label.s. that are not among the 24",
+    ),
+    "labels beside those of its teacher": (
+        lambda c: c.runs.student.update_from_flattened_dict(
+            {
+                "distill.teacher": "first",
+                "distill.alpha": 0.5,
+                "labels.use": "25%",
+                "labels.seed": 1,
+            }
+        ),
+        r"runs.student: labels.use=25% .* of .*first, .* --config.runs.student.labels.seed=0",
+    ),
     "a batch larger than the images": (
-        lambda c: setattr(c.runs.second.labels, "use", "2"),
+        lambda c: c.runs.second.update_from_flattened_dict(
+            {"labels.use": "2", "init.parts": "none"}
+        ),
         "runs.second: train.batch_size is 16, more than the 8 images",
     ),
     "more labels than there are": (

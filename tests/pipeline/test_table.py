@@ -48,6 +48,19 @@ def test_a_cell_is_mean_and_standard_deviation_over_its_draws():
         ]
 
 
+def test_guessing_stands_in_a_row_and_what_is_not_above_it_is_named():
+    more = [Entry("e", "1%", "x", i, 0.2, None, 0.1 + 0.1 * i) for i in range(2)]
+    more += [Entry("f", "1%", "y", 0, 0.15, None), Entry("g", "1%", "z", 0, 0.14, None, 0.15)]
+    found = summary(more=more)
+    assert found["level"] == {"1%": pytest.approx(0.15)}
+    lines = table.lines(found)
+    (row,) = (line for line in "\n".join(lines).splitlines() if line.startswith("the commonest"))
+    assert row.split()[3:] == ["-", "15.0", "-", "-", "-"]
+    said = [line for line in lines if line.startswith("note")]
+    assert [line.split(":")[0] for line in said] == ["note      f, 1%", "note      g, 1%"]
+    assert "the commonest" not in "\n".join(table.lines(summary()))
+
+
 def test_columns_do_not_mix():
     more = [Entry("a", "1%", "x", 0, 0.2, None), Entry("b", "1%", "y", 0, 0.3, None)]
     found = summary([("a", "b")], more=more)

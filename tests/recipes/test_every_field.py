@@ -62,6 +62,12 @@ SEEN: dict[tuple[str, str], tuple[str, ...]] = {
         "data.stream_window",
         "data.stream_lanes",
     ),
+    ("data/test_layout.py", "test_one_name_beside_others_is_for_a_user_to_decide"): (
+        "data.layout",
+    ),
+    ("data/test_changed_files.py", "test_one_image_replaced_is_said_or_refused"): (
+        "data.if_changed",
+    ),
     ("data/test_tfrecord.py", "test_the_index_may_be_in_the_home_directory"): ("data.index",),
     # Views
     ("data/test_placements.py", "test_host_makes_the_views_of_the_device"): ("augment.placement",),
@@ -191,6 +197,9 @@ SEEN: dict[tuple[str, str], tuple[str, ...]] = {
     ),
     (RUN, "test_nothing_is_compared_where_that_is_off"): ("eval.compare",),
     (RUN, "test_few_labels_are_as_many_as_asked"): ("eval.few_labels",),
+    ("stages/test_heritage.py", "test_a_run_without_such_sources_holds_out_its_own_share"): (
+        "eval.seen",
+    ),
     (RUN, "test_it_logs_as_often_as_asked"): ("log.every_steps",),
     (RUN, "test_it_keeps_the_newest_checkpoints_and_each_of_a_period"): (
         "checkpoint.every_steps",

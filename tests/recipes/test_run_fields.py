@@ -169,7 +169,7 @@ def test_the_probe_reads_its_tap(tap, name):
 def test_few_labels_are_as_many_as_asked():
     """How the two probes of a comparison score is in tests/stages/test_monitor.py."""
     stage, _ = staged(eval__few_labels=7)
-    assert stage.protocol["probe"]["few_labels_per_class"] == 7
+    assert stage.protocol()["probe"]["few_labels_per_class"] == 7
     build.check_images(tiny.recipe(eval__few_labels=20), BANK, QUERIES)
     with pytest.raises(UserError, match="few_labels is 21, but a class has only 20 training"):
         build.check_images(tiny.recipe(eval__few_labels=21), BANK, QUERIES)

@@ -128,6 +128,7 @@ def test_differences_name_nested_fields_and_pass_over_what_changes_no_result():
     new["checkpoint"]["keep"] = 9
     new["data"] |= {"path": "/elsewhere", "threads": 3, "resident": True}
     new["data"] |= {"index": "/elsewhere", "max_bad_fraction": 0.5}
+    new["data"] |= {"layout": "splits", "if_changed": "refuse"}
     new["train"]["remat"] = "block"
     new["examples"] = 5
     assert recipes.differences(old, new) == [
@@ -140,7 +141,7 @@ def test_differences_name_nested_fields_and_pass_over_what_changes_no_result():
 FREE = {
     *("log.every_steps", "checkpoint.every_steps", "checkpoint.keep", "checkpoint.keep_period"),
     *("data.path", "data.threads", "data.resident", "data.max_bad_fraction", "data.index"),
-    "train.remat",
+    *("data.layout", "data.if_changed", "train.remat"),
 }
 
 

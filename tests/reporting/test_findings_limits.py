@@ -8,7 +8,7 @@ import math
 import numpy as np
 import pytest
 
-from simclr_jax import files, recipes
+from simclr_jax import documents, recipes
 from simclr_jax.reporting import findings, record
 from simclr_jax.reporting.findings import Confusion, confusions
 
@@ -28,7 +28,7 @@ def said(tmp_path):
         config.train.batch_size, config.train.steps = 64, END
         for name, value in fields.items():
             config.update_from_flattened_dict({name.replace("__", "."): value})
-        files.write_json(tmp_path / "config.json", config.to_dict())
+        documents.write(tmp_path / "config.json", config.to_dict())
         steps = range(0, last + 1, 5)
         lines = []
         for i, step in enumerate(steps):
@@ -39,10 +39,10 @@ def said(tmp_path):
             lines.append(line)
         (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(x) + "\n" for x in lines))
         if heartbeat is not None:
-            files.write_json(tmp_path / "lock.json", {"heartbeat": heartbeat})
+            documents.write(tmp_path / "lock.json", {"heartbeat": heartbeat})
         if summary is not None:
             (tmp_path / "results").mkdir(exist_ok=True)
-            files.write_json(tmp_path / "results" / "summary.json", {"scores": summary})
+            documents.write(tmp_path / "results" / "summary.json", {"scores": summary})
         found = findings.findings(record.read(str(tmp_path)), geometry, errors)
         return [(finding.text, finding.problem) for finding in found]
 

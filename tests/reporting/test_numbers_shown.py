@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from reporting.test_page import Reader
 
-from simclr_jax import files, recipes
+from simclr_jax import documents, recipes
 from simclr_jax.judging import results
 from simclr_jax.reporting import charts, record, run_sections, score_sections
 from simclr_jax.reporting.record import Curve, Record
@@ -24,7 +24,7 @@ def write(path, lines, **fields):
     c = recipes.base()
     for name, value in fields.items():
         c.update_from_flattened_dict({name.replace("__", "."): value})
-    files.write_json(path / "config.json", c.to_dict() | {"images": ["a", "b"]})
+    documents.write(path / "config.json", c.to_dict() | {"images": ["a", "b"]})
     (path / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     return path
 
@@ -80,7 +80,7 @@ def test_results_come_from_the_oldest_to_the_newest(tmp_path):
         arrays = {"labels": [age], "predictions": [0]}
         results.write(run, {"name": name, "scores": {}, "protocol": {}}, arrays)
         os.utime(run / "results" / f"{name}.json", (1e9 - age, 1e9 - age))
-    files.write_json(run / "results" / "summary.json", {"scores": {}})
+    documents.write(run / "results" / "summary.json", {"scores": {}})
     one = read(run)
     assert [found["name"] for found in one.results] == ["b", "a", "c"]
     assert {name: int(x["labels"][0]) for name, x in one.outputs.items()} == {
@@ -95,7 +95,7 @@ def test_a_heartbeat_is_fresh_for_two_minutes(tmp_path, monkeypatch):
     run = write(tmp_path / "run", LINES)
     monkeypatch.setattr(record.time, "time", lambda: 5000.0)
     for age, alive in ((0, True), (119, True), (121, False)):
-        files.write_json(run / "lock.json", {"heartbeat": 5000.0 - age})
+        documents.write(run / "lock.json", {"heartbeat": 5000.0 - age})
         assert read(run).alive is alive
     (run / "lock.json").unlink()
     assert read(run).alive is False
@@ -227,7 +227,7 @@ def scored(tmp_path, **more):
         )
     }
     summary = {"protocol": {"step": 30, "knn": {"k": 7}}, "scores": scores}
-    files.write_json(run / "results" / "summary.json", summary)
+    documents.write(run / "results" / "summary.json", summary)
     return read(run)
 
 

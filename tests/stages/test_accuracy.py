@@ -15,7 +15,7 @@ import pytest
 from stages import noisy, taught
 from train import tiny
 
-from simclr_jax import files, parallel
+from simclr_jax import documents, parallel
 from simclr_jax.frame import modules
 from simclr_jax.stages import build, labels, run, views
 from simclr_jax.stages.inputs import Inputs
@@ -73,7 +73,7 @@ def teacher(tmp_path_factory):
         stats = written[step]["batch_stats"]
         checkpoints.save(step, TrainState(np.int32(step), params, stats, {}))
     checkpoints.close()
-    files.write_json(workdir / "config.json", recipe(**fields).to_dict())
+    documents.write(workdir / "config.json", recipe(**fields).to_dict())
     return workdir, written
 
 
@@ -130,8 +130,13 @@ def test_a_classifier_is_scored_on_readable_labelled_held_out_images(tap):
     assert found["held_out_loss"] == pytest.approx(want, rel=1e-4)
     assert 175 * found["accuracy"] == pytest.approx(round(175 * found["accuracy"]))
     scores = stage.compare(placed(variables, mesh))
-    assert scores.keys() == {"classifier"}
+    assert list(scores) == ["the commonest class", "classifier"]
     check_scores(scores["classifier"], logits, y)
+    level, order = scores["the commonest class"], np.bincount(TRAIN.labels[TRAIN.counted])
+    order = np.argsort(-order, kind="stable")
+    want = {"top-1": np.mean(y == order[0]), "top-5": np.isin(y, order[:5]).mean()}
+    want["mean per class"] = 1 / len(np.unique(y))
+    assert {name: score["accuracy"] for name, score in level.items()} == pytest.approx(want)
 
 
 def test_where_the_host_prepares_images_the_same_are_scored():
@@ -147,10 +152,12 @@ def test_where_the_host_prepares_images_the_same_are_scored():
 
 def test_the_protocol_of_a_classifier_says_what_was_done():
     stage, _, inputs = make_stage(recipe(finetune__tap=-1))
-    protocol = stage.protocol
+    stage.evaluate(placed(tuned(-1)[2], parallel.make_mesh(8)))
+    protocol = stage.protocol()
     assert protocol["classifier"] == "linear on head2, inference mode"
     assert protocol["labelled"] == "all of train, draw 0"
-    assert protocol["held_out_images"] == len(TEST) == 190
+    assert protocol["held_out_images"] == len(TEST.counted) == 175
+    assert (protocol["held_out_without_label"], protocol["held_out_unreadable"]) == (9, 6)
     assert protocol["held_out"] == f"test: {inputs.test.fingerprint()}"
     assert protocol["images"] == f"train: {inputs.train.fingerprint()}"
 
@@ -171,10 +178,10 @@ def test_the_teacher_is_scored_beside_the_student(teacher, step):
     student = noisy.outputs(c, variables, images, "classifier")
     own = recipe(model__depth=18)
     taught_by = noisy.outputs(own, written[step], images, "classifier", 1)
-    assert list(scores) == ["classifier", "teacher"]
+    assert list(scores) == ["the commonest class", "classifier", "teacher"]
     check_scores(scores["classifier"], student, y)
     check_scores(scores["teacher"], taught_by, y)
-    assert stage.protocol["teacher"] == f"{workdir}@{step}"
+    assert stage.protocol()["teacher"] == f"{workdir}@{step}"
     assert stage.evaluate(placed(variables, mesh))["accuracy"] == pytest.approx(
         scores["classifier"]["top-1"]["accuracy"]
     )

@@ -36,6 +36,10 @@ class Source:
     def __len__(self):
         return self.count
 
+    @property
+    def labels(self):
+        return np.zeros(self.count, np.int32) if self.classes else None
+
     def name(self, example):
         return f"{example}.jpg"
 

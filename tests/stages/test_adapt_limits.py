@@ -120,7 +120,7 @@ def test_labels_are_needed_on_both_sides(train, test, want):
     sides = [Source(500, [(64, 64)], classes) for classes in (train, test)]
     c, lines = adapt(recipe(), *sides)
     assert (c.eval.probe, c.eval.knn) == (want, want)
-    said = "3 classes" if want else "there are no labels"
+    said = "3 classes" if want else "the images have no labels"
     assert sum(said in line for line in lines) == 2
 
 

@@ -12,7 +12,7 @@ from stages.written import write_run
 from train import tiny
 
 import simclr_jax
-from simclr_jax import files, parallel, recipes
+from simclr_jax import documents, parallel, recipes
 from simclr_jax.augment.resize import center_crop, to_float
 from simclr_jax.errors import UserError
 from simclr_jax.evaluate.logistic import Weights
@@ -227,10 +227,10 @@ def test_channels_of_an_encoder_of_gray_images():
 
 def test_a_run_of_before_these_fields_is_as_it_was(workdir, encoder, tmp_path):
     old = write_run(tmp_path)
-    record = files.read_json(old / "config.json")
+    record = documents.read(old / "config.json", dict)
     for group, field in (("model", "input"), ("head", "bias"), ("head", "norm")):
         del record[group][field]
-    files.write_json(old / "config.json", record)
+    documents.write(old / "config.json", record)
     config = saved.read(str(old)).config
     assert (config.model.input, config.head.bias, config.head.norm) == ("rgb", "hidden", "hidden")
     found = simclr_jax.load(str(old))(IMAGES, tap="z")

@@ -12,7 +12,7 @@ from stages.written import write_run
 from train import tiny
 
 import simclr_jax
-from simclr_jax import files
+from simclr_jax import documents
 from simclr_jax.stages import encoder as encoders
 from simclr_jax.stages.encoder import Encoder
 from simclr_jax.train import saved
@@ -115,7 +115,7 @@ def write(workdir, parts, record=None, **fields):
     checkpoints.save(3, TrainState(np.int32(3), params, {}, {}))
     checkpoints.close()
     config = tiny.recipe(**fields).to_dict()
-    files.write_json(workdir / "config.json", config | (record or {}))
+    documents.write(workdir / "config.json", config | (record or {}))
     return saved.read(str(workdir)), params
 
 

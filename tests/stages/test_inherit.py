@@ -10,7 +10,7 @@ import pytest
 from ml_collections.config_dict import placeholder
 from train import tiny
 
-from simclr_jax import files
+from simclr_jax import documents
 from simclr_jax.errors import UserError
 from simclr_jax.recipes import INHERITED, INHERITED_CROP, base, get
 from simclr_jax.stages.inherit import inherit, pin
@@ -22,7 +22,7 @@ def write_run(workdir, **fields):
     checkpoints = Checkpoints(workdir / "checkpoints")
     checkpoints.save(7, {"step": np.int32(7)})
     checkpoints.close()
-    files.write_json(workdir / "config.json", tiny.recipe(**fields).to_dict())
+    documents.write(workdir / "config.json", tiny.recipe(**fields).to_dict())
 
 
 @pytest.fixture(scope="module")
@@ -44,8 +44,8 @@ def runs(tmp_path_factory):
     write_run(directory / "wide", **fields)
     write_run(directory / "narrow", **fields | {"head__dim": 7})
     write_run(directory / "converted", data__image_size=16)
-    record = files.read_json(directory / "converted" / "config.json")
-    files.write_json(
+    record = documents.read(directory / "converted" / "config.json", dict)
+    documents.write(
         directory / "converted" / "config.json", record | {"converted": {"classifier_tap": 0}}
     )
     return directory
@@ -60,7 +60,7 @@ def recipe(name, *arguments, **fields):
 
 def test_open_fields_are_those_of_the_run(runs):
     c, said = inherit(recipe("finetune", init__run=str(runs / "wide")))
-    there = files.read_json(runs / "wide" / "config.json")
+    there = documents.read(runs / "wide" / "config.json", dict)
     for name in INHERITED:
         assert get(c, name) == get(there, name), name
     # Pretraining may have been told to ignore labels, fine-tuning cannot.
@@ -87,7 +87,7 @@ SAID = {
 
 @pytest.mark.parametrize("resumed", [False, True])
 def test_what_a_recipe_says_stands(runs, resumed):
-    before = files.read_json(runs / "wide" / "config.json") if resumed else None
+    before = documents.read(runs / "wide" / "config.json", dict) if resumed else None
     c, _ = inherit(recipe("finetune", init__run=str(runs / "wide"), **SAID), before)
     for name, value in SAID.items():
         assert get(c, name.replace("__", ".")) == value, name
@@ -134,6 +134,7 @@ def test_a_resumed_run_starts_from_the_checkpoint_it_started_from(runs, tmp_path
     other = shutil.copytree(runs / "wide", tmp_path / "other")
     group, name = field.split("__")
     first, again, fresh = (recipe(stage, **{field: str(other)}) for _ in range(3))
+    first, _ = inherit(first)
     pin(first, None)
     assert first[group][name] == f"{other}@7"
     save_again(other, 9)
@@ -195,7 +196,7 @@ def test_a_field_of_a_crop_is_named_as_it_is_on_the_command_line():
 
 
 def test_what_an_old_record_does_not_have_is_the_default(runs):
-    before = files.read_json(runs / "wide" / "config.json")
+    before = documents.read(runs / "wide" / "config.json", dict)
     del before["model"]["se_ratio"]
     c, _ = inherit(recipe("finetune", init__run=str(runs / "wide")), before)
     assert c.model.se_ratio == base().model.se_ratio and c.bn.epsilon == 1e-3

@@ -94,6 +94,15 @@ def share(guess, truth):
 ROWS = ("raw pixels", "untrained encoder", "pretrained encoder")
 
 
+def test_who_always_guesses_the_commonest_class_is_scored_beside_them():
+    taught, truth = TRAIN.labels[TRAIN.counted], TEST.labels[TEST.counted]
+    want = share(np.bincount(taught).argmax(), truth)
+    level = compared()["the commonest class"]
+    assert level.keys() == compared()["pretrained encoder"].keys()
+    assert all(score["accuracy"] == pytest.approx(want) for score in level.values())
+    assert np.bincount(truth).argmax() == np.bincount(taught).argmax() and 0.25 < want < 0.5
+
+
 @pytest.mark.parametrize("row", ROWS)
 def test_knn_searches_among_labelled_training_images(row):
     bank, queries, labels, truth = of(row)
@@ -279,8 +288,12 @@ def judged_by():
 
 
 def test_the_protocol_says_what_was_done():
-    protocol = stage()[0].protocol
-    assert protocol["held_out_images"] == len(TEST)
+    compared()
+    protocol = stage()[0].protocol()
+    counts = {"images": (175, 106), "without_label": (9, 7), "unreadable": (6, 5)}
+    assert (len(TEST.counted), len(TRAIN.counted)) == counts["images"] != (len(TEST), len(TRAIN))
+    for what, pair in counts.items():
+        assert (protocol[f"held_out_{what}"], protocol[f"training_{what}"]) == pair
     assert protocol["knn"] == {"k": 40, "temperature": 0.02}
     assert protocol["probe"]["few_labels_per_class"] == 4
     assert protocol["probe"]["few_labels_seed"] == 0

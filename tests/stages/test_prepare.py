@@ -9,13 +9,14 @@ import pytest
 from stages import taught
 from train import tiny
 
-from simclr_jax.data.sources import NO_LABEL
+from simclr_jax.data.sources import NO_LABEL, Opened
 from simclr_jax.stages.prepare import prepare
 
 
 def prepared(config, train):
     test = tiny.sorted_images(3).take(np.arange(21))
-    return prepare(config, 1, open_splits=lambda *_: (train, test))
+    opened = Opened(train, test, train)
+    return prepare(config, 1, open_all=lambda *_: opened, read=lambda *_: [])
 
 
 def recipe(stage="finetune", **fields):

@@ -11,7 +11,7 @@ from ml_collections import ConfigDict
 from stages import taught
 from train import tiny
 
-from simclr_jax import files, recipes
+from simclr_jax import documents, recipes
 from simclr_jax.reporting.record import flatten
 from simclr_jax.stages.inherit import inherit, pin
 from simclr_jax.stages.warm_start import load_parts
@@ -44,7 +44,7 @@ def run(tmp_path_factory, state):
     for step in (3, 6):
         checkpoints.save(step, numbered(state, 10_000 * step))
     checkpoints.close()
-    files.write_json(workdir / "config.json", tiny.recipe().to_dict())
+    documents.write(workdir / "config.json", tiny.recipe().to_dict())
     return workdir
 
 
@@ -86,7 +86,7 @@ def test_a_probe_becomes_the_classifier_and_a_classifier_the_probe(run, state, t
     checkpoints = Checkpoints(tmp_path / "checkpoints")
     checkpoints.save(9, TrainState(np.int32(9), tuned.params, tuned.batch_stats, {}))
     checkpoints.close()
-    files.write_json(tmp_path / "config.json", taught.recipe().to_dict())
+    documents.write(tmp_path / "config.json", taught.recipe().to_dict())
     init = ConfigDict({"run": str(tmp_path), "parts": "probe"})
     pretrained = tiny.make_stage(tiny.recipe(), 1)[0].init()
     found, before = (manifest.named_leaves(s) for s in (load_parts(init, pretrained), pretrained))
@@ -169,7 +169,7 @@ def other(tmp_path_factory):
     checkpoints = Checkpoints(workdir / "checkpoints")
     checkpoints.save(7, {"step": np.int32(7)})
     checkpoints.close()
-    files.write_json(workdir / "config.json", c.to_dict())
+    documents.write(workdir / "config.json", c.to_dict())
     return workdir
 
 

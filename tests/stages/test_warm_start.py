@@ -8,7 +8,7 @@ import pytest
 from ml_collections import ConfigDict
 from train import tiny
 
-from simclr_jax import files
+from simclr_jax import documents
 from simclr_jax.errors import UserError
 from simclr_jax.stages.warm_start import load_parts
 from simclr_jax.train import manifest
@@ -28,7 +28,7 @@ def run(tmp_path_factory, state):
     for step in (3, 6):
         checkpoints.save(step, jax.tree.map(lambda leaf, s=step: np.full_like(leaf, s), state))
     checkpoints.close()
-    files.write_json(workdir / "config.json", tiny.recipe().to_dict())
+    documents.write(workdir / "config.json", tiny.recipe().to_dict())
     return workdir
 
 

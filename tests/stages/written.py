@@ -6,7 +6,7 @@ import jax
 import numpy as np
 from train import tiny
 
-from simclr_jax import files
+from simclr_jax import documents
 from simclr_jax.stages import build
 from simclr_jax.train.checkpoints import Checkpoints
 from simclr_jax.train.stage import TrainState
@@ -27,7 +27,7 @@ def write_run(workdir, step=7, **fields):
     checkpoints = Checkpoints(workdir / "checkpoints")
     checkpoints.save(step, TrainState(np.int32(step), params, stats, {}))
     checkpoints.close()
-    files.write_json(workdir / "config.json", config.to_dict())
+    documents.write(workdir / "config.json", config.to_dict())
     return workdir
 
 

@@ -5,6 +5,7 @@ from types import SimpleNamespace
 
 import bucket
 import jax.numpy as jnp
+import logged
 import numpy as np
 import pytest
 from etils import epath
@@ -15,7 +16,6 @@ from simclr_jax.train.log import Log
 from simclr_jax.train.timetable import Timetable
 
 TOTAL, EVERY = 22, 6
-CLOCK = ("images_per_second", "input_wait")
 
 _random = np.random.RandomState(0)
 STEPS = {  # what each step of a run measures
@@ -34,13 +34,25 @@ def workdir(request, tmp_path):
         yield epath.Path("gs://fake/run")
 
 
+@pytest.fixture(autouse=True)
+def kept():
+    """What checkpoints know of the log, by workdir and step."""
+    KEPT.clear()
+    return KEPT
+
+
+KEPT = {}
+
+
 def train(path, first=0, until=TOTAL, saves=(), chunk=1, metrics=STEPS):
     """Log as the loop does, end after `until` steps, and return what the console has shown."""
-    shown = []
+    shown, seals = [], KEPT.setdefault(str(path), {})
     run = SimpleNamespace(
         path=path,
-        checkpoints=SimpleNamespace(wait=lambda: None, steps=lambda: [0]),
-        console=SimpleNamespace(status=shown.append),
+        checkpoints=SimpleNamespace(
+            wait=lambda: None, steps=lambda: [0], about=lambda step: seals.get(step, {})
+        ),
+        console=SimpleNamespace(status=shown.append, say=shown.append),
     )
     timetable = Timetable(100, 10, TOTAL, 0, 1.0, chunk, EVERY, 0, 1)
     with Log(timetable, {"loss": "loss {:.6f}"}, run, first) as log:
@@ -48,13 +60,13 @@ def train(path, first=0, until=TOTAL, saves=(), chunk=1, metrics=STEPS):
             done = min(start + chunk, TOTAL)
             log.add(range(start, done), {k: jnp.asarray(v[start:done]) for k, v in metrics.items()})
             if done in (*saves, TOTAL):
-                log.catch_up(SimpleNamespace(step=jnp.int32(done), params={"w": jnp.ones(2)}))
+                seal = log.seal(SimpleNamespace(step=jnp.int32(done), params={"w": jnp.ones(2)}))
+                seals[done] = {"log": json.loads(json.dumps(seal))}
     return shown
 
 
 def lines(path):
-    found = [json.loads(line) for line in (path / "metrics.jsonl").read_text().splitlines()]
-    return [{k: v for k, v in line.items() if k not in CLOCK} for line in found]
+    return logged.lines(path)
 
 
 def straight(path, chunk=1):
@@ -65,7 +77,7 @@ def straight(path, chunk=1):
 
 
 @pytest.mark.parametrize("chunk", [1, 2, 3, 6])
-def test_a_line_has_the_means_since_the_line_before_and_the_rate_of_its_step(tmp_path, chunk):
+def test_a_line_has_the_means_since_the_line_before_and_the_rate_of_its_step(tmp_path, chunk, kept):
     shown = train(epath.Path(tmp_path), chunk=chunk, saves=range(0, TOTAL, 6))
     found = lines(tmp_path)
     windows = [(0, 6), (6, 12), (12, 18), (18, 22)]  # the last is short
@@ -79,7 +91,7 @@ def test_a_line_has_the_means_since_the_line_before_and_the_rate_of_its_step(tmp
         assert f"  loss {line['loss']:.6f}" in shown.pop(0)
     assert not shown
     # Each of the saves was of a step of a line: there was nothing to keep.
-    assert not (tmp_path / "log_window.jsonl").exists()
+    assert {about["log"]["window"] for about in kept[str(tmp_path)].values()} == {0}
 
 
 @pytest.mark.parametrize("chunk, at", [(1, 1), (1, 5), (1, 7), (1, 20), (2, 4), (2, 20), (3, 9)])
@@ -101,10 +113,6 @@ def test_gone_back_to_an_older_checkpoint(workdir, back):
     train(workdir, back, until=11, saves=[back])  # stops again, having saved nothing
     train(workdir, back, saves=[9, 14, 16])
     assert lines(workdir) == straight(workdir)
-    windows = (workdir / "log_window.jsonl").read_text().splitlines()
-    of_steps = [json.loads(line)["step"] for line in windows]
-    again = [step for step in (9, 14, 16) if step > back]
-    assert of_steps == [step for step in (3, 8, 10) if step <= back] + again
 
 
 def test_a_run_that_starts_anew_forgets_what_was_summed_up(workdir):
@@ -113,11 +121,32 @@ def test_a_run_that_starts_anew_forgets_what_was_summed_up(workdir):
     assert lines(workdir) == straight(workdir)
 
 
-def test_without_sums_on_disk_the_next_line_averages_what_was_seen(tmp_path):
-    path = epath.Path(tmp_path)
+def stopped_by_an_earlier_version(path, kept):
+    """Stop after step 8; what is summed up is in a file, and the checkpoint knows nothing of it."""
     train(path, until=8, saves=[8])
+    seal = kept[str(path)].pop(8)["log"]
+    sums = {name: float.fromhex(value) for name, value in seal["sums"].items()}
+    record = {"step": 8, "steps": seal["window"], "sums": sums}
+    (path / "log_window.jsonl").write_text(json.dumps(record) + "\n")
+    text = [json.dumps(line) + "\n" for line in logged.lines(path, without=())]
+    (path / "metrics.jsonl").write_text("".join(text))
+
+
+def test_a_run_of_an_earlier_version_goes_on_from_its_own_sums(workdir, kept):
+    stopped_by_an_earlier_version(workdir, kept)
+    train(workdir, 8)
+    assert lines(workdir) == straight(workdir)
+
+
+@pytest.mark.parametrize("damage", [False, True], ids=["gone", "damaged"])
+def test_without_sums_on_disk_the_next_line_averages_what_was_seen(tmp_path, kept, damage):
+    path = epath.Path(tmp_path)
+    stopped_by_an_earlier_version(path, kept)
     (path / "log_window.jsonl").unlink()
-    train(path, 8)
+    if damage:
+        (path / "log_window.jsonl").write_text('{"step": 8, "steps": 2, "sums": {"loss": "x"}}\n')
+    said = " ".join(train(path, 8))
+    assert ("log_window.jsonl is damaged: the first line of metrics after step 8" in said) == damage
     expected = np.mean(STEPS["loss"][8:12], dtype=np.float64)
     np.testing.assert_allclose(lines(path)[1]["loss"], expected, rtol=1e-14)
 

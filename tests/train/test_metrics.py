@@ -1,10 +1,10 @@
 """The metrics file across interruptions."""
 
-import json
 import resource
 
 import pytest
 from etils import epath
+from logged import lines
 
 from simclr_jax.errors import UserError
 from simclr_jax.train.metrics import MetricsWriter
@@ -13,10 +13,6 @@ from simclr_jax.train.metrics import MetricsWriter
 @pytest.fixture
 def workdir(tmp_path):
     return epath.Path(tmp_path)
-
-
-def lines(workdir):
-    return [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
 
 
 def write(workdir, resume_step, *steps):

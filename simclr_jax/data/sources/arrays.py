@@ -1,9 +1,10 @@
 """Images of one size in memory, and the `.npz` source.
 
 An archive holds `images` and, if there are any, `labels`; other splits are further pairs such as
-`test_images` and `test_labels` (`train_images` may stand for `images`). Labels are numbers `[m]`;
-where an image may have several they are `[m, classes]` of 1 (has it), 0 (has not) and -1 (ignored).
-`class_names` may name the classes. A split may lack labels though another has them.
+`test_images` and `test_labels` (`train_images` may stand for `images`). Labels are numbers `[m]`,
+-1 where an image has none; where an image may have several they are `[m, classes]` of 1 (has it),
+0 (has not) and -1 (ignored). `class_names` may name the classes. A split may lack labels though
+another has them. Numbers that are no numbers of classes are counted anew (`numbering.py`).
 Images are uint8, uint16 (`data.white_level` says what is white) or floats in [0, 1]; with
 `data.white_level=range` or a number, integers and floats of any kind.
 """
@@ -13,7 +14,6 @@ from __future__ import annotations
 import dataclasses
 import functools
 import zlib
-from collections.abc import Callable
 
 import numpy as np
 from etils import epath
@@ -22,10 +22,12 @@ from ml_collections import ConfigDict
 from simclr_jax import archives
 from simclr_jax.data import depth
 from simclr_jax.data.decode import BadImage, Decoder, Rules
+from simclr_jax.data.sources.numbering import identifiers, numbered, said
+from simclr_jax.data.sources.source import Split
 from simclr_jax.errors import UserError
 from simclr_jax.unlabelled import NO_LABEL
 
-MOST_CLASSES = 1_000_000  # more are names or identifiers, not classes
+MOST_CLASSES = 1_000_000  # more are names of images, not classes
 
 
 @dataclasses.dataclass(frozen=True)
@@ -38,6 +40,7 @@ class Images:
       classes: number of classes, 0 without labels.
       bad: bool `[m]`, which of them could not be read and are zeros; None: all could.
       class_names: by label; empty where they have none.
+      notes: sentences a user should read.
     """
 
     pixels: np.ndarray
@@ -45,6 +48,7 @@ class Images:
     classes: int
     bad: np.ndarray | None = None
     class_names: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
 
     def __len__(self) -> int:
         return len(self.pixels)
@@ -83,7 +87,7 @@ class Images:
         return dataclasses.replace(self, pixels=self.pixels[rows], labels=labels, bad=bad)
 
 
-def splits(data: ConfigDict, kept: epath.Path | None = None) -> dict[str, Callable[[], Images]]:
+def splits(data: ConfigDict, kept: epath.Path | None = None) -> dict[str, Split[Images]]:
     """Open all splits of the archive `data.path`.
 
     Raises:
@@ -108,15 +112,18 @@ def splits(data: ConfigDict, kept: epath.Path | None = None) -> dict[str, Callab
     called: tuple[str, ...] = ()
     if known and "class_names" in arrays:
         called = _class_names(arrays["class_names"], data.path)
+    labels, called, notes = _numbered(labels, called, data.path)
+    known = [array for array in labels.values() if array is not None]
     classes = _classes(known, called, data.path)
     unlabelled = functools.partial(Images, labels=None, classes=0)
-    labelled = functools.partial(Images, classes=classes, class_names=called)
-    return {
+    labelled = functools.partial(Images, classes=classes, class_names=called, notes=notes)
+    opened = {
         n: functools.partial(unlabelled, pixels[n])
         if labels[n] is None
         else functools.partial(labelled, pixels[n], labels[n])
         for n in names
     }
+    return {n: Split(opener, len(pixels[n])) for n, opener in opened.items()}
 
 
 def _load(path: str) -> dict[str, np.ndarray]:
@@ -168,14 +175,44 @@ def _labels(array: np.ndarray | None, pixels: np.ndarray, path: str) -> np.ndarr
             f"labels in {path} are {array.dtype} {array.shape}: "
             f"give one integer for each of the {len(pixels)} images"
         )
-    if np.min(array) < 0:
-        raise UserError(f"labels in {path} go down to {np.min(array)}: they must be 0 or more")
-    if np.max(array) >= MOST_CLASSES:
+    if np.min(array) < NO_LABEL:
         raise UserError(
-            f"labels in {path} go up to {np.max(array)}: number the classes from 0, at most "
-            f"{MOST_CLASSES} of them"
+            f"labels in {path} go down to {np.min(array)}: they must be 0 or more, or {NO_LABEL} "
+            "for none"
         )
-    return array.astype(np.int32)
+    if int(np.max(array)) > np.iinfo(np.int64).max:
+        raise UserError(f"labels in {path} go up to {np.max(array)}: number the classes from 0")
+    array = array.astype(np.int64)
+    return None if (array == NO_LABEL).all() else array
+
+
+def _numbered(
+    labels: dict[str, np.ndarray | None], names: tuple[str, ...], path: str
+) -> tuple[dict[str, np.ndarray | None], tuple[str, ...], tuple[str, ...]]:
+    """Return labels that are numbers of classes, int32, the names of the classes, and notes.
+
+    Raises:
+      UserError: if the numbers are no numbers of classes though these have names, or too many.
+    """
+    single = {n: array for n, array in labels.items() if array is not None and array.ndim == 1}
+    if not single:
+        return labels, names, ()
+    notes: tuple[str, ...] = ()
+    if (numbers := identifiers(single.values())) is not None:
+        if names:
+            raise UserError(
+                f"labels in {path} are {len(numbers)} numbers up to {numbers[-1]}, which are no "
+                f"places in its {len(names)} class_names: number the classes from 0"
+            )
+        if len(numbers) > MOST_CLASSES:
+            raise UserError(
+                f"labels in {path} are {len(numbers)} numbers, of at most {MOST_CLASSES} classes: "
+                "give numbers of classes"
+            )
+        single = {n: numbered(array, numbers) for n, array in single.items()}
+        names, notes = tuple(map(str, numbers.tolist())), (said(numbers),)
+    narrow = {n: array.astype(np.int32) for n, array in single.items()}
+    return labels | narrow, names, notes
 
 
 def _classes(labels: list[np.ndarray], names: tuple[str, ...], path: str) -> int:

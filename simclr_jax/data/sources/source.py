@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Protocol
+import dataclasses
+from collections.abc import Callable
+from typing import Generic, Protocol, TypeVar
 
 import numpy as np
+
+T = TypeVar("T", covariant=True)
 
 
 class Source(Protocol):
@@ -57,3 +61,19 @@ class Source(Protocol):
 
     def take(self, rows: np.ndarray) -> Source:
         """Return the split that holds only the examples `rows`, in that order."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Split(Generic[T]):
+    """A split that is opened when it is called.
+
+    Attributes:
+      open: opens it.
+      images: how many it has, where that is known before.
+    """
+
+    open: Callable[[], T]
+    images: int | None = None
+
+    def __call__(self) -> T:
+        return self.open()

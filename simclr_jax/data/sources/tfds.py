@@ -16,7 +16,6 @@ import dataclasses
 import functools
 import shlex
 import sys
-from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -25,6 +24,7 @@ from ml_collections import ConfigDict
 
 from simclr_jax.data.decode import BadImage, Decoder, Rules
 from simclr_jax.data.read_ahead import ReadAhead
+from simclr_jax.data.sources.source import Split
 from simclr_jax.data.sources.tfds_records import Fields, Records, class_label, find_fields
 from simclr_jax.data.sources.tfrecord_files import TFRecordFiles, index_directory
 from simclr_jax.errors import UserError, nearest
@@ -32,13 +32,14 @@ from simclr_jax.unlabelled import NO_LABEL
 
 FORMAT = "array_record"  # which knows where its records lie; TFRecord is indexed once
 OLDER = "tfrecord"
+LOOKED_AT = 64  # records, spread over a split, that may show that it has labels
 
 
-def splits(data: ConfigDict, kept: epath.Path | None = None) -> dict[str, Callable[[], Records]]:
+def splits(data: ConfigDict, kept: epath.Path | None = None) -> dict[str, Split[Records]]:
     """Return the splits of a prepared data set, and slices ("train[:90%]") that are asked for.
 
-    `tfds_records.find_fields` says what is the image and what the label. A split whose first record
-    has label -1, which is how TFDS marks them, has no labels.
+    `tfds_records.find_fields` says what is the image and what the label. A split whose records all
+    have label -1, which is how TFDS marks them, has no labels.
 
     Args:
       data: `config.data`.
@@ -55,7 +56,10 @@ def splits(data: ConfigDict, kept: epath.Path | None = None) -> dict[str, Callab
     _check_disjoint(builder.info, data.split, data.eval_split)
     decoder = Decoder(Rules.of(data))
     return {
-        name: functools.partial(_split, builder, name, fields, index_directory(data), decoder)
+        name: Split(
+            functools.partial(_split, builder, name, fields, index_directory(data), decoder),
+            builder.info.splits[name].num_examples,
+        )
         for name in (*builder.info.splits, *asked)
     }
 
@@ -70,10 +74,20 @@ def _split(builder: Any, name: str, fields: Fields, index: epath.Path, decoder: 
     )
     records = Records(info, name, fields, raw, np.arange(count), decoder=decoder)
     if fields.label is not None and not fields.several:
+        unlabelled = False
         with contextlib.suppress(BadImage):  # then the others tell
-            if records.stored_label(0) == NO_LABEL:
-                return dataclasses.replace(records, fields=fields._replace(label=None))
+            unlabelled = records.stored_label(0) == NO_LABEL
+        # The first one is not asked for all: of some sets a part is labelled.
+        if unlabelled and _none_labelled(records):
+            return dataclasses.replace(records, fields=fields._replace(label=None))
     return records
+
+
+def _none_labelled(records: Records) -> bool:
+    """Tell whether no record has a label; a few that have one are found without reading all."""
+    rows = np.linspace(0, len(records) - 1, min(len(records), LOOKED_AT)).astype(int)
+    some = records.take(np.unique(rows)).labels
+    return bool(np.all(some == NO_LABEL)) and bool(np.all(records.labels == NO_LABEL))
 
 
 def _array_records(builder: Any, split: str) -> ReadAhead:
@@ -120,25 +134,30 @@ def _is_slice(info: Any, split: str) -> bool:
         ) from None
 
 
-def _check_disjoint(info: Any, train: str, test: str) -> None:
-    """Raise `UserError` if two slices share examples: what was trained on is not held out."""
+def extent(info: Any, split: str) -> list[tuple[str, int, int]]:
+    """Return the splits that a slice or a sum is made of, and from which record up to which."""
     import tensorflow_datasets as tfds
 
+    found = tfds.core.ReadInstruction.from_spec(split).to_absolute(info.splits)
+    counts = [info.splits[part.splitname].num_examples for part in found]
+    return [
+        (part.splitname, part.from_ or 0, count if part.to is None else part.to)
+        for part, count in zip(found, counts, strict=True)
+    ]
+
+
+def _check_disjoint(info: Any, train: str, test: str) -> None:
+    """Raise `UserError` if two slices share examples: what was trained on is not held out."""
     if train == test:  # which `validation.validate` refuses
         return
-    parts = []
-    for spec in (train, test):
-        if spec not in info.splits and not _is_slice(info, spec):
-            return  # an unknown one is refused, or held out, by whoever asked
-        parts.append(tfds.core.ReadInstruction.from_spec(spec).to_absolute(info.splits))
-    for a in parts[0]:
-        for b in parts[1]:
-            count = info.splits[a.splitname].num_examples
-            first, last = max(a.from_ or 0, b.from_ or 0), min(a.to or count, b.to or count)
-            if a.splitname == b.splitname and first < last:
+    if any(spec not in info.splits and not _is_slice(info, spec) for spec in (train, test)):
+        return  # an unknown one is refused, or held out, by whoever asked
+    for base, first, last in extent(info, train):
+        for other, from_, to in extent(info, test):
+            if base == other and max(first, from_) < min(last, to):
                 raise UserError(
                     f'data.eval_split "{test}" shares examples with data.split "{train}": '
-                    f'hold them out, as in "{a.splitname}[:90%]" and "{a.splitname}[90%:]"'
+                    f'hold them out, as in "{base}[:90%]" and "{base}[90%:]"'
                 )
 
 

@@ -9,11 +9,14 @@ import os
 import zlib
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 from etils import epath
 
+from simclr_jax import files
+from simclr_jax.data import gone
 from simclr_jax.data.decode import BadImage, Decoder
 from simclr_jax.data.read_ahead import RawRecords, ReadAhead
 from simclr_jax.errors import UserError
@@ -47,6 +50,7 @@ class Records:
       fields: of its records.
       raw: the serialized records; threads may read them at the same time.
       rows: int64 `[m]`, the records that are examples here.
+      notes: sentences a user should read.
       decoder: of their images.
     """
 
@@ -56,6 +60,7 @@ class Records:
     raw: RawRecords
     rows: np.ndarray
     channels: int = 3
+    notes: tuple[str, ...] = ()
     decoder: Decoder = dataclasses.field(default_factory=Decoder, compare=False)
 
     def __len__(self) -> int:
@@ -122,7 +127,11 @@ class Records:
 
     def take(self, rows: np.ndarray) -> Records:
         """Return the split that holds only the examples `rows`, in that order."""
-        return dataclasses.replace(self, rows=self.rows[rows])
+        taken = dataclasses.replace(self, rows=self.rows[rows])
+        known = self.__dict__.get("labels")  # read already: not once more
+        if known is not None:
+            taken.__dict__["labels"] = known[rows]
+        return taken
 
     def stored_label(self, row: int) -> int:
         """Return the label of a record as TFDS has it, where -1 means that there is none.
@@ -137,6 +146,9 @@ class Records:
         try:
             return self.raw[row]
         except RuntimeError as error:  # what ArrayRecord raises for damaged and missing files
+            place = self.files[0].parent
+            if files.is_local(place) and gone.is_gone(Path(place)):
+                raise gone.unreachable(Path(place)) from error
             raise BadImage(f"unreadable record: {error}") from error
 
     def _together(self, rows: np.ndarray) -> Sequence[bytes | None]:
@@ -167,19 +179,28 @@ class Records:
         if self.fields.label is None:
             return NO_LABEL
         label = int(parts[self.fields.label])
+        if label == NO_LABEL:  # how TFDS marks an image without one
+            return NO_LABEL
         if not 0 <= label < self.classes:
-            raise UserError(
-                f"{self.split}[{row}] of {self.info.full_name} has label {label}, but there are "
-                f"{self.classes} classes: use another split; pretraining can also ignore all "
-                "labels (data.labels=False)"
-            )
+            raise self._no_class(label, row)
         return label
 
-    def _labels(self, parts: Mapping[str, Any]) -> np.ndarray:
+    def _no_class(self, label: int, row: int) -> UserError:
+        return UserError(
+            f"{self.split}[{row}] of {self.info.full_name} has label {label}, but there are "
+            f"{self.classes} classes: use another split; pretraining can also ignore all "
+            "labels (data.labels=False)"
+        )
+
+    def _labels(self, parts: Mapping[str, Any], row: int) -> np.ndarray:
         """Return which of several labels an image has, int8 `[classes]`."""
         assert self.fields.label is not None
         listed = np.asarray(parts[self.fields.label], np.int64)  # an empty one has no integers
-        has = np.zeros(self.classes, np.int8)
+        unknown = NO_LABEL in listed  # which others it has, if any
+        listed = listed[listed != NO_LABEL]
+        if len(listed) and not 0 <= listed.min() <= listed.max() < self.classes:
+            raise self._no_class(int(listed.max() if listed.min() >= 0 else listed.min()), row)
+        has = np.full(self.classes, NO_LABEL if unknown else 0, np.int8)
         has[listed] = 1
         if self.fields.easy:
             has[np.setdiff1d(listed, parts[self.fields.easy])] = NO_LABEL
@@ -195,7 +216,7 @@ class Records:
             parts = self._parsed(row, self._parse_label, record)
         except BadImage:
             return np.full(self.classes, NO_LABEL) if self.multi_label else NO_LABEL
-        return self._labels(parts) if self.multi_label else self._label(parts, row)
+        return self._labels(parts, row) if self.multi_label else self._label(parts, row)
 
 
 def read_labels(rows: np.ndarray, labels_at: Callable[[np.ndarray], np.ndarray]) -> np.ndarray:

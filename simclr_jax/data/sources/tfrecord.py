@@ -6,8 +6,8 @@
     PATH/train/7.tfrecord                the split train
 
 The image is the feature `image/encoded` or `image`, the label `image/class/label` or `label`, an
-integer kept as it is. Where files were prepared by TFDS, `data.source=tfds` reads them and knows
-the names of the classes. TensorFlow is not needed.
+integer kept as it is if it is a number of a class (`numbering.py`). Where files were prepared by
+TFDS, `data.source=tfds` reads them and knows the names of the classes. TensorFlow is not needed.
 """
 
 from __future__ import annotations
@@ -29,6 +29,7 @@ from ml_collections import ConfigDict
 from simclr_jax import buckets, files
 from simclr_jax.data.decode import BadImage, Decoder, Rules
 from simclr_jax.data.read_ahead import ReadAhead
+from simclr_jax.data.sources.numbering import identifiers, numbered, said
 from simclr_jax.data.sources.tfds_records import read_labels
 from simclr_jax.data.sources.tfrecord_files import TFRecordFiles, index_directory
 from simclr_jax.errors import UserError
@@ -37,7 +38,6 @@ from simclr_jax.unlabelled import NO_LABEL
 IMAGES = ("image/encoded", "image")
 LABELS = ("image/class/label", "label")
 FILE_NAMES = ("image/filename", "file_name", "filename")
-MOST_CLASSES = 100_000  # where there are fewer images; labels beyond are no numbers of classes
 
 SUFFIX, SHARD = re.compile(r"\.tfrecords?(?=$|-)"), re.compile(r"(^|[-_.])(\d+)(-of-(\d+))?$")
 
@@ -67,6 +67,7 @@ class Examples:
     channels: int = 3
     multi_label: bool = False
     decoder: Decoder = dataclasses.field(default_factory=Decoder, compare=False)
+    numbers: tuple[int, ...] | None = None  # by which classes are called; None: those of classes
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -74,7 +75,7 @@ class Examples:
     @property
     def class_names(self) -> tuple[str, ...]:
         """Return the numbers of the classes, which is all the names they have."""
-        return tuple(map(str, range(self.classes)))
+        return tuple(map(str, range(self.classes) if self.numbers is None else self.numbers))
 
     @property
     def files(self) -> list[epath.Path]:
@@ -216,23 +217,40 @@ def _open(
     if (labels < NO_LABEL).any():
         raise UserError(f"{split} of {data.path} has the label {labels.min()}: number from 0")
     highest = int(labels.max()) + 1
-    if highest > max(MOST_CLASSES, len(labels)):
-        raise UserError(
-            f"{split} of {data.path} has the label {highest - 1}, but only {len(labels)} images: "
-            "number its classes from 0, or ignore all labels (data.labels=False)"
+    if split != data.split and data.split in found:
+        return _as_in(_open(data, found, decoder, data.split), source, labels, data)
+    if (numbers := identifiers([labels])) is not None:
+        return dataclasses.replace(
+            source,
+            labels=numbered(labels, numbers),
+            classes=len(numbers),
+            numbers=tuple(numbers.tolist()),
+            notes=(said(numbers),),
         )
     source = dataclasses.replace(source, labels=labels.astype(np.int32))
-    if split != data.split and data.split in found:
-        classes = _open(data, found, decoder, data.split).classes
-        if highest > classes:
-            raise UserError(
-                f"{split} of {data.path} has the label {highest - 1}, {data.split} only {classes} "
-                "classes: pretraining can also ignore all labels (data.labels=False)"
-            )
-        return dataclasses.replace(source, classes=classes)
     absent = np.setdiff1d(np.arange(highest), labels)
     note = f"{split} has no image of {len(absent)} class(es), such as {absent[:1].tolist()}"
     return dataclasses.replace(source, classes=highest, notes=(note,) * bool(absent.size))
+
+
+def _as_in(train: Examples, source: Examples, labels: np.ndarray, data: ConfigDict) -> Examples:
+    """Return a split with these labels, its classes those of the training split.
+
+    Raises:
+      UserError: if it has a class that the other lacks.
+    """
+    numbers = np.arange(train.classes) if train.numbers is None else np.array(train.numbers)
+    try:
+        if not len(numbers):
+            raise KeyError(int(labels.max()))
+        found = numbered(labels, numbers)
+    except KeyError as error:
+        raise UserError(
+            f"{source.split} of {data.path} has the label {error}, which is none of the "
+            f"{train.classes} classes of {train.split}: pretraining can also ignore all labels "
+            "(data.labels=False)"
+        ) from error
+    return dataclasses.replace(source, labels=found, classes=train.classes, numbers=train.numbers)
 
 
 def _labels(records: TFRecordFiles, say: Callable[[str], object]) -> np.ndarray:

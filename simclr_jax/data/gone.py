@@ -1,0 +1,73 @@
+"""Data that are gone, and may come back, told from files that are bad."""
+
+from __future__ import annotations
+
+import errno
+import os
+from pathlib import Path
+
+from simclr_jax import documents, files
+from simclr_jax.errors import Unreachable, UserError
+
+# What the system says of a file that is at fault itself. After anything else the next is no better.
+OF_THE_FILE = {errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.EACCES, errno.EPERM} | {
+    errno.ELOOP,
+    errno.ENAMETOOLONG,
+    errno.EINVAL,
+    errno.ENXIO,
+    errno.EFBIG,
+}
+BACK = (
+    "bring them back, or mount their disk again, or name where they are now; nothing is lost, and "
+    "the same command continues from the last save"
+)
+
+
+def trouble(path: Path, what: str, error: OSError) -> UserError:
+    """Return what to tell a user about a directory that a disk does not give."""
+    kind = UserError if error.errno in OF_THE_FILE else Unreachable
+    return kind(f"{documents.shown(path)} {what}: {error.strerror or error}")
+
+
+def is_gone(root: Path, path: str = "") -> bool:
+    """Tell whether a directory is gone, or is an empty mount point, or `path` in it is elsewhere.
+
+    A file below it may be missing by itself. Where a link on the way to it leads nowhere, the disk
+    that the link led to is gone.
+
+    Args:
+      root: a directory that had something in it.
+      path: of a file below it that cannot be read.
+    """
+    try:
+        with os.scandir(root) as entries:
+            if next(entries, None) is None:
+                return True
+    except OSError:
+        return True
+    links = [root / parent for parent in Path(path).parents if (root / parent).is_symlink()]
+    return not all(link.exists() for link in links)
+
+
+def unreachable(root: Path, name: str = "") -> Unreachable:
+    """Return what to tell of data that are gone, and the file that was missed first."""
+    missed = f" (missed first: {documents.shown(name)})" if name else ""
+    return Unreachable(f"the images of {documents.shown(root)} are gone{missed}: {BACK}")
+
+
+def check(path: str) -> None:
+    """Raise `Unreachable` if the data of a run that has begun are not where they were.
+
+    Args:
+      path: `data.path`; in a bucket it is looked at by whoever reads it.
+    """
+    if not path or not files.is_local(path):
+        return
+    place = Path(path).expanduser()
+    try:
+        place.stat()
+        is_there = not place.is_dir() or not is_gone(place)
+    except OSError:
+        is_there = False
+    if not is_there:
+        raise Unreachable(f"data.path={path} is not there any more, or is empty: {BACK}")

@@ -1,0 +1,101 @@
+"""What is printed of results: a table with what guessing would give, notes, comparisons."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from simclr_jax import tables
+from simclr_jax.evaluate import chance, significance
+from simclr_jax.stages.encoder import Encoder
+
+MAIN = ("top-1", "mAP")  # of these the one there is, is compared with guessing
+
+
+@dataclasses.dataclass(frozen=True)
+class Scored:
+    """One line of the table: what was judged, its result file's content and its arrays."""
+
+    encoder: Encoder
+    result: dict[str, Any]
+    arrays: dict[str, np.ndarray]
+
+
+def table(found: Sequence[Scored]) -> list[str]:
+    """Show scores in per cent and their intervals: a row for each result, and one for guessing."""
+    several = len({one.encoder.run for one in found}) > 1
+    groups: dict[str, list[Scored]] = {}
+    for one in found:
+        kind = one.result["solver"]
+        groups.setdefault(kind if kind in ("kmeans", "retrieval") else "classes", []).append(one)
+    lines = []
+    for group in groups.values():
+        names = list(dict.fromkeys(name for one in group for name in one.result["scores"]))
+        rows = []
+        for one in group:
+            name, scored = one.result["name"], one.result["scores"]
+            name = f"{one.encoder.run}  {name}" if several else name
+            rows.append((name, *(_percent(scored.get(n)) for n in names)))
+        for name, scored in levels([one.result for one in group]).items():
+            rows.append((name, *(_percent(scored.get(n)) for n in names)))
+        lines += ["", tables.table(("%", *names), rows)]
+    return [*lines, "in brackets: 95 % bootstrap interval over the images scored on", ""]
+
+
+def levels(results: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, Any]]:
+    """Return the scores of guessing by the name of the row; one row where all results have one."""
+    found: dict[str, dict[str, Any]] = {}
+    for result in results:
+        if level := result.get("level"):
+            data = result.get("data", {})
+            where = f"{data.get('name', '')} {data.get('test', {}).get('split', '')}".strip()
+            found.setdefault(where, {}).update(level["scores"])
+    if len(found) == 1:
+        return {chance.COMMONEST: next(iter(found.values()))}
+    return {f"{chance.COMMONEST} of {where}": scored for where, scored in found.items()}
+
+
+def notes(found: Sequence[Scored]) -> Iterator[str]:
+    """Yield what must be said of results: settings that could not be kept, scores by chance."""
+    for one in found:
+        yield from (f"{one.result['name']}: {note}" for note in one.result.get("notes", ()))
+    yield from by_chance(found)
+
+
+def by_chance(found: Sequence[Scored]) -> Iterator[str]:
+    """Yield a sentence for each result that is not above what guessing gives."""
+    for one in found:
+        result = one.result
+        level = result.get("level", {}).get("scores", {})
+        for metric in MAIN:
+            if metric not in level or metric not in result["scores"]:
+                continue
+            value, guess = result["scores"][metric]["value"], level[metric]["value"]
+            if value <= guess:
+                yield chance.sentence(f"{result['name']}, {metric}", value, guess)
+
+
+def comparisons(found: Sequence[Scored]) -> Iterator[str]:
+    """Say of each result whether it differs from that of the first run by more than chance."""
+    for one in found:
+        first = next(f for f in found if f.result["name"] == one.result["name"])
+        names = [n for n in significance.LINEAR + significance.RANKED if n in one.result["scores"]]
+        same = first.result["data"]["test"] == one.result["data"]["test"]
+        if first is one or not same or not names or "examples" not in one.arrays:
+            continue
+        test = significance.permutation_test(one.arrays, first.arrays, names[0])
+        yield (
+            f"{one.encoder.run} against {first.encoder.run}, {one.result['name']}: {names[0]} "
+            f"{100 * test['difference']:+.1f} points, p = {test['p']:.2g} "
+            f"(paired permutation test, {test['samples']} samples)"
+        )
+
+
+def _percent(score: dict[str, float] | None) -> str:
+    if score is None:
+        return "-"
+    interval = f" ({100 * score['low']:.1f}-{100 * score['high']:.1f})" if "low" in score else ""
+    return f"{100 * score['value']:.1f}{interval}"

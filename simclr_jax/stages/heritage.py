@@ -1,0 +1,294 @@
+"""What a run, and the runs whose weights or answers it has, have trained on: images and labels.
+
+Each run keeps the whole list in its `config.json`, so that it stands when the other runs are gone:
+itself first, then those it comes from. Of runs that are older than the list it is made here.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import msgspec
+import numpy as np
+from etils import epath
+from ml_collections import ConfigDict
+
+from simclr_jax import declaration, documents, files, recipes
+from simclr_jax.data import sources
+from simclr_jax.data.sources import NO_LABEL, Opened, Source, Trained, trained
+from simclr_jax.data.sources.trained import Labels
+from simclr_jax.errors import UserError
+from simclr_jax.stages import labels as label_choice
+from simclr_jax.stages import warm_start
+from simclr_jax.train import saved
+
+KEY = "trained_on"  # of `config.json`
+REMEDY = (
+    "name other images in data.eval_split, or score these all the same by --config.eval.seen=True"
+)
+LABELLED = ("finetune", "distill")
+
+# From a run, as `init.run` or `distill.teacher` names it, and the field, to what it trained on.
+Read = Callable[[str, str], list[Trained]]
+
+
+def of_recipe(config: ConfigDict, read: Read | None = None) -> list[Trained]:
+    """Return what the runs that a recipe starts from, or learns from, have trained on.
+
+    Args:
+      config: a recipe.
+      read: looks a run up; by default on disk.
+
+    Raises:
+      UserError: if there is no such run.
+    """
+    read, found = read or of_run, list[Trained]()
+    if parts := warm_start.wanted(config):
+        taught = bool({*parts} & {*warm_start.LINEAR})
+        found += _of_use(read(config.init.run, "init.run"), taught)
+    if config.stage == "distill":
+        found += _of_use(read(config.distill.teacher, "distill.teacher"), True)
+    return list(dict.fromkeys(found))
+
+
+def of_run(run: str, flag: str) -> list[Trained]:
+    """Return what a run, `WORKDIR` or `WORKDIR@STEP`, and those it comes from have trained on."""
+    there = saved.describe(run, flag)
+    return of_record(there.record, there.workdir)
+
+
+def of_workdir(workdir: epath.PathLike, config: ConfigDict) -> list[Trained]:
+    """Return what the run in a directory, whose recipe is `config`, has trained on; see `of_run`.
+
+    Of a directory without `config.json` the recipe has to do.
+    """
+    file = epath.Path(workdir) / "config.json"
+    record = _read(file) if file.exists() else config.to_dict()
+    return of_record(record, epath.Path(workdir))
+
+
+def of_record(
+    record: Mapping[str, Any], workdir: epath.Path, later: tuple[str, ...] = ()
+) -> list[Trained]:
+    """Return what the run of a record has trained on, itself first.
+
+    A converted checkpoint says nothing about its images.
+
+    Args:
+      record: `config.json`.
+      workdir: of the run.
+      later: the workdirs of runs that come from it, of which none can be its source.
+
+    Raises:
+      UserError: if the record is damaged.
+    """
+    if record.get("converted"):
+        return []
+    if found := recorded(record, f"{workdir}/config.json"):
+        return [msgspec.structs.replace(found[0], run=os.fspath(workdir)), *found[1:]]
+    config = recipes.of_record(record)
+    own = _of_old(config, record.get("images"), workdir)
+    chain = (*later, os.fspath(workdir))
+    return [own, *of_recipe(config, lambda run, _: _of_old_source(run, own, chain))]
+
+
+def recorded(record: Mapping[str, Any], name: str = "config.json") -> list[Trained]:
+    """Return the list in a record, empty if the run is too old to have one.
+
+    Raises:
+      UserError: if it is damaged.
+    """
+    try:
+        return msgspec.convert(record.get(KEY, []), list[Trained])
+    except msgspec.ValidationError as error:
+        raise UserError(f"{KEY} in {name} is damaged ({error}): restore the file") from error
+
+
+def own(config: ConfigDict, opened: Opened, train: Source) -> Trained:
+    """Return what a run of a recipe trains on.
+
+    Args:
+      config: a recipe.
+      opened: its images.
+      train: those to learn from, without labels that may not be used.
+    """
+    c = config.data
+    return Trained(
+        run="",  # whoever reads it knows from where
+        split=trained.called(c, c.split),
+        images=len(opened.whole),
+        identity=trained.identity(opened.whole),
+        held_out=opened.held_out,
+        parts=trained.parts(opened.whole, c, c.split),
+        labels=_own_labels(config, train),
+    )
+
+
+def _own_labels(config: ConfigDict, train: Source) -> Labels | None:
+    if config.stage in LABELLED:
+        if not label_choice.needed(config):
+            return None
+        return Labels(config.labels.use, config.labels.seed, label_choice.count(config, train))
+    taught = declaration.find(config.method).labels
+    if not train.classes or not (taught or config.eval.probe):
+        return None
+    return Labels(label_choice.ALL, 0, len(train), encoder=taught)
+
+
+def _of_use(found: list[Trained], classifier: bool) -> list[Trained]:
+    """Leave away labels that only a classifier knows which is not taken over."""
+    if not found or found[0].labels is None or found[0].labels.encoder:
+        return found
+    labels = msgspec.structs.replace(found[0].labels, encoder=True) if classifier else None
+    return [msgspec.structs.replace(found[0], labels=labels), *found[1:]]
+
+
+def _of_old(config: ConfigDict, images: Sequence[str] | None, workdir: epath.Path) -> Trained:
+    """Say what a run has trained on that did not say so itself, from its recipe.
+
+    `images`, fingerprints of what it trained on and of what it held out, tell whether the images
+    are still those.
+    """
+    c, index = config.data, workdir / "index"
+    try:
+        opened = sources.open_all(c, index if index.exists() else None)
+        train = opened.train
+        if config.stage in LABELLED:
+            train = label_choice.restrict(config, train)
+        found = own(config, opened, train)
+    except UserError:  # they are gone, so they cannot be those that are looked at now
+        return Trained(os.fspath(workdir), trained.called(c, c.split), 0, "", None, ())
+    known = not images or images == [train.fingerprint(), opened.test.fingerprint()]
+    return msgspec.structs.replace(
+        found, run=os.fspath(workdir), identity=found.identity if known else ""
+    )
+
+
+def _of_old_source(run: str, own: Trained, chain: tuple[str, ...]) -> list[Trained]:
+    """Return what a source of an old run, the last of `chain`, has trained on.
+
+    One that is gone is taken to have been pretrained on the images of the run, without labels,
+    which holds out the fewest.
+    """
+    path = saved.split(files.expand_home(run))[0]
+    beside = epath.Path(chain[-1]).parent / epath.Path(path).name  # a pipeline may have been moved
+    for place in (epath.Path(path), beside):
+        if os.fspath(place) not in chain and (file := place / "config.json").exists():
+            return of_record(_read(file), place, chain)
+    if own.held_out is None:
+        return []
+    fewest = min(own.held_out, sources.MOST_WITHOUT_LABELS)
+    gone = f"{path}, which is gone and"
+    return [msgspec.structs.replace(own, run=gone, held_out=fewest, labels=None)]
+
+
+def _read(file: epath.Path) -> dict[str, Any]:
+    return documents.read(file, dict[str, Any])
+
+
+@dataclasses.dataclass(frozen=True)
+class Budget:
+    """Labels that a run and those it comes from have learned from.
+
+    Attributes:
+      total: how many.
+      exact: whether it is known so; otherwise they are this many at most.
+      line: about it.
+    """
+
+    total: int
+    exact: bool = True
+    line: str = ""
+
+    def __str__(self) -> str:
+        return f"{self.total}" if self.exact else f"at most {self.total}"
+
+    @property
+    def protocol(self) -> dict[str, str]:
+        """Return what results say of it."""
+        return {"labels in all": str(self)} if self.line else {}
+
+
+def budget(config: ConfigDict, opened: Opened, train: Source, before: Sequence[Trained]) -> Budget:
+    """Count the labels that a run will know of, its own and those of the runs it comes from.
+
+    Args:
+      config: a recipe of a stage with labels.
+      opened: its images.
+      train: those to learn from, without labels that may not be used.
+      before: see `of_recipe`.
+
+    Raises:
+      UserError: if `labels.use` asks for few labels, and they are neither among those that the
+        other runs have used nor hold them: then there would be more of them than anybody said.
+    """
+    taught = [one for one in before if one.labels is not None]
+    needed = label_choice.needed(config)
+    if not taught:
+        count = label_choice.count(config, train) if needed else 0
+        return Budget(count, line=f"{count}: {label_choice.in_words(config)}" if needed else "")
+    mine = _chosen(config.labels, opened.held_out, opened.whole) if needed else np.arange(0)
+    assert mine is not None  # they have been chosen before
+    theirs, others = labels_of(taught, opened.whole)
+    total = np.union1d(mine, theirs)
+    few = needed and config.labels.use != label_choice.ALL
+    if few and len(total) > max(len(mine), len(theirs)):
+        one = next(t for t in taught if t.identity == trained.identity(opened.whole))
+        assert one.labels is not None
+        more = len(total) - len(theirs)
+        raise UserError(
+            f"labels.use={config.labels.use} with labels.seed={config.labels.seed} has {more} "
+            f"label(s) that are not among the {len(theirs)} of {one.run}, so that there are "
+            f"{len(total)} in all: use those, --config.labels.use={one.labels.use} "
+            f"--config.labels.seed={one.labels.seed}, or more that hold them"
+        )
+    apart = bool(len(total)) + len(others)  # sets that may have labels in common
+    found = Budget(len(total) + sum(others), apart < 2)
+    parts = [f"{len(mine)} of this run ({label_choice.in_words(config)})"] if needed else []
+    parts += [f"{t.labels.count} of {t.run}" for t in taught if t.labels is not None]
+    line = f"{found} in all that anything here has learned from: {', '.join(parts)}"
+    return dataclasses.replace(found, line=line)
+
+
+def labels_of(taught: Sequence[Trained], whole: Source) -> tuple[np.ndarray, list[int]]:
+    """Return whose labels of `whole` runs have learned from, and of each other set the number."""
+    here, found, others = trained.identity(whole) if taught else "", [], dict[Any, int]()
+    for one in taught:
+        if one.labels is None:
+            continue
+        rows = None
+        if one.identity == here:
+            rows = _chosen(one.labels, one.held_out, whole)
+        everything = one.labels.use == label_choice.ALL
+        if rows is not None and (everything or len(rows) == one.labels.count):
+            found.append(rows)
+        else:  # of other images; runs that drew alike have the same
+            drawn = (one.identity, one.held_out, one.labels.use, one.labels.seed)
+            others[drawn] = one.labels.count
+    together = np.unique(np.concatenate(found)) if found else np.arange(0)
+    return together, [*others.values()]
+
+
+def _chosen(labels: Any, held_out: int | None, whole: Source) -> np.ndarray | None:
+    """Return the images of a split whose labels a run may use; None if it cannot be known.
+
+    Args:
+      labels: `use` and `seed`.
+      held_out: how many of the images the run holds out.
+      whole: the split.
+    """
+    known = whole.labels
+    if known is None or known.ndim != 1:
+        return None
+    rows = trained.rows(len(whole), held_out)[0]
+    places = np.flatnonzero(known[rows] != NO_LABEL)
+    by_name = whole.take(rows) if label_choice.is_file(labels.use) else whole
+    known = known[rows[places]]
+    try:
+        chosen = label_choice.allowed(labels.use, known, places, by_name, labels.seed)
+        return rows[places[chosen]]
+    except UserError:  # a list of names that has changed or gone
+        return None

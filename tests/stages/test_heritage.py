@@ -1,0 +1,375 @@
+"""Nothing is scored that a run, or one it comes from, has trained on; labels in all are counted.
+
+Images here say their number, so what was trained on is read off the pixels, not off our own lists.
+"""
+
+from __future__ import annotations
+
+import shutil
+
+import numpy as np
+import pytest
+from PIL import Image
+from stages import taught
+from train import tiny
+
+from simclr_jax import documents, recipes
+from simclr_jax.data import sources
+from simclr_jax.errors import UserError
+from simclr_jax.judging import datasets
+from simclr_jax.judging.datasets import Wanted
+from simclr_jax.stages import heritage
+from simclr_jax.stages.prepare import prepare
+from simclr_jax.stages.run import said_beside
+from simclr_jax.train.checkpoints import Checkpoints
+
+COUNT, CLASSES, FEW = 60, 4, 2  # FEW: held out of images without labels
+
+
+@pytest.fixture(autouse=True)
+def few_held_out(monkeypatch):
+    monkeypatch.setattr(sources, "MOST_WITHOUT_LABELS", FEW)
+
+
+def archive(path, *splits, count=COUNT, first=0):
+    """Write an archive whose images say their number, counted through all splits."""
+    arrays = {}
+    for place, split in enumerate(splits):
+        number = first + place * count + np.arange(count)
+        pixels = np.zeros((count, 10, 10, 3), np.uint8)
+        pixels[..., 0], pixels[..., 1] = (x[:, None, None] for x in (number % 256, number // 256))
+        arrays |= {f"{split}_images": pixels, f"{split}_labels": number * 7 % CLASSES}
+    np.savez(path, **arrays)
+    return path
+
+
+def numbers(source):
+    """Return the numbers that the images of a split say."""
+    pixels = [source.example(i)[0][0, 0].astype(int) for i in range(len(source))]
+    return {int(p[0]) + 256 * int(p[1]) for p in pixels}
+
+
+def recipe(stage, path, **fields):
+    on = {"data__source": "memory", "data__path": str(path), "train__batch_size": 2}
+    if stage == "pretrain":
+        return tiny.recipe(**on | {"eval__probe": False, "eval__knn": False} | fields)
+    return taught.recipe(stage, **on | fields)
+
+
+def made(workdir, config):
+    """Prepare a run as `main` does and leave what it would leave, but for its training."""
+    ready = prepare(config, 1)
+    record = config.to_dict() | ready.config.to_dict()
+    record["images"] = [source.fingerprint() for source in (ready.train, ready.test)]
+    head = {"dense": {"kernel": np.zeros((32, CLASSES)), "bias": np.zeros(CLASSES)}}
+    checkpoints = Checkpoints(workdir / "checkpoints")
+    checkpoints.save(7, {"step": np.int32(7), "params": {"classifier": head}})
+    checkpoints.close()
+    documents.write(workdir / "config.json", record | said_beside(ready, None))
+    return ready
+
+
+def forget(workdir):
+    """Make a run one that is older than what runs say of themselves."""
+    record = documents.read(workdir / "config.json", dict)
+    del record[heritage.KEY]
+    documents.write(workdir / "config.json", record)
+
+
+def of(run, **fields):
+    return {"init__run": str(run), **fields}
+
+
+def test_what_is_scored_was_held_out_by_every_run_of_the_chain(tmp_path):
+    """Pretraining without labels holds out 2 of 60, the others by themselves 6, or 15."""
+    data = archive(tmp_path / "a.npz", "train")
+    first = made(tmp_path / "pre", recipe("pretrain", data, data__labels=False))
+    tuned = made(tmp_path / "tuned", recipe("finetune", data, **of(tmp_path / "pre")))
+    fields = {"distill__teacher": str(tmp_path / "tuned"), "data__holdout_fraction": 0.25}
+    student = made(tmp_path / "student", recipe("distill", data, **fields))
+    more = recipe("pretrain", data, **of(tmp_path / "student", init__parts="encoder"))
+    again = made(tmp_path / "again", more)
+    trained_on = numbers(first.train)
+    for ready, name in ((tuned, "tuned"), (student, "student"), (again, "again")):
+        assert len(ready.test) == FEW and not numbers(ready.test) & trained_on
+        (note,) = ready.notes
+        assert f"{FEW} images are held out in place of" in note and str(tmp_path) in note
+        assert f"note      {note}" in ready.about() and note in ready.protocol["scored images"]
+        trained_on |= numbers(ready.train)
+        opened = datasets.open_data(ready.config, tmp_path / name, Wanted())
+        assert numbers(opened.score) == numbers(ready.test)
+        assert numbers(opened.fit) == set(range(COUNT)) - numbers(ready.test)
+        other = datasets.open_data(ready.config, tmp_path / name, Wanted(str(data)))
+        assert numbers(other.score) == numbers(ready.test)
+
+
+def test_a_run_without_such_sources_holds_out_its_own_share(tmp_path):
+    data, other = archive(tmp_path / "a.npz", "train"), archive(tmp_path / "b.npz", "x", first=99)
+    made(tmp_path / "pre", recipe("pretrain", data, data__labels=False))
+    alone = made(tmp_path / "alone", recipe("finetune", data))
+    assert len(alone.test) == 6 and not alone.notes
+    fields = of(tmp_path / "pre", data__split="x")
+    assert len(prepare(recipe("finetune", other, **fields), 1).test) == 6
+    scratch = of(tmp_path / "pre", init__parts="none")  # of which the model is taken alone
+    assert len(prepare(recipe("finetune", data, **scratch), 1).test) == 6
+    wide = prepare(recipe("finetune", data, **of(tmp_path / "pre", eval__seen=True)), 1)
+    assert len(wide.test) == 6 and "may have been trained on" in wide.notes[0]
+
+
+def test_the_list_outlives_the_runs_it_tells_of(tmp_path):
+    data = archive(tmp_path / "a.npz", "train")
+    made(tmp_path / "pre", recipe("pretrain", data, data__labels=False))
+    made(tmp_path / "tuned", recipe("finetune", data, **of(tmp_path / "pre")))
+    shutil.rmtree(tmp_path / "pre")
+    taught_by = recipe("distill", data, distill__teacher=str(tmp_path / "tuned"))
+    assert len(prepare(taught_by, 1).test) == FEW
+    runs = [one.run for one in prepare(taught_by, 1).trained_on]
+    assert runs == ["", str(tmp_path / "tuned"), str(tmp_path / "pre")]
+
+
+def test_images_that_were_moved_are_known_again(tmp_path):
+    data = archive(tmp_path / "a.npz", "train")
+    made(tmp_path / "pre", recipe("pretrain", data, data__labels=False))
+    moved = data.rename(tmp_path / "b.npz")
+    assert len(prepare(recipe("finetune", moved, **of(tmp_path / "pre")), 1).test) == FEW
+
+
+@pytest.mark.parametrize("gone", [False, True])
+def test_of_old_runs_it_is_found_from_their_recipes(tmp_path, gone):
+    """One that is gone is taken to have held out what is held out of images without labels."""
+    data = archive(tmp_path / "a.npz", "train")
+    first = made(tmp_path / "pre", recipe("pretrain", data, data__labels=False))
+    later = recipe("finetune", data, **of(tmp_path / "pre", eval__seen=True))
+    assert len(made(tmp_path / "tuned", later).test) == 6  # as such runs did
+    for name in ("pre", "tuned"):
+        forget(tmp_path / name)
+    if gone:
+        shutil.rmtree(tmp_path / "pre")
+    fields = {"distill__teacher": str(tmp_path / "tuned")}
+    ready = prepare(recipe("distill", data, **fields), 1)
+    assert len(ready.test) == FEW and not numbers(ready.test) & numbers(first.train)
+    assert ("pre, which is gone and" in ready.notes[0]) is gone
+
+
+def test_old_runs_that_name_one_another_end(tmp_path):
+    data = archive(tmp_path / "a.npz", "train")
+    for name in "ab":
+        made(tmp_path / name, recipe("pretrain", data))
+        forget(tmp_path / name)
+        record = documents.read(tmp_path / name / "config.json", dict)
+        record["init"]["run"] = str(tmp_path / ("b" if name == "a" else "a"))
+        documents.write(tmp_path / name / "config.json", record)
+    assert len(prepare(recipe("finetune", data, **of(tmp_path / "a")), 1).test) == FEW
+
+
+def test_an_old_run_is_resumed_as_it_was(tmp_path):
+    data = archive(tmp_path / "a.npz", "train")
+    made(tmp_path / "pre", recipe("pretrain", data, data__labels=False))
+    config = recipe("finetune", data, **of(tmp_path / "pre", eval__seen=True))
+    made(tmp_path / "tuned", config)
+    forget(tmp_path / "tuned")
+    before = documents.read(tmp_path / "tuned" / "config.json", dict)
+    config.eval.seen = False
+    again = prepare(config, 1, before=before)
+    assert len(again.test) == 6 and said_beside(again, before) == {"chance": before["chance"]}
+
+
+def test_a_new_run_is_resumed_as_it_was_without_the_others(tmp_path):
+    data = archive(tmp_path / "a.npz", "train")
+    made(tmp_path / "pre", recipe("pretrain", data, data__labels=False))
+    config = recipe("finetune", data, **of(tmp_path / "pre"))
+    ready = made(tmp_path / "tuned", config)
+    shutil.rmtree(tmp_path / "pre")
+    before = documents.read(tmp_path / "tuned" / "config.json", dict)
+    again = prepare(config, 1, before=before)
+    assert again.test.fingerprint() == ready.test.fingerprint() and len(again.test) == FEW
+    assert said_beside(again, before)[heritage.KEY] == before[heritage.KEY]
+
+
+def test_other_images_under_the_same_name_are_refused(tmp_path):
+    """Files were added or taken away, so the permutation is another."""
+    data = archive(tmp_path / "a.npz", "train")
+    made(tmp_path / "pre", recipe("pretrain", data, data__labels=False))
+    archive(data, "train", count=COUNT + 1)
+    said = r"pre trained on train of .*60 then, 61 in .* not known, which is to be scored: .*seen"
+    for old in (False, True):
+        if old:
+            forget(tmp_path / "pre")
+        with pytest.raises(UserError, match=said if not old else "not known, which is to be"):
+            prepare(recipe("finetune", data, **of(tmp_path / "pre")), 1)
+    config = recipes.of_record(documents.read(tmp_path / "pre" / "config.json", dict))
+    with pytest.raises(UserError, match=r"not known, .*: name other images by --data .* --seen"):
+        datasets.open_data(config, tmp_path / "pre", Wanted())
+    seen = datasets.open_data(config, tmp_path / "pre", Wanted(seen=True))
+    assert len(seen.score) == 6 and "may have been trained on" in seen.notes[-1]
+
+
+def test_a_split_of_which_all_was_trained_on_gives_nothing_to_hold_out(tmp_path):
+    data = archive(tmp_path / "a.npz", "train", "test")
+    made(tmp_path / "pre", recipe("pretrain", data, data__labels=False))
+    fields = of(tmp_path / "pre", data__eval_split="held_out")
+    with pytest.raises(UserError, match=r"pre trained on all 60 images of train of"):
+        prepare(recipe("finetune", data, **fields), 1)
+    assert len(prepare(recipe("finetune", data, **of(tmp_path / "pre")), 1).test) == COUNT
+
+
+@pytest.mark.parametrize("old", [False, True])
+def test_a_split_that_was_trained_on_is_not_scored(tmp_path, old):
+    data = archive(tmp_path / "a.npz", "train", "test", "more")
+    made(tmp_path / "pre", recipe("pretrain", data, data__split="more"))
+    if old:
+        forget(tmp_path / "pre")
+    fields = of(tmp_path / "pre", data__eval_split="more")
+    with pytest.raises(UserError, match=r"pre trained on images of more .*name other images in"):
+        prepare(recipe("finetune", data, **fields), 1)
+    config = recipes.of_record(documents.read(tmp_path / "pre" / "config.json", dict))
+    with pytest.raises(UserError, match=r"trained on images of more .*--eval_split"):
+        datasets.open_data(config, tmp_path / "pre", Wanted(str(data), eval_split="more"))
+    assert len(prepare(recipe("finetune", data, **of(tmp_path / "pre")), 1).test) == COUNT
+
+
+def test_a_copy_of_what_was_trained_on_is_not_scored_either(tmp_path):
+    data = archive(tmp_path / "a.npz", "train", "test")
+    made(tmp_path / "pre", recipe("pretrain", data, data__labels=False))
+    arrays = dict(np.load(data))
+    copy = {f"{new}_{kind}": arrays[f"{old}_{kind}"] for kind in ("images", "labels")
+            for new, old in (("train", "test"), ("test", "train"))}  # fmt: skip
+    np.savez(tmp_path / "copy.npz", **copy)
+    with pytest.raises(UserError, match=r"pre trained on images of test of .*copy.npz"):
+        prepare(recipe("finetune", tmp_path / "copy.npz", **of(tmp_path / "pre")), 1)
+
+
+def write_files(directory, count, first=0):
+    directory.mkdir(parents=True, exist_ok=True)
+    for i in range(first, first + count):
+        Image.new("RGB", (10, 10), (i, 0, 0)).save(directory / f"{i:03}.png")
+
+
+def in_folder(stage, path, **fields):
+    return recipe(stage, path, data__source="folder", **fields)
+
+
+def test_directories_that_lie_in_one_another_have_images_in_common(tmp_path):
+    """As when some of the photographs of an archive are sorted into classes later."""
+    photos = tmp_path / "photos"
+    for name in "ab":
+        write_files(photos / "sorted" / "train" / name, 6, ord(name) % 2 * 6)
+        write_files(photos / "sorted" / "test" / name, 6, 20 + ord(name) % 2 * 6)
+    write_files(photos / "loose", 10, 40)
+    made(tmp_path / "pre", in_folder("pretrain", photos))
+    later = in_folder("finetune", photos / "sorted", **of(tmp_path / "pre"))
+    with pytest.raises(UserError, match=r"pre trained on images of test of .*sorted"):
+        prepare(later, 1)
+    (tmp_path / "link").symlink_to(photos / "sorted")
+    with pytest.raises(UserError, match=r"pre trained on images of test of .*link"):
+        prepare(in_folder("finetune", tmp_path / "link", **of(tmp_path / "pre")), 1)
+    (photos / "sorted").rename(tmp_path / "sorted")
+    prepare(in_folder("finetune", tmp_path / "sorted", **of(tmp_path / "pre")), 1)
+
+
+def test_a_damaged_list_is_one_line(tmp_path):
+    data = archive(tmp_path / "a.npz", "train")
+    made(tmp_path / "pre", recipe("pretrain", data))
+    record = documents.read(tmp_path / "pre" / "config.json", dict)
+    record[heritage.KEY] = [{"run": 3}]
+    documents.write(tmp_path / "pre" / "config.json", record)
+    with pytest.raises(UserError, match=r"trained_on in .*pre/config.json is damaged \(.*restore"):
+        prepare(recipe("finetune", data, **of(tmp_path / "pre")), 1)
+
+
+def student(path, teacher, **fields):
+    return recipe("distill", path, distill__teacher=str(teacher), **fields)
+
+
+def few(use="20%", seed=0, **fields):
+    return {"labels__use": use, "labels__seed": seed, **fields}
+
+
+def labelled(ready):
+    """Return the numbers of the images whose labels a run reads."""
+    train = ready.train
+    return numbers(train.take(np.flatnonzero(train.labels >= 0)))
+
+
+@pytest.fixture
+def teacher(tmp_path):
+    """An archive, a run fine-tuned on a fifth of its labels, draw 3, and which these are."""
+    data = archive(tmp_path / "a.npz", "train")
+    made(tmp_path / "pre", recipe("pretrain", data, eval__probe=True))  # which is left there
+    ready = made(
+        tmp_path / "tuned", recipe("finetune", data, **of(tmp_path / "pre", **few(seed=3)))
+    )
+    assert str(ready.labels) == f"{len(labelled(ready))}"
+    return data, tmp_path / "tuned", labelled(ready)
+
+
+def refused(config, theirs):
+    """Assert that a run is told that its labels are others than those of the run it comes from."""
+    alone = recipes.copied(config)
+    alone.init.run, alone.distill, alone.stage = "", recipes.base().distill, "finetune"
+    mine = labelled(prepare(alone, 1))
+    said = (
+        rf"{len(mine - theirs)} label\(s\) that are not among the {len(theirs)} of .*tuned, so "
+        rf"that there are {len(mine | theirs)} in all: .*labels.use=20% --config.labels.seed=3"
+    )
+    with pytest.raises(UserError, match=said):
+        prepare(config, 1)
+
+
+@pytest.mark.parametrize("fields", [{"distill__alpha": 0.5}, {"distill__images": "labelled"}])
+def test_a_student_has_labels_of_its_teacher_or_says_how_many_more(teacher, fields):
+    data, tuned, theirs = teacher
+    refused(student(data, tuned, **fields, **few()), theirs)
+    for same in (few(seed=3), few("2", 3)):  # all of them, some of them
+        ready = prepare(student(data, tuned, **fields, **same), 1)
+        assert labelled(ready) <= theirs and str(ready.labels) == f"{len(theirs)}"
+    everything = prepare(student(data, tuned, **fields), 1)
+    assert str(everything.labels) == "54"
+    (line,) = [line for line in everything.about() if line.startswith("labels")]
+    assert "54 in all" in line and "54 of this run (all of train" in line
+    assert f"{len(theirs)} of {tuned}" in line
+
+
+def test_a_student_that_reads_no_label_knows_those_of_its_teacher(teacher):
+    data, tuned, theirs = teacher
+    for fields in ({}, {"data__labels": False}):
+        found = prepare(student(data, tuned, **fields), 1).labels
+        assert found.protocol == {"labels in all": f"{len(theirs)}"}
+
+
+def test_the_same_holds_of_a_run_that_starts_from_a_tuned_one(teacher):
+    data, tuned, theirs = teacher
+    refused(recipe("finetune", data, **of(tuned, **few("10%"))), theirs)
+    more = prepare(recipe("finetune", data, **of(tuned, **few("50%", 3))), 1)
+    assert labelled(more) > theirs and str(more.labels) == f"{len(labelled(more))}"
+
+
+def test_labels_of_a_probe_count_where_it_is_taken_over(teacher):
+    data, tuned, _ = teacher
+    pre = tuned.parent / "pre"
+    for parts, total in (("encoder", 11), ("encoder,probe", 54)):
+        config = recipe("finetune", data, **of(pre, init__parts=parts, **few(seed=3)))
+        assert prepare(config, 1).labels.total == total
+    assert prepare(student(data, pre), 1).labels.total == 54
+
+
+def test_labels_of_other_images_are_counted_at_most(teacher, tmp_path):
+    _, tuned, theirs = teacher
+    other = archive(tmp_path / "b.npz", "train", first=COUNT)
+    config = student(other, tuned, distill__alpha=0.5, **few())
+    ready = prepare(config, 1)
+    assert str(ready.labels) == f"at most {len(theirs) + len(labelled(ready))}"
+
+
+def test_a_probe_says_that_the_encoder_has_seen_other_labels(teacher):
+    _, tuned, theirs = teacher
+    config = recipes.of_record(documents.read(tuned / "config.json", dict))
+    opened = datasets.open_data(config, tuned, Wanted())
+    assert datasets.labels_of_encoder(opened) == len(theirs)
+    fit = [next(iter(numbers(opened.fit.take(np.array([i]))))) for i in range(len(opened.fit))]
+    same = np.flatnonzero(np.isin(fit, [*theirs]))
+    assert datasets.labels_in_all(opened, same) == ""
+    others = np.flatnonzero(~np.isin(fit, [*theirs]))[:5]
+    said = datasets.labels_in_all(opened, others)
+    assert f"probe has 5 labels, and the encoder has learned from {len(theirs)}" in said
+    assert said.endswith(f"there are {len(theirs) + 5} in all")
