@@ -243,7 +243,7 @@ def load(source: Source, unreadable: Unreadable, threads: int) -> Images:
                 bad[i] = True
                 continue
             if pixels is None:
-                pixels, first = np.zeros((len(source), *found[0].shape), np.uint8), i
+                pixels, first = _room(len(source), found[0].shape), i
             if found[0].shape != pixels.shape[1:]:
                 a, b = ("x".join(map(str, s[:2])) for s in (pixels.shape[1:], found[0].shape))
                 raise UserError(
@@ -256,6 +256,18 @@ def load(source: Source, unreadable: Unreadable, threads: int) -> Images:
     known = source.labels if source.multi_label or source.labels is None else labels
     marked = bad if bad.any() else None
     return Images(pixels, known, source.classes, marked, source.class_names)
+
+
+def _room(count: int, shape: tuple[int, ...]) -> np.ndarray:
+    """Return zeros for so many images of a shape, which memory may not have room for."""
+    try:
+        return np.zeros((count, *shape), np.uint8)
+    except MemoryError as error:
+        raise UserError(
+            f"{count} images of {shape[0]}x{shape[1]} pixels do not fit into memory, where "
+            "augment.placement=device keeps them: set --config.augment.placement=split "
+            "--config.augment.grid=opencv"
+        ) from error
 
 
 def ahead(

@@ -189,10 +189,10 @@ class Encoder:
         """Encode images.
 
         Args:
-          images: uint8, or floats in [0, 1]: one image `[h, w]` or `[h, w, c]`, a batch
-            `[n, h, w, c]`, or a sequence of images of any sizes; c is 1 or 3. They are resized and
-            cropped as at the run's evaluations. Take nothing else off them: a mean and deviation
-            (`model.input`) are the encoder's own.
+          images: uint8, uint16 (scaled by the run's `data.white_level`), or floats in [0, 1]: one
+            image `[h, w]` or `[h, w, c]`, a batch `[n, h, w, c]`, or a sequence of images of any
+            sizes; c is 1 or 3. They are resized and cropped as at the run's evaluations. Take
+            nothing else off them: a mean and deviation (`model.input`) are the encoder's own.
           tap: which vector, one of `taps`.
           batch_size: images in a forward pass, over all devices.
 

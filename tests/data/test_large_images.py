@@ -222,6 +222,26 @@ def test_an_image_that_does_not_fit_into_memory_is_named(one, monkeypatch):
     assert not len(unreadable)  # with more memory it is read
 
 
+class Vast:
+    """Images of a terapixel each, of which no bytes exist."""
+
+    labels, classes, multi_label, class_names = None, 0, False, ()
+
+    def __len__(self):
+        return 1000
+
+    def name(self, example):
+        return f"{example}.png"
+
+    def example(self, example):
+        return np.broadcast_to(np.uint8(0), (10**6, 10**6, 3)), -1
+
+
+def test_a_data_set_that_does_not_fit_is_told_from_its_first_image():
+    with pytest.raises(UserError, match=r"^1000 images of 1000000x1000000 .*placement=split"):
+        reader.load(Vast(), Unreadable("train", 1000, 0.5), 1)
+
+
 def test_what_is_made_of_an_image_may_not_fit_either(one):
     cv2 = pytest.importorskip("cv2")
     unreadable = Unreadable("train", 1, 0.5)

@@ -127,6 +127,11 @@ FEW = {
     ),
     "a probe": ("finetune", START | {"eval.probe": True}, ["--config.eval.probe=False"]),
     "no teacher at all": ("distill", TEACHER | {"distill.alpha": 0.0}, ["distill.alpha is 0.0"]),
+    "another white than its teacher's": (
+        "distill",
+        TEACHER | {"data.white_level": "4095"},
+        ["run@20 was trained with data.white_level=full", "set --config.data.white_level=full"],
+    ),
     "a temperature of zero": (
         "distill",
         TEACHER | {"distill.temperature": 0.0},

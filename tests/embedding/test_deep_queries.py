@@ -32,7 +32,7 @@ def shown(monkeypatch):
             images.extend(pixels)
             return np.ones((len(pixels), 2))
 
-    monkeypatch.setattr(search, "_encoder", lambda _: Encoder())
+    monkeypatch.setattr(search, "_encoder", lambda *_: Encoder())
     return images
 
 
