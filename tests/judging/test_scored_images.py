@@ -18,6 +18,7 @@ from judging.noisy import CLASSES, PARTS
 from sklearn.cluster import KMeans
 from sklearn.metrics import adjusted_rand_score, normalized_mutual_info_score
 
+from simclr_jax.errors import UserError
 from simclr_jax.judging import linear_probe, results
 from simclr_jax.judging.datasets import Wanted
 from simclr_jax.judging.linear_probe import Options
@@ -319,9 +320,14 @@ def test_before_training_and_at_an_earlier_step(run, said, vectors):
     assert steps == [5, 0]
 
 
-def test_splits_are_taken_as_they_are_named(run, said, vectors):
-    wanted = Wanted(split="val", eval_split="train", validation_split="test")
-    judge(run, solvers=("knn", "lbfgs"), settings=FEW, wanted=wanted, name="turned", cache="none")
+def test_splits_are_taken_as_they_are_named(run, vectors):
+    turned = {"split": "val", "eval_split": "train", "validation_split": "test"}
+    options = {"solvers": ("knn", "lbfgs"), "settings": FEW, "name": "turned", "cache": "none"}
+    with pytest.raises(UserError, match=r"run trained on images of train of .*, .* by --seen"):
+        judge(run, wanted=Wanted(**turned), **options)
+    judge(run, wanted=Wanted(**turned, seen=True), **options)
+    scored = read(run, "turned-knn4-h")[0]["protocol"]["scored images"]
+    assert scored.startswith("images are scored that may have been trained on: ")
     neighbours(run, "turned-knn4-h", vectors(VAL), VAL.labels, vectors(TRAIN))
     _, arrays = read(run, "turned-knn4-h")
     np.testing.assert_array_equal(arrays["labels"], TRAIN.labels)

@@ -49,14 +49,14 @@ PROBE = (
     *("--checkpoint=a,b@7", "--data=d", "--data_dir=e", "--split=f", "--eval_split=g"),
     *("--validation_split=h", "--solver=sgd,kmeans", "--tap=z,head1", "--labels=25"),
     *("--knn=7:0.3,9", "--sgd_rates=0.5,2", "--sgd_epochs=3.5", "--sgd_batch_size=17"),
-    *("--sgd_augment", "--untrained", "--seed=11", "--cache=i", "--name=j"),
+    *("--sgd_augment", "--untrained", "--seed=11", "--cache=i", "--name=j", "--seen"),
     "--max_bad_fraction=0.25",
 )
 
 
 def test_the_linear_probe(asked):
     (checkpoints, wanted, options), _ = asked("linear_probe", linear_probe, *PROBE)
-    assert checkpoints == ["a", "b@7"] and wanted == Wanted("d", "e", "f", "g", "h")
+    assert checkpoints == ["a", "b@7"] and wanted == Wanted("d", "e", "f", "g", "h", True)
     settings = Settings(((7, 0.3), (9, None)), (0.5, 2.0), 3.5, 17, True, 11)
     assert options == Options(
         solvers=("sgd", "kmeans"),
@@ -89,7 +89,7 @@ def test_the_linear_probe_without_a_word(asked):
 def test_transfer(asked):
     arguments = ("--checkpoint=a", "--data_dir=b", "--sets=dtd,pets", "--data=c,d", "--seed=5")
     (checkpoint, data_dir), named = asked(
-        "transfer", transfer, *arguments, "--cache=e", "--max_bad_fraction=0.5"
+        "transfer", transfer, *arguments, "--cache=e", "--max_bad_fraction=0.5", "--seen"
     )
     assert (checkpoint, data_dir) == ("a", "b")
     assert named == {
@@ -98,10 +98,11 @@ def test_transfer(asked):
         "cache": "e",
         "seed": 5,
         "max_bad_fraction": 0.5,
+        "seen": True,
     }
     for data, sets in ((), transfer.NAMES), (("--data=c",), []):
         _, named = asked("transfer", transfer, "--checkpoint=a", *data)
-        assert tuple(named["sets"]) == tuple(sets) and named["seed"] == 0
+        assert tuple(named["sets"]) == tuple(sets) and named["seed"] == 0 and not named["seen"]
 
 
 def test_embed(asked):

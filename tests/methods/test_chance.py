@@ -213,7 +213,7 @@ def test_a_run_whose_memory_is_filling_is_measured_by_what_is_in_it(tmp_path):
 
 
 def test_at_a_high_temperature_the_floor_is_not_called_nothing(tmp_path):
-    fields = {"loss__temperature": 10.0}
+    fields = {"loss__temperature": 20.0}
     said, floor = declaration.find("simclr"), None
     floor, chance = said.floor(recipe(**fields)), said.chance(recipe(**fields))
     assert reported(tmp_path / "a", lambda step: floor, **fields)[0] == []
