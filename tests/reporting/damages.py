@@ -40,6 +40,7 @@ import numpy as np
 from PIL import Image
 
 from simclr_jax import parallel, recipes
+from simclr_jax.data import decode
 from simclr_jax.embedding import embed, search
 from simclr_jax.errors import UserError
 from simclr_jax.judging import linear_probe, results
@@ -133,7 +134,8 @@ def curves(root: Path) -> Read:
     for name, arrays in one.outputs.items():
         numbers |= {f"array {name} {key}": x.tobytes() for key, x in arrays.items()}
     numbers |= record.flatten(one.summary or {}, "summary ")
-    numbers |= {"views": one.views, "devices": one.devices, "saved": str(one.saved)}
+    pixels = one.views and decode.decode(one.views).tobytes()  # whatever follows them in the file
+    numbers |= {"views": pixels, "devices": one.devices, "saved": str(one.saved)}
     numbers["unreadable"] = one.unreadable  # at least so many, which is true of fewer
     return Read(numbers, 0, tuple(one.damaged))
 
