@@ -4,7 +4,7 @@
     python benchmarks/digits_choice.py --seeds=0,1,2 --only="as it is,smaller crops"
 
 A fifth of the 1437 training images is held out, the rest is trained on for as many steps as the
-recipe has; nothing is read of the test split. One line per run, kNN accuracy on what was held out,
+recipe has; the test images take no part. One line per run, kNN accuracy on what was held out,
 and a table at the end. A run that is complete is only read, one that was interrupted goes on.
 """
 
