@@ -46,8 +46,8 @@ def both(**fields: Any) -> dict[str, Any]:
 # By name: the fields in which a candidate differs from the recipe as it stands.
 CANDIDATES: dict[str, dict[str, Any]] = {
     "as it is": {},
-    "half the rate": {"optim.base_lr": 1.5},
-    "twice the rate": {"optim.base_lr": 6.0},
+    "half the rate": {"optim.base_lr": 3.0},
+    "twice the rate": {"optim.base_lr": 12.0},
     "smaller crops": both(area_min=0.3),
     "larger crops": both(area_min=0.7),
     "no colours": both(jitter=0.0),
@@ -57,7 +57,12 @@ CANDIDATES: dict[str, dict[str, Any]] = {
     "no head": {"head.kind": "none"},
     "nonlinear head": {"head.kind": "nonlinear", "head.layers": 2},
     "plain shortcuts": {"model.sk_ratio": 0.0},
-    "both": {"head.kind": "nonlinear", "head.layers": 3, "model.sk_ratio": 0.0},
+    "all that it was": {
+        "head.kind": "nonlinear",
+        "model.sk_ratio": 0.0,
+        "loss.temperature": 0.2,
+        "optim.base_lr": 3.0,
+    },
 }
 
 
