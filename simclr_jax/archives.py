@@ -19,6 +19,7 @@ from etils import epath
 from numpy.lib import format as npy
 
 from simclr_jax import documents, files
+from simclr_jax.closing import Closing
 from simclr_jax.documents import Unfit
 from simclr_jax.errors import UserError
 
@@ -46,12 +47,12 @@ def read(
       UserError: if it is no whole archive of plain arrays, or they would not fit into memory.
     """
     try:
-        with contextlib.ExitStack() as stack:
+        with Closing() as stack:
             if files.is_local(path):
-                file: IO[bytes] = stack.enter_context(_opened(path, remedy))
+                file: IO[bytes] = stack.enter(_opened(path, remedy))
             else:
                 file = io.BytesIO(documents.content(path, remedy))
-            return _arrays(stack.enter_context(zipfile.ZipFile(file)), names)
+            return _arrays(stack.enter(zipfile.ZipFile(file)), names)
     except (UserError, FileNotFoundError):
         raise
     except Unfit as error:

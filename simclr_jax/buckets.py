@@ -17,6 +17,7 @@ from typing import Any
 
 from etils import epath
 
+from simclr_jax import closing, errors
 from simclr_jax.errors import Unreachable, UserError
 
 # By scheme, the package through which fsspec reaches a bucket.
@@ -71,6 +72,11 @@ def reaching(path: epath.PathLike, others: tuple[type[Exception], ...] = ()) -> 
         if error.errno in (errno.ENAMETOOLONG, errno.ELOOP):
             raise UserError(
                 f"{os.fspath(path)} cannot be read ({error.strerror}): give another name"
+            ) from error
+        if error.errno in errors.OF_THE_PROGRAM:
+            raise UserError(
+                f"{os.fspath(path)} cannot be read ({error.strerror}): "
+                f"{errors.remedy(error.errno)} and start again"
             ) from error
         raise Unreachable(
             f"{os.fspath(path)} cannot be read ({error.strerror or reason}): check the disk or "
@@ -199,8 +205,8 @@ class Scratch:
 
     def close(self) -> None:
         """Delete it."""
-        shutil.rmtree(self._whole, ignore_errors=True)
-        self._lock.close()
+        remove = functools.partial(shutil.rmtree, self._whole, ignore_errors=True)
+        closing.close(None, remove, self._lock.close)
 
 
 class Mirror:
@@ -218,6 +224,4 @@ class Mirror:
 
     def close(self) -> None:
         """Copy what is there, and keep no copy here."""
-        self.publish()
-        if self._apart:
-            self._apart.close()
+        closing.close(None, self.publish, *([self._apart.close] if self._apart else []))

@@ -20,7 +20,7 @@ from typing import Any, TypeVar
 import msgspec
 from etils import epath
 
-from simclr_jax import buckets, files
+from simclr_jax import buckets, errors, files
 from simclr_jax.errors import Unreachable, UserError, printable
 
 T = TypeVar("T")
@@ -136,7 +136,9 @@ def check_kind(path: epath.PathLike) -> None:
 def unreadable(path: epath.PathLike, error: Exception, remedy: str) -> UserError:
     """Return what to tell a user about a file that cannot be read, whatever is in it."""
     reason = getattr(error, "strerror", None) or error
-    if getattr(error, "errno", None) in OF_THE_DISK:
+    if (number := getattr(error, "errno", None)) in errors.OF_THE_PROGRAM:
+        remedy = errors.remedy(number)
+    if number in OF_THE_DISK:
         return Unreachable(f"{shown(path)} cannot be read ({reason}): check the disk or mount")
     return UserError(f"{shown(path)} cannot be read ({reason}): {remedy}")
 

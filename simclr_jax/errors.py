@@ -1,14 +1,18 @@
 """The one way to tell a user what to change, and the shell that prints it.
 
 `UserError` is for what a user can get wrong: it ends the program in one line on stderr with exit
-code 1. Everything else is a bug and keeps its traceback.
+code 1. So does what the system refuses, wherever it does. Everything else is a bug and keeps its
+traceback.
 """
 
 from __future__ import annotations
 
+import contextlib
 import difflib
+import errno
 import os
 import re
+import resource
 import sys
 from collections.abc import Callable, Iterable
 from pathlib import Path
@@ -42,6 +46,50 @@ def printable(text: str) -> str:
     or end a program that writes UTF-8.
     """
     return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)
+
+
+# What a user can do about what the system says; without a line here: look at the disk.
+REMEDIES = {
+    errno.ENOSPC: "free space there",
+    errno.EDQUOT: "free space there",
+    errno.ENOENT: "see that it is there",
+    errno.EROFS: "make it writable, or name another directory",
+    errno.EACCES: "see to the rights there, or name another",
+    errno.EPERM: "see to the rights there, or name another",
+    errno.EMFILE: "raise the limit of open files (ulimit -n)",
+    errno.ENFILE: "close other programs: all files that the system may open are open",
+    errno.ENOMEM: "free memory",
+    errno.EAGAIN: "raise the limit of processes and threads (ulimit -u)",
+    errno.EPIPE: "keep its reader running",
+}
+# What the system says of this program, and of no file: the same file can be read by another.
+OF_THE_PROGRAM = {errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.EAGAIN}
+
+
+def remedy(number: int | None) -> str:
+    """Return what a user can do about an error number of the system."""
+    return REMEDIES.get(number or 0, "check that disk")
+
+
+def of_the_system(error: BaseException) -> UserError | None:
+    """Return what to say of an error that is the system's and of no code, or None.
+
+    It is for what nobody has foreseen: whoever knows what a file is for says it better.
+    """
+    if isinstance(error, UserError):
+        return error
+    number = getattr(error, "errno", None) if isinstance(error, OSError) else None
+    where = getattr(error, "filename", None)
+    if number is not None and (where is not None or number in REMEDIES):
+        place = os.fsdecode(where) if isinstance(where, str | bytes) else "a file"
+        said = f"{place}: {os.strerror(number)}: {remedy(number)}"
+    elif isinstance(error, MemoryError):
+        said = f"there is not enough memory ({str(error) or 'MemoryError'}): free some, or use less"
+    elif isinstance(error, RuntimeError) and "can't start new thread" in str(error):
+        said = f"no thread can be started: {remedy(errno.EAGAIN)}"
+    else:
+        return None
+    return UserError(f"{' '.join(said.split())} and start again (--debug shows where)")
 
 
 def nearest(name: str, choices: Iterable[str]) -> str:
@@ -91,15 +139,37 @@ def run(main: Callable[[], int | None]) -> None:
         if not any(argument.startswith(("--verbosity", "-v")) for argument in sys.argv):
             logging.set_verbosity(logging.WARNING)  # libraries have much to say about their inside
         try:
-            return main()
-        except UserError as error:
-            if debug:
-                raise
-            _exit(str(error), error.code)
+            _allow_files()
+            code = main()
+            sys.stdout.flush()  # what it printed last may find the disk full
+            return code
         except KeyboardInterrupt:
             return 130
+        except Exception as error:
+            if debug or (said := of_the_system(error)) is None:
+                raise
+            _exit(str(said), said.code)
 
     app.run(guarded, flags_parser=parse)
+
+
+LEAST_FILES, MANY_FILES = 32, 4096
+
+
+def _allow_files() -> None:
+    """Raise the limit of open files as far as that is ours to do.
+
+    Raises:
+      UserError: if it is so low that modules could not even be imported.
+    """
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = MANY_FILES if hard == resource.RLIM_INFINITY else min(MANY_FILES, hard)
+    if soft != resource.RLIM_INFINITY and soft < wanted:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
+    if wanted < LEAST_FILES:
+        raise UserError(
+            f"only {wanted} files may be open at a time: raise that limit (ulimit -n 1024)"
+        )
 
 
 def recipe_path() -> str:
@@ -169,10 +239,25 @@ def _explain_field(text: str, path: str) -> str:
 
 
 def say(message: str) -> None:
-    """Print what a user has to put right."""
-    print(f"error: {printable(message)}", file=sys.stderr, flush=True)
+    """Print what a user has to put right, if that can be printed."""
+    with contextlib.suppress(OSError):
+        print(f"error: {printable(message)}", file=sys.stderr, flush=True)
+
+
+def flush() -> None:
+    """Hand over what was printed; what nobody takes is dropped.
+
+    Else Python would try once more at its end, and print a traceback of that.
+    """
+    for stream in (sys.stdout, sys.stderr):
+        try:
+            stream.flush()
+        except OSError:
+            with contextlib.suppress(OSError):
+                os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
 
 
 def _exit(message: str, code: int = 1) -> NoReturn:
     say(message)
+    flush()
     sys.exit(code)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import errno
 import fcntl
 import json
 import math
@@ -17,12 +16,13 @@ from typing import IO, Any
 
 from etils import epath
 
-from simclr_jax import buckets
+from simclr_jax import buckets, closing, errors
 from simclr_jax.buckets import is_local
 from simclr_jax.errors import UserError
 
 __all__ = [
     "Growing",
+    "Unwritable",
     "cache_directory",
     "create",
     "expand_home",
@@ -43,6 +43,20 @@ __all__ = [
 ASIDE = re.compile(r"\.(.+\.[0-9a-f]{32}(\.tmp|\.npz|\.parquet)|writable\.[0-9a-f]{32})")
 YOUNG = 1.0  # seconds: one that new may be its owner's who is about to lock it
 YOUNG_IN_BUCKET = 3600.0  # where nobody locks anything
+
+
+class Unwritable(UserError, OSError):
+    """A file that cannot be written, in a line for the user.
+
+    For whoever knows what the file is for, and says it better, it is the `OSError` it came of.
+    """
+
+    def __init__(self, message: str, number: int | None, reason: str | None):
+        super().__init__(message)
+        self.errno, self.strerror = number, reason
+
+    def __str__(self) -> str:
+        return str(self.args[0])
 
 
 def expand_home(path: str) -> str:
@@ -77,7 +91,7 @@ def write_atomically(path: epath.PathLike, content: str | bytes) -> None:
     only when it is complete, so a remote path is written plainly.
 
     Raises:
-      UserError: if a bucket cannot be reached.
+      UserError: if it cannot be written, or a bucket cannot be reached.
     """
     data = content.encode() if isinstance(content, str) else content
     if not is_local(path):
@@ -86,17 +100,23 @@ def write_atomically(path: epath.PathLike, content: str | bytes) -> None:
         return
     final = Path(path)
     aside = final.with_name(f".{final.name}.{uuid.uuid4().hex}.tmp")
-    try:
-        with aside.open("wb") as file:
-            hold(file)
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        aside.replace(final)
-    except BaseException:
-        aside.unlink(missing_ok=True)
-        raise
-    _sync(final.parent)
+    with explaining(path):
+        try:
+            _write_synced(aside, data)
+            aside.replace(final)
+        except BaseException as error:
+            closing.close(error, lambda: aside.unlink(missing_ok=True))
+            raise
+        _sync(final.parent)
+
+
+def _write_synced(path: Path, data: bytes) -> None:
+    file = path.open("wb")
+    with closing.Closing(file.close):
+        hold(file)
+        file.write(data)
+        file.flush()
+        os.fsync(file.fileno())
 
 
 def hold(file: IO) -> None:
@@ -137,28 +157,33 @@ def sync(directory: epath.PathLike) -> None:
 
 def _sync(path: Path) -> None:
     opened = os.open(path, os.O_RDONLY)
-    try:
-        # Some network file systems cannot sync a directory.
-        with contextlib.suppress(OSError) if path.is_dir() else contextlib.nullcontext():
-            os.fsync(opened)
-    finally:
-        os.close(opened)
+    # Some network file systems cannot sync a directory.
+    may_fail = contextlib.suppress(OSError) if path.is_dir() else contextlib.nullcontext()
+    with closing.Closing(lambda: os.close(opened)), may_fail:
+        os.fsync(opened)
 
 
 def create(path: epath.Path, content: str) -> bool:
-    """Create a file unless it exists, and tell; of several processes one succeeds."""
+    """Create a file unless it exists, and tell; of several processes one succeeds.
+
+    Raises:
+      UserError: if it cannot be written, or a bucket cannot be reached.
+    """
     if not is_local(path):
         return buckets.create(path, content)
-    try:
-        descriptor = os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o644)
-    except FileExistsError:
-        return False
-    try:
-        with os.fdopen(descriptor, "w") as file:
-            file.write(content)
-    except OSError:
-        path.unlink(missing_ok=True)
-        raise
+    with explaining(path):
+        try:
+            descriptor = os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o644)
+        except FileExistsError:
+            return False
+        try:
+            file = os.fdopen(descriptor, "w")
+            with closing.Closing(file.close):
+                file.write(content)
+                file.flush()
+        except BaseException as error:
+            closing.close(error, lambda: path.unlink(missing_ok=True))
+            raise
     return True
 
 
@@ -171,7 +196,8 @@ class Growing:
 
     def __init__(self, path: epath.Path, every_secs: float = 0.0):
         self._path, self._every, self._last = path, every_secs, -math.inf
-        self._file = path.open("a") if is_local(path) else None
+        with explaining(path):
+            self._file = path.open("a") if is_local(path) else None
         self._text = ""
         if self._file is None:
             with buckets.reaching(path):
@@ -244,15 +270,21 @@ def cache_directory() -> Path:
 
 
 @contextlib.contextmanager
-def explaining(path: epath.PathLike) -> Iterator[None]:
-    """Turn what a full, failing or vanished disk raises while writing `path` into `UserError`."""
+def explaining(path: epath.PathLike, done: str = "written") -> Iterator[None]:
+    """Turn what a full, failing or vanished disk raises while writing `path` into `Unwritable`.
+
+    Args:
+      path: of the file.
+      done: what cannot be done with it.
+    """
     try:
         yield
     except OSError as error:
-        full = error.errno in (errno.ENOSPC, errno.EDQUOT)
-        raise UserError(
-            f"{os.fspath(path)} cannot be written ({error.strerror or error}): "
-            f"{'free space there' if full else 'check that disk'} and start again"
+        raise Unwritable(
+            f"{os.fspath(path)} cannot be {done} ({error.strerror or error}): "
+            f"{errors.remedy(error.errno)} and start again",
+            error.errno,
+            error.strerror,
         ) from error
 
 

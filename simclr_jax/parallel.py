@@ -2,7 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
+import glob
 import os
+import re
+import sys
+import warnings
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -91,9 +97,47 @@ def split64(values: np.ndarray) -> np.ndarray:
 def use_compilation_cache() -> None:
     """Keep compiled programs in the user's cache directory, unless JAX was told otherwise.
 
-    A ResNet-50 step compiles for a minute; the second start takes seconds.
+    A ResNet-50 step compiles for a minute; the second start takes seconds. On a full disk the run
+    goes on without, and says so once.
     """
     if not getattr(jax.config, "jax_compilation_cache_dir", None):
         home = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
         directory = Path(home).expanduser() / "simclr_jax"
         jax.config.update("jax_compilation_cache_dir", os.fspath(directory))
+    if not isinstance(warnings.showwarning, _CacheWarnings):
+        warnings.showwarning = _CacheWarnings(warnings.showwarning)
+        # Of several programs of one name Python would show the first.
+        warnings.filterwarnings("always", "Error (reading|writing) persistent compilation")
+
+
+class _CacheWarnings:
+    """Says in one line what JAX warns of for each program, and removes what is half written.
+
+    JAX would try to read that at every start, and never write it again.
+    """
+
+    said_of = re.compile(r"Error (reading|writing) persistent compilation .* '(.*?)': (.*)", re.S)
+
+    def __init__(self, before: Callable[..., None]):
+        self._before, self._said = before, set[str]()
+
+    def __call__(self, message: Warning | str, *where: Any, **options: Any) -> None:
+        if not (found := self.said_of.match(str(message))):
+            self._before(message, *where, **options)
+            return
+        action, program, reason = found.groups()
+        directory = os.fspath(jax.config.jax_compilation_cache_dir)  # type: ignore[attr-defined]
+        with contextlib.suppress(OSError):
+            for path in Path(directory).glob(f"{glob.escape(program)}-*-cache"):
+                path.unlink(missing_ok=True)
+        if action not in self._said:
+            self._said.add(action)
+            done = {"reading": "read from", "writing": "kept in"}[action]
+            reason = " ".join(reason.split())[:200]
+            with contextlib.suppress(OSError):
+                print(
+                    f"note      compiled programs cannot be {done} {directory} ({reason}): they "
+                    "are compiled anew",
+                    file=sys.stderr,
+                    flush=True,
+                )

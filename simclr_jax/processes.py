@@ -7,6 +7,7 @@ workdir, and tells the others what came of it.
 from __future__ import annotations
 
 import contextlib
+import ipaddress
 import json
 import os
 import socket
@@ -74,7 +75,14 @@ def joined(
         if _may_be_another(error):
             _await_verdict(error, heartbeat_secs)
         _leave(error)  # a normal exit would wait for the others, who wait for this process
-    jax.distributed.shutdown()
+    try:
+        jax.distributed.shutdown()
+    except RuntimeError as error:  # of XLA: another process ended before it came here
+        reason = " ".join(str(error).split())[:200]
+        raise Unreachable(
+            f"process {rank()} is done, but not all others ended with it ({reason}): the same "
+            "command continues"
+        ) from error
 
 
 def _start(
@@ -98,6 +106,7 @@ def _start(
             coordinator,
             processes,
             process,
+            coordinator_bind_address=_bind_address(coordinator),
             heartbeat_timeout_seconds=heartbeat_secs,
             # Else SLURM, say, would give this process one GPU of all that its machine has.
             cluster_detection_method="deactivate" if all(given) else None,
@@ -108,6 +117,24 @@ def _start(
             f"--distributed finds no cluster ({error}): on other machines than Cloud TPU, SLURM, "
             "Kubernetes and Open MPI give --coordinator, --processes and --process"
         ) from error
+
+
+def _bind_address(coordinator: str | None) -> str | None:
+    """Return where process 0 listens: on this machine alone if its address is of no other use.
+
+    None leaves it to JAX, which listens to all the world.
+    """
+    host, _, _ = (coordinator or "").rpartition(":")
+    return coordinator if _is_loopback(host) else None
+
+
+def _is_loopback(host: str) -> bool:
+    if host == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(host.strip("[]")).is_loopback
+    except ValueError:
+        return False
 
 
 def _await_coordinator(coordinator: str) -> None:
@@ -129,8 +156,8 @@ def _await_coordinator(coordinator: str) -> None:
 
 def _may_be_another(error: BaseException) -> bool:
     """Tell whether an error may come of another process that is gone."""
-    own = (UserError, SystemExit, KeyboardInterrupt, MemoryError)
-    return not isinstance(error, own) and "RESOURCE_EXHAUSTED" not in str(error)
+    own = isinstance(error, SystemExit | KeyboardInterrupt) or errors.of_the_system(error)
+    return not own and "RESOURCE_EXHAUSTED" not in str(error)
 
 
 def _await_verdict(error: BaseException, heartbeat_secs: int) -> None:
@@ -149,19 +176,18 @@ def _await_verdict(error: BaseException, heartbeat_secs: int) -> None:
 
 def _leave(error: BaseException) -> None:
     """Say what was wrong, and end this process without waiting for anything."""
-    code = 1
+    code, said = 1, None if "--debug" in sys.argv else errors.of_the_system(error)
     if isinstance(error, SystemExit):
         code = error.code if isinstance(error.code, int) else 1
     elif isinstance(error, KeyboardInterrupt):
         code = 130
-    elif isinstance(error, UserError) and "--debug" not in sys.argv:
-        code = error.code
-        if not isinstance(error, Told):
-            errors.say(f"process {jax.process_index()}: {error}" if rank() else str(error))
+    elif said is not None:
+        code = said.code
+        if not isinstance(said, Told):
+            errors.say(f"process {rank()}: {said}" if rank() else str(said))
     else:
         traceback.print_exception(error)
-    sys.stdout.flush()
-    sys.stderr.flush()
+    errors.flush()
     os._exit(code)
 
 

@@ -33,6 +33,7 @@ LAYERS = (
         "processes",
         "parallel",
         "files",
+        "closing",
         "documents",
         "archives",
         "buckets",

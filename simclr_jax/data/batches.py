@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 from collections import deque
 from collections.abc import Callable, Generator, Iterator
@@ -15,6 +14,7 @@ from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from simclr_jax import parallel
+from simclr_jax.closing import Closing
 from simclr_jax.data import placements
 from simclr_jax.data.placements import Loading, Request, device
 from simclr_jax.data.reader import Reader, ahead
@@ -55,16 +55,16 @@ def _host_batches(
 ) -> Generator[Batch, None, None]:
     reader, under_way = loading.reader, deque[Request]()
     made = placements.get(placement)(loading, _announced(reader, requests, under_way))
-    try:
-        with contextlib.closing(made):
-            for batch in made:
-                done = under_way.popleft()
-                reader.release(done.positions)
-                yield batch | _places(done)
-    finally:
+
+    def release_all() -> None:
         while under_way:
             reader.release(under_way.popleft().positions)
-        reader.close()
+
+    with Closing(made.close, release_all, reader.close):
+        for batch in made:
+            done = under_way.popleft()
+            reader.release(done.positions)
+            yield batch | _places(done)
 
 
 def _announced(
@@ -105,7 +105,7 @@ def device_batches(
     total_steps: int,
     steps_per_call: int,
     resident: bool = False,
-) -> Iterator[tuple[range, Batch]]:
+) -> Generator[tuple[range, Batch], None, None]:
     """Yield the steps of each chunk and their batches, `[steps, n, ...]` sharded on axis 1.
 
     A thread assembles and transfers the next chunk while this one is computed. With `resident`,
@@ -126,9 +126,9 @@ def device_batches(
             stacked = {name: np.stack([batch[name] for batch in batches]) for name in batches[0]}
         return steps, finish(parallel.shard(mesh, stacked, axis=1))
 
+    worker = ThreadPoolExecutor(1)
     # The reader is closed first: what is under way would go on for a batch.
-    closing = contextlib.closing
-    with closing(stream), ThreadPoolExecutor(1) as worker, closing(loading.reader):
+    with Closing(loading.reader.close, worker.shutdown, stream.close):
         yield from ahead(worker, load, chunks(first_step, total_steps, steps_per_call), depth=1)
 
 

@@ -8,7 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 
-from simclr_jax import processes
+from simclr_jax import closing, processes
 from simclr_jax.data.decode import BadImage
 from simclr_jax.data.reader import Unreadable
 from simclr_jax.data.sources.source import Source
@@ -41,8 +41,8 @@ class HeldOut:
     def __enter__(self) -> HeldOut:
         return self
 
-    def __exit__(self, *_) -> None:
-        self._pool.shutdown(cancel_futures=True)
+    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
+        closing.close(error, functools.partial(self._pool.shutdown, cancel_futures=True))
 
     def __len__(self) -> int:
         return len(self._source)

@@ -13,6 +13,7 @@ import numpy as np
 from etils import epath
 
 from simclr_jax import documents, files
+from simclr_jax.closing import Closing
 from simclr_jax.data.decode import BadImage
 from simclr_jax.data.read_ahead import ReadAhead
 from simclr_jax.data.sources.arrays import Images
@@ -257,13 +258,10 @@ def ahead(
 ) -> Generator[Done, None, None]:
     """Yield `work(job)` for each job, in order, with up to `depth` more under way."""
     waiting: deque[Future[Done]] = deque()
-    try:
+    with Closing(lambda: [future.cancel() for future in waiting]):
         for job in jobs:
             waiting.append(pool.submit(work, job))
             if len(waiting) > depth:
                 yield waiting.popleft().result()
         while waiting:
             yield waiting.popleft().result()
-    finally:
-        for future in waiting:
-            future.cancel()

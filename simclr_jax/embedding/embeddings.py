@@ -26,6 +26,7 @@ from typing import Any, NotRequired, TypedDict
 import numpy as np
 
 from simclr_jax import archives, documents, files
+from simclr_jax.closing import Closing
 from simclr_jax.documents import Unfit
 from simclr_jax.embedding import own
 from simclr_jax.errors import UserError, printable
@@ -202,18 +203,17 @@ def aside(out: Path) -> Iterator[Path]:
     """Yield a path beside `out` to write to, which becomes `out` when the block ends well."""
     path = out.with_name(f".{out.stem}.{uuid.uuid4().hex}{out.suffix}")
     files.sweep(out.parent)
-    try:
-        with path.open("xb") as held:  # for as long as others write there, by its name
-            files.hold(held)
-            yield path
-            path.replace(out)
-    except OSError as error:
-        raise UserError(
-            f"{out} cannot be written ({error.strerror or error}): free space there, or name "
-            "another file with --out"
-        ) from error
-    finally:
-        path.unlink(missing_ok=True)
+    with Closing(lambda: path.unlink(missing_ok=True)):
+        try:
+            with path.open("xb") as held:  # for as long as others write there, by its name
+                files.hold(held)
+                yield path
+                path.replace(out)
+        except OSError as error:
+            raise UserError(
+                f"{out} cannot be written ({error.strerror or error}): free space there, or name "
+                "another file with --out"
+            ) from error
 
 
 def write(out: Path, embeddings: Embeddings) -> bool:

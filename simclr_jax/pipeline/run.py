@@ -17,6 +17,7 @@ from etils import epath
 from ml_collections import ConfigDict
 
 from simclr_jax import documents, files, processes, recipes, validation
+from simclr_jax.closing import Closing
 from simclr_jax.errors import UserError, choose, nearest
 from simclr_jax.judging import linear_probe, results
 from simclr_jax.judging.datasets import Wanted
@@ -58,10 +59,10 @@ def run(config: ConfigDict, workdir: str, resume: str = "auto", profile_steps: s
     place.check_resume(resume)
     settle(config, jax.device_count(), place.settler(profile_steps))
     files.make_workdir(place.path)
-    with contextlib.ExitStack() as stack:
+    with Closing() as stack:
         console = Console(place.path)
-        stack.callback(console.close)
-        stack.enter_context(WorkdirLock(place.path, say=console.say))
+        stack.step(console.close)
+        stack.enter(WorkdirLock(place.path, say=console.say))
         for number, name in enumerate(config.order, 1):
             which = f"{name}  run {number} of {len(config.order)}"
             if place.done(name):

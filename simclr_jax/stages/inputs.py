@@ -9,10 +9,11 @@ from typing import Any
 
 import jax
 import numpy as np
+from etils import epath
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from simclr_jax import processes
+from simclr_jax import files, processes
 from simclr_jax.augment.resize import to_float
 from simclr_jax.data import batches, order, reader
 from simclr_jax.data.held_out import HeldOut
@@ -153,7 +154,11 @@ def _unreadable(config: ConfigDict, role: str, size: int, workdir: Workdir | Non
     rank = f".{processes.rank()}" if processes.count() > 1 else ""
     path = workdir.path / f"unreadable_{role}{rank}.jsonl"
     if workdir.fresh:  # a run that saved nothing may have had more processes
-        processes.on_first(
-            lambda: [old.unlink() for old in path.parent.glob(f"unreadable_{role}*")]
-        )
+        processes.on_first(lambda: _remove(path.parent, f"unreadable_{role}*"))
     return Unreadable(role, size, limit, path, workdir.console.say)
+
+
+def _remove(directory: epath.Path, pattern: str) -> None:
+    for path in directory.glob(pattern):
+        with files.explaining(path, "removed"):
+            path.unlink()

@@ -23,7 +23,7 @@ from typing import Any
 import numpy as np
 from etils import epath
 
-from simclr_jax import buckets
+from simclr_jax import buckets, closing
 from simclr_jax.train import manifest
 from simclr_jax.train.checkpoints import Checkpoints
 from simclr_jax.train.manifest import Damaged
@@ -52,10 +52,7 @@ class BucketCheckpoints(Checkpoints):
 
     def close(self) -> None:
         """Wait for the last save, then free the threads and the local directory."""
-        try:
-            super().close()
-        finally:
-            self._local.close()
+        closing.close(None, super().close, self._local.close)
 
     def _directories(self) -> list[int]:
         """Return all steps that are sealed: others are no one's business but `sweep`'s."""
@@ -77,14 +74,12 @@ class BucketCheckpoints(Checkpoints):
     @contextlib.contextmanager
     def _here(self, step: int) -> Iterator[None]:
         """Copy a step to the local directory for as long as it is read there."""
-        try:
+        with closing.Closing(lambda: self._path(step).rmtree(missing_ok=True)):
             try:
                 buckets.copy(self._bucket / str(step), self._path(step))
             except FileNotFoundError as error:
                 raise Damaged("it was removed while it was read") from error
             yield
-        finally:
-            self._path(step).rmtree(missing_ok=True)
 
     def _publish(self, step: int) -> None:
         local, there = self._path(step), self._bucket / str(step)

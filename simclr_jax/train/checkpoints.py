@@ -35,7 +35,7 @@ from absl import logging
 from etils import epath
 from flax import traverse_util
 
-from simclr_jax import files, parallel, processes
+from simclr_jax import closing, errors, files, parallel, processes
 from simclr_jax.errors import Unreachable, UserError
 from simclr_jax.train import manifest, stored
 from simclr_jax.train.manifest import Damaged, Leaf
@@ -167,12 +167,13 @@ class Checkpoints:
 
     def close(self) -> None:
         """Wait as `wait` does, then free the threads."""
-        try:
-            self._wait_here()
-        finally:
-            self._background.shutdown()
+        steps = (self._wait_here, self._background.shutdown, self._close_writer, self._reader.close)
+        closing.close(None, *steps)
+
+    def _close_writer(self) -> None:
+        """Close what Orbax writes by, which says once more why the last save failed."""
+        with self._explaining("the last"):
             self._writer.close()
-            self._reader.close()
 
     def restore(self, target: Any) -> tuple[int, Any] | None:
         """Return the newest step that verifies and its state, or None if there is none.
@@ -303,7 +304,13 @@ class Checkpoints:
         except MemoryError:
             raise
         except Exception as error:  # each layer of Orbax and TensorStore has types of its own
-            if (number := errno_of(error)) is not None and number not in _OF_THE_FILE:
+            number = errno_of(error)
+            if number in errors.OF_THE_PROGRAM:
+                raise UserError(
+                    f"checkpoint {self._name(step)} cannot be read ({os.strerror(number)}): "
+                    f"{errors.remedy(number)} and start again"
+                ) from error
+            if number is not None and number not in _OF_THE_FILE:
                 raise Unreachable(
                     f"checkpoint {self._name(step)} cannot be read now ({os.strerror(number)}): "
                     "check that disk or mount; if it stays so, move that directory away, and the "
@@ -355,7 +362,7 @@ class Checkpoints:
         self._say(f"checkpoint {self._name(step)} is set aside as {free.name}: {reason}")
 
     @contextlib.contextmanager
-    def _explaining(self, step: int) -> Iterator[None]:
+    def _explaining(self, step: int | str) -> Iterator[None]:
         """Turn what a full or failing disk raises into a line for the user; leave the rest."""
         try:
             yield
@@ -364,11 +371,10 @@ class Checkpoints:
             if number is None and not isinstance(error, Damaged):
                 raise
             reason = os.strerror(number) if number else f"it reads back differently: {error}"
-            full = number in (errno.ENOSPC, errno.EDQUOT)
             raise UserError(
                 f"checkpoint {step} cannot be written to {self.place} ({reason}; the last "
                 f"good one is {max(self.steps(), default='none')}): "
-                f"{'free space there' if full else 'check that disk'} and start again"
+                f"{errors.remedy(number)} and start again"
             ) from error
 
 

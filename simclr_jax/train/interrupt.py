@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import signal
 import threading
@@ -10,7 +11,7 @@ from typing import Any
 
 from jax.experimental import multihost_utils
 
-from simclr_jax import processes
+from simclr_jax import closing, processes
 
 # A SIGTERM that comes so soon after another is the same one: a scheduler may signal a process and
 # its parent, which passes it on.
@@ -55,9 +56,9 @@ class StopRequest:
                 self._previous[number] = signal.signal(number, self._handle)
         return self
 
-    def __exit__(self, *_) -> None:
-        for number, handler in self._previous.items():
-            signal.signal(number, handler)
+    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
+        previous = self._previous.items()
+        closing.close(error, *[functools.partial(signal.signal, *pair) for pair in previous])
 
     def _handle(self, number: int, frame: object) -> None:
         now = time.monotonic()

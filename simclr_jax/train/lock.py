@@ -16,7 +16,7 @@ from typing import Any, Required, TypedDict
 from absl import logging
 from etils import epath
 
-from simclr_jax import buckets, documents, files
+from simclr_jax import buckets, closing, documents, files
 from simclr_jax.errors import UserError
 
 MARKER = "lock.takeover"
@@ -87,12 +87,19 @@ class WorkdirLock:
         self._thread.start()
         return self
 
-    def __exit__(self, *_: object) -> None:
+    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
         self._stop.set()
+        closing.close(error, self._end_beating, self._remove)
+
+    def _end_beating(self) -> None:
         if self._thread is not None:
             self._thread.join()
-        if self._is_ours(self._read(self._path)):
-            self._path.unlink(missing_ok=True)
+
+    def _remove(self) -> None:
+        """Release the lock; one that cannot be removed is taken over by the next run."""
+        with files.explaining(self._path, "removed"):
+            if self._is_ours(self._read(self._path)):
+                self._path.unlink(missing_ok=True)
 
     def check(self) -> None:
         """Raise `UserError` if another process has taken the workdir over, or it is gone."""
@@ -158,12 +165,10 @@ class WorkdirLock:
     def _take_over(self, owner: dict[str, Any], reason: str) -> bool:
         """Replace a dead lock by ours; False if it changed hands since it was judged."""
         marker = self._wait_for_turn(owner)
-        try:
+        with closing.Closing(lambda: marker.unlink(missing_ok=True)):
             if self._read(self._path) != owner:
                 return False
             files.write_atomically(self._path, self._record())
-        finally:
-            marker.unlink(missing_ok=True)
         for path in buckets.listing(self._workdir):
             if path.name.startswith(MARKER):
                 path.unlink(missing_ok=True)  # of processes that died in here

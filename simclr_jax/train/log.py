@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from simclr_jax import processes
+from simclr_jax import closing, processes
 from simclr_jax.errors import UserError
 from simclr_jax.train.metrics import MetricsWriter, NoMetrics
 from simclr_jax.train.progress import Speed, progress_line, shown
@@ -54,8 +54,8 @@ class Log:
     def __enter__(self) -> Log:
         return self
 
-    def __exit__(self, *_) -> None:
-        self._writer.close()
+    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
+        closing.close(error, self._writer.close)
 
     def watch(self, batches: Iterator[Batch]) -> Iterator[Batch]:
         """Yield batches, and measure how long the loop waits for them."""

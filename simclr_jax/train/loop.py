@@ -8,6 +8,7 @@ import jax
 from jax.sharding import Mesh
 
 from simclr_jax import parallel, processes
+from simclr_jax.closing import Closing
 from simclr_jax.errors import UserError
 from simclr_jax.train.interrupt import StopRequest
 from simclr_jax.train.log import Log
@@ -66,10 +67,14 @@ def train(
     step = make_step(stage, mesh)
     log = Log(timetable, stage.formats, workdir, first_step)
     stop, stopped_by, done = StopRequest(), 0, first_step
-    with stop, profiler, log:
+    with Closing() as closing:
+        for manager in (stop, profiler, log):
+            closing.enter(manager)
         if first_step == 0:
             log.evaluation(0, stage.evaluate(state))
-        for steps, batches in log.watch(stage.batches(first_step, timetable.total_steps)):
+        source = stage.batches(first_step, timetable.total_steps)
+        closing.step(getattr(source, "close", lambda: None))  # it has threads that read
+        for steps, batches in log.watch(source):
             if stage.before_epoch and (epoch := timetable.new_epoch(steps)) is not None:
                 log.catch_up()
                 state = stage.before_epoch(state, epoch)

@@ -22,7 +22,7 @@ import numpy as np
 from absl import logging
 from etils import epath
 
-from simclr_jax import buckets, documents, files
+from simclr_jax import buckets, closing, documents, files
 from simclr_jax.train import events, mending
 from simclr_jax.train.mending import Seal
 
@@ -108,8 +108,9 @@ class _Board:
             self._writer.flush()
 
     def close(self) -> None:
+        # By itself the writer leaves its file open if the last of it cannot be written.
         with files.explaining(self._directory):
-            self._writer.close()
+            closing.close(None, self._writer.flush, self._writer._py_recordio_writer.close)
 
     def _add(self, step: int, **content: Any) -> None:
         from tensorboardX.proto.event_pb2 import Event
@@ -198,12 +199,8 @@ class MetricsWriter:
 
     def close(self) -> None:
         """Flush and close both."""
-        try:
-            self.flush()
-        finally:
-            self._board.close()
-            self._file.close()
-            self._events.close()
+        steps = (self.flush, self._board.close, self._file.close, self._events.close)
+        closing.close(None, *steps)
 
 
 class _OldWindow(TypedDict):

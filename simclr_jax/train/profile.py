@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+from collections.abc import Iterator
 
 import jax
 from etils import epath
 
-from simclr_jax import buckets, processes
+from simclr_jax import buckets, closing, processes
 from simclr_jax.errors import UserError
 
 
@@ -28,23 +30,43 @@ class Profiler:
     def __enter__(self) -> Profiler:
         return self
 
-    def __exit__(self, *_) -> None:
-        if self._running:
+    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
+        closing.close(error, self._stop, self._directory.close)
+
+    def _stop(self) -> None:
+        """Write what was recorded, if anything was."""
+        if not self._running:
+            return
+        self._running = False
+        with _explaining(self._directory.local):
             jax.profiler.stop_trace()
-            self._directory.publish()
-            self._running = False
+        self._directory.publish()
 
     def before(self, steps: range) -> None:
         """Start the trace if the first step asked for is in this chunk."""
         if processes.rank() == 0 and steps[0] <= self._first <= steps[-1]:
-            jax.profiler.start_trace(os.fspath(self._directory.local))
+            with _explaining(self._directory.local):
+                jax.profiler.start_trace(os.fspath(self._directory.local))
             self._running = True
 
     def after(self, steps: range, result: object) -> None:
         """Stop the trace, once `result` is there, if the last step was in this chunk."""
         if self._running and steps[-1] >= self._last:
             jax.block_until_ready(result)
-            self.__exit__()
+            self._stop()
+
+
+@contextlib.contextmanager
+def _explaining(directory: epath.PathLike) -> Iterator[None]:
+    """Turn what JAX raises where a trace cannot be written into a line for the user."""
+    try:
+        yield
+    except (OSError, RuntimeError) as error:  # of XLA, which names no number of the system
+        raise UserError(
+            f"the trace cannot be written to {os.fspath(directory)} "
+            f"({' '.join(str(error).split())[:200]}): free space there, or leave --profile_steps "
+            "away, and start again"
+        ) from error
 
 
 def _parse(steps: str) -> tuple[int, int]:

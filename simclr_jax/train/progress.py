@@ -10,7 +10,7 @@ from typing import TextIO, TypeVar
 
 from etils import epath
 
-from simclr_jax import files
+from simclr_jax import closing, files
 from simclr_jax.train.timetable import Timetable
 
 Batch = TypeVar("Batch")
@@ -36,7 +36,7 @@ class Console:
     def say(self, text: str) -> None:
         """Print a line that stays."""
         self._erase()
-        print(text, file=self._stream, flush=True)
+        self._print(text + "\n")
         self._keep(text)
 
     def status(self, text: str) -> None:
@@ -50,21 +50,24 @@ class Console:
             self._erase()
             # A line that goes on in the next row cannot be erased.
             text = text[: shutil.get_terminal_size().columns - 1]
-            self._stream.write(text)
-            self._stream.flush()
+            self._print(text)
             self._width = len(text)
         elif due:
-            print(text, file=self._stream, flush=True)
+            self._print(text + "\n")
 
     def close(self) -> None:
         """End the renewing line, close the log."""
-        self._erase()
-        self._log.close()
+        closing.close(None, self._erase, self._log.close)
 
     def _erase(self) -> None:
         if self._width:
-            self._stream.write("\r" + " " * self._width + "\r")
+            self._print("\r" + " " * self._width + "\r")
             self._width = 0
+
+    def _print(self, text: str) -> None:
+        with files.explaining("the output"):
+            self._stream.write(text)
+            self._stream.flush()
 
     def _keep(self, text: str) -> None:
         stamp = time.strftime("%Y-%m-%d %H:%M:%S")

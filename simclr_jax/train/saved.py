@@ -12,6 +12,7 @@ from flax import traverse_util
 from ml_collections import ConfigDict
 
 from simclr_jax import buckets, files, recipes
+from simclr_jax.closing import Closing
 from simclr_jax.errors import UserError
 from simclr_jax.train import manifest, stored
 from simclr_jax.train.bucket_checkpoints import open_checkpoints
@@ -68,11 +69,9 @@ def read(run: str, flag: str = "--checkpoint") -> Saved:
     """
     path, at = _find(run, flag)
     checkpoints = open_checkpoints(path / "checkpoints", read_only=True)
-    try:
+    with Closing(checkpoints.close):
         step, leaves = checkpoints.leaves(at)
         record = stored.of_checkpoint(path, step, checkpoints.about(step))
-    finally:
-        checkpoints.close()
     return Saved(path, step, record, leaves)
 
 
@@ -80,10 +79,8 @@ def describe(run: str, flag: str = "--checkpoint") -> Saved:
     """Say what `read` would give, as far as it can be known without reading gigabytes."""
     path, at = _find(run, flag)
     checkpoints = open_checkpoints(path / "checkpoints", read_only=True)
-    try:
+    with Closing(checkpoints.close):
         steps = checkpoints.steps()
-    finally:
-        checkpoints.close()
     for step in reversed(steps) if at is None else [at] if at in steps else []:
         with contextlib.suppress(manifest.Damaged):
             directory = path / stored.CHECKPOINTS / str(step)

@@ -13,6 +13,7 @@ from absl import logging
 from etils import epath
 
 from simclr_jax import buckets, documents, files, processes, recipes, validation
+from simclr_jax.closing import Closing
 from simclr_jax.errors import UserError, choose
 from simclr_jax.train import mending, stored
 from simclr_jax.train.bucket_checkpoints import open_checkpoints
@@ -92,9 +93,9 @@ def open_workdir(
         raise UserError(f"--resume=must, but {path} holds no checkpoint to resume from")
     processes.on_first(lambda: os.fspath(files.make_workdir(path)))
     workdir = epath.Path(path)
-    with contextlib.ExitStack() as stack:
+    with Closing() as stack:
         console = Console(workdir) if processes.rank() == 0 else Silence()
-        stack.callback(console.close)
+        stack.step(console.close)
         lock = WorkdirLock(workdir, say=console.say)
         checkpoints = open_checkpoints(
             workdir / stored.CHECKPOINTS,
@@ -107,8 +108,8 @@ def open_workdir(
 
         @files.explaining(workdir)
         def claim() -> tuple[bool, int]:
-            stack.enter_context(lock)
-            stack.callback(checkpoints.close)
+            stack.enter(lock)
+            stack.step(checkpoints.close)
             fresh = not started(workdir)
             if resume == "must" and not checkpoints.steps():
                 raise UserError(f"--resume=must, but {workdir} holds no checkpoint to resume from")
@@ -124,7 +125,7 @@ def open_workdir(
 
         fresh, lost = processes.on_first(claim)
         if processes.rank() > 0:
-            stack.callback(checkpoints.close)
+            stack.step(checkpoints.close)
         _check_shared(workdir / stored.NAME, recipe)
         yield Workdir(workdir, fresh, lost, console, checkpoints, lock)
 

@@ -65,6 +65,24 @@ def test_a_disk_that_does_not_answer_condemns_no_checkpoint(error, tmp_path, mon
     assert sorted(path.name for path in tmp_path.iterdir()) == ["1", "2"]
 
 
+def test_few_open_files_condemn_no_checkpoint(tmp_path, monkeypatch):
+    checkpoints = Checkpoints(tmp_path)
+    checkpoints.save(1, {"a": np.arange(9)})
+    checkpoints.wait()
+    refused = [ValueError("x [os_error_code='24']"), OSError(errno.EMFILE, "Too many open files")]
+    for error in refused:
+
+        def refuse(*_, error=error):
+            raise error
+
+        with monkeypatch.context() as patch:
+            patch.setattr(checkpoints, "_load", refuse)
+            with pytest.raises(UserError, match=r"1 cannot be read .Too many open.*ulimit") as e:
+                checkpoints.restore({"a": np.zeros(9, np.int64)})
+        assert e.value.code == 1
+    assert checkpoints.restore({"a": np.zeros(9, np.int64)})[0] == 1
+
+
 def test_all_of_a_checkpoint_is_on_the_disk_before_it_is_one(tmp_path, monkeypatch):
     synced: list[str] = []
     sync = os.fsync

@@ -6,7 +6,6 @@ of a shuffle buffer: a resumed run computes where it was, and finds the same vie
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Generator, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -15,6 +14,7 @@ import numpy as np
 
 from simclr_jax.augment import on_host
 from simclr_jax.augment.draws import Draws
+from simclr_jax.closing import Closing
 from simclr_jax.data.placements import Loading, Request, blocks
 from simclr_jax.data.reader import ahead
 from simclr_jax.errors import UserError
@@ -41,7 +41,7 @@ def batches(
     dataset = dataset.batch(len(first.positions), drop_remainder=True)
     # Has a name, and so outlives the loop: its end waits for a thread that ends with the reader.
     made = dataset.prefetch(1).as_numpy_iterator()
-    with contextlib.closing(loading.reader):
+    with Closing(loading.reader.close):
         for batch in made:
             if not loading.reader.source.classes:
                 del batch["label"]
@@ -61,7 +61,8 @@ def _dataset(loading: Loading, all_blocks: Any, failures: list[Exception]) -> An
     read = blocks.reader(loading)
 
     def decoded() -> Iterator[dict[str, Any]]:
-        with ThreadPoolExecutor(loading.threads) as pool, contextlib.closing(loading.reader):
+        pool = ThreadPoolExecutor(loading.threads)
+        with Closing(loading.reader.close, pool.shutdown):
             try:
                 for block in ahead(pool, read, all_blocks(), depth=2 * loading.threads):
                     yield _tensors(block)

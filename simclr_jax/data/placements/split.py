@@ -8,7 +8,6 @@ soon as they are decoded, and crops drawn in what is left, so that a thread hold
 
 from __future__ import annotations
 
-import contextlib
 import itertools
 from collections.abc import Callable, Generator, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -16,6 +15,7 @@ from typing import Any
 
 import numpy as np
 
+from simclr_jax.closing import Closing
 from simclr_jax.data.placements import Loading, Request, blocks
 from simclr_jax.data.reader import ahead
 from simclr_jax.errors import UserError
@@ -51,14 +51,10 @@ def batches(
         return batch
 
     requests, again = itertools.tee(requests)
+    pool = ThreadPoolExecutor(loading.threads)
+    done = ahead(pool, cut, blocks.split(requests), depth=2 * loading.threads)
     # The pool is left last, for it waits for its threads: they end when the reader is closed.
-    with (
-        ThreadPoolExecutor(loading.threads) as pool,
-        contextlib.closing(loading.reader),
-        contextlib.closing(
-            ahead(pool, cut, blocks.split(requests), depth=2 * loading.threads)
-        ) as done,
-    ):
+    with Closing(done.close, loading.reader.close, pool.shutdown):
         for request in again:
             count = -(-len(request.positions) // blocks.BLOCK)
             parts = list(itertools.islice(done, count))
