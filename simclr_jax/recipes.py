@@ -433,7 +433,7 @@ def arguments(text: str, **defaults):
 
 
 # What the record of a run holds beside the fields of its recipe.
-NOT_RECIPE = ("images", "converted")
+NOT_RECIPE = ("images", "converted", "trained_on", "chance")
 
 
 def of_record(record: Mapping[str, Any]) -> ConfigDict:

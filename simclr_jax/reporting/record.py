@@ -31,10 +31,6 @@ __all__ = ["Curve", "Record", "flatten", "named", "read"]
 T = TypeVar("T")
 
 BEATING = 120.0  # seconds since the last heartbeat in lock.json after which a run counts as dead
-# What config.json holds besides the recipe.
-NOT_RECIPE = ("images", "trained_on", "chance")
-
-
 MOST_EXAMPLES = 10**15
 
 
@@ -149,7 +145,7 @@ def read(run: str, flag: str = "--checkpoint") -> Record:
         path=path,
         at=at,
         name=path.name,
-        recipe=flatten({name: v for name, v in config.items() if name not in NOT_RECIPE}),
+        recipe=flatten({name: v for name, v in config.items() if name not in recipes.NOT_RECIPE}),
         curves=found,
         results=listed,
         outputs=outputs,

@@ -245,3 +245,16 @@ def test_fine_tuning_inherits_input_and_head(tmp_path):
     config, _ = inherit(config)
     assert config.model.input == "lightness"
     assert (config.head.kind, config.head.bias, config.head.norm) == ("mlp", "all", "none")
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [{"model__depth": 18}, {"model__width": 1e6}, {"head__dim": 6}],
+)
+def test_a_network_that_is_not_that_of_the_arrays_is_one_line(tmp_path, fields):
+    """In a run whose checkpoint is too old to hold the recipe."""
+    workdir = write_run(tmp_path)
+    documents.write(workdir / "config.json", tiny.recipe(**fields).to_dict())
+    with pytest.raises(UserError, match="are not those of the network") as told:
+        Encoder.of(saved.read(str(workdir)))
+    assert "\n" not in str(told.value) and len(str(told.value)) < 600

@@ -114,8 +114,8 @@ def test_nothing_is_pruned_when_the_new_step_reads_back_differently(tmp_path, mo
     checkpoints.wait()
     seal = manifest.write
 
-    def failing_disk(directory, step, leaves):
-        seal(directory, step, leaves)
+    def failing_disk(directory, step, *args):
+        seal(directory, step, *args)
         biggest = max(Path(directory).glob("**/d/*"), key=lambda path: path.stat().st_size)
         biggest.write_bytes(biggest.read_bytes()[::-1])
 
