@@ -9,6 +9,7 @@ import pytest
 from stages import taught
 from train import tiny
 
+from simclr_jax.data import sources
 from simclr_jax.data.sources import NO_LABEL, Images
 from simclr_jax.errors import UserError
 from simclr_jax.evaluate import chance
