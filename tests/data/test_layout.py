@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from data.folders import make, opened, options
 
+from simclr_jax import recipes
 from simclr_jax.data import sources
 from simclr_jax.data.sources import folder
 from simclr_jax.errors import UserError
@@ -160,10 +161,10 @@ def test_a_resumed_run_keeps_its_layout(tmp_path):
 def test_doors_say_which_splits_they_do_not_use(tmp_path):
     for split in ("train", "test", "validation", "spare"):
         tree(tmp_path, **{f"{split}/a": 2, f"{split}/b": 2})
-    config = options(tmp_path)
+    recipe = recipes.base()
+    recipe.data = options("")  # of a run on other images
 
     def notes(**fields):
-        recipe = type("Recipe", (), {"data": config})
         return datasets.open_data(recipe, tmp_path / "run", Wanted(str(tmp_path), **fields)).notes
 
     assert notes() == [
@@ -175,7 +176,8 @@ def test_doors_say_which_splits_they_do_not_use(tmp_path):
 @pytest.mark.parametrize("layout, classes", [("classes", 2), ("splits", 0)])
 def test_doors_take_the_layout_before_the_directory(tmp_path, layout, classes):
     tree(tmp_path, train=20, plane=20)
-    recipe = type("Recipe", (), {"data": options("", layout="splits")})
+    recipe = recipes.base()
+    recipe.data = options("", layout="splits")
     with pytest.raises(UserError, match=f"--data={layout}:{tmp_path}"):
         datasets.open_data(recipe, tmp_path / "run", Wanted(str(tmp_path)))
     wanted = Wanted(f"{layout}:{tmp_path}")

@@ -32,6 +32,9 @@ class Bucket:
         self.gate, self._gated_from = threading.Event(), gated_from
         self.kept_waiting = False
 
+    def name(self, example):
+        return str(example)
+
     def __len__(self):
         return len(self.rows)
 

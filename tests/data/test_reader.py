@@ -10,6 +10,7 @@ import pytest
 from data.test_placements import Photographs, one_size
 from etils import epath
 
+from simclr_jax import documents
 from simclr_jax.data import reader
 from simclr_jax.data.decode import BadImage
 from simclr_jax.data.held_out import HeldOut
@@ -32,7 +33,7 @@ def test_the_list_is_kept_over_restarts_and_names_each_image_once(tmp_path):
     second = Unreadable("train", 100, 0.02, path, said.append)
     second.add("c.jpg", BadImage("truncated"))
     second.add("a.jpg", "empty file")
-    lines = [json.loads(line) for line in path.read_text().splitlines()]
+    lines = [documents.parse(line, dict) for line in path.read_text().splitlines()]
     assert lines == [
         {"image": "a.jpg", "reason": "empty file"},
         {"image": "b\n.jpg", "reason": "empty file"},
@@ -59,7 +60,7 @@ def test_a_damaged_list_is_repaired_and_said(tmp_path):
     ]
     path.write_bytes(b"\n".join(odd) + b"\n" + good + b"half a li")
     Unreadable("train", 100, 0.04, path, said.append)
-    assert path.read_bytes() == good
+    assert path.read_text() == documents.line(json.loads(good))
     assert said == [f"note      6 damaged line(s) of {path} are left out"]
     path.unlink()
     path.mkdir()

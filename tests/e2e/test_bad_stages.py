@@ -25,7 +25,9 @@ def places(finished, unlabelled, tmp_path_factory):
     blind.save(20, {name: leaf for name, leaf in there.leaves.items() if "/probe/" not in name})
     blind.close()
     documents.write(directory / "blind" / "config.json", dict(there.record))
-    shutil.copytree(finished.workdir, directory / "converted")
+    converted = Checkpoints(directory / "converted" / "checkpoints")
+    converted.save(20, dict(there.leaves))
+    converted.close()
     record = dict(there.record) | {"converted": {"classifier_tap": None}}
     documents.write(directory / "converted" / "config.json", record)
 
@@ -102,7 +104,7 @@ FEW = {
     ),
     "a teacher of other classes than are held out": (
         "distill",
-        TEACHER | {"data.path": "{foreign}"},
+        TEACHER | {"data.path": "{foreign}", "eval.seen": True},
         ["run@20 tells 4 classes apart", "has 6"],
     ),
     "a teacher of other sizes": (

@@ -265,9 +265,9 @@ def test_a_path_that_no_file_can_have_is_one_line(house, field, name):
 
 def test_only_files_of_images_are_decoded(house, monkeypatch):
     """A pipe would be read for ever, and a file of gigabytes fill the memory."""
-    monkeypatch.setattr("simclr_jax.embedding.pictures.LARGEST", 80)
+    monkeypatch.setattr(decode, "LARGEST", 80)
     sizes = []
-    monkeypatch.setattr(decode, "decode", lambda content: sizes.append(len(content)))
+    monkeypatch.setattr(decode, "decode", lambda content, rules: sizes.append(len(content)))
     file = write(house / "x.npz", ["a.png", "pipe.png"], house / "images")
     assert (house / "images" / "a.png").stat().st_size > 80
     with pytest.raises(UserError, match="none of the images can be read"):

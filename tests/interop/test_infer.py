@@ -80,7 +80,6 @@ def test_what_differs_from_the_nearest_model_is_named(change, unknown, message):
         {"head_contrastive/dense/kernel": (8, 8)},
         {"head_contrastive/nl_0/dense/kernel": ()},
         {"base_model/conv2d/kernel": ()},
-        {"base_model/conv2d/kernel": (3, 3, 3, 0)},
         {"base_model/conv2d_1/kernel": ()},
     ],
     ids=str,
@@ -90,6 +89,13 @@ def test_foreign_variables_under_known_names_are_named(shapes):
         with pytest.raises(UserError, match="nearest is ResNet-") as raised:
             infer(checkpoint(others | shapes))
         assert len(str(raised.value)) < 600
+
+
+def test_a_variable_of_no_numbers_is_named():
+    with pytest.raises(
+        UserError, match=r"conv2d/kernel of .* is \[3, 3, 3, 0\], which no"
+    ):
+        infer(checkpoint(files.shapes() | {"base_model/conv2d/kernel": (3, 3, 3, 0)}))
 
 
 def test_an_architecture_in_words():

@@ -109,7 +109,7 @@ def test_data_of_one_name_keep_results_of_their_own(run, root):
 def test_other_splits_and_settings_have_names_of_their_own(run):
     names = [judge(run)[0]]
     for options, wanted in (
-        (KNN, {"split": "test", "eval_split": "train"}),
+        (KNN, {"split": "test", "eval_split": "train", "seen": True}),
         (dataclasses.replace(KNN, settings=Settings(knn=((2, None), (3, 0.5)))), {}),
         (dataclasses.replace(KNN, settings=Settings(knn=((3, None),), seed=1)), {}),
         (dataclasses.replace(KNN, labels="2"), {}),
@@ -175,6 +175,7 @@ def test_features_of_files_that_only_look_alike_are_their_own(run, root):
             os.utime(path, (100, 100))
     encoder, cache = Encoder.of(saved.read(str(run))), root / "cache"
     fields = {"name": "", "split": "train", "eval_split": "test", "labels": True}
+    fields |= {"layout": "auto", "max_megapixels": 128.0, "white_level": "full"}
     opened = [
         folder.splits(ConfigDict({**fields, "path": str(root / place / "data")}))["train"]()
         for place in "ef"

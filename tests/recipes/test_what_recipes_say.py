@@ -141,7 +141,7 @@ def test_differences_name_nested_fields_and_pass_over_what_changes_no_result():
 FREE = {
     *("log.every_steps", "checkpoint.every_steps", "checkpoint.keep", "checkpoint.keep_period"),
     *("data.path", "data.threads", "data.resident", "data.max_bad_fraction", "data.index"),
-    *("data.layout", "data.if_changed", "train.remat"),
+    *("data.layout", "data.if_changed", "data.max_megapixels", "train.remat"),
 }
 
 
