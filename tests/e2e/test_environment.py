@@ -13,7 +13,7 @@ pytestmark = pytest.mark.e2e
 root = pytest.mark.skipif(os.geteuid() != 0, reason="only root can mount a small disk")
 
 
-@pytest.mark.parametrize("limit", [12, 24, 32])
+@pytest.mark.parametrize("limit", [12, 24, pytest.param(32, marks=pytest.mark.slow)])
 def test_few_open_files(limit, finished, tmp_path):
     arguments = (*doors.MAIN, *finished.arguments, f"--workdir={tmp_path / 'run'}")
     line = ["bash", "-c", f'ulimit -n {limit}; exec "$@"', "bash", *arguments]
@@ -58,6 +58,7 @@ def compiled(directory):
 
 
 @root
+@pytest.mark.slow
 def test_a_full_cache_of_programs_is_a_note_and_what_is_half_written_is_made_anew(tmp_path):
     with disks.mounted(tmp_path / "disk") as disk:
         disks.fill(disk)

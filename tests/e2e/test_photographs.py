@@ -95,6 +95,7 @@ def test_killed_and_resumed_beside_new_files_is_the_same_run(straight, tmp_path_
     assert unreadable(directory / "run").keys() == unreadable(finished).keys()
 
 
+@pytest.mark.slow
 def test_images_that_are_gone_may_come_back_and_the_run_is_the_same(straight, tmp_path):
     """Moved away while it trains, they are no bad images to be repaired."""
     arguments, finished, _ = straight

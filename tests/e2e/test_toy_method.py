@@ -62,6 +62,7 @@ def test_a_killed_run_continues_to_the_same_bits(toy, images, tmp_path, every):
     assert all(np.array_equal(found[name], want[name]) for name in want)
 
 
+@pytest.mark.slow
 def test_plan_probe_and_report_know_it(toy, images, tmp_path):
     workdir, _ = toy
     data = f"--config.data.path={images}"

@@ -54,8 +54,8 @@ def assert_same(found):
     expected = rows()
     for name in COLUMNS:
         np.testing.assert_array_equal(getattr(found, name), getattr(expected, name))
-    said = {name: value for name, value in found.about.items() if name not in ("content", "mark")}
-    assert said == expected.about
+    # A flipped bit may have made another name of the checksum's.
+    assert {name: found.about[name] for name in expected.about} == expected.about
 
 
 def flips(path, step):

@@ -92,9 +92,7 @@ def test_foreign_variables_under_known_names_are_named(shapes):
 
 
 def test_a_variable_of_no_numbers_is_named():
-    with pytest.raises(
-        UserError, match=r"conv2d/kernel of .* is \[3, 3, 3, 0\], which no"
-    ):
+    with pytest.raises(UserError, match=r"conv2d/kernel of .* is \[3, 3, 3, 0\], which no"):
         infer(checkpoint(files.shapes() | {"base_model/conv2d/kernel": (3, 3, 3, 0)}))
 
 

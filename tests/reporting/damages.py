@@ -1,6 +1,6 @@
 """Damage the files of a finished run, one at a time, and look what its readers make of it.
 
-    JAX_PLATFORMS=cpu PYTHONPATH=.:tests:tests/e2e python -m reporting.damages --count=300 --seed=0
+    JAX_PLATFORMS=cpu PYTHONPATH=.:tests python -m reporting.damages --count=300 --seed=0
 
 Each damage is done to a copy of the run. All readers that open the damaged file then run in this
 process, by the functions that the doors call. What becomes of each is one of
@@ -27,6 +27,7 @@ import json
 import logging
 import os
 import re
+import runpy
 import shutil
 import sys
 import tempfile
@@ -71,8 +72,6 @@ class Read:
 
 def make(root: Path) -> Path:
     """Train a tiny run in `root/run`, and leave there all that readers may read."""
-    import tiny
-
     images = np.random.default_rng(0)
     for i in range(60):
         path = root / "images" / "ab"[i % 2] / f"{i}.png"
@@ -80,7 +79,7 @@ def make(root: Path) -> Path:
         pixels = images.integers(0, 110, (12, 12, 3)) + 110 * (i % 2)
         Image.fromarray(pixels.astype(np.uint8)).save(path)
     (root / "images" / "a" / "broken.png").write_bytes(b"\x89PNG no more")
-    config = tiny.get_config()
+    config = tiny()
     config.data.source, config.data.path = "folder", str(root / "images")
     config.data.max_bad_fraction = 0.2
     config.eval.every_epochs, config.checkpoint.every_steps = 1.0, 4
@@ -92,6 +91,11 @@ def make(root: Path) -> Path:
     for suffix in (".npz", ".parquet"):
         embed.run(embed.Options(str(root / "run"), str(root / f"all{suffix}")), silent)
     return root
+
+
+def tiny() -> Any:
+    """Return the recipe of `tests/e2e/tiny.py`; other folders have modules of that name."""
+    return runpy.run_path(str(Path(__file__).parents[1] / "e2e" / "tiny.py"))["get_config"]()
 
 
 def silent(line: str) -> None:
@@ -207,9 +211,7 @@ def searched(suffix: str) -> Callable[[Path], Read]:
 
 def planned(root: Path) -> Read:
     """Plan a fine-tuning that starts from the run."""
-    import tiny
-
-    config = tiny.get_config()
+    config = tiny()
     with config.unlocked():
         config.stage, config.init.run = "finetune", str(root / "run")
         config.data.source, config.loss.temperature = None, 0.1
