@@ -67,6 +67,11 @@ def read(path: epath.Path, known: Known | None = None) -> tuple[dict[str, Curve]
     try:
         lines = documents.content(path).split(b"\n")[:-1]
     except FileNotFoundError:
+        if known and known.lines:
+            return {}, [
+                f"{documents.shown(path)} is gone: the checkpoint of step {known.step} knows of "
+                f"{len(known.lines)} lines."
+            ]
         return {}, []
     found: dict[str, dict[int, float]] = {}
     left_out: list[str] = []

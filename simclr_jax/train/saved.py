@@ -7,6 +7,7 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
+from absl import logging
 from etils import epath
 from flax import traverse_util
 from ml_collections import ConfigDict
@@ -72,6 +73,8 @@ def read(run: str, flag: str = "--checkpoint") -> Saved:
     with Closing(checkpoints.close):
         step, leaves = checkpoints.leaves(at)
         record = stored.of_checkpoint(path, step, checkpoints.about(step))
+    if at is None and (known := stored.newest_saved(path)) > step:
+        logging.warning("%s: step %d is read, though step %d was saved later", path, step, known)
     return Saved(path, step, record, leaves)
 
 

@@ -7,7 +7,7 @@ is the one that its arrays were trained by, and what `config.json` says is held 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from typing import Any
+from typing import Any, TypedDict
 
 from etils import epath
 
@@ -18,7 +18,22 @@ from simclr_jax.train.manifest import Damaged
 
 NAME = "config.json"
 CHECKPOINTS = "checkpoints"
+SAVED = "saved.json"  # the newest step that was ever saved
 MOST_SHOWN = 8  # differing fields in an error
+
+
+class Newest(TypedDict):
+    """What `saved.json` says."""
+
+    step: int
+
+
+def newest_saved(workdir: epath.PathLike) -> int:
+    """Return the newest step that a run ever saved, 0 where nothing tells."""
+    try:
+        return documents.read(epath.Path(workdir) / SAVED, Newest)["step"]
+    except (FileNotFoundError, UserError):
+        return 0
 
 
 def in_config(workdir: epath.PathLike) -> dict[str, Any]:

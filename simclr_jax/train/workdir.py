@@ -7,7 +7,7 @@ import dataclasses
 import os
 import time
 from collections.abc import Callable, Iterator
-from typing import Any, TypedDict
+from typing import Any
 
 from absl import logging
 from etils import epath
@@ -22,7 +22,6 @@ from simclr_jax.train.lock import WorkdirLock
 from simclr_jax.train.progress import Console, Silence
 
 RESUME = ("auto", "never", "must")
-SAVED = "saved.json"  # the newest step that was ever saved
 VISIBLE_SECS = 60.0  # network file systems remember for a while that a file was not there
 CONVERTED = "convert"  # the stage of runs that were not trained here
 
@@ -41,12 +40,6 @@ class Workdir:
     console: Console
     checkpoints: Checkpoints
     lock: WorkdirLock
-
-
-class Newest(TypedDict):
-    """What `saved.json` says."""
-
-    step: int
 
 
 def started(path: epath.PathLike) -> bool:
@@ -102,7 +95,7 @@ def open_workdir(
             keep=keep,
             keep_period=keep_period,
             recipe=recipe,
-            sealed=lambda step: documents.write(workdir / SAVED, {"step": step}),
+            sealed=lambda step: documents.write(workdir / stored.SAVED, {"step": step}),
             say=console.say,
         )
 
@@ -116,7 +109,7 @@ def open_workdir(
             check_recipe(workdir, recipe, resume, fresh)
             lost = check_saves(workdir, console.say)
             if not lost and checkpoints.steps():  # of an earlier version, or killed since its save
-                documents.write(workdir / SAVED, {"step": checkpoints.steps()[-1]})
+                documents.write(workdir / stored.SAVED, {"step": checkpoints.steps()[-1]})
             _tidy(workdir, checkpoints)
             if not fresh and not (workdir / stored.NAME).exists():
                 console.say(f"{stored.NAME} was gone: it is restored from the checkpoints")
@@ -148,7 +141,9 @@ def check_saves(workdir: epath.PathLike, say: Callable[[str], None] = logging.wa
     """
     workdir, known = epath.Path(workdir), 0
     try:
-        known = documents.read(workdir / SAVED, Newest, "the next save writes it anew")["step"]
+        known = documents.read(
+            workdir / stored.SAVED, stored.Newest, "the next save writes it anew"
+        )["step"]
     except FileNotFoundError:
         known = -1 if _saved_before(workdir) else 0
     except UserError as error:
@@ -159,7 +154,7 @@ def check_saves(workdir: epath.PathLike, say: Callable[[str], None] = logging.wa
         raise UserError(
             f"{workdir} holds a run that had saved {step}, and no checkpoint of it any more: bring "
             f"{workdir / stored.CHECKPOINTS} back, or give another --workdir; to start anew in "
-            f"this one, move {SAVED}, metrics.jsonl and results away"
+            f"this one, move {stored.SAVED}, metrics.jsonl and results away"
         )
     there = any(name == str(known) or name.startswith(f"{known}.damaged") for name in names)
     return 0 if there else max(known, 0)
