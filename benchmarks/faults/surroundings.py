@@ -177,7 +177,7 @@ FAULTS |= {
     f"read-only: {name}": Fault(
         "Read-only", disks.MOMENTS[name], disks.sealing(Path("DISK")), after=disks.unseal, disk=True
     )
-    for name in ("views.png", "a later save", "results are written")
+    for name in ("views.png", "a later save")
 }
 FAULTS |= {
     "workdir moved": Fault(r"run\b.*(gone|No such)", FLUSHED, "mv run away", after=_back),
@@ -193,7 +193,7 @@ FAULTS |= {
         folder=True,
     ),
     "images replaced": Fault(
-        r"(?i)replaced|changed|other|differ", SAVED, KILL, between=_replace, after=_restore,
+        r"(?i)replaced|changed|other|differ", FLUSHED, KILL, between=_replace, after=_restore,
         folder=True, harmless=True, repeat=False,
     ),
     "link farm, FIFO": Fault("", before=(_farm,), after=_clear_farm, folder=True, harmless=True),
