@@ -37,7 +37,7 @@ TEMPORARY = (".tmp", ".orbax-checkpoint-tmp", ".pruned")
 def _main(kind: str, *more: str) -> tuple[str, ...]:
     images = "--config.data.path=../images.npz" if kind not in ("pipeline", "folder") else ""
     if kind == "pipeline":
-        images = "--config.runs.first.data.path=../../images.npz"
+        images = "--config.runs.first.data.path=../images.npz"
     found = ("-m", "simclr_jax.main", f"--config={RECIPES}:{kind}", "--workdir=run", images, *more)
     return tuple(part for part in found if part)
 
