@@ -143,6 +143,10 @@ class Reader:
     _closed: threading.Event = dataclasses.field(
         default_factory=threading.Event, init=False, repr=False, compare=False
     )
+    # Held while announcing and while closing: one thread does the one, another the other.
+    _announcing: threading.Lock = dataclasses.field(
+        default_factory=threading.Lock, init=False, repr=False, compare=False
+    )
 
     def read(
         self,
@@ -174,9 +178,12 @@ class Reader:
         It is kept until `release` of the same positions. All windows end at about the same batch:
         what follows them is fetched while they last.
         """
-        if isinstance(self.order, Stream) and not self._closed.is_set():
-            later = self.order.a_window_later(positions)
-            self._records.announce(self._blocks(positions), self._blocks(later))
+        if isinstance(self.order, Stream):
+            blocks = self._blocks(positions)
+            later = self._blocks(self.order.a_window_later(positions))
+            with self._announcing:
+                if not self._closed.is_set():
+                    self._records.announce(blocks, later)
 
     def release(self, positions: np.ndarray) -> None:
         """Forget what was announced for these positions, which were read, and for no others."""
@@ -185,7 +192,8 @@ class Reader:
 
     def close(self) -> None:
         """End `read`, and fetch no more of what was announced."""
-        self._closed.set()
+        with self._announcing:
+            self._closed.set()
         if isinstance(self.order, Stream):
             self._records.close()
 

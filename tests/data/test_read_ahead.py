@@ -158,6 +158,23 @@ def test_a_closed_reader_reads_and_announces_nothing():
     assert not source.fetched and not source.singly
 
 
+def test_a_reader_that_closes_while_it_announces_leaves_nothing_to_fetch(monkeypatch):
+    """A stream on devices announces in one thread and is closed from another."""
+    source, shape = Bucket(64), {"batch_size": 32, "block": 8, "window": 32, "lanes": 1}
+    reader, announce = loading(source, shape).reader, ReadAhead.announce
+    closing = threading.Thread(target=reader.close)
+
+    def interrupted(raw, *blocks):
+        closing.start()
+        closing.join(0.2)  # where it does not wait for the announcement, it is long done
+        announce(raw, *blocks)
+
+    monkeypatch.setattr(ReadAhead, "announce", interrupted)
+    reader.announce(np.arange(32))
+    closing.join(WAIT)
+    assert not closing.is_alive() and source.raw._pool is None
+
+
 def on_the_host(of, requests):
     return batches.host_batches("split", of, requests)
 
