@@ -7,10 +7,10 @@
 Each is one run of `configs/digits.py` in a process of its own, on so many CPU devices, with a
 compilation cache of its own, so that its time is that of a first run. A line says how it ended. A
 run that is complete is only read, one that was interrupted goes on: its time is then not known.
-In the end stands whether the recipe keeps what a quickstart should promise (today it does
-not yet), for each version of JAX and number of devices, and mean and standard error of every score.
-The standard error of a mean joins the spread over seeds with the sampling of the held-out images,
-p(1-p)/images; margins are differences in pooled standard errors.
+In the end stand the promise of `configs/digits.py`, for each version of JAX and number of devices,
+and mean and standard error of every score. The standard error of a mean joins the spread over seeds
+with the sampling of the held-out images, p(1-p)/images; margins are differences in pooled standard
+errors.
 """
 
 from __future__ import annotations

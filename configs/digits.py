@@ -1,6 +1,16 @@
-"""Handwritten digits, pretrained without their labels in a few minutes on a laptop's CPU.
+"""Handwritten digits, pretrained without their labels in minutes on a laptop's CPU.
 
-python -m simclr_jax.main --config=configs/digits.py
+    python -m simclr_jax.main --config=configs/digits.py
+
+What it aims at: for every seed a kNN accuracy on the test images at least 15 points above that of
+raw pixels, a deviation over seeds of 2.5 points at most, 3 minutes on 2 idle cores.
+`benchmarks/digits_seeds.py` says whether that holds; `benchmarks/digits_choice.py` compares the
+settings with others on a part of the training images. What differs from other recipes, and why:
+
+* ResNet-D's shortcuts and stem (`model.sk_ratio`, which in encoders without bottlenecks is these
+  alone): plain strided shortcuts pass one pixel of four, these the mean of all.
+* A linear head, one of the three in SimCLR's figure 8: what the augmentation varies here, place and
+  scale, is what h is to forget as well.
 """
 
 from simclr_jax import recipes
@@ -9,7 +19,8 @@ from simclr_jax import recipes
 def get_config():
     c = recipes.base()
     recipes.on_digits(c)
-    c.head.dim = 64
-    c.loss.temperature = 0.2
-    c.optim.base_lr = 3.0
+    c.model.sk_ratio = 0.0625
+    c.head.kind, c.head.dim = "linear", 64
+    c.optim.base_lr = 6.0
+    c.train.epochs = 45.0
     return c.lock()

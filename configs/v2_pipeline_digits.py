@@ -40,7 +40,7 @@ def get_config(arg=""):
 
 
 def pretrain(width):
-    """Return the recipe of configs/digits.py for another width."""
+    """Return a SimCLR recipe with v2's nonlinear head, of another width; not configs/digits.py."""
     c = recipes.base()
     c.data.source, c.data.name = "digits", "placed"
     c.data.image_size = 32
