@@ -162,7 +162,18 @@ def read(run: str, flag: str = "--checkpoint") -> Record:
     )
     if known is None:
         there.damaged += _missing(record)
+    there.damaged += _without_scores(record)
     return record
+
+
+def _without_scores(record: Record) -> list[str]:
+    """Say that the table of scores is missing from a run that has ended and must have made one."""
+    file = record.path / "results" / "summary.json"
+    ended = record.total_steps in record.saved and not record.alive
+    scored = any(name in record.curves for name in ("knn_accuracy", "probe_accuracy", "accuracy"))
+    if not (ended and scored and record.recipe.get("eval.compare")) or file.exists():
+        return []
+    return [f"{documents.shown(file)} is missing: restore it, or run the command again."]
 
 
 def _missing(record: Record) -> list[str]:

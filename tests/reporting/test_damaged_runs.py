@@ -6,6 +6,7 @@ import html
 import json
 import os
 import re
+import time
 
 import numpy as np
 import pytest
@@ -20,6 +21,8 @@ from simclr_jax.reporting import record, report
 from simclr_jax.reporting.curves import Known
 from simclr_jax.train import mending
 
+SCORES = {"raw pixels": {"kNN": {"accuracy": 0.3, "low": 0.2, "high": 0.4}}}
+SUMMARY = {"scores": SCORES, "protocol": {}}
 EVIL = "<script>alert(1)</script>'\"&\x1b[2J"
 
 
@@ -34,8 +37,7 @@ def run(tmp_path):
     arrays = {"labels": np.arange(4) % 2, "predictions": np.zeros(4, int), "examples": np.arange(4)}
     score = {"top-1": {"value": 0.5, "low": 0.4, "high": 0.6}}
     results.write(path, {"name": "knn-h", "scores": score, "protocol": {"k": 3}}, arrays)
-    scores = {"raw pixels": {"kNN": {"accuracy": 0.3, "low": 0.2, "high": 0.4}}}
-    documents.write(path / "results" / "summary.json", {"scores": scores, "protocol": {}})
+    documents.write(path / "results" / "summary.json", SUMMARY)
     documents.write(path / "devices.json", {"devices": "8 x TPU v5"})
     damages.Image.new("RGB", (9, 9)).save(path / "views.png")
     (path / "log.txt").write_text("2026-01-01 00:00:00  devices   1 x cpu, computing in float32\n")
@@ -115,6 +117,26 @@ def test_what_is_left_out_stands_in_the_page(run):
 
 
 # Metrics ------------------------------------------------------------------------------------------
+
+
+def test_a_table_that_an_ended_run_must_have_is_missed_and_no_other(tmp_path):
+    run = write_record(tmp_path / "run", healthy())
+    assert problems(run) == []  # it may be at work on its last steps
+    (run / "checkpoints" / "100").mkdir(parents=True)
+    said = f"{run}/results/summary.json is missing: restore it, or run the command again."
+    assert problems(run) == [said]
+    (run / "lock.json").write_text(json.dumps({"heartbeat": time.time()}))
+    assert problems(run) == []
+    (run / "lock.json").unlink()
+    without_labels = [line for line in healthy() if "knn_accuracy" not in line]
+    (run / "metrics.jsonl").write_text("".join(f"{json.dumps(line)}\n" for line in without_labels))
+    assert problems(run) == []
+    write_record(run, healthy(), eval__compare=False)
+    assert problems(run) == []
+    (run / "checkpoints" / "100").rmdir()
+    (run / "checkpoints" / "80").mkdir()
+    write_record(run, healthy())
+    assert problems(run) == []
 
 
 def sealed(path, lines):
@@ -215,6 +237,8 @@ def test_lines_that_an_older_run_misses_are_noticed_where_they_can_be(tmp_path):
     assert "There is no knn_accuracy between steps 20 and 60" in without(knn[2])
     assert "There is no knn_accuracy after step 80" in without(knn[-1])
     (run / "checkpoints" / "100").mkdir(parents=True)
+    (run / "results").mkdir()
+    documents.write(run / "results" / "summary.json", SUMMARY)
     assert "no line of training after step 90" in without(*range(loss[-2], len(whole)))
     assert problems(run) and without() == ""
     (run / "metrics.jsonl").write_bytes(b"")
