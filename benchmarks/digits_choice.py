@@ -4,8 +4,9 @@
     python benchmarks/digits_choice.py --seeds=0,1,2 --only="as it is,smaller crops"
 
 A fifth of the 1437 training images is held out, the rest is trained on for as many steps as the
-recipe has on all of them; the test images take no part. One line per run, kNN accuracy on what was held out,
-and a table at the end. A run that is complete is only read, one that was interrupted goes on.
+recipe has on all of them; the test images take no part. One line per run, kNN accuracy on what was
+held out, and a table at the end. A run that is complete is only read, one that was interrupted goes
+on.
 """
 
 from __future__ import annotations
@@ -54,6 +55,7 @@ CANDIDATES: dict[str, dict[str, Any]] = {
     "temperature 0.05": {"loss.temperature": 0.05},
     "temperature 0.2": {"loss.temperature": 0.2},
     "half the batch": {"train.batch_size": 128},
+    "half the batch, twice the rate": {"train.batch_size": 128, "optim.base_lr": 12.0},
     "no head": {"head.kind": "none"},
     "nonlinear head": {"head.kind": "nonlinear", "head.layers": 2},
     "plain shortcuts": {"model.sk_ratio": 0.0},
