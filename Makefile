@@ -13,7 +13,8 @@ BIN := $(VENV)/bin
 MADE := $(VENV)/.python-$(VERSION)
 CORE := $(VENV)/.core
 ALL := $(VENV)/.all
-WORKERS ?= 2
+# One more than cores: a test of a door waits for processes that start.
+WORKERS ?= $(shell echo $$(( $$(getconf _NPROCESSORS_ONLN) + 1 )))
 SHELL_SCRIPTS := launch/common.sh $(shell grep -l '^\#!.*bash' launch/*)
 # tests/conftest.py groups and orders the tests.
 PYTEST := $(BIN)/python -m pytest -n $(WORKERS) --dist loadgroup --no-loadscope-reorder

@@ -22,7 +22,7 @@ from typing import Any
 import numpy as np
 from absl import flags
 
-from simclr_jax import documents, errors, recipes
+from simclr_jax import documents, errors, recipes, records
 from simclr_jax.data import sources
 from simclr_jax.tables import table
 from simclr_jax.train import timetable
@@ -136,8 +136,8 @@ def _run(name: str, seed: int, archive: Path, examples: int) -> dict[str, Any]:
         command += [f"--workdir={workdir}"]
         if subprocess.run(command, cwd=ROOT, stdout=subprocess.DEVNULL, check=False).returncode:
             raise errors.UserError(f"{name}, seed {seed} did not finish: see {workdir}/log.txt")
-    made = recipes.of_record(documents.read(workdir / "config.json", dict[str, Any]))
-    if found := recipes.differences(made.to_dict(), config.to_dict()):
+    made = records.recipe(documents.read(workdir / "config.json", dict[str, Any]))
+    if found := records.differences(made.to_dict(), config.to_dict()):
         raise errors.UserError(
             f"{workdir} holds a run of another recipe ({found[0]}): give another --workdir"
         )

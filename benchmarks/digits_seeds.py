@@ -30,7 +30,7 @@ from typing import Any
 
 from absl import flags
 
-from simclr_jax import documents, errors, recipes
+from simclr_jax import documents, errors, records
 from simclr_jax.tables import table
 
 FLAGS = flags.FLAGS
@@ -145,10 +145,10 @@ def _train(python: str, devices: int, seed: int, workdir: Path) -> None:
 
 def _check_recipe(workdir: Path, seed: int) -> None:
     """Check that a run is of the recipe as it stands, whenever it was made."""
-    made = recipes.of_record(documents.read(workdir / "config.json", dict[str, Any]))
+    made = records.recipe(documents.read(workdir / "config.json", dict[str, Any]))
     wanted = runpy.run_path(str(RECIPE))["get_config"]()
     wanted.seed, wanted.data.name = seed, FLAGS.name
-    if found := recipes.differences(made.to_dict(), wanted.to_dict()):
+    if found := records.differences(made.to_dict(), wanted.to_dict()):
         raise errors.UserError(
             f"{workdir} holds a run of another recipe ({found[0]}): give another --workdir"
         )

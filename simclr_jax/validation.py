@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from ml_collections import ConfigDict
 
-from simclr_jax import declaration, flag_kinds, recipes
+from simclr_jax import declaration, flag_kinds, recipes, records
 from simclr_jax.errors import UserError, choose, nearest
 from simclr_jax.recipes import OPEN, base, get, head_layers, view
 
@@ -193,7 +193,7 @@ def stored(record: Mapping[str, Any]) -> ConfigDict:
     Raises:
       UserError: naming a field that recipes do not have, or that has a value it cannot have.
     """
-    config = recipes.of_record(record)
+    config = records.recipe(record)
     if "converted" in record:  # its stage is none that trains
         with (checked := recipes.copied(config)).unlocked():
             checked.stage = CHOICES["stage"][0]

@@ -28,6 +28,7 @@ LAYERS = (
     (
         "validation",
         "recipes",
+        "records",
         "tables",
         "errors",
         "flag_kinds",
@@ -46,7 +47,16 @@ DEPTH = {name: depth for depth, names in enumerate(LAYERS) for name in names}
 
 # These take plain arguments and work alone as a library: no recipes, no files.
 LIBRARIES = ("models", "losses", "optim", "augment", "evaluate")
-NOT_FOR_LIBRARIES = {"recipes", "validation", "files", "documents", "archives", "buckets", "data"}
+NOT_FOR_LIBRARIES = {
+    "recipes",
+    "records",
+    "validation",
+    "files",
+    "documents",
+    "archives",
+    "buckets",
+    "data",
+}
 TENSORFLOW = ("tensorflow", "tensorflow_datasets")
 WITH_TENSORFLOW = {"augment", "data", "interop"}  # and there inside functions only
 

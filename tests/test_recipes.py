@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from simclr_jax import recipes, validation
+from simclr_jax import recipes, records, validation
 from simclr_jax.data import sources
 from simclr_jax.data.sources import Images
 from simclr_jax.data.sources.layout import choose_layout
@@ -121,7 +121,7 @@ def _layout(c):
 
 def _if_changed(c):
     """What a resumed run does with it is tested in `data/test_changed_files.py`."""
-    assert "data.if_changed" in recipes.FREE
+    assert "data.if_changed" in records.FREE
 
 
 def _is_read(c):

@@ -10,7 +10,7 @@ import msgspec
 from etils import epath
 from ml_collections import ConfigDict
 
-from simclr_jax import files, recipes
+from simclr_jax import files, recipes, records
 from simclr_jax.data import sources
 from simclr_jax.data.sources import Opened, Trained, Unseen
 from simclr_jax.errors import UserError, choose
@@ -129,7 +129,7 @@ class Place:
                     f"{path} was made with {self.of(source)}, which is not there: remove {path}"
                 )
             # Where a pipeline lies, and from where it is called, may change.
-            before = recipes.get(recipes.of_record(record), pointer)
+            before = recipes.get(records.recipe(record), pointer)
             as_it_was = epath.Path(saved.split(before)[0]).name == source
             recipes.put(same, pointer, before if as_it_was else str(self.of(source)))
         beside = {key: record[key] for key in ("images", *BESIDE) if key in record}

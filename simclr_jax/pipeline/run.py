@@ -16,7 +16,7 @@ import jax
 from etils import epath
 from ml_collections import ConfigDict
 
-from simclr_jax import documents, files, processes, recipes, validation
+from simclr_jax import documents, files, processes, recipes, records, validation
 from simclr_jax.closing import Closing
 from simclr_jax.errors import UserError, choose, nearest
 from simclr_jax.evaluate import chance
@@ -132,7 +132,7 @@ def _check_fit(c: ConfigDict, known: Mapping[str, ConfigDict]) -> None:
     """Check that a run fits the earlier runs it names, which may be not there yet."""
     if (start := known.get(c.init.run)) is not None:
         for part, group in (("encoder", "model"), ("head", "head")):
-            differing = recipes.differences(start[group].to_dict(), c[group].to_dict())
+            differing = records.differences(start[group].to_dict(), c[group].to_dict())
             if part in c.init.parts and differing:
                 raise UserError(
                     f"{group}.{differing[0]} from init.run={c.init.run} to here: set both alike, "

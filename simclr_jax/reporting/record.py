@@ -12,7 +12,7 @@ from typing import Any, TypedDict, TypeVar
 import numpy as np
 from etils import epath
 
-from simclr_jax import buckets, declaration, documents, files, recipes
+from simclr_jax import buckets, declaration, documents, files, recipes, records
 from simclr_jax.data import decode
 from simclr_jax.data.reader import Listed
 from simclr_jax.declaration import Declaration
@@ -145,7 +145,7 @@ def read(run: str, flag: str = "--checkpoint") -> Record:
         path=path,
         at=at,
         name=path.name,
-        recipe=flatten({name: v for name, v in config.items() if name not in recipes.NOT_RECIPE}),
+        recipe=flatten({name: v for name, v in config.items() if name not in records.NOT_RECIPE}),
         curves=found,
         results=listed,
         outputs=outputs,
@@ -193,16 +193,16 @@ def _method(config: Mapping[str, Any], resolved: Any) -> Declaration | None:
     return declaration.find(resolved.method)
 
 
-def named(records: list[Record]) -> list[Record]:
+def named(those: list[Record]) -> list[Record]:
     """Give runs of one name their whole paths, so that every name on the page is another.
 
     Raises:
       UserError: if one of them is there twice.
     """
-    if len({record.name for record in records}) == len(records):
-        return records
+    if len({record.name for record in those}) == len(those):
+        return those
     longer = []
-    for record in records:
+    for record in those:
         step = "" if record.at is None else f"@{record.at}"
         longer.append(dataclasses.replace(record, name=f"{record.path}{step}"))
     names = [record.name for record in longer]
@@ -281,7 +281,7 @@ class _Files:
                 self.said(stored.check_same, recipe, config, f"checkpoint {step}", stored.NAME)
             if not config or len(self.damaged) > before:
                 config = recipe
-        resolved = self.said(recipes.of_record, config or {})
+        resolved = self.said(records.recipe, config or {})
         return ({}, recipes.base()) if resolved is None else (config or {}, resolved)
 
     def results(self) -> tuple[list[dict[str, Any]], dict[str, Any]]:

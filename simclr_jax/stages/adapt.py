@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from ml_collections import ConfigDict
 
-from simclr_jax import recipes
+from simclr_jax import recipes, records
 from simclr_jax.data.decode import BadImage, within_memory
 from simclr_jax.data.sources import Source
 from simclr_jax.errors import UserError
@@ -31,7 +31,7 @@ def as_before(config: ConfigDict, before: Mapping[str, Any]) -> ConfigDict:
       config: a recipe.
       before: the recipe of that run, whose choices stand: images may have come or gone since.
     """
-    c, there = recipes.copied(config), recipes.of_record(before)
+    c, there = recipes.copied(config), records.recipe(before)
     for name in OPEN:
         if recipes.get(c, name) is None:
             recipes.put(c, name, recipes.get(there, name))

@@ -16,7 +16,7 @@ import numpy as np
 from etils import epath
 from ml_collections import ConfigDict
 
-from simclr_jax import declaration, documents, files, recipes
+from simclr_jax import declaration, documents, files, records
 from simclr_jax.data import sources
 from simclr_jax.data.sources import NO_LABEL, Opened, Source, Trained, trained
 from simclr_jax.data.sources.trained import Labels
@@ -89,7 +89,7 @@ def of_record(
         return []
     if found := recorded(record, f"{workdir}/config.json"):
         return [msgspec.structs.replace(found[0], run=os.fspath(workdir)), *found[1:]]
-    config = recipes.of_record(record)
+    config = records.recipe(record)
     own = _of_old(config, record.get("images"), workdir)
     chain = (*later, os.fspath(workdir))
     return [own, *of_recipe(config, lambda run, _: _of_old_source(run, own, chain))]

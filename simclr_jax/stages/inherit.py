@@ -8,9 +8,9 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from simclr_jax import files, processes, recipes
+from simclr_jax import files, processes, recipes, records
 from simclr_jax.errors import UserError
-from simclr_jax.recipes import INHERITED, INHERITED_CROP, OPEN, base, of_record
+from simclr_jax.recipes import INHERITED, INHERITED_CROP, OPEN, base
 from simclr_jax.stages import warm_start
 from simclr_jax.train import saved
 
@@ -37,7 +37,7 @@ def inherit(
     if not wanted:  # what the images decide is left to `stages.adapt`
         return c, []
     if before is not None:
-        _fill(c, of_record(before).to_dict(), wanted)
+        _fill(c, records.recipe(before).to_dict(), wanted)
         return c, []
     if not from_run:
         raise UserError(
@@ -69,7 +69,7 @@ def pin(config: ConfigDict, before: Mapping[str, Any] | None) -> None:
             newest = functools.partial(saved.newest, run, pointer)
             recipes.put(config, pointer, processes.on_first(newest))
             continue
-        then = recipes.get(of_record(before), pointer)
+        then = recipes.get(records.recipe(before), pointer)
         if saved.split(then)[0] == files.expand_home(run):
             recipes.put(config, pointer, then)
 

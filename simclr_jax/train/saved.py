@@ -12,7 +12,7 @@ from etils import epath
 from flax import traverse_util
 from ml_collections import ConfigDict
 
-from simclr_jax import buckets, files, recipes
+from simclr_jax import buckets, files, records
 from simclr_jax.closing import Closing
 from simclr_jax.errors import UserError
 from simclr_jax.train import manifest, stored
@@ -43,7 +43,7 @@ class Saved:
     @property
     def config(self) -> ConfigDict:
         """Return the recipe; fields that it is too old to have are at their defaults."""
-        return recipes.of_record(self.record)
+        return records.recipe(self.record)
 
     def variables(self, part: str) -> dict[str, Any]:
         """Return `{params: ..., batch_stats: ...}` of a part such as `encoder`, as trees."""

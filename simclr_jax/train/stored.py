@@ -11,7 +11,7 @@ from typing import Any, TypedDict
 
 from etils import epath
 
-from simclr_jax import buckets, documents, recipes, validation
+from simclr_jax import buckets, documents, records, validation
 from simclr_jax.errors import UserError
 from simclr_jax.train import manifest
 from simclr_jax.train.manifest import Damaged
@@ -110,7 +110,7 @@ def of_checkpoint(workdir: epath.PathLike, step: int, about: Mapping[str, Any]) 
 
 def check_same(sealed: Mapping[str, Any], found: Mapping[str, Any], what: str, other: str = ""):
     """Raise `UserError` if the recipe in the checkpoint `what` is not the one that was `found`."""
-    if differing := recipes.changed(sealed, found):
+    if differing := records.changed(sealed, found):
         place = f"{other} is" if other else "this run is"
         raise UserError(
             f"{what} was trained by another recipe than {place} ({listed(differing)}): put back "

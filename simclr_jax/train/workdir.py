@@ -12,7 +12,7 @@ from typing import Any
 from absl import logging
 from etils import epath
 
-from simclr_jax import buckets, documents, files, processes, recipes, validation
+from simclr_jax import buckets, documents, files, processes, records, validation
 from simclr_jax.closing import Closing
 from simclr_jax.errors import UserError, choose
 from simclr_jax.train import mending, stored
@@ -211,7 +211,7 @@ def check_recipe(workdir: epath.Path, recipe: dict[str, Any], resume: str, fresh
             f"{workdir} holds a converted checkpoint, which cannot be continued: start from it "
             f"by --config.init.run={workdir} in another --workdir"
         )
-    if differing := recipes.changed(before, recipe):
+    if differing := records.changed(before, recipe):
         raise UserError(
             f"{workdir} holds a run of another recipe ({stored.listed(differing)}): "
             "give another --workdir, or the recipe of that run"

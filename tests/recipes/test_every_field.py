@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 from recipes import freeze
 
-from simclr_jax import declaration, recipes, validation
+from simclr_jax import declaration, recipes, records, validation
 from simclr_jax.pipeline import recipe as pipeline
 
 TESTS = Path(__file__).parents[1]
@@ -264,7 +264,7 @@ LISTS = {
     "OPEN": recipes.OPEN,
     "INHERITED": recipes.INHERITED,
     "INHERITED_CROP": tuple(f"augment.views.first.{name}" for name in recipes.INHERITED_CROP),
-    "FREE": recipes.FREE,
+    "FREE": records.FREE,
     "CHOICES": tuple(validation.CHOICES),
     "RULES": tuple(name for names, _, _ in validation.RULES for name in names),
     "POINTERS": pipeline.POINTERS,

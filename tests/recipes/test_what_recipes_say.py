@@ -5,7 +5,7 @@ from ml_collections import FrozenConfigDict
 from recipes.freeze import leaves, resolved
 from train import tiny
 
-from simclr_jax import recipes, validation
+from simclr_jax import recipes, records, validation
 from simclr_jax.errors import UserError
 from simclr_jax.frame import modules
 from simclr_jax.train import timetable as timetables
@@ -93,7 +93,7 @@ def test_an_official_flavour_sets_what_differs_and_nothing_else(flavour, groups)
     }
     for name, value in wanted.items():
         assert recipes.get(c, name) == value, name
-    changed = recipes.differences(recipes.base().to_dict(), c.to_dict())
+    changed = records.differences(recipes.base().to_dict(), c.to_dict())
     assert {line.partition(":")[0] for line in changed} <= wanted.keys()
     validation.validate(c, devices=8)
     norm = modules.encoder(c).norm.keywords  # the fused kernel's variance only where it was fused
@@ -121,7 +121,7 @@ def test_wrong_arguments_of_a_recipe_are_named(text, message):
 
 def test_differences_name_nested_fields_and_pass_over_what_changes_no_result():
     old, new = tiny.recipe().to_dict(), tiny.recipe().to_dict()
-    assert recipes.differences(old, new) == []
+    assert records.differences(old, new) == []
     new["augment"]["views"]["second"]["blur"] = 0.1
     new["train"]["steps"] = 7
     new["log"]["every_steps"] = 1
@@ -131,7 +131,7 @@ def test_differences_name_nested_fields_and_pass_over_what_changes_no_result():
     new["data"] |= {"layout": "splits", "if_changed": "refuse"}
     new["train"]["remat"] = "block"
     new["examples"] = 5
-    assert recipes.differences(old, new) == [
+    assert records.differences(old, new) == [
         "augment.views.second.blur: 0.5 -> 0.1",
         "examples: None -> 5",
         "train.steps: 3 -> 7",
@@ -155,7 +155,7 @@ def test_a_resumed_run_may_change_what_changes_no_result_and_nothing_else(method
         for part in groups:
             group = group[part]
         group[field] = "another"
-        found = recipes.differences(old, new)
+        found = records.differences(old, new)
         assert found in ([], [f"{name}: {value} -> another"])
         named |= {name} if found else set()
     assert {name for name, _ in leaves(old)} - named == FREE

@@ -13,7 +13,7 @@ from PIL import Image
 from stages import taught
 from train import tiny
 
-from simclr_jax import documents, recipes
+from simclr_jax import documents, recipes, records
 from simclr_jax.data import sources
 from simclr_jax.errors import UserError
 from simclr_jax.judging import datasets
@@ -197,7 +197,7 @@ def test_other_images_under_the_same_name_are_refused(tmp_path):
             forget(tmp_path / "pre")
         with pytest.raises(UserError, match=said if not old else "not known, which is to be"):
             prepare(recipe("finetune", data, **of(tmp_path / "pre")), 1)
-    config = recipes.of_record(documents.read(tmp_path / "pre" / "config.json", dict))
+    config = records.recipe(documents.read(tmp_path / "pre" / "config.json", dict))
     with pytest.raises(UserError, match=r"not known, .*: name other images by --data .* --seen"):
         datasets.open_data(config, tmp_path / "pre", Wanted())
     seen = datasets.open_data(config, tmp_path / "pre", Wanted(seen=True))
@@ -222,7 +222,7 @@ def test_a_split_that_was_trained_on_is_not_scored(tmp_path, old):
     fields = of(tmp_path / "pre", data__eval_split="more")
     with pytest.raises(UserError, match=r"pre trained on images of more .*name other images in"):
         prepare(recipe("finetune", data, **fields), 1)
-    config = recipes.of_record(documents.read(tmp_path / "pre" / "config.json", dict))
+    config = records.recipe(documents.read(tmp_path / "pre" / "config.json", dict))
     with pytest.raises(UserError, match=r"trained on images of more .*--eval_split"):
         datasets.open_data(config, tmp_path / "pre", Wanted(str(data), eval_split="more"))
     assert len(prepare(recipe("finetune", data, **of(tmp_path / "pre")), 1).test) == COUNT
@@ -363,7 +363,7 @@ def test_labels_of_other_images_are_counted_at_most(teacher, tmp_path):
 
 def test_a_probe_says_that_the_encoder_has_seen_other_labels(teacher):
     _, tuned, theirs = teacher
-    config = recipes.of_record(documents.read(tuned / "config.json", dict))
+    config = records.recipe(documents.read(tuned / "config.json", dict))
     opened = datasets.open_data(config, tuned, Wanted())
     assert datasets.labels_of_encoder(opened) == len(theirs)
     fit = [next(iter(numbers(opened.fit.take(np.array([i]))))) for i in range(len(opened.fit))]

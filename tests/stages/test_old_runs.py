@@ -9,7 +9,7 @@ import jax
 from stages import taught
 from train import tiny
 
-from simclr_jax import recipes
+from simclr_jax import recipes, records
 from simclr_jax.train import manifest
 
 AVERAGED = (
@@ -70,4 +70,4 @@ def test_a_recipe_without_the_newer_fields_is_that_of_simclr():
             del view[field]
     del record["optim"]["rate_after_momentum"], record["bn"]["groups"]
     record["bn"]["sync"] = True
-    assert recipes.of_record(record).to_dict() == c.to_dict()
+    assert records.recipe(record).to_dict() == c.to_dict()

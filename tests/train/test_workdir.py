@@ -5,7 +5,7 @@ import resource
 
 import pytest
 
-from simclr_jax import recipes
+from simclr_jax import recipes, records
 from simclr_jax.errors import UserError
 from simclr_jax.train.workdir import check_recipe, open_workdir
 
@@ -47,7 +47,7 @@ def test_a_run_from_before_groups_of_normalisation_continues(tmp_path, sync, gro
     record = now()
     record["bn"] = {"momentum": 0.9, "epsilon": 1e-5, "sync": sync, "unbiased_moving": False}
     (tmp_path / "config.json").write_text(json.dumps(record))
-    assert recipes.of_record(record).bn.to_dict() == now(bn__groups=groups)["bn"]
+    assert records.recipe(record).bn.to_dict() == now(bn__groups=groups)["bn"]
     check_recipe(tmp_path, now(bn__groups=groups), "auto", fresh=False)
     with pytest.raises(UserError, match=f"bn.groups: {groups} -> 8"):
         check_recipe(tmp_path, now(bn__groups=8), "auto", fresh=False)
