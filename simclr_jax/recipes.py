@@ -2,7 +2,7 @@
 
 A recipe in `configs/` starts from `base()` and changes some fields; the command line may change any
 (`--config.train.batch_size=512`). Fractions and numbers that may be fractional are floats. What
-values a field may take is in `validation.py`.
+values each may have is in `fields.py`, what they may be together in `validation.py`.
 """
 
 from __future__ import annotations

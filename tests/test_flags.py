@@ -16,7 +16,7 @@ from absl import flags
 from PIL import Image
 
 import simclr_jax
-from simclr_jax import declaration, errors, flag_kinds, recipes, validation
+from simclr_jax import declaration, errors, fields, flag_kinds, recipes, validation
 from simclr_jax.data import sources
 from simclr_jax.errors import UserError
 from simclr_jax.judging import linear_probe
@@ -204,12 +204,13 @@ def test_no_field_is_no_number(method, name, value):
 
 
 def test_fields_that_are_paths_may_begin_at_home_but_not_of_nobody():
-    for name in validation.PATHS:
+    for name in fields.PATHS:
         c = recipes.base()
         with pytest.raises(UserError, match=rf"{name} is ~zz/x, but there is no home of ~zz"):
             recipes.put(c, name, "~zz/x")
             validation.validate(c, 1)
-        validation._check_home(name, "~/x")
+        recipes.put(c, name, "~/x")
+        fields.check_paths(c)
 
 
 @pytest.mark.parametrize("source", ["memory", "folder", "tfrecord"])

@@ -27,6 +27,7 @@ LAYERS = (
     ("data", "augment", "models", "losses", "optim"),
     (
         "validation",
+        "fields",
         "recipes",
         "records",
         "tables",
@@ -48,6 +49,7 @@ DEPTH = {name: depth for depth, names in enumerate(LAYERS) for name in names}
 # These take plain arguments and work alone as a library: no recipes, no files.
 LIBRARIES = ("models", "losses", "optim", "augment", "evaluate")
 NOT_FOR_LIBRARIES = {
+    "fields",
     "recipes",
     "records",
     "validation",

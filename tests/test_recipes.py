@@ -13,6 +13,7 @@ from simclr_jax.data.sources import Images
 from simclr_jax.data.sources.layout import choose_layout
 from simclr_jax.data.stream import Stream
 from simclr_jax.errors import UserError
+from simclr_jax.fields import CHOICES, LABELLED, RULES
 from simclr_jax.frame import modules
 from simclr_jax.losses.nt_xent import nt_xent
 from simclr_jax.parallel import AXIS
@@ -45,7 +46,7 @@ def labelled(stage):
 
 def small_with(name, choice):
     """Return the small recipe in which a choice may stand."""
-    if name == "stage" and choice in validation.LABELLED:
+    if name == "stage" and choice in LABELLED:
         return labelled(choice)
     if name in ("head.bias", "head.norm"):
         return change(small(), head__kind="mlp")
@@ -126,7 +127,7 @@ def _if_changed(c):
 
 def _is_read(c):
     """What a stage does with it is tested where the stage is."""
-    assert c.stage in validation.LABELLED
+    assert c.stage in LABELLED
 
 
 BUILDERS = {
@@ -154,7 +155,7 @@ BUILDERS = {
     "train.dtype": _views,
     "train.remat": lambda c: modules.encoder(c),
 }
-CHOICES = [(name, choice) for name, choices in validation.CHOICES.items() for choice in choices]
+EACH = [(name, choice) for name, choices in CHOICES.items() for choice in choices]
 
 
 # A choice that is valid only beside another one.
@@ -165,7 +166,7 @@ WITH = {
 }
 
 
-@pytest.mark.parametrize("name, choice", CHOICES)
+@pytest.mark.parametrize("name, choice", EACH)
 def test_every_choice_is_valid_and_builds(name, choice):
     c = change(small_with(name, choice), **{name: choice}, **WITH.get(choice, {}))
     if choice == "float64":
@@ -176,7 +177,7 @@ def test_every_choice_is_valid_and_builds(name, choice):
     BUILDERS[name](c)
 
 
-@pytest.mark.parametrize("name", validation.CHOICES)
+@pytest.mark.parametrize("name", CHOICES)
 def test_every_other_choice_is_refused(name):
     wrong = -1 if name == "model.depth" else "nonsense"
     with pytest.raises(UserError, match=f'{name} is "{wrong}".*choose one of'):
@@ -199,10 +200,10 @@ REFUSED_BY = {
     "between 0 and 1": (0.0, 1.0, 1.5),
     "greater than 0 and at most 178.0, Pillow's own limit": (0.0, 178.1, float("nan")),
 }
-RULES = [(name, words) for names, words, _ in validation.RULES for name in names]
+RULED = [(name, words) for names, words, _ in RULES for name in names]
 
 
-@pytest.mark.parametrize("name, words", RULES)
+@pytest.mark.parametrize("name, words", RULED)
 def test_every_rule_refuses(name, words):
     for value in REFUSED_BY[words]:
         with pytest.raises(UserError) as raised:

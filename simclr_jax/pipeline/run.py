@@ -16,7 +16,7 @@ import jax
 from etils import epath
 from ml_collections import ConfigDict
 
-from simclr_jax import documents, files, processes, recipes, records, validation
+from simclr_jax import documents, fields, files, processes, recipes, records, validation
 from simclr_jax.closing import Closing
 from simclr_jax.errors import UserError, choose, nearest
 from simclr_jax.evaluate import chance
@@ -139,7 +139,7 @@ def _check_fit(c: ConfigDict, known: Mapping[str, ConfigDict]) -> None:
                     f"or leave {part} out of init.parts"
                 )
     if (teacher := known.get(c.distill.teacher)) is not None:
-        if teacher.stage not in validation.LABELLED and teacher.eval.probe is False:
+        if teacher.stage not in fields.LABELLED and teacher.eval.probe is False:
             raise UserError(
                 f"distill.teacher is {c.distill.teacher}, which has no classifier: name a run of "
                 "stage finetune or distill"

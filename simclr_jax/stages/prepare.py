@@ -9,7 +9,7 @@ from typing import Any
 from etils import epath
 from ml_collections import ConfigDict
 
-from simclr_jax import validation
+from simclr_jax import fields, validation
 from simclr_jax.data import sources
 from simclr_jax.data.sources import Opened, Source, Trained, Unseen
 from simclr_jax.stages import build, heritage, pretrain, scored
@@ -87,7 +87,7 @@ def prepare(
     Raises:
       UserError: for whatever a user can put right.
     """
-    validation.check_fields(config)
+    fields.known(config)
     config, inherited = inherit(config, before)
     validation.validate(config, devices)
     if before is None:
@@ -100,7 +100,7 @@ def prepare(
         opened = open_all(config.data, kept, held_out=recorded[0].held_out if recorded else None)
     images, test = opened.train, opened.test
     train, labels = images, heritage.Budget(0)
-    if config.stage in validation.LABELLED:
+    if config.stage in fields.LABELLED:
         if config.stage == "finetune" or test.classes:
             label_choice.check(config, test, "held-out")
         train = label_choice.restrict(config, images)
@@ -112,7 +112,7 @@ def prepare(
     validation.validate(config, devices)
     build.check_images(config, train, test)
     timetable = timetables.make(config, len(train))
-    if config.stage not in validation.LABELLED:
+    if config.stage not in fields.LABELLED:
         pretrain.check(config, timetable, train)
     if before is None:
         recorded = [heritage.own(config, opened, train), *sources_of]

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from simclr_jax import validation
+from simclr_jax.fields import CHOICES
 from simclr_jax.models.inputs import COLOURED, INPUTS
 from simclr_jax.models.normalization import BatchNorm
 from simclr_jax.models.resnet import ResNet
@@ -56,7 +56,7 @@ CLOSED = {
 
 
 def test_choices_are_those_of_a_recipe():
-    assert tuple(INPUTS) == validation.CHOICES["model.input"] == tuple(CLOSED)
+    assert tuple(INPUTS) == CHOICES["model.input"] == tuple(CLOSED)
 
 
 @pytest.mark.x64

@@ -12,7 +12,8 @@ from pathlib import Path
 import pytest
 from recipes import freeze
 
-from simclr_jax import declaration, recipes, records, validation
+from simclr_jax import declaration, recipes, records
+from simclr_jax.fields import CHOICES, RULES
 from simclr_jax.pipeline import recipe as pipeline
 
 TESTS = Path(__file__).parents[1]
@@ -265,8 +266,8 @@ LISTS = {
     "INHERITED": recipes.INHERITED,
     "INHERITED_CROP": tuple(f"augment.views.first.{name}" for name in recipes.INHERITED_CROP),
     "FREE": records.FREE,
-    "CHOICES": tuple(validation.CHOICES),
-    "RULES": tuple(name for names, _, _ in validation.RULES for name in names),
+    "CHOICES": tuple(CHOICES),
+    "RULES": tuple(name for names, _, _ in RULES for name in names),
     "POINTERS": pipeline.POINTERS,
 }
 

@@ -8,6 +8,7 @@ import pytest
 
 from simclr_jax import recipes, validation
 from simclr_jax.errors import UserError
+from simclr_jax.fields import _check_view
 from simclr_jax.stages import build, views
 
 
@@ -66,7 +67,7 @@ def test_a_wrong_field_is_named_in_one_line(fields, said):
     c = recipe(**fields)
     with pytest.raises(UserError, match=said) as raised:
         for name in c.augment.views:
-            validation._check_view(c, f"augment.views.{name}.")
+            _check_view(c, f"augment.views.{name}.")
     assert "\n" not in str(raised.value)
 
 
