@@ -24,6 +24,8 @@ RECIPES = Path(__file__).with_name("tiny.py")
 LONGEST = 1800.0  # seconds of a command
 # In JSON, what depends on the clock, and the checksum that covers it.
 CLOCK = {*runs.CLOCK, "crc32", "minutes", "images_per_second", "host", "started"}
+# What embeddings say of where things lie, and what covers that.
+PLACES = {"checkpoint", "data", "directory", "mark", "crc32"}
 # These have times, or depend on when a run was saved.
 UNLIKE = (
     "log.txt",
@@ -178,7 +180,11 @@ def _content(path: Path) -> Any:
         return None
     if path.suffix == ".npz":
         with np.load(path) as archive:
-            return {name: _array(archive[name]) for name in archive.files}
+            arrays: dict[str, Any] = {n: _array(archive[n]) for n in archive.files}
+            if "about" in archive.files:  # of embeddings: it names directories, and bears a mark
+                about = json.loads(str(archive["about"]))
+                arrays["about"] = {n: v for n, v in about.items() if n not in PLACES}
+            return arrays
     if path.suffix == ".jsonl":
         return [_timeless(json.loads(line)) for line in path.read_text().splitlines()]
     if path.suffix == ".json":

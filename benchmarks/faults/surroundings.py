@@ -161,7 +161,7 @@ def _lift(directory: Path) -> None:
     (directory / "ballast").unlink(missing_ok=True)
 
 
-KILL = "kill -KILL $PPID; sleep 1"
+KILL = "kill -KILL PID; sleep 1"
 
 FAULTS: dict[str, Fault] = {
     f"disk full: {name}": Fault(
