@@ -21,6 +21,6 @@ def get_config():
     recipes.on_digits(c)
     c.model.sk_ratio = 0.0625
     c.head.kind, c.head.dim = "linear", 64
-    c.optim.base_lr = 6.0
-    c.train.epochs = 45.0
+    c.optim.base_lr = 12.0
+    c.train.epochs = 68.0
     return c.lock()
