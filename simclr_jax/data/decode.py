@@ -187,8 +187,7 @@ def within_memory(name: Callable[[], str]) -> Iterator[None]:
     try:
         yield
     except Exception as error:
-        of_opencv = type(error).__module__ == "cv2" and "insufficient memory" in str(error).lower()
-        if not (isinstance(error, MemoryError) or of_opencv):
+        if not formats.lacks_memory(error):
             raise
         raise UserError(
             f"{name()} does not fit into memory, among what other threads hold: lower data.threads "
@@ -256,6 +255,8 @@ def _orientation(getexif: Callable[[], Image.Exif]) -> int:
     """Return the EXIF orientation, 1 to 8."""
     try:
         orientation = getexif().get(ORIENTATION, 1)
+    except MemoryError:
+        raise
     except Exception:  # damaged metadata fail in many ways, and are no reason to lose the pixels
         return 1
     return orientation if orientation in range(1, 9) else 1

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import sys
 import warnings
 
 import jax
@@ -15,6 +16,7 @@ from train import tiny
 from simclr_jax import recipes, validation
 from simclr_jax.data import decode, depth, sources
 from simclr_jax.data.decode import BadImage, Decoder, Rules
+from simclr_jax.data.reader import Reader, Unreadable
 from simclr_jax.errors import UserError
 from simclr_jax.judging import feature_bank
 from simclr_jax.stages.inputs import Inputs
@@ -131,6 +133,19 @@ def test_images_of_8_bits_are_left_alone():
             np.testing.assert_array_equal(
                 decode.decode(encoded, Rules(law)), decode.decode(encoded)
             )
+
+
+def test_without_opencv_colours_of_16_bits_end_the_run_and_are_no_bad_images(tmp_path, monkeypatch):
+    for i in range(5):
+        (tmp_path / f"{i}.png").write_bytes(awkward.encode(awkward.RGB, "PNG"))
+    (tmp_path / "5.png").write_bytes(DEEP["png"][0])
+    data = recipes.base().data
+    data.update({"source": "folder", "path": str(tmp_path), "labels": False, "white_level": "4095"})
+    source, unreadable = sources.OPENERS["folder"](data, None)["train"](), Unreadable("x", 6, 0.5)
+    monkeypatch.setitem(sys.modules, "cv2", None)
+    with pytest.raises(UserError, match=r"white_level=4095 needs OpenCV .*: pip install"):
+        Reader(source, lambda at: at % 6, unreadable).read(np.arange(6))
+    assert not len(unreadable)
 
 
 def test_values_beyond_white_are_white_and_one_value_alone_is_black():

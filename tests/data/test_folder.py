@@ -15,8 +15,9 @@ import pytest
 from data import awkward
 from data.folders import IMAGE, make, opened, options
 from etils import epath
+from PIL import Image
 
-from simclr_jax.data import sources
+from simclr_jax.data import decode, sources
 from simclr_jax.data.decode import BadImage
 from simclr_jax.data.sources import folder
 from simclr_jax.errors import Unreachable, UserError
@@ -282,14 +283,16 @@ def test_a_file_that_vanishes_is_a_bad_image(tmp_path):
             source.size(number)
 
 
-def test_a_disk_that_does_not_answer_is_no_bad_image(tmp_path, monkeypatch):
-    def refuse(*_):
+@pytest.mark.parametrize("within", [(os, "fstat"), (Image, "open")], ids=["bytes", "header"])
+def test_a_disk_that_does_not_answer_is_no_bad_image(tmp_path, monkeypatch, within):
+    def refuse(*_, **__):
         raise OSError(errno.EIO, "Input/output error")
 
     source = opened(make(tmp_path, "1.png", "2.png"))
     message = r"1\.png cannot be read at the moment"
+    monkeypatch.setattr(decode, "LOOKED_INTO", 10)  # of a larger file the header is read first
     with monkeypatch.context() as patch, pytest.raises(Unreachable, match=message) as told:
-        patch.setattr(os, "fstat", refuse)
+        patch.setattr(*within, refuse)
         source.example(0)
     assert told.value.code == 75
 
