@@ -12,7 +12,7 @@ import pytest
 from data.folders import IMAGE, make, options
 from etils import epath
 
-from simclr_jax import files
+from simclr_jax import documents, files
 from simclr_jax.data import sources
 from simclr_jax.data.decode import BadImage
 from simclr_jax.data.sources import index
@@ -119,6 +119,16 @@ def test_of_very_many_images_some_are_looked_at_unless_all_are_asked_for(begun, 
     assert resumed(root, kept) == ((), ())
     with pytest.raises(UserError, match="1 of 12 images"):
         resumed(root, kept, if_changed="refuse")
+
+
+def test_an_index_may_be_larger_than_any_other_document(begun, monkeypatch):
+    """Of 14 million images it has about 450 MB."""
+    assert index.LARGEST / 32 > 100e6 and documents.LARGEST / 32 < 14e6
+    root, kept = begun
+    monkeypatch.setattr(documents.read, "__defaults__", ("restore it", 100))
+    with pytest.raises(UserError, match="of at most 100"):
+        documents.read(kept / "index.json", dict)
+    assert resumed(root, kept) == ((), ())
 
 
 def test_files_are_looked_at_once_when_a_run_begins(begun, monkeypatch):

@@ -23,6 +23,7 @@ from simclr_jax.errors import UserError
 
 FILE = "index.json"
 FORMAT = 2
+LARGEST = 2**32  # bytes of it, of which an image takes about 32
 # Of more images than these, only so many are looked at when a run is resumed, evenly spread.
 ALL_LOOKED_AT, SOME_LOOKED_AT = 200_000, 20_000
 
@@ -120,7 +121,7 @@ def read_index(kept: epath.Path, path: Path, search: Callable[[], Found]) -> Ind
         f"restore it, or remove it to list the images of {path} anew, which changes their order if "
         "files were added or removed"
     )
-    content = documents.read(kept / FILE, dict[str, Any], remedy)
+    content = documents.read(kept / FILE, dict[str, Any], remedy, LARGEST)
     try:
         if "format" not in content or not isinstance(content["format"], int):
             content = {"format": 1, "splits": content, "notes": []}
