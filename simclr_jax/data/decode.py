@@ -174,7 +174,7 @@ def content(path: Path, rules: Rules = RULES) -> bytes:
         if count > LOOKED_INTO:
             size(file, rules)
             file.seek(0)
-        return file.read(LARGEST)
+        return file.read(count)  # what is asked for is memory that is taken
 
 
 @contextlib.contextmanager

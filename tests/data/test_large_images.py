@@ -9,6 +9,7 @@ import os
 import struct
 import subprocess
 import sys
+import tracemalloc
 import zipfile
 import zlib
 from pathlib import Path
@@ -315,6 +316,18 @@ def test_a_large_file_is_read_only_if_it_begins_like_an_image(tmp_path, monkeypa
     monkeypatch.setattr(decode, "LARGEST", 2000)
     with pytest.raises(BadImage, match=r"^too large: "):
         decode.content(path)
+
+
+def test_a_file_takes_the_memory_that_it_has_bytes(tmp_path):
+    path = tmp_path / "x.png"
+    path.write_bytes(bytes(100_000))
+    tracemalloc.start()
+    try:
+        assert len(decode.content(path)) == 100_000
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert peak < 1_000_000
 
 
 def test_a_pipe_is_not_waited_for(tmp_path):
