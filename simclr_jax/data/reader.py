@@ -20,7 +20,7 @@ from simclr_jax.data.read_ahead import ReadAhead
 from simclr_jax.data.sources.arrays import Images
 from simclr_jax.data.sources.source import Source
 from simclr_jax.data.stream import Stream
-from simclr_jax.errors import UserError
+from simclr_jax.errors import UserError, printable
 
 SHOWN = 3  # unreadable images named on the console; the file lists all
 
@@ -90,7 +90,7 @@ class Unreadable:
             listed = f", listed in {self.path}" if self.path is not None else ""
             self.check(len(self), f"{name} ({reason}){listed}")
             if len(self) <= SHOWN:
-                self.say(f"unreadable: {name} ({reason}); {self.fate}")
+                self.say(printable(f"unreadable: {name} ({reason}); {self.fate}"))
 
     def check(self, count: int, such: str) -> None:
         """Raise `UserError` if `count` unreadable images, such as one, are more than allowed."""

@@ -68,6 +68,12 @@ def test_a_damaged_list_is_repaired_and_said(tmp_path):
         Unreadable("train", 100, 0.04, path)
 
 
+def test_what_is_said_moves_no_cursor():
+    said = []
+    Unreadable("train", 100, 0.5, say=said.append).add("a.jpg", 'text, not an image: "\x1b[2J"')
+    assert said[0].isprintable() and r"\x1b[2J" in said[0]
+
+
 def test_only_the_first_few_are_said(tmp_path):
     said = []
     unreadable = Unreadable("train", 100, 0.5, say=said.append)
