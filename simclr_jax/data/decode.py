@@ -99,7 +99,8 @@ class Decoder:
         return made
 
     def _tell(self, found: Depth, name: Callable[[], str]) -> None:
-        if {"how", "clipped"} <= self._said or ("how" in self._said and not found.clipped):
+        kinds = {"how", *["dark"] * found.dark, *["clipped"] * found.clipped}
+        if kinds <= self._said:
             return
         with self._lock:
             for kind, text in depth.remarks(found, self.rules.white_level, name()).items():

@@ -179,22 +179,28 @@ def test_how_they_are_scaled_is_said_once_and_almost_black_ones_with_the_remedy(
     assert not said
     for i in range(5):
         decoder(GRAY["png"], f"{i}.png".__str__)
-    (line,) = said
+    how, dark = said
     low, high = TWELVE.min(), TWELVE.max()
-    for part in (
-        f"such as 0.png with values {low} to {high}",
-        "data.white_level=full: 65535 becomes white",
-        f"uses {high / 65535:.1%}",
-        "1023, 4095 or 16383",
-    ):
-        assert part in line, line
+    assert "data.white_level=full: 65535 becomes white" in how
+    for line in said:
+        assert f"such as 0.png with values {low} to {high}" in line
+    assert f"use {high / 65535:.1%}" in dark and "1023, 4095 or 16383" in dark
+
+
+def test_a_dark_image_among_bright_ones_is_noticed():
+    said = []
+    decoder = Decoder(Rules(), said.append)
+    for number, name in ((16, "a"), (16, "b"), (1, "c"), (1, "d")):
+        decoder(awkward.png(TWELVE * np.uint16(number), 0), lambda name=name: name)
+    assert len(said) == 2 and "such as a " in said[0] and "almost black" not in said[0]
+    assert "such as c " in said[1] and "almost black: set data.white_level" in said[1]
 
 
 @pytest.mark.parametrize("factor", [1, 16])
 def test_dark_colours_are_noticed_too(factor):
     said, encoded = [], awkward.png(COLOUR * np.uint16(factor), 2)
     Decoder(Rules(), said.append)(encoded, lambda: "x.png")
-    assert ("almost black" in said[0]) == (factor == 1) and len(said) == 1
+    assert ["almost black" in line for line in said] == ([False, True] if factor == 1 else [False])
 
 
 def test_what_a_number_cuts_off_is_said_whenever_it_comes():

@@ -10,6 +10,7 @@ import json
 import os
 import re
 import shutil
+import zlib
 
 import numpy as np
 import pytest
@@ -21,7 +22,7 @@ from PIL import Image
 from simclr_jax import errors
 from simclr_jax.data import decode, sources
 from simclr_jax.data.decode import BadImage
-from simclr_jax.data.sources import folder
+from simclr_jax.data.sources import changes, folder
 from simclr_jax.errors import Unreachable, UserError
 from simclr_jax.unlabelled import NO_LABEL
 
@@ -249,6 +250,17 @@ def test_the_fingerprint_tells_data_apart_wherever_they_lie(tmp_path):
         ),
     }
     assert len(others | {source.fingerprint()}) == 7
+
+
+def test_the_stamp_is_that_of_earlier_versions(tmp_path, monkeypatch):
+    """Features are kept by it. Here each file is looked at by a thread of its own."""
+    monkeypatch.setattr(changes, "PART", 1)
+    source = opened(make(tmp_path, *(f"{c}/{i}.png" for i in range(9) for c in "ab")))
+    text = ""
+    for path in source.paths:
+        status = (tmp_path / path).stat()
+        text += f"{path}\0{status.st_size} {status.st_mtime_ns}\0"
+    assert sources.stamp(source) == f"{zlib.crc32(text.encode()):08x}"
 
 
 def test_the_stamp_changes_when_a_file_is_replaced(tmp_path):
