@@ -26,7 +26,7 @@ from simclr_jax.errors import Unreachable, UserError, printable
 T = TypeVar("T")
 
 SEAL = "crc32"  # of the rest of the document
-LARGEST = 2**28  # bytes of a document
+LARGEST = 2**28  # bytes of a document, of which nobody knows better
 DEEPEST = 64  # levels of one within the other: who walks through them must not run out of stack
 # What the system says of a disk or a mount, not of a file: it may answer later.
 OF_THE_DISK = {errno.EIO, errno.ESTALE, errno.ENOTCONN, errno.ETIMEDOUT, errno.ENODEV}
@@ -42,19 +42,20 @@ def sealed(content: Mapping[str, Any]) -> dict[str, Any]:
     return {**plain, SEAL: _checksum(plain)}
 
 
-def parse(text: str | bytes, schema: type[T]) -> T:
+def parse(text: str | bytes, schema: type[T], largest: int = LARGEST) -> T:
     """Return what a document says, without its checksum.
 
     Args:
       text: JSON; bytes are UTF-8.
       schema: the type of the content, as msgspec takes it: a `TypedDict`, `dict[str, float]`, ...
+      largest: bytes that it may have.
 
     Raises:
       Unfit: if it is not JSON, was altered since it was written, or is not of the type.
     """
     try:
-        if len(text) > LARGEST:
-            raise Unfit(f"it has {len(text)} bytes, of at most {LARGEST}")
+        if len(text) > largest:
+            raise Unfit(f"it has {len(text)} bytes, of at most {largest}")
         if isinstance(text, bytes):
             text = text.decode("utf-8-sig")
         found = json.loads(
@@ -93,7 +94,12 @@ def write(path: epath.PathLike, content: Mapping[str, Any], indent: int | None =
     files.write_atomically(path, text + "\n")
 
 
-def read(path: epath.PathLike, schema: type[T], remedy: str = "restore or remove it") -> T:
+def read(
+    path: epath.PathLike,
+    schema: type[T],
+    remedy: str = "restore or remove it",
+    largest: int = LARGEST,
+) -> T:
     """Return what the document in a file says; see `parse`.
 
     Raises:
@@ -101,7 +107,7 @@ def read(path: epath.PathLike, schema: type[T], remedy: str = "restore or remove
       UserError: if it cannot be read, or is not such a document.
     """
     try:
-        return parse(content(path, remedy), schema)
+        return parse(content(path, remedy), schema, largest)
     except Unfit as error:
         raise UserError(f"{shown(path)} cannot be used ({error}): {remedy}") from error
 

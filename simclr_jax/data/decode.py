@@ -99,7 +99,8 @@ class Decoder:
         return made
 
     def _tell(self, found: Depth, name: Callable[[], str]) -> None:
-        if {"how", "clipped"} <= self._said or ("how" in self._said and not found.clipped):
+        kinds = {"how", *["dark"] * found.dark, *["clipped"] * found.clipped}
+        if kinds <= self._said:
             return
         with self._lock:
             for kind, text in depth.remarks(found, self.rules.white_level, name()).items():
@@ -174,7 +175,7 @@ def content(path: Path, rules: Rules = RULES) -> bytes:
         if count > LOOKED_INTO:
             size(file, rules)
             file.seek(0)
-        return file.read(LARGEST)
+        return file.read(count)  # what is asked for is memory that is taken
 
 
 @contextlib.contextmanager
@@ -187,8 +188,7 @@ def within_memory(name: Callable[[], str]) -> Iterator[None]:
     try:
         yield
     except Exception as error:
-        of_opencv = type(error).__module__ == "cv2" and "insufficient memory" in str(error).lower()
-        if not (isinstance(error, MemoryError) or of_opencv):
+        if not formats.lacks_memory(error):
             raise
         raise UserError(
             f"{name()} does not fit into memory, among what other threads hold: lower data.threads "
@@ -256,6 +256,8 @@ def _orientation(getexif: Callable[[], Image.Exif]) -> int:
     """Return the EXIF orientation, 1 to 8."""
     try:
         orientation = getexif().get(ORIENTATION, 1)
+    except MemoryError:
+        raise
     except Exception:  # damaged metadata fail in many ways, and are no reason to lose the pixels
         return 1
     return orientation if orientation in range(1, 9) else 1

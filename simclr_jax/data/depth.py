@@ -116,7 +116,10 @@ def remarks(depth: Depth, white_level: str, name: str) -> dict[str, str]:
     found = {"how": f"images of more than 8 bits, {values}, are scaled by {law}: {how}"}
     if depth.dark:
         share = (depth.high - depth.black) / (depth.white - depth.black)
-        found["how"] += f". This one uses {share:.1%} of that and is almost black: {REMEDY}"
+        found["dark"] = (
+            f"images, {values}, use {share:.1%} of what {law} makes white and are almost black: "
+            f"{REMEDY}"
+        )
     if depth.clipped:
         found["clipped"] = (
             f"images have values outside {depth.black:g} to {depth.white:g}, {values}, which {law} "

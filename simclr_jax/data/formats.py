@@ -10,6 +10,8 @@ from typing import IO
 
 from PIL import Image, UnidentifiedImageError, features
 
+from simclr_jax.errors import UserError
+
 # Formats that are read in the process, and the suffixes of their files. EPS, for one, is not among
 # them: Pillow would hand it to Ghostscript.
 SUFFIXES = {
@@ -107,11 +109,12 @@ def _register_heif() -> None:
 def reasons(encoded: bytes) -> Iterator[None]:
     """Turn what Pillow raises while it reads `encoded` (or its beginning) into `BadImage`.
 
-    Memory that runs out is no fault of the image: `MemoryError`.
+    What is no fault of the image stays what it is: something that a user has to put right, an error
+    of the system (Pillow's own have no number), and memory that runs out: `MemoryError`.
     """
     try:
         yield
-    except (BadImage, MemoryError):
+    except (BadImage, MemoryError, UserError):
         raise
     except UnidentifiedImageError:
         raise BadImage(_what_it_is(encoded)) from None
@@ -119,10 +122,21 @@ def reasons(encoded: bytes) -> Iterator[None]:
         raise BadImage(f"too large: {str(error).partition(',')[0]}") from None
     except Exception as error:  # damaged files fail in any way that Pillow's readers can
         what = " ".join(str(error).split()) or type(error).__name__
-        if "out of memory" in what.lower():  # libraries below Pillow say it in words
+        if lacks_memory(error):
             raise MemoryError(what) from error
+        if isinstance(error, OSError) and error.errno is not None:
+            raise
         word = "truncated" if "truncated" in what.lower() else "truncated or damaged"
         raise BadImage(f"{word} {_kind(encoded) or 'image'}: {what}") from error
+
+
+def lacks_memory(error: Exception) -> bool:
+    """Tell whether memory has run out, which OpenCV and libraries below Pillow say in words."""
+    if isinstance(error, BadImage | UserError):  # whose words may be a stranger's
+        return False
+    said = str(error).lower()
+    in_words = "out of memory" in said or "insufficient memory" in said
+    return in_words or isinstance(error, MemoryError)
 
 
 def _kind(encoded: bytes) -> str:

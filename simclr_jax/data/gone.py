@@ -6,7 +6,7 @@ import errno
 import os
 from pathlib import Path
 
-from simclr_jax import documents, files
+from simclr_jax import documents, errors, files
 from simclr_jax.errors import Unreachable, UserError
 
 # What the system says of a file that is at fault itself. After anything else the next is no better.
@@ -24,9 +24,12 @@ BACK = (
 
 
 def trouble(path: Path, what: str, error: OSError) -> UserError:
-    """Return what to tell a user about a directory that a disk does not give."""
-    kind = UserError if error.errno in OF_THE_FILE else Unreachable
-    return kind(f"{documents.shown(path)} {what}: {error.strerror or error}")
+    """Return what to tell a user about a file or directory that the system does not give."""
+    lasts = error.errno in OF_THE_FILE | errors.OF_THE_PROGRAM  # until somebody puts it right
+    reason, remedy = error.strerror or error, errors.remedy(error.errno)
+    return (UserError if lasts else Unreachable)(
+        f"{documents.shown(path)} {what}: {reason}: {remedy}"
+    )
 
 
 def is_gone(root: Path, path: str = "") -> bool:
@@ -38,15 +41,28 @@ def is_gone(root: Path, path: str = "") -> bool:
     Args:
       root: a directory that had something in it.
       path: of a file below it that cannot be read.
+
+    Raises:
+      UserError: if this program may open no more files.
     """
     try:
         with os.scandir(root) as entries:
             if next(entries, None) is None:
                 return True
-    except OSError:
+    except OSError as error:
+        if error.errno in errors.OF_THE_PROGRAM:
+            raise trouble(root, "cannot be listed", error) from error
         return True
     links = [root / parent for parent in Path(path).parents if (root / parent).is_symlink()]
     return not all(link.exists() for link in links)
+
+
+def leads_off(file: Path) -> bool:
+    """Tell whether a file is a link into a directory that is not there.
+
+    Of a file that was there once, its disk is gone; a link may have led nowhere from the start.
+    """
+    return file.is_symlink() and not Path(os.path.realpath(file)).parent.is_dir()
 
 
 def unreachable(root: Path, name: str = "") -> Unreachable:

@@ -36,7 +36,7 @@ class HeldOut:
     ):
         self._source, self._prepare, self._unreadable = source, prepare, unreadable
         self._pool = ThreadPoolExecutor(threads)
-        self._bad: set[int] = set()
+        self._bad: dict[int, str] = {}  # rows, and why
 
     def __enter__(self) -> HeldOut:
         return self
@@ -55,16 +55,23 @@ class HeldOut:
         """Return which images could be read so far, int64 rows.
 
         Of several processes each has read rows of its own; all must call this.
+
+        Raises:
+          UserError: if all processes together could not read too many.
         """
-        bad = processes.everyone(sorted(self._bad))
-        return np.setdiff1d(np.arange(len(self)), [row for rows in bad for row in rows])
+        each = processes.everyone(sorted(self._bad.items()))
+        bad = {int(row): reason for some in each for row, reason in some}
+        if bad:
+            row, reason = next(iter(bad.items()))
+            self._unreadable.check(len(bad), f"{self._source.name(row)} ({reason})")
+        return np.setdiff1d(np.arange(len(self)), [*bad])
 
     def _image(self, row: int) -> np.ndarray | None:
         try:
             with within_memory(functools.partial(self._source.name, row)):
                 return self._prepare(self._source.example(row)[0])
         except BadImage as reason:
-            self._bad.add(row)
+            self._bad[row] = str(reason)
             self._unreadable.add(self._source.name(row), reason)
             return None
 

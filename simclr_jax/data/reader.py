@@ -20,7 +20,7 @@ from simclr_jax.data.read_ahead import ReadAhead
 from simclr_jax.data.sources.arrays import Images
 from simclr_jax.data.sources.source import Source
 from simclr_jax.data.stream import Stream
-from simclr_jax.errors import UserError
+from simclr_jax.errors import UserError, printable
 
 SHOWN = 3  # unreadable images named on the console; the file lists all
 
@@ -87,15 +87,18 @@ class Unreadable:
             if name not in self._listed:
                 self._listed[name] = str(reason)
                 self._append(name)
-            if len(self) > self.max_fraction * self.size:
-                listed = f", listed in {self.path}" if self.path is not None else ""
-                raise UserError(
-                    f"{len(self)} of {self.size} images ({self.role}) are unreadable so far, such "
-                    f"as {name} ({reason}){listed}: repair them, or raise "
-                    f"data.max_bad_fraction={self.max_fraction}"
-                )
+            listed = f", listed in {self.path}" if self.path is not None else ""
+            self.check(len(self), f"{name} ({reason}){listed}")
             if len(self) <= SHOWN:
-                self.say(f"unreadable: {name} ({reason}); {self.fate}")
+                self.say(printable(f"unreadable: {name} ({reason}); {self.fate}"))
+
+    def check(self, count: int, such: str) -> None:
+        """Raise `UserError` if `count` unreadable images, such as one, are more than allowed."""
+        if count > self.max_fraction * self.size:
+            raise UserError(
+                f"{count} of {self.size} images ({self.role}) are unreadable so far, such as "
+                f"{such}: repair them, or raise data.max_bad_fraction={self.max_fraction}"
+            )
 
     def _read(self, path: epath.Path) -> None:
         # A kill may have left half a line at the end. An image of a damaged one is listed again
@@ -226,8 +229,8 @@ class Reader:
 def load(source: Source, unreadable: Unreadable, threads: int) -> Images:
     """Decode a whole split into memory; its images must have one size.
 
-    Unreadable images stay in their place, marked, so that the order of examples is the same as
-    where images are decoded as they are needed.
+    Unreadable images stay in their place, marked and with their labels, so that the order of
+    examples is the same as where images are decoded as they are needed.
 
     Raises:
       UserError: if sizes differ, naming two images that do.
@@ -235,35 +238,33 @@ def load(source: Source, unreadable: Unreadable, threads: int) -> Images:
     if isinstance(source, Images):
         return source
 
-    def example(i: int) -> tuple[np.ndarray, int] | None:
+    def decoded(i: int) -> np.ndarray | None:
         try:
             with within_memory(functools.partial(source.name, i)):
-                return source.example(i)
+                return source.example(i)[0]
         except BadImage as reason:
             unreadable.add(source.name(i), reason)
             return None
 
-    pixels, labels, first = None, np.zeros(len(source), np.int32), 0
-    bad = np.zeros(len(source), bool)
+    pixels, first, bad = None, 0, np.zeros(len(source), bool)
     with ThreadPoolExecutor(threads) as pool:
-        for i, found in enumerate(ahead(pool, example, range(len(source)), 64 * threads)):
+        for i, found in enumerate(ahead(pool, decoded, range(len(source)), 64 * threads)):
             if found is None:
                 bad[i] = True
                 continue
             if pixels is None:
-                pixels, first = _room(len(source), found[0].shape), i
-            if found[0].shape != pixels.shape[1:]:
-                a, b = ("x".join(map(str, s[:2])) for s in (pixels.shape[1:], found[0].shape))
+                pixels, first = _room(len(source), found.shape), i
+            if found.shape != pixels.shape[1:]:
+                a, b = ("x".join(map(str, s[:2])) for s in (pixels.shape[1:], found.shape))
                 raise UserError(
                     f"augment.placement=device needs images of one size, but {source.name(first)} "
                     f"is {a} and {source.name(i)} {b} pixels: set --config.augment.placement=split "
                     "--config.augment.grid=opencv"
                 )
-            pixels[i], labels[i] = found
+            pixels[i] = found
     assert pixels is not None  # `unreadable` has refused a split without a readable image
-    known = source.labels if source.multi_label or source.labels is None else labels
     marked = bad if bad.any() else None
-    return Images(pixels, known, source.classes, marked, source.class_names)
+    return Images(pixels, source.labels, source.classes, marked, source.class_names)
 
 
 def _room(count: int, shape: tuple[int, ...]) -> np.ndarray:

@@ -9,10 +9,11 @@ import shutil
 
 import numpy as np
 import pytest
+from data import folders
 from data.folders import IMAGE, make, options
 from etils import epath
 
-from simclr_jax import files
+from simclr_jax import documents, files
 from simclr_jax.data import sources
 from simclr_jax.data.decode import BadImage
 from simclr_jax.data.sources import index
@@ -121,6 +122,16 @@ def test_of_very_many_images_some_are_looked_at_unless_all_are_asked_for(begun, 
         resumed(root, kept, if_changed="refuse")
 
 
+def test_an_index_may_be_larger_than_any_other_document(begun, monkeypatch):
+    """Of 14 million images it has about 450 MB."""
+    assert index.LARGEST / 32 > 100e6 and documents.LARGEST / 32 < 14e6
+    root, kept = begun
+    monkeypatch.setattr(documents.read, "__defaults__", ("restore it", 100))
+    with pytest.raises(UserError, match="of at most 100"):
+        documents.read(kept / "index.json", dict)
+    assert resumed(root, kept) == ((), ())
+
+
 def test_files_are_looked_at_once_when_a_run_begins(begun, monkeypatch):
     root, kept = begun
     looked, look_at = [], index.look_at
@@ -165,8 +176,6 @@ def test_an_image_that_is_missing_is_a_bad_image(begun):
     for row in (0, len(source) - 1):
         with pytest.raises(BadImage, match="No such file"):
             source.example(row)
-        with pytest.raises(BadImage, match="No such file"):
-            source.size(row)
 
 
 @pytest.mark.parametrize("what", ["moved", "split moved", "emptied", "a file", "link"])
@@ -189,10 +198,48 @@ def test_data_that_are_gone_are_no_bad_images(begun, what):
         (root / "train").mkdir(parents=True)
     elif what == "a file":
         root.write_text("")
-    for call in (source.example, source.size):
-        with pytest.raises(Unreachable, match=r"are gone .*first: b/5\.png.*nothing is lost") as e:
-            call(last)
-        assert e.value.code == 75 and str(e.value).count("\n") == 0
+    with pytest.raises(Unreachable, match=r"are gone .*first: b/5\.png.*nothing is lost") as e:
+        source.example(last)
+    assert e.value.code == 75 and str(e.value).count("\n") == 0
+
+
+@pytest.fixture
+def linked(tmp_path):
+    """Return a folder whose images are links into a disk of their own, one of them from nowhere."""
+    names = [f"{c}/{i}.png" for i in range(6) for c in "ab"]
+    disk, root = make(tmp_path / "disk", *names), tmp_path / "data"
+    for name in (*names, "b/broken.png"):
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        (root / name).symlink_to(disk / name if "broken" not in name else "/nowhere/b/6.png")
+    return disk, root
+
+
+@pytest.mark.parametrize("resumed", [False, True])
+def test_images_that_are_links_into_a_disk_that_is_gone_are_no_bad_images(
+    linked, tmp_path, resumed
+):
+    """As DVC and Hugging Face keep them."""
+    (disk, root), kept = linked, epath.Path(tmp_path / "run" / "index")
+    source = folders.opened(root)
+    sources.remember(kept, source)
+    if resumed:
+        source = sources.find(options(root), kept)["train"]()
+    broken = source.paths.index("b/broken.png")
+    (disk / source.paths[0]).unlink()
+    for row in (0, broken):  # missing by itself, and never there
+        with pytest.raises(BadImage, match="No such file"):
+            source.example(row)
+    disk.rename(disk.with_name("elsewhere"))
+    with pytest.raises(Unreachable, match=r"data are gone .*nothing is lost"):
+        source.example(1)
+    with pytest.raises(BadImage, match="No such file"):
+        source.example(broken)
+    for if_changed in ("say", "refuse"):
+        with pytest.raises(Unreachable, match=r"data are gone .*nothing is lost"):
+            sources.find(options(root, if_changed=if_changed), kept)["train"]()
+    # Outside a run nobody knows what was there.
+    with pytest.raises(BadImage, match="No such file"):
+        folders.opened(root).example(1)
 
 
 @pytest.mark.parametrize("what", ["moved", "emptied"])

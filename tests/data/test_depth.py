@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import sys
 import warnings
 
 import jax
@@ -15,6 +16,7 @@ from train import tiny
 from simclr_jax import recipes, validation
 from simclr_jax.data import decode, depth, sources
 from simclr_jax.data.decode import BadImage, Decoder, Rules
+from simclr_jax.data.reader import Reader, Unreadable
 from simclr_jax.errors import UserError
 from simclr_jax.judging import feature_bank
 from simclr_jax.stages.inputs import Inputs
@@ -133,6 +135,19 @@ def test_images_of_8_bits_are_left_alone():
             )
 
 
+def test_without_opencv_colours_of_16_bits_end_the_run_and_are_no_bad_images(tmp_path, monkeypatch):
+    for i in range(5):
+        (tmp_path / f"{i}.png").write_bytes(awkward.encode(awkward.RGB, "PNG"))
+    (tmp_path / "5.png").write_bytes(DEEP["png"][0])
+    data = recipes.base().data
+    data.update({"source": "folder", "path": str(tmp_path), "labels": False, "white_level": "4095"})
+    source, unreadable = sources.OPENERS["folder"](data, None)["train"](), Unreadable("x", 6, 0.5)
+    monkeypatch.setitem(sys.modules, "cv2", None)
+    with pytest.raises(UserError, match=r"white_level=4095 needs OpenCV .*: pip install"):
+        Reader(source, lambda at: at % 6, unreadable).read(np.arange(6))
+    assert not len(unreadable)
+
+
 def test_values_beyond_white_are_white_and_one_value_alone_is_black():
     made, found = depth.to_bytes(np.array([[-5, 0, 10, 99]], np.int32), "10")
     assert made.tolist() == [[0, 0, 255, 255]] and found.clipped
@@ -164,22 +179,28 @@ def test_how_they_are_scaled_is_said_once_and_almost_black_ones_with_the_remedy(
     assert not said
     for i in range(5):
         decoder(GRAY["png"], f"{i}.png".__str__)
-    (line,) = said
+    how, dark = said
     low, high = TWELVE.min(), TWELVE.max()
-    for part in (
-        f"such as 0.png with values {low} to {high}",
-        "data.white_level=full: 65535 becomes white",
-        f"uses {high / 65535:.1%}",
-        "1023, 4095 or 16383",
-    ):
-        assert part in line, line
+    assert "data.white_level=full: 65535 becomes white" in how
+    for line in said:
+        assert f"such as 0.png with values {low} to {high}" in line
+    assert f"use {high / 65535:.1%}" in dark and "1023, 4095 or 16383" in dark
+
+
+def test_a_dark_image_among_bright_ones_is_noticed():
+    said = []
+    decoder = Decoder(Rules(), said.append)
+    for number, name in ((16, "a"), (16, "b"), (1, "c"), (1, "d")):
+        decoder(awkward.png(TWELVE * np.uint16(number), 0), lambda name=name: name)
+    assert len(said) == 2 and "such as a " in said[0] and "almost black" not in said[0]
+    assert "such as c " in said[1] and "almost black: set data.white_level" in said[1]
 
 
 @pytest.mark.parametrize("factor", [1, 16])
 def test_dark_colours_are_noticed_too(factor):
     said, encoded = [], awkward.png(COLOUR * np.uint16(factor), 2)
     Decoder(Rules(), said.append)(encoded, lambda: "x.png")
-    assert ("almost black" in said[0]) == (factor == 1) and len(said) == 1
+    assert ["almost black" in line for line in said] == ([False, True] if factor == 1 else [False])
 
 
 def test_what_a_number_cuts_off_is_said_whenever_it_comes():

@@ -5,20 +5,24 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import errno
+import io
 import json
 import os
 import re
 import shutil
+import zlib
 
 import numpy as np
 import pytest
 from data import awkward
 from data.folders import IMAGE, make, opened, options
 from etils import epath
+from PIL import Image
 
-from simclr_jax.data import sources
+from simclr_jax import errors
+from simclr_jax.data import decode, sources
 from simclr_jax.data.decode import BadImage
-from simclr_jax.data.sources import folder
+from simclr_jax.data.sources import changes, folder
 from simclr_jax.errors import Unreachable, UserError
 from simclr_jax.unlabelled import NO_LABEL
 
@@ -54,7 +58,9 @@ def test_awkward(awkward_folder, name):
     elif case.expected is not None:
         pixels, label = source.example(numbers[name])
         assert pixels.dtype == np.uint8 and label == NO_LABEL
-        assert pixels.shape == case.expected.shape == (*source.size(numbers[name]), 3)
+        encoded = (source.root / name).read_bytes()
+        assert decode.size(io.BytesIO(encoded)) == pixels.shape[:2] == case.expected.shape[:2]
+        assert pixels.shape == case.expected.shape
         difference = np.abs(pixels.astype(float) - case.expected)
         assert difference.max() <= case.within
 
@@ -246,6 +252,17 @@ def test_the_fingerprint_tells_data_apart_wherever_they_lie(tmp_path):
     assert len(others | {source.fingerprint()}) == 7
 
 
+def test_the_stamp_is_that_of_earlier_versions(tmp_path, monkeypatch):
+    """Features are kept by it. Here each file is looked at by a thread of its own."""
+    monkeypatch.setattr(changes, "PART", 1)
+    source = opened(make(tmp_path, *(f"{c}/{i}.png" for i in range(9) for c in "ab")))
+    text = ""
+    for path in source.paths:
+        status = (tmp_path / path).stat()
+        text += f"{path}\0{status.st_size} {status.st_mtime_ns}\0"
+    assert sources.stamp(source) == f"{zlib.crc32(text.encode()):08x}"
+
+
 def test_the_stamp_changes_when_a_file_is_replaced(tmp_path):
     source = opened(make(tmp_path, "a/1.png", "b/2.png"))
     before, fingerprint = sources.stamp(source), source.fingerprint()
@@ -278,20 +295,40 @@ def test_a_file_that_vanishes_is_a_bad_image(tmp_path):
     for number, reason in enumerate(["No such file", "Is a directory"]):
         with pytest.raises(BadImage, match=reason):
             source.example(number)
-        with pytest.raises(BadImage, match=reason):
-            source.size(number)
 
 
-def test_a_disk_that_does_not_answer_is_no_bad_image(tmp_path, monkeypatch):
-    def refuse(*_):
+@pytest.mark.parametrize("within", [(os, "fstat"), (Image, "open")], ids=["bytes", "header"])
+def test_a_disk_that_does_not_answer_is_no_bad_image(tmp_path, monkeypatch, within):
+    def refuse(*_, **__):
         raise OSError(errno.EIO, "Input/output error")
 
     source = opened(make(tmp_path, "1.png", "2.png"))
     message = r"1\.png cannot be read at the moment"
+    monkeypatch.setattr(decode, "LOOKED_INTO", 10)  # of a larger file the header is read first
     with monkeypatch.context() as patch, pytest.raises(Unreachable, match=message) as told:
-        patch.setattr(os, "fstat", refuse)
+        patch.setattr(*within, refuse)
         source.example(0)
     assert told.value.code == 75
+
+
+@pytest.mark.parametrize("number", sorted(errors.OF_THE_PROGRAM))
+def test_what_the_program_may_not_is_no_bad_image_and_no_lost_disk(tmp_path, monkeypatch, number):
+    def refuse(*_):
+        raise OSError(number, os.strerror(number))
+
+    root, kept = make(tmp_path / "data", "1.png", "2.png"), epath.Path(tmp_path / "run")
+    source = opened(root, labels=False)
+    ways = {
+        "fstat": lambda: source.example(0),
+        "scandir": lambda: opened(root),
+        "scandir ": lambda: sources.find(options(root), kept),
+    }
+    for call, way in ways.items():
+        with monkeypatch.context() as patch, pytest.raises(UserError) as told:
+            patch.setattr(os, call.strip(), refuse)
+            way()
+        assert errors.REMEDIES[number] in str(told.value) and told.value.code == 1
+        assert "disk" not in str(told.value) and "\n" not in str(told.value)
 
 
 # Mistakes ---------------------------------------------------------------------------------------

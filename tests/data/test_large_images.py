@@ -9,6 +9,7 @@ import os
 import struct
 import subprocess
 import sys
+import tracemalloc
 import zipfile
 import zlib
 from pathlib import Path
@@ -268,6 +269,36 @@ def test_words_of_libraries_that_lack_memory_are_no_fault_of_the_image(monkeypat
         decode.decode(encoded)
 
 
+def test_nor_are_those_of_opencv_while_it_decodes(monkeypatch):
+    cv2 = pytest.importorskip("cv2")
+
+    def fails(*_):
+        raise cv2.error("OpenCV: (-4:Insufficient memory) Failed to allocate 9000000000 bytes")
+
+    encoded = awkward.png(np.zeros((9, 9, 3), np.uint16), 2)
+    monkeypatch.setattr(cv2, "imdecode", fails)
+    with pytest.raises(MemoryError):
+        decode.decode(encoded, Rules("4095"))
+
+
+def test_memory_that_runs_out_among_metadata_turns_no_image(monkeypatch):
+    encoded = awkward.encode(awkward.RGB, "PNG", exif=awkward.with_orientation(6))
+    monkeypatch.setattr(Image.Exif, "get", no_memory)
+    with pytest.raises(MemoryError):
+        decode.decode(encoded)
+
+
+def test_words_of_a_stranger_about_memory_are_those_of_no_library(tmp_path):
+    """A file of text is a bad image, whatever it says."""
+    data = recipes.base().data
+    data.source, data.path, data.labels = "folder", str(tmp_path), False
+    for name in ("1.png", "2.png"):
+        (tmp_path / name).write_text("out of memory, insufficient memory")
+    source = sources.OPENERS["folder"](data, None)["train"]()
+    with pytest.raises(UserError, match=r"2 of 2 images .*text, not an image"):
+        Reader(source, lambda at: at % 2, Unreadable("train", 2, 0.5)).read(np.zeros(1, np.int64))
+
+
 # Files that are large themselves ------------------------------------------------------------------
 
 
@@ -285,6 +316,18 @@ def test_a_large_file_is_read_only_if_it_begins_like_an_image(tmp_path, monkeypa
     monkeypatch.setattr(decode, "LARGEST", 2000)
     with pytest.raises(BadImage, match=r"^too large: "):
         decode.content(path)
+
+
+def test_a_file_takes_the_memory_that_it_has_bytes(tmp_path):
+    path = tmp_path / "x.png"
+    path.write_bytes(bytes(100_000))
+    tracemalloc.start()
+    try:
+        assert len(decode.content(path)) == 100_000
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert peak < 1_000_000
 
 
 def test_a_pipe_is_not_waited_for(tmp_path):

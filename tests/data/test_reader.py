@@ -11,7 +11,7 @@ from data.test_placements import Photographs, one_size
 from etils import epath
 
 from simclr_jax import documents
-from simclr_jax.data import reader
+from simclr_jax.data import reader, sources
 from simclr_jax.data.decode import BadImage
 from simclr_jax.data.held_out import HeldOut
 from simclr_jax.data.reader import Reader, Unreadable
@@ -68,6 +68,12 @@ def test_a_damaged_list_is_repaired_and_said(tmp_path):
         Unreadable("train", 100, 0.04, path)
 
 
+def test_what_is_said_moves_no_cursor():
+    said = []
+    Unreadable("train", 100, 0.5, say=said.append).add("a.jpg", 'text, not an image: "\x1b[2J"')
+    assert said[0].isprintable() and r"\x1b[2J" in said[0]
+
+
 def test_only_the_first_few_are_said(tmp_path):
     said = []
     unreadable = Unreadable("train", 100, 0.5, say=said.append)
@@ -113,8 +119,12 @@ def test_decoded_images_are_those_of_the_source_with_marks_on_the_unreadable():
     assert loaded.bad is not None and np.flatnonzero(loaded.bad).tolist() == [0, 7]
     good = np.setdiff1d(np.arange(30), [0, 7])
     np.testing.assert_array_equal(loaded.pixels[good], images.pixels[good])
-    np.testing.assert_array_equal(loaded.labels[good], good)
+    np.testing.assert_array_equal(loaded.labels, np.arange(30))  # of unreadable ones too
     assert loaded.classes == 30 and len(unreadable) == 2
+    hidden = reader.load(sources.hide_labels(Encoded(bad=(0, 7)), [7, 9]), unreadable, threads=2)
+    np.testing.assert_array_equal(
+        hidden.labels, np.where(np.isin(range(30), [7, 9]), -1, range(30))
+    )
     assert reader.load(images, unreadable, threads=2) is images
 
 

@@ -215,6 +215,13 @@ def test_small_images_with_a_mask_and_three_kinds_of_label(root):
     assert source.take(np.array([3, 7])).name(1) == "train[7]"
 
 
+def test_a_name_that_is_no_text_is_shown_all_the_same(tmp_path):
+    image, text = library.features.Image(), library.features.Text()
+    records = {"train": [{"image": photo(0), "file_name": b"caf\xe9\x1b[2J.jpg"}]}
+    prepare(tmp_path, "strange", {"image": image, "file_name": text}, records)
+    assert opened(tmp_path, "strange").name(0) == r"caf\xe9\x1b[2J.jpg"
+
+
 def test_several_labels_and_those_only_of_difficult_objects(root):
     source = opened(root, "scenes")
     assert source.multi_label and source.classes == 3 and source.class_names == tuple(NAMES)

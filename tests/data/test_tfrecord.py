@@ -99,7 +99,9 @@ def test_every_record_is_the_image_that_was_written(root, split, offset, count):
         assert label == (offset + i) % CLASSES and source.name(i) == f"{offset + i}.png"
 
 
-def test_records_of_any_length_in_any_order(tmp_path):
+@pytest.mark.parametrize("heads", [tfrecord_files.HEADS, 1, 4])
+def test_records_of_any_length_in_any_order(tmp_path, monkeypatch, heads):
+    monkeypatch.setattr(tfrecord_files, "HEADS", heads)
     random = np.random.RandomState(0)
     records = [random.bytes(n) for n in (0, 1, 300_000, 7, 0, 65536, 12, 300_000, 5)]
     write(tmp_path / "a", records[:6])
@@ -199,6 +201,42 @@ def test_identifiers_are_numbered_anew(tmp_path, first):
         opened(tmp_path, "test")
 
 
+def test_of_several_labels_the_first_is_taken_and_it_is_said(tmp_path):
+    two, one = (
+        tf.train.Feature(int64_list=tf.train.Int64List(value=labels)) for labels in ([1, 0], [0, 0])
+    )
+    records = [
+        example(0),
+        *(example(i, **{"image/class/label": f}) for i, f in ((1, two), (2, one))),
+    ]
+    write(tmp_path / "train.tfrecord", records)
+    write(tmp_path / "validation.tfrecord", records[:1])
+    for _ in range(2):  # read, and kept
+        source = opened(tmp_path)
+        assert source.labels.tolist() == [0, 1, 0]
+        said = "1 of 3 records of train have several labels: the first of each is taken"
+        assert sources.notes(source) == (said,)
+    assert sources.notes(opened(tmp_path, "validation")) == ()
+
+
+def test_no_flipped_bit_of_the_kept_labels_is_another_class(root, capsys):
+    want = opened(root).labels.tolist()
+    (place,) = Path(files.cache_directory()).rglob("*.labels*")
+    kept = place.read_bytes()
+    for at in range(0, len(kept), 23):
+        place.write_bytes(kept[:at] + bytes([kept[at] ^ 2]) + kept[at + 1 :])
+        assert opened(root).labels.tolist() == want
+    place.write_bytes(kept[:-100])
+    capsys.readouterr()
+    assert opened(root).labels.tolist() == want and "labels of 50" in capsys.readouterr().err
+
+
+def test_a_name_is_one_that_can_be_printed(tmp_path):
+    name = tf.train.Feature(bytes_list=tf.train.BytesList(value=[b"caf\xe9\x1b[2J\n.png"]))
+    write(tmp_path / "train.tfrecord", [example(0, **{"image/filename": name})])
+    assert opened(tmp_path).name(0) == r"caf\xe9\x1b[2J\n.png"
+
+
 def test_labels_are_optional_and_their_numbers_are_kept(root, tmp_path):
     source = opened(root, labels=False)
     assert source.labels is None and source.classes == 0 and source.example(3)[1] == -1
@@ -256,7 +294,7 @@ def test_files_that_are_gone_may_come_back(root, tmp_path):
 def test_the_index_may_be_in_the_home_directory(root, tmp_path, monkeypatch):
     monkeypatch.setenv("HOME", str(tmp_path / "home"))
     opened(root, index="~/index")
-    assert {path.suffix for path in (tmp_path / "home/index").iterdir()} == {".npz", ".labels"}
+    assert [path.suffix for path in (tmp_path / "home/index").iterdir()] == [".npz"] * 2
     monkeypatch.chdir(tmp_path)
     opened(root)  # in the cache
     assert sorted(path.name for path in tmp_path.iterdir()) == ["cache", "home", "images"]
@@ -337,6 +375,26 @@ def test_files_that_cannot_be_indexed(root, change, said):
         opened(root)
 
 
+@pytest.mark.parametrize("whole", [0, 5])
+def test_few_of_many_zeros_are_read(tmp_path, monkeypatch, whole):
+    """As a copy that broke off leaves them."""
+    read, heads = tfrecord_files._heads, []
+    write(tmp_path / "train.tfrecord", map(example, range(whole)))
+    end = (tmp_path / "train.tfrecord").stat().st_size
+    with (tmp_path / "train.tfrecord").open("ab") as file:
+        file.write(bytes(1_000_000))
+
+    def counted(*of):
+        for head in read(*of):
+            heads.append(head)
+            yield head
+
+    monkeypatch.setattr(tfrecord_files, "_heads", counted)
+    with pytest.raises(UserError, match=f"is damaged, at byte {end}: copy"):
+        opened(tmp_path)
+    assert len(heads) <= tfrecord_files.HEADS
+
+
 def test_directories_without_records(tmp_path):
     for path, said in (
         ("", "data.path is empty"),
@@ -387,7 +445,7 @@ def test_a_bucket_holds_what_a_disk_holds(root, in_bucket):
     assert name == "fake/images/train-00002-of-00003" and end - start < 2 * len(photo(30))
     shared = options("gs://fake/images", index="gs://fake/index")
     assert len(tfrecord.splits(shared)["train"]()) == TRAIN
-    assert {path.suffix for path in epath.Path("gs://fake/index").iterdir()} == {".npz", ".labels"}
+    assert [path.suffix for path in epath.Path("gs://fake/index").iterdir()] == [".npz"] * 2
     assert sources.stamp(there) != ""
 
 

@@ -100,8 +100,8 @@ class Broken:
         return np.zeros((8, 8, 1), np.uint8), None
 
 
-def evaluate_own_rows():
-    unreadable = Unreadable("held_out", 4, max_fraction=1.0)
+def evaluate_own_rows(limit):
+    unreadable = Unreadable("held_out", 4, max_fraction=limit)
     with HeldOut(Broken(), lambda image: image, unreadable, threads=1) as images:
         images[slice(2 * processes.rank(), 2 * processes.rank() + 2)]
         return images.readable().tolist()
@@ -119,7 +119,8 @@ def main():
         attempt("code", code_of_what_does_not_answer)
         attempt("same", lambda: processes.check_same("recipe", {"seed": 1}))
         attempt("other", lambda: processes.check_same("recipe", {"seed": rank}))
-        attempt("readable", evaluate_own_rows)
+        attempt("readable", lambda: evaluate_own_rows(1.0))
+        attempt("too many", lambda: evaluate_own_rows(0.25))  # one of four is not, in each
         attempt("restored", save_and_restore)
         attempt("not shared", read_what_another_cannot)
         workdirs.VISIBLE_SECS = 0.1

@@ -55,6 +55,13 @@ def test_images_that_any_of_them_cannot_read_are_left_out_by_all(ended):
         assert found["readable"] == [0, 3]
 
 
+def test_and_are_counted_together(ended):
+    for found in ended[0]:
+        assert (
+            "2 of 4 images (held_out) are unreadable so far, such as 1 (brok" in found["too many"]
+        )
+
+
 def test_a_damaged_step_is_set_aside_once_and_all_restore_the_one_before(ended):
     for found in ended[0]:
         assert found["restored"] == [1, [0.0, 1.0, 2.0, 3.0, 4.0, 5.0], ["1", "2.damaged"]]

@@ -16,7 +16,7 @@ from simclr_jax import documents, files
 from simclr_jax.data import gone
 from simclr_jax.data.sources import arrays, digits, folder, tfds, tfrecord, trained
 from simclr_jax.data.sources.arrays import Images
-from simclr_jax.data.sources.changes import changed_records
+from simclr_jax.data.sources.changes import by_threads, changed_records
 from simclr_jax.data.sources.hidden import hide_labels
 from simclr_jax.data.sources.layout import images
 from simclr_jax.data.sources.source import Source, Split
@@ -227,7 +227,8 @@ def stamp(source: Source) -> str:
     be prepared again under the same names. Fingerprints of images in memory cover the pixels.
     """
     if isinstance(source, folder.Folder):
-        found = {path: files.size_and_time(source.root / path) for path in source.paths}
+        looked = by_threads(lambda path: files.size_and_time(source.root / path), source.paths)
+        found = dict(zip(source.paths, looked, strict=True))
     elif isinstance(source, Records | Examples):
         found = _sizes_and_times(source)
     else:

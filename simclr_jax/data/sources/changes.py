@@ -9,13 +9,16 @@ from __future__ import annotations
 import base64
 import binascii
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 
 from simclr_jax import documents
+
+T = TypeVar("T")
 
 THREADS = 32  # many, for a network file system answers each of them slowly
 PART = 1024  # files that a thread looks at in one go
@@ -25,14 +28,20 @@ NONE = 2**32 - 1  # as size and time: there is no such file
 def look_at(root: Path, paths: Sequence[str]) -> np.ndarray:
     """Return size and time of files below `root`, uint32 `[m, 2]`, each modulo 2^32."""
 
-    def part(some: Sequence[str]) -> list[tuple[int, int]]:
-        return [_one(prefix + path) for path in some]
-
     prefix = f"{root}{os.sep}"
+    found = by_threads(lambda path: _one(prefix + path), paths)
+    return (np.array(found, np.int64).reshape(-1, 2) & 0xFFFFFFFF).astype(np.uint32)
+
+
+def by_threads(look: Callable[[str], T], paths: Sequence[str]) -> list[T]:
+    """Return what `look` finds at each of many files, in order."""
+
+    def part(some: Sequence[str]) -> list[T]:
+        return [look(path) for path in some]
+
     parts = [paths[at : at + PART] for at in range(0, len(paths), PART)]
     with ThreadPoolExecutor(min(THREADS, max(1, len(parts)))) as pool:
-        found = [one for some in pool.map(part, parts) for one in some]
-    return (np.array(found, np.int64).reshape(-1, 2) & 0xFFFFFFFF).astype(np.uint32)
+        return [one for some in pool.map(part, parts) for one in some]
 
 
 def _one(path: str) -> tuple[int, int]:

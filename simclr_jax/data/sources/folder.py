@@ -20,7 +20,7 @@ import numpy as np
 from etils import epath
 from ml_collections import ConfigDict
 
-from simclr_jax import documents, files
+from simclr_jax import documents, errors, files
 from simclr_jax.data import decode, gone
 from simclr_jax.data.decode import BadImage, Decoder, Rules
 from simclr_jax.data.sources.index import FILE, Index, read_index
@@ -92,19 +92,6 @@ class Folder:
             raise self._explained(example, error) from error
         return self.decoder(encoded, functools.partial(self.name, example)), label
 
-    def size(self, example: int) -> tuple[int, int]:
-        """Return an image's height and width in pixels, reading only its header.
-
-        Raises:
-          BadImage: if the file cannot be read or begins like no image.
-          Unreachable: if the data are gone, or their disk does not answer.
-        """
-        try:
-            with (self.root / self.paths[example]).open("rb") as file:
-                return decode.size(file, self.decoder.rules)
-        except OSError as error:
-            raise self._explained(example, error) from error
-
     def take(self, rows: np.ndarray) -> Folder:
         """Return the split that holds only the examples `rows`, in that order."""
         paths = [self.paths[row] for row in rows]
@@ -125,15 +112,18 @@ class Folder:
 
     def _explained(self, example: int, error: OSError) -> Exception:
         """Return what to raise where a file cannot be read."""
-        path, reason = self.root / self.paths[example], error.strerror or str(error)
+        name = self.paths[example]
+        path, reason = self.root / name, error.strerror or str(error)
+        if error.errno in errors.OF_THE_PROGRAM:
+            return gone.trouble(path, "cannot be read", error)
         if error.errno not in gone.OF_THE_FILE:
             return Unreachable(
                 f"{documents.shown(path)} cannot be read at the moment ({reason}), which is not "
                 "the file's fault: check the disk or mount; the same command continues from the "
                 "last save"
             )
-        if gone.is_gone(self.root, self.paths[example]):
-            return gone.unreachable(self.root, self.paths[example])
+        if gone.is_gone(self.root, name) or self.index.leads_off(self.split, name):
+            return gone.unreachable(self.root, name)
         return BadImage(reason)
 
 

@@ -7,6 +7,7 @@ Versions before it had names alone, and no seal.
 
 from __future__ import annotations
 
+import bisect
 import dataclasses
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -17,12 +18,14 @@ import numpy as np
 from etils import epath
 
 from simclr_jax import documents
-from simclr_jax.data.sources.changes import changed_files, look_at, packed, unpacked
+from simclr_jax.data import gone
+from simclr_jax.data.sources.changes import NONE, changed_files, look_at, packed, unpacked
 from simclr_jax.data.sources.searching import Found
 from simclr_jax.errors import UserError
 
 FILE = "index.json"
 FORMAT = 2
+LARGEST = 2**32  # bytes of it, of which an image takes about 32
 # Of more images than these, only so many are looked at when a run is resumed, evenly spread.
 ALL_LOOKED_AT, SOME_LOOKED_AT = 200_000, 20_000
 
@@ -83,6 +86,9 @@ class Index:
         Args:
           split: its name.
           thorough: look at each file, however many there are.
+
+        Raises:
+          Unreachable: if the first that is not there any more is on a disk that is gone.
         """
         if split not in self.marks:
             return ""
@@ -92,7 +98,23 @@ class Index:
             rows = np.linspace(0, total - 1, SOME_LOOKED_AT).astype(int)
             paths, before = [paths[row] for row in rows], before[rows]
         now = look_at(root, paths)
+        lost = np.flatnonzero((now == NONE).all(1) & (before != NONE).any(1))
+        if len(lost):
+            first = paths[lost[0]]
+            if gone.is_gone(root, first) or gone.leads_off(root / first):
+                raise gone.unreachable(root, first)
         return changed_files(documents.shown(root), paths, before, now, total)
+
+    def leads_off(self, split: str, path: str) -> bool:
+        """Tell whether an image that was there when the run began is on a disk that is gone.
+
+        False where nobody knows whether it was there: outside a run.
+        """
+        if split not in self.marks:
+            return False
+        row = bisect.bisect_left(self.listed[split], path)
+        was_there = bool((self.marks[split][row] != NONE).any())
+        return was_there and gone.leads_off(self.path / self.roots[split] / path)
 
     def write(self, kept: epath.Path) -> None:
         """Write the lists of all splits opened so far, with sizes and times, to a directory."""
@@ -102,8 +124,8 @@ class Index:
             if split in self.counts:
                 part["images"] = self.counts[split]
             if (paths := self.listed.get(split)) is not None:
-                marks = packed(look_at(self.path / root, paths))
-                part |= {"files": _grouped(paths), "marks": marks}
+                self.marks[split] = look_at(self.path / root, paths)
+                part |= {"files": _grouped(paths), "marks": packed(self.marks[split])}
             splits[split] = part
         content = {"format": FORMAT, "splits": splits, "notes": [*self.notes]}
         documents.write(kept / FILE, content, indent=None)
@@ -120,7 +142,7 @@ def read_index(kept: epath.Path, path: Path, search: Callable[[], Found]) -> Ind
         f"restore it, or remove it to list the images of {path} anew, which changes their order if "
         "files were added or removed"
     )
-    content = documents.read(kept / FILE, dict[str, Any], remedy)
+    content = documents.read(kept / FILE, dict[str, Any], remedy, LARGEST)
     try:
         if "format" not in content or not isinstance(content["format"], int):
             content = {"format": 1, "splits": content, "notes": []}

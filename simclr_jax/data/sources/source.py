@@ -47,7 +47,10 @@ class Source(Protocol):
         """Return what tells this split from any other, whatever directory it lies in."""
 
     def name(self, example: int) -> str:
-        """Return by what a person finds this example again: its file, or its number."""
+        """Return by what a person finds this example again: its file, or its number.
+
+        It is on one line, see `errors.printable`.
+        """
 
     def example(self, example: int) -> tuple[np.ndarray, int]:
         """Return pixels, uint8 `[h, w, channels]`, and label of an example.

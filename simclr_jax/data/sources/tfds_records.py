@@ -19,7 +19,7 @@ from simclr_jax import files
 from simclr_jax.data import gone
 from simclr_jax.data.decode import BadImage, Decoder
 from simclr_jax.data.read_ahead import RawRecords, ReadAhead
-from simclr_jax.errors import UserError
+from simclr_jax.errors import UserError, printable
 from simclr_jax.unlabelled import NO_LABEL
 
 LABEL_THREADS = 32  # many, for a bucket answers each of them slowly
@@ -110,7 +110,8 @@ class Records:
         row, file_name = int(self.rows[example]), self.fields.file_name
         if file_name:
             with contextlib.suppress(BadImage):  # the number has to do
-                return self._parsed(row, _parser(self.info, file_name))[file_name].decode()
+                name = self._parsed(row, _parser(self.info, file_name))[file_name]
+                return printable(name.decode(errors="backslashreplace"))
         return f"{self.split}[{row}]"
 
     def example(self, example: int) -> tuple[np.ndarray, int]:

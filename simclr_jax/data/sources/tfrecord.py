@@ -31,8 +31,13 @@ from simclr_jax.data.decode import BadImage, Decoder, Rules
 from simclr_jax.data.read_ahead import ReadAhead
 from simclr_jax.data.sources.numbering import identifiers, numbered, said
 from simclr_jax.data.sources.tfds_records import read_labels
-from simclr_jax.data.sources.tfrecord_files import TFRecordFiles, index_directory
-from simclr_jax.errors import UserError
+from simclr_jax.data.sources.tfrecord_files import (
+    TFRecordFiles,
+    index_directory,
+    keep_arrays,
+    kept_arrays,
+)
+from simclr_jax.errors import UserError, printable
 from simclr_jax.unlabelled import NO_LABEL
 
 IMAGES = ("image/encoded", "image")
@@ -96,7 +101,7 @@ class Examples:
         with contextlib.suppress(BadImage):  # the number has to do
             found = _first(_features(self.raw[row]), FILE_NAMES)
             if found is not None and found.bytes_list.value:
-                return found.bytes_list.value[0].decode(errors="backslashreplace")
+                return printable(found.bytes_list.value[0].decode(errors="backslashreplace"))
         return f"{self.split}[{row}]"
 
     def example(self, example: int) -> tuple[np.ndarray, int]:
@@ -209,9 +214,11 @@ def _open(
     records = TFRecordFiles(found[split], index_directory(data), say)
     if not len(records):
         raise UserError(f"{os.fspath(found[split][0])} has no records: choose another split")
-    labels = _labels(records, say) if data.labels else None
+    labels, several = _labels(records, say) if data.labels else (None, 0)
+    such = f"{several} of {len(records)} records of {split} have several labels"
+    notes = (f"{such}: the first of each is taken",) * bool(several)
     raw, rows = ReadAhead(records, records.fetch), np.arange(len(records))
-    source = Examples(split, found[split], raw, rows, labels, 0, decoder=decoder)
+    source = Examples(split, found[split], raw, rows, labels, 0, notes, decoder=decoder)
     if labels is None or (labels == NO_LABEL).all():
         return dataclasses.replace(source, labels=None)
     if (labels < NO_LABEL).any():
@@ -225,12 +232,13 @@ def _open(
             labels=numbered(labels, numbers),
             classes=len(numbers),
             numbers=tuple(numbers.tolist()),
-            notes=(said(numbers),),
+            notes=(*notes, said(numbers)),
         )
     source = dataclasses.replace(source, labels=labels.astype(np.int32))
     absent = np.setdiff1d(np.arange(highest), labels)
     note = f"{split} has no image of {len(absent)} class(es), such as {absent[:1].tolist()}"
-    return dataclasses.replace(source, classes=highest, notes=(note,) * bool(absent.size))
+    notes = (*notes, *[note] * bool(absent.size))
+    return dataclasses.replace(source, classes=highest, notes=notes)
 
 
 def _as_in(train: Examples, source: Examples, labels: np.ndarray, data: ConfigDict) -> Examples:
@@ -253,17 +261,17 @@ def _as_in(train: Examples, source: Examples, labels: np.ndarray, data: ConfigDi
     return dataclasses.replace(source, labels=found, classes=train.classes, numbers=train.numbers)
 
 
-def _labels(records: TFRecordFiles, say: Callable[[str], object]) -> np.ndarray:
-    """Return the labels of all records, from beside the index if they are there.
+def _labels(records: TFRecordFiles, say: Callable[[str], object]) -> tuple[np.ndarray, int]:
+    """Return the labels of all records, and how many have several, as kept beside the index.
 
     They are int32 `[m]`, or int64 if one of them needs it.
     """
-    place = records.place.with_suffix(".labels")
-    with buckets.reaching(place):
-        content = place.read_bytes() if place.exists() else b""
-    for kind in (np.int32, np.int64):
-        if len(content) == np.dtype(kind).itemsize * len(records):
-            return np.frombuffer(content, kind)
+    place = records.place.with_suffix(".labels.npz")
+    if (kept := kept_arrays(place, "labels", "several")) is not None:
+        labels, several = kept
+        fits = labels.shape == (len(records),) and several.shape == ()
+        if fits and labels.dtype in (np.int32, np.int64):
+            return labels, int(several)
     say(f"indexing  the labels of {len(records)} records, once: into {place}")
 
     def at(rows: np.ndarray) -> np.ndarray:
@@ -272,17 +280,17 @@ def _labels(records: TFRecordFiles, say: Callable[[str], object]) -> np.ndarray:
         except BadImage:  # one of them
             return np.array([alone(int(row)) for row in rows], np.int64)
 
-    def alone(row: int) -> int:
+    def alone(row: int) -> tuple[int, bool]:
         with contextlib.suppress(BadImage):
             return _label(records[row])
-        return NO_LABEL
+        return NO_LABEL, False
 
-    labels = read_labels(np.arange(len(records)), at)
+    found = read_labels(np.arange(len(records)), at)
+    labels, several = found[:, 0], found[:, 1].sum()
     if ((small := labels.astype(np.int32)) == labels).all():
         labels = small
-    with buckets.reaching(place):
-        files.write_atomically(place, labels.tobytes())
-    return labels
+    keep_arrays(place, labels=labels, several=several)
+    return labels, int(several)
 
 
 # Parsing ------------------------------------------------------------------------------------------
@@ -333,6 +341,8 @@ def _first(features: Any, names: Sequence[str]) -> Any:
     return next((features[name] for name in names if name in features), None)
 
 
-def _label(record: bytes) -> int:
+def _label(record: bytes) -> tuple[int, bool]:
+    """Return the first label of a record, and whether it has others."""
     found = _first(_features(record), LABELS)
-    return found.int64_list.value[0] if found is not None and found.int64_list.value else NO_LABEL
+    labels = () if found is None else found.int64_list.value
+    return (labels[0] if labels else NO_LABEL), len(set(labels)) > 1

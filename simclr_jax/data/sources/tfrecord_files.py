@@ -13,6 +13,7 @@ import copy
 import functools
 import hashlib
 import io
+import itertools
 import os
 import struct
 from collections.abc import Callable, Iterator, Sequence
@@ -29,6 +30,7 @@ from simclr_jax.data.decode import LARGEST, BadImage
 from simclr_jax.errors import Unreachable, UserError
 
 HEAD, TAIL = 12, 4  # bytes before and after those of a record
+HEADS = 4096  # that are read before their checksums are looked at
 INDEX_THREADS = 32  # many, for a bucket answers each of them slowly
 GAP = 256 * 1024  # bytes that are read and thrown away rather than ask a second time
 POLYNOMIAL = 0x82F63B78  # of CRC-32C, reflected
@@ -136,22 +138,40 @@ def _index(
             return place, found
         say(f"indexing  {len(paths)} TFRecord file(s) such as {paths[0]}, once: into {place}")
         lengths = list(pool.map(_lengths, paths))
-    content = io.BytesIO()
-    np.savez(content, counts=[len(one) for one in lengths], lengths=np.concatenate(lengths))
-    with buckets.reaching(place):
+    with buckets.reaching(kept):
         kept.mkdir(parents=True, exist_ok=True)
-        files.write_atomically(place, content.getvalue())
+    counts = np.array([len(one) for one in lengths])
+    keep_arrays(place, counts=counts, lengths=np.concatenate(lengths))
     return place, lengths
 
 
-def _load(place: epath.Path, count: int) -> list[np.ndarray] | None:
+def keep_arrays(place: epath.Path, **arrays: np.ndarray) -> None:
+    """Write arrays that can be made again, so that damage to them is noticed."""
+    content = io.BytesIO()
+    np.savez(content, **arrays)  # type: ignore[arg-type]
+    with buckets.reaching(place):
+        files.write_atomically(place, content.getvalue())
+
+
+def kept_arrays(place: epath.Path, *names: str) -> list[np.ndarray] | None:
+    """Return arrays that were kept; None where they must be made again.
+
+    Raises:
+      Unreachable: if the disk or bucket does not answer.
+    """
     try:
-        arrays = archives.read(place)
-        counts, lengths = arrays["counts"], arrays["lengths"]
+        arrays = archives.read(place, names)
+        return [arrays[name] for name in names]
     except Unreachable:
         raise
-    except (FileNotFoundError, UserError, KeyError):  # a damaged one can be made again
+    except (FileNotFoundError, UserError, KeyError):
         return None
+
+
+def _load(place: epath.Path, count: int) -> list[np.ndarray] | None:
+    if (found := kept_arrays(place, "counts", "lengths")) is None:
+        return None
+    counts, lengths = found
     if not all(x.ndim == 1 and x.dtype.kind == "i" for x in (counts, lengths)):
         return None
     if len(counts) != count or counts.min() < 0 or counts.sum() != len(lengths):
@@ -165,21 +185,31 @@ def _lengths(path: epath.Path) -> np.ndarray:
     Raises:
       UserError: if it is no TFRecord file, or breaks off.
     """
+    lengths, end = [np.zeros(0, np.int64)], 0
     with buckets.reaching(path), _opened(path) as file:
         size = path.stat().length
-        heads = np.frombuffer(b"".join(_heads(file, size)), np.uint8).reshape(-1, HEAD)
-    lengths = np.ascontiguousarray(heads[:, :8]).view("<u8")[:, 0]
+        heads = _heads(file, size)
+        # So few that what is no head does not lead through a whole file, twelve bytes at a time.
+        while some := b"".join(itertools.islice(heads, HEADS)):
+            lengths.append(_told(path, some, end))
+            end += int((lengths[-1] + HEAD + TAIL).sum())
+    if size != end:
+        raise UserError(f"{path} breaks off at byte {size}: copy or prepare it again")
+    return np.concatenate(lengths)
+
+
+def _told(path: epath.Path, some: bytes, start: int) -> np.ndarray:
+    """Return the lengths that heads tell, of records from a byte of a file on, int64 `[m]`."""
+    heads = np.frombuffer(some, np.uint8).reshape(-1, HEAD)
+    lengths = np.ascontiguousarray(heads[:, :8]).view("<u8")[:, 0].astype(np.int64)
     told = np.ascontiguousarray(heads[:, 8:]).view("<u4")[:, 0]
     wrong = np.flatnonzero(_masked(_crc32c(heads[:, :8])) != told)
-    ends = np.cumsum(lengths.astype(np.int64) + HEAD + TAIL)
     if wrong.size:
-        at = int(ends[wrong[0] - 1]) if wrong[0] else 0
-        compressed = bytes(heads[0, :2]) == b"\x1f\x8b"
+        at = start + int((lengths[: wrong[0]] + HEAD + TAIL).sum())
+        compressed = some.startswith(b"\x1f\x8b") and not start
         kind = "it is compressed: unpack it" if compressed else "copy or prepare it again"
         raise UserError(f"{path} is no TFRecord file, or is damaged, at byte {at}: {kind}")
-    if size != (ends[-1] if ends.size else 0):
-        raise UserError(f"{path} breaks off at byte {size}: copy or prepare it again")
-    return lengths.astype(np.int64)
+    return lengths
 
 
 def _opened(path: epath.Path) -> IO[bytes]:
