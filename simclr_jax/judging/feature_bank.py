@@ -148,9 +148,13 @@ def extract(
 def _check(bad: np.ndarray, most: float, source: Source) -> None:
     if bad.all() or bad.sum() > most * len(bad):
         name = source.name(int(np.argmax(bad)))
+        allow = (
+            f", or allow more than {most:g} of them (data.max_bad_fraction of the run's recipe, or "
+            "--max_bad_fraction of linear_probe and transfer)"
+        )
         raise UserError(
-            f"{bad.sum()} of {len(bad)} images are unreadable so far, such as {name}: repair them, "
-            f"or allow more than {most:g} of them with --max_bad_fraction"
+            f"{bad.sum()} of {len(bad)} images are unreadable so far, such as {name}: repair them"
+            f"{'' if bad.all() else allow}"
         )
 
 
