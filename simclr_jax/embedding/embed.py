@@ -139,23 +139,29 @@ def _about(
     options: Options, read: saved.Saved, encoder: Encoder, parts: dict[str, Source]
 ) -> dict[str, Any]:
     first = next(iter(parts.values()))
+    labelled = next((source for source in parts.values() if source.classes), first)
     data = options.data
     layout, path = datasets.layout_of(data)
     if data and Path(path).expanduser().exists():  # found again from any directory
         prefix = "" if layout == "auto" else f"{layout}:"
-        data = f"{prefix}{Path(path).expanduser().absolute()}"
+        data = f"{prefix}{_absolute(path)}"
     return {
         "format": embeddings.FORMAT,
-        "checkpoint": f"{Path(os.fspath(read.workdir)).absolute()}@{read.step}",
+        "checkpoint": f"{_absolute(os.fspath(read.workdir))}@{read.step}",
         "step": read.step,
         "weights": encoder.fingerprint,
         "tap": options.tap,
-        "data": {"data": data, "data_dir": options.data_dir, "split": options.split},
+        "data": {"data": data, "data_dir": _absolute(options.data_dir), "split": options.split},
         "parts": list(parts),
         "fingerprints": [source.fingerprint() for source in parts.values()],
         "directory": str(first.index.path.absolute()) if isinstance(first, Folder) else "",
-        "class_names": datasets.class_names(first),
+        "class_names": datasets.class_names(labelled),
     }
+
+
+def _absolute(path: str) -> str:
+    """Return a path by which a directory is found again from any other; one in a bucket is that."""
+    return str(Path(path).expanduser().absolute()) if path and files.is_local(path) else path
 
 
 def _collect(

@@ -146,10 +146,11 @@ class Pictures:
     def _opened(self) -> list[Source]:
         about, data = self._found.about, self._data
         run = source_run(self._found, self._checkpoint)
-        # The split and the directory of TFDS are part of what was asked for, and are no paths of
-        # the file's choice where the user names the data.
+        # The split is part of what was asked for. So is the directory of TFDS, but it is a place,
+        # which only the user's own file may name.
         asked = about["data"] if data == about["data"]["data"] else {"split": "", "data_dir": ""}
-        parts = open_parts(run, data, asked["data_dir"], asked["split"])
+        data_dir = asked["data_dir"] if self._found.own else ""
+        parts = open_parts(run, data, data_dir, asked["split"])
         opened = [parts[part] for part in about["parts"] if part in parts]
         if [source.fingerprint() for source in opened] != about["fingerprints"]:
             raise UserError(

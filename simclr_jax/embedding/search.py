@@ -92,15 +92,19 @@ def run(options: Options, say: Say = print) -> None:
     if least is not None:
         rows, lines = _pairs(found, least, pictures)
         title = f"{len(lines)} pairs of similarity {least:g} or more"
+        shown = lines[: PICTURED_PAIRS + LISTED_PAIRS]
+        if len(shown) < len(lines):
+            title += f", of which the sheet has the first {len(shown)}"
         say("\n".join((title, *lines[:SPOKEN_PAIRS])))
-        if len(lines) > SPOKEN_PAIRS:
-            say(f"... and {len(lines) - SPOKEN_PAIRS} more, in the sheet")
+        if len(shown) > SPOKEN_PAIRS:
+            say(f"... and {len(shown) - SPOKEN_PAIRS} more, in the sheet")
         sections.append((title, rows))
-        listed = lines[PICTURED_PAIRS : PICTURED_PAIRS + LISTED_PAIRS]
+        listed = shown[PICTURED_PAIRS:]
     pictures.check(say)
-    with embeddings.aside(out) as path:
-        about = [*_about(found), pictures.where, *found.notes]
-        path.write_text(sheet(f"Search in {given.name}", about, sections, listed), "utf-8")
+    about = [*_about(found), pictures.where, *found.notes]
+    page = sheet(f"Search in {given.name}", about, sections, listed)
+    files.sweep(out.parent)
+    files.write_atomically(out, page)
     say(f"sheet     {out}")
 
 

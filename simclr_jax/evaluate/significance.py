@@ -96,8 +96,8 @@ def _sign_flips(
     difference = scores.top_k_hits(ours, labels, k) - scores.top_k_hits(theirs, labels, k) * 1.0
     share = np.full(len(labels), float(len(labels)))
     if metric == "mean per class":
-        counts = np.bincount(labels)
-        share = np.count_nonzero(counts) * counts[labels].astype(np.float64)
+        _, place, counts = np.unique(labels, return_inverse=True, return_counts=True)
+        share = len(counts) * counts[place].astype(np.float64)
     drawn = np.zeros(samples)
     # A swap turns the sign of a difference; how many signs are plus among equal ones is binomial.
     for size in np.unique(share):

@@ -39,6 +39,7 @@ LEFT_OUT = (
     ),
     ("step counters", r"^(global_step|iter|save_counter)(/\.ATTRIBUTES/VARIABLE_VALUE)?$"),
 )
+STEPS = 2**31  # a state counts its updates in int32
 
 
 @dataclasses.dataclass(frozen=True)
@@ -268,8 +269,14 @@ def _step(prefix: str, reader: Any, shapes: Any) -> int | None:
     counters = ("global_step", "global_step/.ATTRIBUTES/VARIABLE_VALUE")
     key = next((counter for counter in counters if counter in shapes), None)
     if key is not None:
-        return _guarded(prefix, lambda: int(np.asarray(reader.get_tensor(key)).item()))
+        step = _guarded(prefix, lambda: int(np.asarray(reader.get_tensor(key)).item()))
+        if not 0 <= step < STEPS:
+            raise UserError(
+                f"{prefix} is of step {step}, and a run has 0 to {STEPS - 1}: give another "
+                "checkpoint"
+            )
+        return step
     match = re.search(r"ckpt-(\d{1,18})$", prefix) or re.search(
         r"/(\d{1,18})/variables/variables$", prefix
     )
-    return int(match[1]) if match else None
+    return int(match[1]) if match and int(match[1]) < STEPS else None

@@ -15,6 +15,8 @@ from simclr_jax.stages.encoder import Encoder
 from simclr_jax.stages.inputs import Inputs
 from simclr_jax.stages.views import view_maker
 
+CROPS = "a probe on crops and flips"
+
 
 class Views:
     """Features of new crops and flips of labelled images, in a random order without end.
@@ -29,7 +31,7 @@ class Views:
     """
 
     def __init__(self, encoder: Encoder, source: Source, seed: int):
-        check_one_label(source, "a probe on crops and flips")
+        check_one_label(source, CROPS)
         c = recipes.copied(encoder.config)
         recipes.crop_and_flip(c)
         c.seed = seed

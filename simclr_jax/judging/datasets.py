@@ -115,6 +115,11 @@ def open_data(config: ConfigDict, workdir: epath.PathLike, wanted: Wanted) -> Da
     scored = data.eval_split if data.eval_split in found else f"held out of {data.split}"
     chosen_on = found[validation]() if validation else None
     if chosen_on is not None and score.classes and not chosen_on.classes:
+        if wanted.validation_split:
+            raise UserError(
+                f'--validation_split is "{validation}", whose images have no labels to choose by: '
+                "name another, or leave it out"
+            )
         validation, chosen_on = "", None  # without labels nothing can be chosen on it
     return Data(
         name=_name(data),

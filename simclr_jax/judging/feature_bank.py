@@ -4,9 +4,9 @@
     CACHE/KEY/TAP-00003.npz     `x`, float32 [rows, d], and `bad`, of one shard of `SHARD` examples;
                                 `of`: KEY, TAP and the number, so that no other is taken for it
 
-The key is made of everything that decides a feature: weights, preprocessing, compute dtype, and
-the data with the sizes and times of its files. A shard is whole or absent; what an interrupted run
-lacks, and what has been damaged since, is computed again.
+The key is made of everything that decides a feature: weights, preprocessing, compute dtype, which
+formats can be read, and the data with the sizes and times of its files. A shard is whole or absent;
+what an interrupted run lacks, and what has been damaged since, is computed again.
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ import numpy as np
 from etils import epath
 
 from simclr_jax import archives, documents, files
+from simclr_jax.data import formats
 from simclr_jax.data.held_out import HeldOut
 from simclr_jax.data.reader import Unreadable
 from simclr_jax.data.sources import Images, Source, stamp, tell
@@ -129,7 +130,8 @@ def extract(
         for tap, shard in found.items():
             if tap not in vectors:
                 vectors[tap] = np.empty((count, shard["x"].shape[1]), np.float32)
-            vectors[tap][rows], bad[rows] = shard["x"], shard["bad"]
+            vectors[tap][rows] = shard["x"]
+            bad[rows] |= shard["bad"]  # taps may be of different days
         _check(bad, encoder.config.data.max_bad_fraction, source)
     work.end()
     if bad.any():
@@ -146,9 +148,13 @@ def extract(
 def _check(bad: np.ndarray, most: float, source: Source) -> None:
     if bad.all() or bad.sum() > most * len(bad):
         name = source.name(int(np.argmax(bad)))
+        allow = (
+            f", or allow more than {most:g} of them (data.max_bad_fraction of the run's recipe, or "
+            "--max_bad_fraction of linear_probe and transfer)"
+        )
         raise UserError(
-            f"{bad.sum()} of {len(bad)} images are unreadable so far, such as {name}: repair them, "
-            f"or allow more than {most:g} of them with --max_bad_fraction"
+            f"{bad.sum()} of {len(bad)} images are unreadable so far, such as {name}: repair them"
+            f"{'' if bad.all() else allow}"
         )
 
 
@@ -160,6 +166,7 @@ def key(encoder: Encoder, source: Source) -> dict[str, Any]:
         "weights": encoder.fingerprint,
         "preprocessing": dataclasses.asdict(encoder.preprocessing),
         "decoding": None if decoder is None else dataclasses.asdict(decoder.rules),
+        **({} if decoder is None else {"formats": list(formats.readable())}),
         "dtype": encoder.config.train.dtype,
         "model": encoder.config.model.to_dict() | encoder.config.bn.to_dict(),
         "shape": list(source.pixels.shape[1:]) if isinstance(source, Images) else None,

@@ -3,22 +3,25 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 from etils import epath
 
+from simclr_jax import files
+from simclr_jax.data.sources import Source
 from simclr_jax.errors import UserError, choose, number
 from simclr_jax.evaluate import chance, scores
 from simclr_jax.judging import datasets, feature_bank, naming, results, shown
 from simclr_jax.judging.datasets import Data, Wanted
 from simclr_jax.judging.feature_bank import Features, Say, cache_of
 from simclr_jax.judging.shown import Scored
-from simclr_jax.judging.solvers import LEARN, SOLVERS, Outcome, Settings, Task
+from simclr_jax.judging.solvers import CHOOSE, LEARN, SOLVERS, Outcome, Settings, Task, check
 from simclr_jax.stages import labels as label_choice
 from simclr_jax.stages import scored as run_scored
-from simclr_jax.stages.encoder import Encoder
+from simclr_jax.stages.encoder import Encoder, taps
 from simclr_jax.train import saved
 from simclr_jax.unlabelled import counted
 
@@ -66,33 +69,38 @@ def run(checkpoints: Sequence[str], wanted: Wanted, options: Options, say: Say =
         choose("--solver", solver, SOLVERS)
     if options.name and not results.NAME.fullmatch(options.name):
         raise UserError(f'--name is "{options.name}": use letters, digits and . + - _')
+    options = dataclasses.replace(
+        options,
+        solvers=tuple(dict.fromkeys(options.solvers)),
+        taps=tuple(dict.fromkeys(options.taps)),
+    )
+    _check_runs(checkpoints, options.taps)
     found: list[Scored] = []
     written: set[str] = set()
+    untrained: set[str] = set()
     for checkpoint in checkpoints:
         run = saved.read(checkpoint)
         encoder = Encoder.of(run)
         if options.max_bad_fraction is not None:
             encoder = encoder.changed({"data.max_bad_fraction": options.max_bad_fraction})
-        for tap in options.taps:
-            choose("--tap", tap, encoder.taps)
         data = datasets.open_data(run.config, run.workdir, wanted)
         _announce(encoder, data, options, say)
         cache = cache_of(run.workdir, options.cache)
         step = f"step{run.step}" if checkpoint.endswith(f"@{run.step}") else ""
-        for judged in [encoder, encoder.untrained()] if options.untrained else [encoder]:
+        # Before training the network is the same one at any step of a run.
+        both = options.untrained and str(run.workdir) not in untrained
+        untrained.add(str(run.workdir))
+        for judged in [encoder, encoder.untrained()] if both else [encoder]:
             tail = step if judged is encoder else "untrained"
             tasks = make_tasks(judged, data, options, cache, say)
             if judged is not encoder:
                 tasks = [task for task in tasks if task.tap != "pixels"]  # which are the same
             named = (options.name or data.slug, tail, naming.of_data(wanted, data))
             for one in judge(judged, data, tasks, options, *named):
-                place = f"{run.workdir}/results/{one.result['name']}.json"
-                if place in written:
-                    raise UserError(f"two results would be {place}: name each checkpoint once")
                 for line in naming.set_aside(run.workdir, one.result):
                     say(f"note      {line}")
                 results.write(run.workdir, one.result, one.arrays)
-                written.add(place)
+                written.add(f"{run.workdir}/results")
                 found.append(one)
     for line in shown.table(found):
         say(line)
@@ -100,8 +108,21 @@ def run(checkpoints: Sequence[str], wanted: Wanted, options: Options, say: Say =
         say(f"note      {line}")
     for line in shown.comparisons(found):
         say(line)
-    places = sorted({place.rpartition("/")[0] for place in written})
-    say(f"written   {', '.join(places)}: settings, scores, predictions")
+    say(f"written   {', '.join(sorted(written))}: settings, scores, predictions")
+
+
+def _check_runs(checkpoints: Sequence[str], wanted: Sequence[str]) -> None:
+    """Raise `UserError` unless each checkpoint is there, once, and has the taps that are wanted."""
+    named = set()
+    for checkpoint in checkpoints:
+        run = saved.describe(checkpoint)
+        for tap in wanted:
+            choose("--tap", tap, taps(run.config))
+        at = run.step if checkpoint.endswith(f"@{run.step}") else None
+        place = os.path.realpath(run.workdir) if files.is_local(run.workdir) else str(run.workdir)
+        if (place, at) in named:
+            raise UserError(f"--checkpoint names {checkpoint} twice: name it once")
+        named.add((place, at))
 
 
 def neighbours(text: str) -> tuple[int, float | None]:
@@ -127,29 +148,32 @@ def make_tasks(
                 f"the images of {data.name} have no labels, which {what} needs{note}: name others "
                 "with --data"
             )
-    taps, classes = options.taps, max(data.fit.classes, data.score.classes)
-    score = feature_bank.extract(encoder, data.score, taps, cache, say)
+    classes = max(data.fit.classes, data.score.classes)
     learn = any(solver in LEARN for solver in options.solvers)
-    fit = feature_bank.extract(encoder, data.fit, taps, cache, say) if learn else {}
+    _check_before(encoder, data, options, classes, learn)
+    score = feature_bank.extract(encoder, data.score, options.taps, cache, say)
+    fit = feature_bank.extract(encoder, data.fit, options.taps, cache, say) if learn else {}
     choose = None
-    if learn and data.choose is not None and options.labels == label_choice.ALL:
-        choose = feature_bank.extract(encoder, data.choose, taps, cache, say)
+    if data.choose is not None and _chooses(options):
+        choose = feature_bank.extract(encoder, data.choose, options.taps, cache, say)
+    guesses = learn or "classifier" in options.solvers  # which may take a pass over the data
+    taught = _known(data.fit if guesses else data.score)
     metric = options.metric or ("mAP" if data.score.multi_label else "top-1")
     tasks = []
-    for tap in taps:
+    for tap in options.taps:
         scored = _labelled(score[tap])
         labelled = _labelled(fit[tap]) if learn else Features.none(scored)
-        taught = labelled.known if learn else scored.known  # by those that it may not use as well
         if learn and options.labels != label_choice.ALL:
             seed = options.settings.seed
             rows = label_choice.allowed(
                 options.labels, labelled.known, labelled.examples, data.fit, seed
             )
             labelled = labelled.take(rows)
-            if tap == taps[0]:
+            if tap == options.taps[0]:
                 _say_labels_in_all(data, labelled, say)
-        if tap == taps[0]:
-            _check(labelled, scored, classes, data, learn, say)
+        if tap == options.taps[0]:
+            _check(labelled.known, scored.known, classes, data, learn)
+            _say_who_counts(labelled.known, scored.known, data, learn, say)
         chosen = None if choose is None else _labelled(choose[tap])
         tasks.append(
             Task(encoder, tap, data.fit, labelled, chosen, scored, classes, metric, taught)
@@ -284,9 +308,14 @@ def _announce(encoder: Encoder, data: Data, options: Options, say: Say) -> None:
     counts = [
         f"{len(source)} {uses[role]} ({data.splits[role]})"
         for role, source in sources.items()
-        if source is not None
+        if source is not None and (role != "choose" or _chooses(options))
     ]
     say(f"splits    {', '.join(counts)}")
+    if data.choose is not None and not _chooses(options):
+        say(
+            f"note      {data.splits['choose']} ({len(data.choose)} images) is not used: on such a "
+            "split lbfgs alone chooses, and only with --labels=all"
+        )
     if data.fit.channels != encoder.channels:
         how = "repeated" if encoder.channels == 3 else "reduced to their luminance"
         say(
@@ -312,32 +341,54 @@ def _labelled(features: Features) -> Features:
     return features if len(rows) == len(features) else features.take(rows)
 
 
-def _check(fit: Features, score: Features, classes: int, data: Data, learn: bool, say: Say) -> None:
-    """Check that there is something to learn and to score; say which classes cannot be learned.
+def _known(source: Source) -> np.ndarray:
+    """Return the labels of the images of a source that have some."""
+    labels = np.asarray(source.labels)
+    return labels[counted(labels)]
 
-    Raises:
-      UserError: if there are fewer labelled images than classes, or none to score on.
-    """
+
+def _chooses(options: Options) -> bool:
+    """Tell whether settings are chosen on a split of its own, if there is one."""
+    return options.labels == label_choice.ALL and any(name in CHOOSE for name in options.solvers)
+
+
+def _check_before(
+    encoder: Encoder, data: Data, options: Options, classes: int, learn: bool
+) -> None:
+    """Raise what labels and encoder tell, before features are computed."""
+    for solver in options.solvers:
+        for tap in options.taps:
+            check(solver, encoder, tap, data.fit, classes, options.settings)
+    fit = _known(data.fit) if learn else np.zeros(0)
+    if learn and options.labels != label_choice.ALL:
+        examples, seed = counted(np.asarray(data.fit.labels)), options.settings.seed
+        fit = fit[label_choice.allowed(options.labels, fit, examples, data.fit, seed)]
+    _check(fit, _known(data.score), classes, data, learn)
+
+
+def _check(fit: np.ndarray, score: np.ndarray, classes: int, data: Data, learn: bool) -> None:
+    """Raise `UserError` for fewer labelled images than classes, or for none to score on."""
     if not len(score):
         raise UserError(f"no image to be scored on in {data.name} has a label: label some")
-    parts = [("to be scored on", data.score), *([("to learn from", data.fit)] if learn else [])]
-    for which, source in parts:
-        if missing := len(source) - len(counted(source.labels)):
-            say(f"note      {missing} of {len(source)} images {which} have no label: left out")
-    if score.known.ndim == 1 and (score.known == score.known[0]).all():
-        say(f"note      {run_scored.ONE_CLASS}")
-    if not learn:
-        return
-    if len(fit) < classes:
+    if learn and len(fit) < classes:
         raise UserError(
             f"{data.name} has {len(fit)} labelled images to learn {classes} classes from: "
             "label at least one of each class"
         )
-    if np.ndim(fit.known) == 1:
-        unseen = np.setdiff1d(score.known, fit.known)
-        if len(unseen):
-            names = datasets.class_names(data.score)
-            say(
-                f"note      {len(unseen)} class(es) occur among the images scored on only, such as "
-                f"{names[int(unseen[0])]}: they count as errors"
-            )
+
+
+def _say_who_counts(fit: np.ndarray, score: np.ndarray, data: Data, learn: bool, say: Say) -> None:
+    """Say which images have no label, and which classes cannot be told apart or learned."""
+    parts = [("to be scored on", data.score), *([("to learn from", data.fit)] if learn else [])]
+    for which, source in parts:
+        if missing := len(source) - len(counted(source.labels)):
+            say(f"note      {missing} of {len(source)} images {which} have no label: left out")
+    if score.ndim == 1 and (score == score[0]).all():
+        say(f"note      {run_scored.ONE_CLASS}")
+    unseen = np.setdiff1d(score, fit) if learn and fit.ndim == 1 else np.zeros(0, int)
+    if len(unseen):
+        names = datasets.class_names(data.score)
+        say(
+            f"note      {len(unseen)} class(es) occur among the images scored on only, such as "
+            f"{names[int(unseen[0])]}: they count as errors"
+        )

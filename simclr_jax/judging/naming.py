@@ -101,7 +101,8 @@ def set_aside(workdir: epath.PathLike, result: Mapping[str, Any]) -> Iterator[st
         return
     step = old.get("checkpoint", {}).get("step")
     other = f"{old['name']}-step{step}"
-    if step is None or step == result.get("checkpoint", {}).get("step"):
+    same = step is None or step == result.get("checkpoint", {}).get("step")
+    if same or _taken(directory / f"{other}.json", old):
         other = f"{old['name']}-{tag(_judged(old))}"
     arrays = directory / f"{old['name']}.npz"
     if arrays.exists():
@@ -111,6 +112,16 @@ def set_aside(workdir: epath.PathLike, result: Mapping[str, Any]) -> Iterator[st
         f"the older result {old['name']} was of another checkpoint or other images: it is kept as "
         f"{other}"
     )
+
+
+def _taken(path: epath.Path, result: Mapping[str, Any]) -> bool:
+    """Tell whether a file is there that is of other weights or images than a result."""
+    try:
+        return _judged(results.read(path)) != _judged(result)
+    except FileNotFoundError:
+        return False
+    except UserError:  # of which nobody knows
+        return True
 
 
 def _judged(result: Mapping[str, Any]) -> dict[str, Any]:

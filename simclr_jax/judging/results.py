@@ -74,6 +74,13 @@ class Judged(TypedDict):
     test: NotRequired[Split]
 
 
+class Level(TypedDict):
+    """The scores of guessing, and by what was guessed."""
+
+    of: str
+    scores: dict[str, Score]
+
+
 class Result(TypedDict):
     """The content of NAME.json; there may be more than this."""
 
@@ -88,6 +95,7 @@ class Result(TypedDict):
     published: NotRequired[dict[str, Annotated[float, msgspec.Meta(ge=-1e6, le=1e6)]]]
     notes: NotRequired[list[str]]
     seed: NotRequired[int]
+    level: NotRequired[Level]
     versions: NotRequired[dict[str, str]]
     arrays: NotRequired[str]
 
@@ -186,15 +194,21 @@ def read_arrays(workdir: epath.PathLike, result: Mapping[str, Any]) -> dict[str,
 def _check(arrays: Mapping[str, np.ndarray]) -> None:
     """Raise `Unfit` unless arrays are of the kinds, lengths and ranges of a result's."""
     kinds = {"labels": "iu", "examples": "iu", "predictions": "iu", "scores": "f"}
-    for name, array in arrays.items():
-        if name not in kinds:
-            continue
-        if array.dtype.kind not in kinds[name] or array.ndim not in (1, 2):
+    dimensions = {"labels": (1, 2), "scores": (2,)}
+    found = {name: array for name, array in arrays.items() if name in kinds}
+    for name, array in found.items():
+        if array.dtype.kind not in kinds[name] or array.ndim not in dimensions.get(name, (1,)):
             raise Unfit(f"{name} is {array.dtype}{list(array.shape)}")
-        if array.dtype.kind in "iu" and array.size and array.min() < -1:
+        least = -1 if array.ndim == 2 else 0  # -1: a class is ignored
+        if array.dtype.kind in "iu" and array.size and array.min() < least:
             raise Unfit(f"{name} has {array.min()}")
-    if len({len(array) for name, array in arrays.items() if name in kinds}) > 1:
+    if len({len(array) for array in found.values()}) > 1:
         raise Unfit("its arrays have different lengths")
+    if {"labels", "scores"} <= found.keys():
+        labels, classes = found["labels"], found["scores"].shape[1]
+        told = labels.shape[1] if labels.ndim == 2 else int(labels.max(initial=-1)) + 1
+        if told > classes or (labels.ndim == 2 and told < classes):
+            raise Unfit(f"labels are of {told} classes, and scores of {classes}")
 
 
 def _checksum(content: bytes) -> str:

@@ -21,7 +21,8 @@ from simclr_jax.evaluate import (
     scores,
     sgd_probe,
 )
-from simclr_jax.judging.crop_flip import Views
+from simclr_jax.judging.crop_flip import CROPS, Views
+from simclr_jax.judging.datasets import check_one_label
 from simclr_jax.judging.feature_bank import Features
 from simclr_jax.stages.encoder import Encoder
 from simclr_jax.stages.scored import neighbours
@@ -231,16 +232,7 @@ def similar(task: Task, settings: Settings) -> Iterator[Outcome]:
 
 def classifier(task: Task, settings: Settings) -> Iterator[Outcome]:
     """Score the classifier in the checkpoint: a released one, or the probe of pretraining."""
-    if task.encoder.classifier is None:
-        raise UserError(f"{task.encoder.run} has no classifier: use --solver=lbfgs")
-    tap, weights = task.encoder.classifier
-    if tap != task.tap:
-        raise UserError(f"the classifier of {task.encoder.run} reads {tap}: set --tap={tap}")
-    if len(weights.bias) != task.classes:
-        raise UserError(
-            f"the classifier of {task.encoder.run} tells {len(weights.bias)} classes apart, the "
-            f"data have {task.classes}: use --solver=lbfgs"
-        )
+    weights = _weights(task.encoder, task.tap, task.classes)
     protocol = {
         "solver": "the linear classifier in the checkpoint, as it is",
         "classes": "taken to be those of the data, in their order",
@@ -258,6 +250,40 @@ SOLVERS: dict[str, Callable[[Task, Settings], Iterator[Outcome]]] = {
     "classifier": classifier,
 }
 LEARN = ("lbfgs", "sgd", "knn")  # from training images; the others look at the scored ones alone
+CHOOSE = ("lbfgs",)  # on images of a split of their own, where there is one
+
+
+def check(
+    solver: str, encoder: Encoder, tap: str, source: Source, classes: int, settings: Settings
+) -> None:
+    """Raise what a solver would raise of its encoder and images, before anything is computed.
+
+    Args:
+      solver: a name in `SOLVERS`.
+      encoder, tap, classes, settings: what it would be given.
+      source: of the images to learn from, which has labels.
+    """
+    if solver in ("knn", "kmeans"):
+        _check_one_label(source.multi_label, solver)
+    elif solver == "sgd" and settings.augment:
+        check_one_label(source, CROPS)
+    elif solver == "classifier":
+        _weights(encoder, tap, classes)
+
+
+def _weights(encoder: Encoder, tap: str, classes: int) -> logistic.Weights:
+    """Return the classifier in a checkpoint; raise `UserError` if it does not fit."""
+    if encoder.classifier is None:
+        raise UserError(f"{encoder.run} has no classifier: use --solver=lbfgs")
+    own, weights = encoder.classifier
+    if own != tap:
+        raise UserError(f"the classifier of {encoder.run} reads {own}: set --tap={own}")
+    if len(weights.bias) != classes:
+        raise UserError(
+            f"the classifier of {encoder.run} tells {len(weights.bias)} classes apart, the "
+            f"data have {classes}: use --solver=lbfgs"
+        )
+    return weights
 
 
 def _to_choose(task: Task, seed: int) -> tuple[np.ndarray, np.ndarray, linear_probe.Splits, str]:
@@ -300,11 +326,15 @@ def _scorer(metric: str) -> Callable[[np.ndarray, np.ndarray], float]:
 
 
 def _one_label(features: Features, solver: str) -> np.ndarray:
-    if features.known.ndim == 2:
+    _check_one_label(features.known.ndim == 2, solver)
+    return features.known
+
+
+def _check_one_label(several: bool, solver: str) -> None:
+    if several:
         raise UserError(
             f"an image has several labels, and --solver={solver} needs one: use --solver=lbfgs,sgd"
         )
-    return features.known
 
 
 def _shortest(value: float) -> str:

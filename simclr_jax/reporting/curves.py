@@ -32,6 +32,12 @@ class Curve:
     def last(self) -> float:
         return float(self.values[-1])
 
+    @property
+    def median(self) -> float:
+        """Return the median of the values that are numbers, NaN where none is."""
+        known = self.values[np.isfinite(self.values)]
+        return float(np.median(known)) if len(known) else float("nan")
+
 
 @dataclasses.dataclass(frozen=True)
 class Known:

@@ -81,8 +81,9 @@ class Examined:
         have several.
       class_names: by label.
       neighbours: rows of a held-out image and those of the bank nearest to it.
-      judged: predictions, or None without labels.
+      judged: predictions, or None without labels, or of `many` classes.
       several: an image may have several labels.
+      many: there are too many classes for a matrix of all.
     """
 
     checkpoint: str
@@ -95,6 +96,7 @@ class Examined:
     neighbours: Sequence[Sequence[Tile]]
     judged: Judged | None
     several: bool = False
+    many: bool = False
 
 
 def geometry(name: str, found: Examined) -> Html:
@@ -195,6 +197,8 @@ def confusion(name: str, found: Examined) -> Html:
         why = "Without labels there is none."
         if found.several:
             why = "There is none, for an image may have several labels."
+        elif found.many:
+            why = f"There is none, for {len(found.class_names):,} classes are too many."
         return join([_heading(name), paragraph(why)])
     counts = judged.counts
     accuracy = np.trace(counts) / max(1, counts.sum())

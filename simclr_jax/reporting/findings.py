@@ -190,7 +190,7 @@ def _accuracy(record: Record) -> Iterator[Finding]:
     names = {"knn_accuracy": "kNN", "probe_accuracy": "probe", "accuracy": "classifier's"}
     for name, called in names.items():
         curve = record.curves.get(name)
-        if curve is None or len(curve.values) < 4:
+        if curve is None or np.isfinite(curve.values).sum() < 4:
             continue
         best = int(np.nanargmax(curve.values))
         if curve.last < curve.values[best] - FELL_BACK:
@@ -210,16 +210,16 @@ def _accuracy(record: Record) -> Iterator[Finding]:
 
 def _speed(record: Record) -> Iterator[Finding]:
     waited = record.curves.get("input_wait")
-    if waited is not None and np.nanmedian(waited.values) > WAITING:
+    if waited is not None and waited.median > WAITING:
         yield Finding(
-            f"The devices wait for images {np.nanmedian(waited.values):.0%} of the time: more "
+            f"The devices wait for images {waited.median:.0%} of the time: more "
             "decoding threads, a faster disk or another augment.placement would help."
         )
     curve = record.curves.get("images_per_second")
     if curve is None or len(curve.values) < 10:
         return
-    usual, rows = float(np.nanmedian(curve.values)), max(1, int(LAST * len(curve.values)))
-    late = float(np.nanmedian(curve.values[-rows:]))
+    usual, rows = curve.median, max(1, int(LAST * len(curve.values)))
+    late = Curve(curve.steps[-rows:], curve.values[-rows:]).median
     if late < SLOWED * usual:
         yield Finding(
             f"Training became slow: {late:.0f} images/s at the end, {usual:.0f} in the median.",

@@ -47,6 +47,7 @@ ROWS, NEAREST = 10, 8  # of the sheet of neighbours
 FEW = 50  # images: fewer make no t-SNE, and their geometry says nothing of collapse
 PERPLEXITY, ITERATIONS = 30.0, 1000  # of t-SNE, scikit-learn's defaults
 COMPONENTS = 50  # principal components that t-SNE starts from
+MOST_CLASSES = 3000  # in a matrix of confusions, which grows with their square
 MORE_CLASSES = 1000  # in predictions than in the data, at most
 NEGATIVES = 100_000  # similarities, at most, in a histogram
 
@@ -127,6 +128,7 @@ def _measured(one: Record, say: Say) -> Examined:
     points, method = project(queries.x)
     names = datasets.class_names(held)
     single = queries.labels is not None and queries.labels.ndim == 1
+    many = len(names) > MOST_CLASSES
     return Examined(
         checkpoint=encoder.run,
         images=f"{len(queries):,} held-out and {len(bank):,} training images of {data.name}",
@@ -136,8 +138,9 @@ def _measured(one: Record, say: Say) -> Examined:
         labels=queries.labels if single else None,
         class_names=names,
         neighbours=_neighbours(queries, bank, held, learned, names),
-        judged=_judged(one, encoder, data, queries, bank) if single else None,
+        judged=_judged(one, encoder, data, queries, bank) if single and not many else None,
         several=queries.labels is not None and not single,
+        many=many,
     )
 
 

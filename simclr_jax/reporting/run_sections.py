@@ -139,8 +139,9 @@ def _tiles(record: Record) -> Html:
     add("probe_accuracy", "linear probe, held out", "{:.1%}")
     add("accuracy", "classifier, held out", "{:.1%}")
     add("epoch", "epochs", "{:.1f}")
-    if speed := record.curves.get("images_per_second"):
-        found.append((f"{np.nanmedian(speed.values):,.0f}", "images/s, median"))
+    speed = record.curves.get("images_per_second")
+    if speed is not None and np.isfinite(speed.median):
+        found.append((f"{speed.median:,.0f}", "images/s, median"))
     if record.devices:
         found.append((record.devices, "devices"))
     tiles = [element("div", element("b", v), element("span", n), class_="tile") for v, n in found]

@@ -7,9 +7,11 @@ import sys
 import numpy as np
 import pytest
 from embedding import embedded
+from etils import epath
 
 from simclr_jax.data import decode
-from simclr_jax.embedding import embeddings
+from simclr_jax.data.sources import Images
+from simclr_jax.embedding import embed, embeddings
 from simclr_jax.errors import UserError
 from simclr_jax.recipes import base
 
@@ -94,6 +96,13 @@ def test_a_split_and_images_that_cannot_be_read(folder, run):
     assert got.about["parts"] == ["train", "test"]
 
 
+def test_where_no_image_can_be_read_no_flag_that_is_not_there_is_named(folder, run):
+    for path in folder.glob("[ab]/*"):
+        path.write_bytes(b"no image")
+    with pytest.raises(UserError, match=r"22 of 22 images are unreadable .*: repair them$"):
+        run(folder, cache="none")
+
+
 def test_labels_that_cannot_be_used_are_left_out(folder, run):
     (folder / "train" / "a").mkdir(parents=True)
     (folder / "train" / "b").mkdir()
@@ -103,6 +112,35 @@ def test_labels_that_cannot_be_used_are_left_out(folder, run):
     file, said = run(folder)
     assert embeddings.read(str(file)).labels is None
     assert any("labels are left out" in line for line in said)
+
+
+@pytest.mark.parametrize(
+    "workdir, data_dir, said",
+    [
+        ("runs/a", "sets", ("HERE/runs/a@7", "HERE/sets")),
+        ("gs://bucket/runs/a", "gs://bucket/sets", ("gs://bucket/runs/a@7", "gs://bucket/sets")),
+        ("/runs/a", "", ("/runs/a@7", "")),
+    ],
+)
+def test_places_are_named_as_they_are_found_from_anywhere(
+    tmp_path, monkeypatch, workdir, data_dir, said
+):
+    monkeypatch.chdir(tmp_path)
+    run = embedded.read_run("", epath.Path(workdir))
+    parts = {"train": Images(np.zeros((2, 8, 8, 3), np.uint8), None, 0)}
+    options = embed.Options("run", "x.npz", "tfds:x", data_dir)
+    about = embed._about(options, run, embedded.encoder(), parts)
+    want = tuple(place.replace("HERE", str(tmp_path)) for place in said)
+    assert (about["checkpoint"], about["data"]["data_dir"]) == want
+
+
+def test_classes_have_names_where_only_a_later_part_has_labels(run, tmp_path):
+    pixels = np.arange(6 * 64 * 3).reshape(6, 8, 8, 3).astype(np.uint8)
+    more = {"test_labels": np.arange(6) % 2, "class_names": np.array(["ant", "cup"])}
+    np.savez(tmp_path / "d.npz", train_images=pixels, test_images=255 - pixels, **more)
+    got = embeddings.read(str(run("", data=str(tmp_path / "d.npz"))[0]))
+    assert got.about["class_names"] == ["ant", "cup"]
+    np.testing.assert_array_equal(got.labels, [*[-1] * 6, 0, 1, 0, 1, 0, 1])
 
 
 @pytest.mark.parametrize(

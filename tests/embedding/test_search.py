@@ -6,6 +6,7 @@ import base64
 import dataclasses
 import html
 import io
+import os
 import re
 from pathlib import Path
 
@@ -76,6 +77,30 @@ def test_pairs_are_listed_the_most_similar_first(photos):
         np.cos(np.deg2rad([1, 5, 10])), abs=1e-4
     )
     assert page.count("<img") == 8
+
+
+def test_pairs_that_the_sheet_has_no_room_for_are_counted(photos, monkeypatch):
+    for name, most in (("SPOKEN_PAIRS", 2), ("PICTURED_PAIRS", 3), ("LISTED_PAIRS", 4)):
+        monkeypatch.setattr(search, name, most)
+    said, page = find(photos, duplicates=0.5)
+    count = int((COSINE[np.triu_indices(8, 1)] >= 0.5).sum())
+    title = f"{count} pairs of similarity 0.5 or more, of which the sheet has the first 7"
+    assert count > 7 and said[0] == title and title in page
+    assert "... and 5 more, in the sheet" in said
+    assert page.count("<img") == 6 and page.count(".png  ") == 4
+
+
+def test_a_sheet_that_was_being_written_is_tidied_away(photos, monkeypatch):
+    """What a search that was killed leaves; the next one sweeps it."""
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "replace", lambda *_: 1 / 0)
+        patch.setattr(Path, "unlink", lambda *_, **__: None)
+        with pytest.raises(ZeroDivisionError):
+            find(photos, query=["45.png"])
+    (left,) = photos.parent.glob(".photos*")
+    os.utime(left, (100, 100))
+    find(photos, query=["45.png"])
+    assert not list(photos.parent.glob(".photos*"))
 
 
 def test_without_a_query_some_images_are_chosen_by_the_seed(photos, monkeypatch):

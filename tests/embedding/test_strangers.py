@@ -13,7 +13,7 @@ from embedding import embedded
 from PIL import Image
 
 from simclr_jax.data import decode
-from simclr_jax.embedding import embeddings, own, search
+from simclr_jax.embedding import embeddings, own, pictures, search
 from simclr_jax.errors import UserError
 from simclr_jax.train import saved
 
@@ -188,6 +188,20 @@ def test_a_strangers_data_are_not_opened(tmp_path, elsewhere, monkeypatch):
         find(file, images=str(data))
     with pytest.raises(UserError, match="are not those that were embedded"):
         find(file, images=str(data), checkpoint="mine")
+
+
+def test_a_strangers_directory_of_data_sets_is_not_opened(tmp_path, elsewhere, monkeypatch):
+    """Not for the name of the same data set either, which the user gives."""
+    asked = []
+    monkeypatch.setattr(saved, "read", lambda *_: None)
+    monkeypatch.setattr(pictures, "open_parts", lambda *given: asked.append(given[1:]) or 1 / 0)
+    about = {"data": {"data": "tfds:x", "data_dir": "/their/place", "split": "train"}}
+    with elsewhere:
+        theirs = write(tmp_path / "theirs.npz", ["a", "b"], **about)
+    for file in (theirs, write(tmp_path / "mine.npz", ["a", "b"], **about)):
+        with pytest.raises(ZeroDivisionError):
+            find(file, images="tfds:x", checkpoint="mine")
+    assert asked == [("tfds:x", "", "train"), ("tfds:x", "/their/place", "train")]
 
 
 class Tags(html.parser.HTMLParser):

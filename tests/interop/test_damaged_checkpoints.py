@@ -9,12 +9,19 @@ import pytest
 from interop import official_files
 
 from simclr_jax.errors import UserError
-from simclr_jax.interop import convert, infer
+from simclr_jax.interop import convert, infer, official_names
 from simclr_jax.interop.tensorflow_files import OBJECT_GRAPH, find, open_checkpoint
 
 pytest.importorskip("tensorflow", reason="official checkpoints are read with TensorFlow")
 
 SMALL = official_files.values(official_files.shapes(classes=3, layers=2))
+
+
+def names(tf1):
+    """Return what a flavour calls the variables of `SMALL`."""
+    named = official_names.namer(tf1)
+    found = named.encoder(official_names.Architecture(18, 1 / 64, "cifar"))
+    return found | named.head("nonlinear", 2) | named.classifier()
 
 
 def values(source):
@@ -31,8 +38,11 @@ def values(source):
 @pytest.mark.parametrize("written", ["tf1", "tf2"])
 def test_no_damaged_checkpoint_is_read_as_another(tmp_path, written):
     write = official_files.write_tf1 if written == "tf1" else official_files.write_tf2
-    prefix, random, refused = write(tmp_path / "model.ckpt-7", SMALL), np.random.default_rng(0), 0
+    tree = official_names.to_tree(SMALL, names(tf1=True))
+    small = official_names.from_tree(tree, names(tf1=written == "tf1"))
+    prefix, random, refused = write(tmp_path / "model.ckpt-7", small), np.random.default_rng(0), 0
     whole = values(prefix)
+    assert whole is not None and whole.keys() == small.keys()
     damages = 0
     for path in sorted(tmp_path.glob("model.ckpt-7*")):
         content = path.read_bytes()
@@ -42,7 +52,7 @@ def test_no_damaged_checkpoint_is_read_as_another(tmp_path, written):
             path.write_bytes(content[: random.integers(len(content))] if i < 5 else bytes(changed))
             found = values(prefix)
             damages, refused = damages + 1, refused + (found is None)
-            if found is not None and whole is not None:
+            if found is not None:
                 for name, value in whole.items():
                     np.testing.assert_array_equal(found[name], value)
         path.unlink()
@@ -60,6 +70,21 @@ def test_a_step_that_is_no_number_is_one_line(tmp_path, step):
     prefix = official_files.write_tf1(tmp_path / "a", SMALL | {"global_step": step}, None)
     with pytest.raises(UserError, match="is damaged or incomplete"):
         open_checkpoint(str(prefix))
+
+
+@pytest.mark.parametrize("step", [2**40, 2**31, -1])
+def test_a_step_that_no_run_can_have_is_one_line_before_the_work(tmp_path, step):
+    whole = SMALL | {"global_step": np.int64(step)}
+    source = official_files.write_tf1(tmp_path / "a", whole, None)
+    with pytest.raises(UserError, match=rf"a is of step {step}, and a run has 0 to 2147483647"):
+        convert.run(str(source), str(tmp_path / "run"), convert.Options("none"))
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("number, step", [(2**31 - 1, 2**31 - 1), (2**31, None)])
+def test_a_number_in_a_name_that_no_run_can_have_is_no_step(tmp_path, number, step):
+    source = official_files.write_tf1(tmp_path / f"model.ckpt-{number}", SMALL, None)
+    assert open_checkpoint(str(source)).step == step
 
 
 @pytest.mark.parametrize("graph", [np.array(b"\xff\xfe no graph"), np.float32(3), np.zeros(3)])

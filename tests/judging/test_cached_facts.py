@@ -11,6 +11,7 @@ import pytest
 from judging import noisy
 from PIL import Image
 
+from simclr_jax.data import formats
 from simclr_jax.data.sources import Images, folder
 from simclr_jax.errors import UserError
 from simclr_jax.judging import feature_bank
@@ -196,6 +197,35 @@ def test_a_file_that_has_been_repaired_counts(run, tmp_path):
         np.testing.assert_array_equal(part.examples, kept)
         np.testing.assert_allclose(part.x, expected[kept], atol=1e-5)
         np.testing.assert_array_equal(part.labels, (kept >= 6).astype(int))
+
+
+def test_an_image_counts_once_its_format_can_be_read(encoder, monkeypatch, images, tmp_path):
+    """By a package that was installed since: the files are what they were."""
+    Image.fromarray(PIXELS[4]).save(images / "train/a/4.bmp", "PNG")
+    source, cache = opened(images), tmp_path / "cache"
+    every, tolerant = formats.readable(), encoder.changed({"data.max_bad_fraction": 0.5})
+    for there in (every, tuple(name for name in every if name != "PNG"), every):
+        monkeypatch.setattr(formats, "readable", lambda there=there: there)
+        found = feature_bank.extract(tolerant, source, ("h",), cache)["h"]
+        left_out = [] if there is every else [source.paths.index("a/4.bmp")]
+        np.testing.assert_array_equal(found.examples, np.setdiff1d(np.arange(12), left_out))
+
+
+def test_an_image_that_one_tap_was_kept_without_is_left_out_of_all(encoder, images, tmp_path):
+    """Repaired, and of the size and time that it had: the features of before are still read."""
+    file, cache = images / "train/a/4.bmp", tmp_path / "cache"
+    tolerant = encoder.changed({"data.max_bad_fraction": 0.5})
+    whole, good = file.read_bytes(), np.setdiff1d(np.arange(12), 3)
+    file.write_bytes(b"no image".ljust(len(whole)))
+    os.utime(file, (100, 100))
+    before = feature_bank.extract(tolerant, opened(images), ("h",), cache)
+    np.testing.assert_array_equal(before["h"].examples, good)
+    file.write_bytes(whole)
+    os.utime(file, (100, 100))
+    found = feature_bank.extract(tolerant, opened(images), ("h", "z"), cache)
+    for tap in ("h", "z"):
+        np.testing.assert_array_equal(found[tap].examples, good)
+    np.testing.assert_array_equal(found["h"].x, before["h"].x)
 
 
 @pytest.mark.parametrize("count", [15, 16, 17, 33])

@@ -214,8 +214,76 @@ def test_results_of_one_command_do_not_replace_each_other(run):
     twice = [f"{run}@7", str(run)]
     linear_probe.run(twice, Wanted(), Options(("retrieval",)), said.append)
     assert {"retrieval-h-step7", "retrieval-h"} <= {one["name"] for one in read_all(run)}
-    with pytest.raises(UserError, match=r"two results would be .*retrieval-h\.json"):
-        linear_probe.run([str(run)] * 2, Wanted(), Options(("retrieval",)), said.append)
+    said.clear()
+    for checkpoints in ([str(run)] * 2, [str(run), f"{run.parent}/./{run.name}"]):
+        with pytest.raises(UserError, match=r"--checkpoint names .*run twice: name it once"):
+            linear_probe.run(checkpoints, Wanted(), Options(("retrieval",)), said.append)
+    assert not said
+    probe(run, options=Options(("retrieval",) * 2, taps=("h", "h")))
+
+
+@pytest.mark.parametrize(
+    "second, options, message",
+    [
+        ("runs/missing", Options(("knn",)), "--checkpoint=runs/missing holds no checkpoints"),
+        ("RUN@8", Options(("knn",)), "8"),
+        ("RUN@7", Options(("knn",), taps=("h", "head9")), 'tap is "head9"'),
+    ],
+)
+def test_all_checkpoints_are_looked_at_before_one_is_judged(run, second, options, message):
+    said, checkpoints = [], [str(run), second.replace("RUN", str(run))]
+    with pytest.raises(UserError, match=message):
+        linear_probe.run(checkpoints, Wanted(), options, said.append)
+    assert not said
+
+
+def test_two_steps_of_a_run_have_one_network_before_training(root, archive):
+    fields = {"data__source": "memory", "data__path": archive, "head__dim": WIDTH}
+    steps = write_run(write_run(root / "steps", 7, **fields), 9, **fields, seed=1)
+    said, options = [], Options(("knn",), settings=Settings(knn=((3, None),)), untrained=True)
+    linear_probe.run([f"{steps}@7", f"{steps}@9"], Wanted(), options, said.append)
+    names = {"knn3-h-step7", "knn3-h-step9", "knn3-h-untrained"}
+    assert {one["name"] for one in read_all(steps)} == names
+    assert "\n".join(said).count("knn3-h-untrained ") == 1
+
+
+@pytest.mark.parametrize(
+    "several, options, message",
+    [
+        (True, Options(("lbfgs", "knn")), "several labels, and --solver=knn needs one"),
+        (True, Options(("sgd", "kmeans")), "several labels, and --solver=kmeans needs one"),
+        (True, Options(("sgd",), settings=Settings(augment=True)), "may have several labels here"),
+        (False, Options(("knn", "classifier"), taps=("h", "z")), "reads h: set --tap=h"),
+        (False, Options(("knn",), labels="many"), "--labels=many is neither all"),
+        (False, Options(("knn",), labels="13"), "class 0 has 12 examples but 13 per class"),
+        (False, Options(("knn",), labels="3"), "to learn 4 classes from"),
+    ],
+)
+def test_what_does_not_fit_is_said_before_features_are_computed(
+    run, root, several, options, message
+):
+    arrays = write_images(root / "unfit.npz", several=several)
+    if "classes" in message:
+        arrays |= {"train_labels": np.where(np.arange(48) % 4, -1, 0)}
+        np.savez(root / "unfit.npz", **arrays)
+    said = []
+    with pytest.raises(UserError, match=message):
+        linear_probe.run([str(run)], Wanted(str(root / "unfit.npz")), options, said.append)
+    assert said and not any(line.startswith("encoded") for line in said)
+
+
+def test_the_commonest_class_is_that_of_the_training_images_whoever_is_beside(run, root):
+    arrays = write_images(root / "tilted.npz")
+    arrays["train_labels"] = np.where(np.arange(48) < 30, 2, arrays["train_labels"])
+    arrays["test_labels"] = np.where(np.arange(24) < 15, 1, arrays["test_labels"])
+    np.savez(root / "tilted.npz", **arrays)
+    levels = []
+    for solvers in (("classifier",), ("classifier", "knn")):
+        probe(run, str(root / "tilted.npz"), Options(solvers, settings=SETTINGS))
+        levels.append(by_words(run)["tilted-classifier-h"]["level"])
+    assert levels[0] == levels[1] and levels[0]["of"] == "the commonest class (class 2)"
+    want = np.mean(arrays["test_labels"] == 2)
+    assert levels[0]["scores"]["top-1"]["value"] == want < 0.2
 
 
 @pytest.mark.parametrize(
@@ -258,6 +326,26 @@ def test_validation_images_without_labels_choose_nothing(run, root):
     found = by_words(run)["half-lbfgs-h"]
     assert "validation" not in found["data"]
     assert found["protocol"]["chosen on"].endswith("of the training images")
+    with pytest.raises(UserError, match='--validation_split is "val", whose images have no labels'):
+        probe(run, str(root / "half.npz"), validation_split="val")
+
+
+@pytest.mark.parametrize(
+    "options, used",
+    [
+        (Options(("knn",), settings=SETTINGS), False),
+        (Options(("lbfgs",), labels="4"), False),
+        (Options(("lbfgs",)), True),
+    ],
+)
+def test_a_validation_split_that_is_not_used_is_said(run, root, options, used):
+    arrays = write_images(root / "chosen.npz")
+    val = {"val_images": arrays["test_images"][:9], "val_labels": arrays["test_labels"][:9]}
+    np.savez(root / "chosen.npz", **arrays, **val)
+    for named in ("", "val"):
+        said = "\n".join(probe(run, str(root / "chosen.npz"), options, validation_split=named))
+        assert ("9 to choose on (val)" in said) == used
+        assert ("note      val (9 images) is not used" in said) == (not used)
 
 
 def test_gray_images_and_other_sizes_are_taken_and_said_so(run, root):

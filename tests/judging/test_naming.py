@@ -145,6 +145,28 @@ def test_an_older_result_of_another_checkpoint_is_kept(root, run):
     assert len(more) == 1 and re.fullmatch("knn3-h-[0-9a-f]{6}", *more)
 
 
+@pytest.mark.parametrize("damaged", [False, True])
+def test_an_older_result_takes_the_place_of_no_other(root, damaged):
+    """Of RUN@7, on other images, which has the name that the older one of RUN would be kept by."""
+    place = root / f"moved {damaged}"
+    own = archive(place / "own.npz")
+    copy = write_run(place / "run", data__source="memory", data__path=str(own))
+    judge(copy)
+    whole = dict(np.load(own))
+    np.savez(own, **whole | {"test_images": 255 - whole["test_images"]})
+    assert judge(copy, checkpoint=f"{copy}@7")[0] == {"knn3-h", "knn3-h-step7"}
+    named = copy / "results/knn3-h-step7.json"
+    if damaged:
+        named.write_text(named.read_text()[:-9])
+    before = [(copy / f"results/knn3-h-step7.{kind}").read_bytes() for kind in ("json", "npz")]
+    write_run(copy, 9, data__source="memory", data__path=str(own), seed=5)
+    names, said = judge(copy)
+    (kept,) = names - {"knn3-h", "knn3-h-step7"}
+    assert re.fullmatch("knn3-h-[0-9a-f]{6}", kept) and f"it is kept as {kept}" in said
+    after = [(copy / f"results/knn3-h-step7.{kind}").read_bytes() for kind in ("json", "npz")]
+    assert after == before
+
+
 def test_a_damaged_result_of_the_name_is_no_reason_to_stop(run, tmp_path):
     (tmp_path / "results").mkdir()
     path = tmp_path / "results" / "knn3-h.json"

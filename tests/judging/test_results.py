@@ -17,6 +17,13 @@ from simclr_jax.errors import UserError
 from simclr_jax.judging import results
 from simclr_jax.reporting import published, record, score_sections
 
+UNSEALED = ("crc32", "arrays")  # what results of earlier versions lack
+SEVERAL = {  # of images that may have several of 3 labels
+    "labels": np.tile(np.array([1, 0, -1], np.int8), (8, 1)),
+    "scores": np.zeros((8, 3), np.float32),
+    "examples": np.arange(8),
+}
+
 
 @pytest.mark.parametrize(
     "name", ["tfds:imagenet2012:5.1.0", "imagenet2012/5.1.0", "tfds:imagenet2012"]
@@ -124,6 +131,12 @@ def test_the_arrays_of_another_result_are_refused(tmp_path):
         ({"predictions": np.full(8, -2)}, "predictions has -2"),
         ({"predictions": np.zeros(7, int)}, "different lengths"),
         ({"labels": np.int64(3)}, r"labels is int64\[\]"),
+        ({"labels": np.arange(8) - 1}, "labels has -1"),
+        ({"predictions": np.zeros((8, 2), int)}, r"predictions is int64\[8, 2\]"),
+        ({"scores": np.zeros(8)}, r"scores is float64\[8\]"),
+        ({"scores": np.zeros((8, 1))}, "labels are of 2 classes, and scores of 1"),
+        (SEVERAL | {"labels": np.zeros((8, 4), np.int8)}, "of 4 classes, and scores of 3"),
+        (SEVERAL | {"labels": np.full((8, 3), -2, np.int8)}, "labels has -2"),
     ],
 )
 def test_arrays_of_other_shapes_are_refused(tmp_path, arrays, said):
@@ -132,6 +145,41 @@ def test_arrays_of_other_shapes_are_refused(tmp_path, arrays, said):
     result = results.read(epath.Path(tmp_path / "results" / "knn-h.json"))
     with pytest.raises(UserError, match=said):
         results.read_arrays(tmp_path, result)
+
+
+def test_arrays_of_several_labels_may_ignore_classes(tmp_path):
+    results.write(tmp_path, {"name": "lbfgs-h", "scores": {}}, SEVERAL)
+    result = results.read(epath.Path(tmp_path / "results" / "lbfgs-h.json"))
+    assert results.read_arrays(tmp_path, result)["labels"].min() == -1
+
+
+def test_arrays_that_fit_no_test_are_said_in_the_page(tmp_path):
+    """Of a stranger: without a checksum of the arrays, and with labels of no class."""
+    runs = [write_record(tmp_path / name, healthy()) for name in ("one", "other")]
+    examples, score = np.arange(8), {"value": 0.5, "low": 0.4, "high": 0.6}
+    for labels, classes in ((examples - 1, 7), (examples, 5), (examples * 10**12, 0)):
+        outputs = {"scores": np.zeros((8, classes), np.float32)} if classes else {}
+        outputs = outputs or {"predictions": examples}
+        for run in runs:
+            write_result(run, "knn-h", scores={"top-1": score, "mean per class": score})
+            file = run / "results" / "knn-h.json"
+            about = json.loads(file.read_text())
+            file.write_text(json.dumps({n: about[n] for n in about if n not in UNSEALED}))
+            np.savez(run / "results" / "knn-h.npz", labels=labels, examples=examples, **outputs)
+        page = html.unescape(written(*runs))
+        assert ("knn-h.npz cannot be used" in page) == bool(classes)
+        assert ("were the runs alike" in page) == (not classes)
+
+
+@pytest.mark.parametrize(
+    "level", [{"of": "x"}, {"scores": {"top-1": 0.3}, "of": "x"}, {"of": "x", "scores": []}, 3]
+)
+def test_a_level_of_another_shape_is_a_damaged_result(tmp_path, level):
+    run = write_record(tmp_path / "run", healthy())
+    write_result(run, "knn-h", level=level)
+    write_result(run, "whole", level={"of": "x", "scores": {"top-1": {"value": 0.25}}})
+    page = written(run)
+    assert "knn-h.json cannot be used" in page and ">25.0<" in page
 
 
 def test_no_altered_number_of_a_result_is_shown(tmp_path):

@@ -118,7 +118,8 @@ def test_embed(asked):
 
 def test_search(asked):
     arguments = ("--embeddings=a", "--query=b", "--query=c", "--k=4", "--duplicates=0.9")
-    ((options,), _) = asked("search", search, *arguments, "--out=d", "--images=e", "--seed=6")
-    assert list(options.query) == ["b", "c"]
+    places = ("--out=d", "--images=e", "--checkpoint=f")
+    ((options,), _) = asked("search", search, *arguments, *places, "--seed=6")
+    assert list(options.query) == ["b", "c"] and options.checkpoint == "f"
     assert (options.embeddings, options.k, options.duplicates) == ("a", 4, 0.9)
     assert (options.out, options.images, options.seed) == ("d", "e", 6)

@@ -17,7 +17,7 @@ from reporting.test_report import healthy, write_record, written
 from simclr_jax import documents
 from simclr_jax.errors import UserError
 from simclr_jax.judging import results
-from simclr_jax.reporting import record, report
+from simclr_jax.reporting import findings, record, report
 from simclr_jax.reporting.curves import Known
 from simclr_jax.train import mending
 
@@ -255,6 +255,17 @@ def test_any_number_of_json_can_be_drawn(tmp_path, metric, value):
     for at in (3, 7, len(lines) - 2, len(lines) - 1):
         lines[at] = lines[at] | {metric: value}
     assert "<svg" in written(write_record(tmp_path / "run", lines))
+
+
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize(
+    "metric", ["knn_accuracy", "probe_accuracy", "accuracy", "images_per_second", "input_wait"]
+)
+def test_a_metric_may_have_no_number_at_all(tmp_path, metric):
+    run = write_record(tmp_path / "run", [{**line, metric: None} for line in healthy()])
+    said = [finding.text for finding in findings.findings(record.read(str(run)))]
+    assert said == [f"Not every value of {metric} is a finite number."]
+    assert ">nan<" not in written(run)
 
 
 # Strangers ----------------------------------------------------------------------------------------

@@ -108,6 +108,16 @@ def test_the_newest_result_of_these_weights_and_images_is_shown(run, images, mon
     assert judged.what == "the result r1"
 
 
+def test_of_too_many_classes_there_is_no_matrix_and_that_is_said(run, monkeypatch):
+    """It would have their square of cells: of a million classes more than there is memory."""
+    monkeypatch.setattr(report, "MOST_CLASSES", 3)
+    monkeypatch.setattr(report, "_counted", lambda *_: 1 / 0)
+    found = examined(run, monkeypatch)
+    assert found.judged is None
+    said = str(embedding_sections.confusion("", found))
+    assert "There is none, for 4 classes are too many." in said
+
+
 def test_of_many_images_a_report_takes_some_from_everywhere():
     split = noisy.split(1).images
     few = report._some(split, 50)
