@@ -51,7 +51,7 @@ def read(
             if files.is_local(path):
                 file: IO[bytes] = stack.enter(_opened(path, remedy))
             else:
-                file = io.BytesIO(documents.content(path, remedy))
+                file = io.BytesIO(documents.content(path, remedy, int(free_memory() * SHARE)))
             return _arrays(stack.enter(zipfile.ZipFile(file)), names)
     except (UserError, FileNotFoundError):
         raise

@@ -27,6 +27,7 @@ T = TypeVar("T")
 
 SEAL = "crc32"  # of the rest of the document
 LARGEST = 2**28  # bytes of a document
+LARGEST_FILE = 2**31  # of a file of lines, such as a log
 DEEPEST = 64  # levels of one within the other: who walks through them must not run out of stack
 # What the system says of a disk or a mount, not of a file: it may answer later.
 OF_THE_DISK = {errno.EIO, errno.ESTALE, errno.ENOTCONN, errno.ETIMEDOUT, errno.ENODEV}
@@ -42,19 +43,20 @@ def sealed(content: Mapping[str, Any]) -> dict[str, Any]:
     return {**plain, SEAL: _checksum(plain)}
 
 
-def parse(text: str | bytes, schema: type[T]) -> T:
+def parse(text: str | bytes, schema: type[T], largest: int = LARGEST) -> T:
     """Return what a document says, without its checksum.
 
     Args:
       text: JSON; bytes are UTF-8.
       schema: the type of the content, as msgspec takes it: a `TypedDict`, `dict[str, float]`, ...
+      largest: how many bytes it may have.
 
     Raises:
       Unfit: if it is not JSON, was altered since it was written, or is not of the type.
     """
     try:
-        if len(text) > LARGEST:
-            raise Unfit(f"it has {len(text)} bytes, of at most {LARGEST}")
+        if len(text) > largest:
+            raise Unfit(_too_large(len(text), largest))
         if isinstance(text, bytes):
             text = text.decode("utf-8-sig")
         found = json.loads(
@@ -93,32 +95,45 @@ def write(path: epath.PathLike, content: Mapping[str, Any], indent: int | None =
     files.write_atomically(path, text + "\n")
 
 
-def read(path: epath.PathLike, schema: type[T], remedy: str = "restore or remove it") -> T:
+def read(
+    path: epath.PathLike,
+    schema: type[T],
+    remedy: str = "restore or remove it",
+    largest: int = LARGEST,
+) -> T:
     """Return what the document in a file says; see `parse`.
+
+    One that is larger than it may be is not read at all.
 
     Raises:
       FileNotFoundError: if there is no such file.
       UserError: if it cannot be read, or is not such a document.
     """
     try:
-        return parse(content(path, remedy), schema)
+        return parse(content(path, remedy, largest), schema, largest)
     except Unfit as error:
         raise UserError(f"{shown(path)} cannot be used ({error}): {remedy}") from error
 
 
-def content(path: epath.PathLike, remedy: str = "restore or remove it") -> bytes:
+def content(
+    path: epath.PathLike, remedy: str = "restore or remove it", largest: int = LARGEST_FILE
+) -> bytes:
     """Return the bytes of a file that may be anything.
 
     Raises:
       FileNotFoundError: if there is no such file.
-      UserError: if it cannot be read: it is a directory, closed to us, or on a failing disk.
+      UserError: if it cannot be read: it has more bytes than `largest`, is a directory, closed to
+        us, or on a failing disk.
     """
     local = files.is_local(path)
     reaching = contextlib.nullcontext() if local else buckets.reaching(path, (FileNotFoundError,))
     try:
         with reaching:
-            if local:
-                check_kind(path)
+            size = check_kind(path) if local else epath.Path(path).stat().length
+            if size > largest:
+                raise UserError(
+                    f"{shown(path)} cannot be used ({_too_large(size, largest)}): {remedy}"
+                )
             return epath.Path(path).read_bytes()
     except (FileNotFoundError, NotADirectoryError) as error:
         raise FileNotFoundError(shown(path)) from error
@@ -126,11 +141,16 @@ def content(path: epath.PathLike, remedy: str = "restore or remove it") -> bytes
         raise unreadable(path, error, remedy) from error
 
 
-def check_kind(path: epath.PathLike) -> None:
-    """Raise `OSError` for a pipe or a device in place of a file: one may wait for it for ever."""
-    mode = Path(path).stat().st_mode
-    if not (stat.S_ISREG(mode) or stat.S_ISDIR(mode)):
+def check_kind(path: epath.PathLike) -> int:
+    """Return the bytes of a local file.
+
+    Raises:
+      OSError: for a pipe or a device in its place: one may wait for it for ever.
+    """
+    found = Path(path).stat()
+    if not (stat.S_ISREG(found.st_mode) or stat.S_ISDIR(found.st_mode)):
         raise OSError(errno.EINVAL, "it is a pipe or a device")
+    return found.st_size
 
 
 def unreadable(path: epath.PathLike, error: Exception, remedy: str) -> UserError:
@@ -146,6 +166,10 @@ def unreadable(path: epath.PathLike, error: Exception, remedy: str) -> UserError
 def shown(path: epath.PathLike) -> str:
     """Return a path on one line: control characters, and bytes that are no UTF-8, are escaped."""
     return printable(os.fspath(path))
+
+
+def _too_large(size: int, largest: int) -> str:
+    return f"it has {size} bytes, of at most {largest}"
 
 
 def _number(text: str) -> float:

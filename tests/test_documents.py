@@ -9,8 +9,10 @@ import os
 import zipfile
 from typing import TypedDict
 
+import bucket
 import numpy as np
 import pytest
+from etils import epath
 
 from simclr_jax import archives, documents
 from simclr_jax.documents import Unfit
@@ -100,6 +102,31 @@ def test_a_pipe_is_not_waited_for(tmp_path):
         documents.read(tmp_path / "a.json", Scores)
     with pytest.raises(UserError, match="it is a pipe or a device"):
         archives.read(tmp_path / "a.npz")
+
+
+@pytest.mark.parametrize("place", ["disk", "bucket"])
+def test_a_file_that_is_larger_than_a_document_may_be_takes_no_memory(tmp_path, monkeypatch, place):
+    with bucket.at(tmp_path):
+        path = epath.Path("gs://fake/a.json") if place == "bucket" else epath.Path(tmp_path / "a")
+        path.write_text(json.dumps(READ) + " " * 1000)
+        size = len(json.dumps(READ)) + 1000
+        assert documents.read(path, Scores, largest=size) == READ
+
+        def read_bytes(_):
+            raise AssertionError("it is read")
+
+        monkeypatch.setattr(type(path), "read_bytes", read_bytes)
+        said = f"it has {size} bytes, of at most {size - 1}.: write it again"
+        with pytest.raises(UserError, match=said):
+            documents.read(path, Scores, "write it again", largest=size - 1)
+
+
+def test_a_sparse_file_of_any_size_is_refused(tmp_path):
+    with (tmp_path / "a.json").open("wb") as file:
+        file.truncate(2**40)
+    for read in (documents.content, lambda path: documents.read(path, Scores)):
+        with pytest.raises(UserError, match="it has 1099511627776 bytes, of at most"):
+            read(tmp_path / "a.json")
 
 
 # Archives -----------------------------------------------------------------------------------------
