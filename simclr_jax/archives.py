@@ -6,6 +6,7 @@ What an archive claims to hold is looked at before memory is taken for it; nothi
 from __future__ import annotations
 
 import contextlib
+import errno
 import io
 import math
 import os
@@ -18,10 +19,10 @@ import numpy as np
 from etils import epath
 from numpy.lib import format as npy
 
-from simclr_jax import documents, files
+from simclr_jax import documents, errors, files
 from simclr_jax.closing import Closing
 from simclr_jax.documents import Unfit
-from simclr_jax.errors import UserError
+from simclr_jax.errors import BadFile, UserError
 
 SHARE = 0.8  # of the memory that is free, which arrays may take
 HEADERS: dict[tuple[int, int], Callable] = {
@@ -44,7 +45,8 @@ def read(
 
     Raises:
       FileNotFoundError: if there is no such file.
-      UserError: if it is no whole archive of plain arrays, or they would not fit into memory.
+      BadFile: if it is no whole archive of plain arrays, or they would not fit into memory.
+      UserError: if it cannot be read for a reason that is not its own.
     """
     try:
         with Closing() as stack:
@@ -57,11 +59,16 @@ def read(
         raise
     except Unfit as error:
         reason = str(error)
-    except MemoryError:
-        reason = "its arrays do not fit into memory"
+    except MemoryError as error:
+        raise UserError(
+            f"{documents.shown(path)} cannot be read (its arrays do not fit into memory): "
+            f"{errors.remedy(errno.ENOMEM)} and start again"
+        ) from error
     except Exception as error:  # a damaged archive fails in any of NumPy's and zipfile's ways
+        if getattr(error, "errno", None) is not None:
+            raise errors.unreadable(documents.shown(path), error, remedy) from error
         reason = " ".join(str(error).split()) or type(error).__name__
-    raise UserError(f"{documents.shown(path)} is no archive to use ({reason}): {remedy}")
+    raise BadFile(f"{documents.shown(path)} is no archive to use ({reason}): {remedy}")
 
 
 def _opened(path: epath.PathLike, remedy: str) -> IO[bytes]:
@@ -72,7 +79,7 @@ def _opened(path: epath.PathLike, remedy: str) -> IO[bytes]:
     except (FileNotFoundError, NotADirectoryError) as error:
         raise FileNotFoundError(documents.shown(path)) from error
     except (OSError, ValueError) as error:
-        raise documents.unreadable(path, error, remedy) from error
+        raise errors.unreadable(documents.shown(path), error, remedy) from error
 
 
 def _arrays(archive: zipfile.ZipFile, names: Iterable[str] | None) -> dict[str, np.ndarray]:

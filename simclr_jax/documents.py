@@ -21,7 +21,7 @@ import msgspec
 from etils import epath
 
 from simclr_jax import buckets, errors, files
-from simclr_jax.errors import Unreachable, UserError, printable
+from simclr_jax.errors import BadFile, printable
 
 T = TypeVar("T")
 
@@ -29,8 +29,6 @@ SEAL = "crc32"  # of the rest of the document
 LARGEST = 2**28  # bytes of a document
 LARGEST_FILE = 2**31  # of a file of lines, such as a log
 DEEPEST = 64  # levels of one within the other: who walks through them must not run out of stack
-# What the system says of a disk or a mount, not of a file: it may answer later.
-OF_THE_DISK = {errno.EIO, errno.ESTALE, errno.ENOTCONN, errno.ETIMEDOUT, errno.ENODEV}
 
 
 class Unfit(Exception):
@@ -107,12 +105,13 @@ def read(
 
     Raises:
       FileNotFoundError: if there is no such file.
-      UserError: if it cannot be read, or is not such a document.
+      BadFile: if it is no such document, or none at all.
+      UserError: if it cannot be read for a reason that is not its own.
     """
     try:
         return parse(content(path, remedy, largest), schema, largest)
     except Unfit as error:
-        raise UserError(f"{shown(path)} cannot be used ({error}): {remedy}") from error
+        raise BadFile(f"{shown(path)} cannot be used ({error}): {remedy}") from error
 
 
 def content(
@@ -122,8 +121,9 @@ def content(
 
     Raises:
       FileNotFoundError: if there is no such file.
-      UserError: if it cannot be read: it has more bytes than `largest`, is a directory, closed to
-        us, or on a failing disk.
+      BadFile: if it has more bytes than `largest`, or is a directory, a pipe or a device.
+      UserError: if it cannot be read for a reason that is not its own: it is closed to us, or on a
+        failing disk.
     """
     local = files.is_local(path)
     reaching = contextlib.nullcontext() if local else buckets.reaching(path, (FileNotFoundError,))
@@ -131,14 +131,14 @@ def content(
         with reaching:
             size = check_kind(path) if local else epath.Path(path).stat().length
             if size > largest:
-                raise UserError(
+                raise BadFile(
                     f"{shown(path)} cannot be used ({_too_large(size, largest)}): {remedy}"
                 )
             return epath.Path(path).read_bytes()
     except (FileNotFoundError, NotADirectoryError) as error:
         raise FileNotFoundError(shown(path)) from error
     except (OSError, ValueError) as error:  # the latter for a name that no file can have
-        raise unreadable(path, error, remedy) from error
+        raise errors.unreadable(shown(path), error, remedy) from error
 
 
 def check_kind(path: epath.PathLike) -> int:
@@ -151,16 +151,6 @@ def check_kind(path: epath.PathLike) -> int:
     if not (stat.S_ISREG(found.st_mode) or stat.S_ISDIR(found.st_mode)):
         raise OSError(errno.EINVAL, "it is a pipe or a device")
     return found.st_size
-
-
-def unreadable(path: epath.PathLike, error: Exception, remedy: str) -> UserError:
-    """Return what to tell a user about a file that cannot be read, whatever is in it."""
-    reason = getattr(error, "strerror", None) or error
-    if (number := getattr(error, "errno", None)) in errors.OF_THE_PROGRAM:
-        remedy = errors.remedy(number)
-    if number in OF_THE_DISK:
-        return Unreachable(f"{shown(path)} cannot be read ({reason}): check the disk or mount")
-    return UserError(f"{shown(path)} cannot be read ({reason}): {remedy}")
 
 
 def shown(path: epath.PathLike) -> str:

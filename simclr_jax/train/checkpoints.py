@@ -19,7 +19,6 @@ agree on what they read: `save`, `wait` and `restore` are called by all at the s
 from __future__ import annotations
 
 import contextlib
-import errno
 import functools
 import itertools
 import os
@@ -35,13 +34,12 @@ from absl import logging
 from etils import epath
 from flax import traverse_util
 
-from simclr_jax import closing, errors, files, parallel, processes
-from simclr_jax.errors import Unreachable, UserError
+from simclr_jax import buckets, closing, errors, files, parallel, processes
+from simclr_jax.errors import UserError
 from simclr_jax.train import manifest, stored
 from simclr_jax.train.manifest import Damaged, Leaf
 from simclr_jax.train.orbax_errors import errno_of, hush_orbax
 
-_OF_THE_FILE = {errno.ENOENT, errno.ENOTDIR, errno.EISDIR}  # other errors are of the disk
 _LEFTOVERS = (".orbax-checkpoint-tmp", ".pruned")
 
 
@@ -107,11 +105,12 @@ class Checkpoints:
 
     def steps(self) -> list[int]:
         """Return the steps that have a manifest, oldest first."""
-        return [
-            step
-            for step in self._directories()
-            if (self.place / str(step) / manifest.NAME).exists()
-        ]
+        with buckets.reaching(self.place):
+            return [
+                step
+                for step in self._directories()
+                if (self.place / str(step) / manifest.NAME).exists()
+            ]
 
     def about(self, step: int) -> dict[str, Any]:
         """Return what a checkpoint tells of its run, see `manifest.about`; `{}` without one."""
@@ -244,9 +243,7 @@ class Checkpoints:
 
     def _directories(self) -> list[int]:
         """Return all steps that have a directory, whole or not, oldest first."""
-        if not self._directory.is_dir():
-            return []
-        names = [path.name for path in self._directory.iterdir()]
+        names = [path.name for path in buckets.listing(self._directory)]
         return sorted(int(name) for name in names if re.fullmatch("0|[1-9][0-9]*", name))
 
     def _finish(
@@ -304,18 +301,15 @@ class Checkpoints:
         except MemoryError:
             raise
         except Exception as error:  # each layer of Orbax and TensorStore has types of its own
-            number = errno_of(error)
-            if number in errors.OF_THE_PROGRAM:
-                raise UserError(
-                    f"checkpoint {self._name(step)} cannot be read ({os.strerror(number)}): "
-                    f"{errors.remedy(number)} and start again"
-                ) from error
-            if number is not None and number not in _OF_THE_FILE:
-                raise Unreachable(
-                    f"checkpoint {self._name(step)} cannot be read now ({os.strerror(number)}): "
-                    "check that disk or mount; if it stays so, move that directory away, and the "
-                    "run goes on from the checkpoint before"
-                ) from error
+            if (number := errno_of(error)) is not None:
+                said = errors.unreadable(
+                    f"checkpoint {self._name(step)}",
+                    OSError(number, os.strerror(number)),
+                    remedy_of_disk="check that disk or mount; if it stays so, move that directory "
+                    "away, and the run goes on from the checkpoint before",
+                )
+                if not isinstance(said, errors.BadFile):
+                    raise said from error
             raise Damaged(f"it cannot be read: {str(error).splitlines()[0][:200]}") from error
         manifest.check_values(manifest.describe(manifest.to_host(values)), saved)
         return values
