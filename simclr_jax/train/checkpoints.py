@@ -333,8 +333,12 @@ class Checkpoints:
         """Make a checkpoint one no more; `sweep` deletes the rest of it."""
         self._path(step).rename(self._directory / f"{step}.pruned")
 
-    def sweep(self) -> None:
-        """Delete what a killed process left half written or half deleted."""
+    def sweep(self, lost: int = 0) -> None:
+        """Delete what a killed process left half written or half deleted.
+
+        `lost` is the newest step that was ever saved if it is no checkpoint any more. On a disk it
+        has a name that nothing half written has, and `restore` sets it aside.
+        """
         if self._directory.is_dir():
             for path in self._directory.iterdir():
                 if path.name.endswith(_LEFTOVERS):
