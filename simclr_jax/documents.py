@@ -37,7 +37,7 @@ class Unfit(Exception):
 
 def sealed(content: Mapping[str, Any]) -> dict[str, Any]:
     """Return content with its checksum as the last key; numbers that JSON lacks become null."""
-    plain = {name: value for name, value in _finite(content).items() if name != SEAL}
+    plain = {name: value for name, value in finite(content).items() if name != SEAL}
     return {**plain, SEAL: _checksum(plain)}
 
 
@@ -74,6 +74,8 @@ def parse(text: str | bytes, schema: type[T], largest: int = LARGEST) -> T:
             raise Unfit("it was altered since it was written")
     try:
         return msgspec.convert(found, schema)
+    except UnicodeError as error:  # of half a character in a name, which no file of ours has
+        raise Unfit("a name in it is no text") from error
     except msgspec.ValidationError as error:
         raise Unfit(" ".join(str(error).split())) from error
 
@@ -188,12 +190,12 @@ def _deeper(value: Any, most: int) -> bool:
     return True
 
 
-def _finite(value: Any) -> Any:
+def finite(value: Any) -> Any:
     """Return a value as JSON can say it: names are strings, a number that it lacks is null."""
     if isinstance(value, Mapping):
-        return {str(name): _finite(held) for name, held in value.items()}
+        return {str(name): finite(held) for name, held in value.items()}
     if isinstance(value, list | tuple):
-        return [_finite(held) for held in value]
+        return [finite(held) for held in value]
     if isinstance(value, float) and not math.isfinite(value):
         return None
     return value

@@ -71,6 +71,7 @@ def test_no_document_cut_short_is_read():
         (b"[1, 2]", "Expected `object`, got `array`"),
         (b'"text"', "Expected `object`, got `str`"),
         (b"null", "Expected `object`, got `null`"),
+        (b'{"\\udcff": 1, "name": "a", "scores": {}}', "a name in it is no text"),
     ],
 )
 def test_what_is_no_document_is_said(tmp_path, text, said):

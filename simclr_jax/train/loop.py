@@ -60,6 +60,7 @@ def train(
         lost = lost if workdir.lost > first_step else ""
         console.say(f"resumed at step {first_step} of {timetable.total_steps}{lost}")
 
+    profiler.begin(first_step, console.say)
     step = make_step(stage, mesh)
     log = Log(timetable, stage.formats, workdir, first_step)
     stop, stopped_by, done = StopRequest(), 0, first_step

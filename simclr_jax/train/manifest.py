@@ -235,7 +235,7 @@ def write(
         "step": step,
         "leaves": {name: asdict(leaf) for name, leaf in sorted(leaves.items())},
         "files": dict(sorted(list_files(directory).items())),
-        **({"about": dict(about)} if about else {}),
+        **({"about": documents.finite(about)} if about else {}),
     }
     files.sync(directory)  # Orbax leaves its small files to the system's cache
     text = json.dumps({"digest": _digest(record), **record}, indent=2)

@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 from train import tiny
 
+from simclr_jax import documents
 from simclr_jax.errors import UserError
 from simclr_jax.train import manifest, saved
 from simclr_jax.train.checkpoints import Checkpoints
@@ -133,3 +134,25 @@ def test_the_recipe_in_a_checkpoint_is_held_to_types_and_ranges_too(name, config
         with pytest.raises(UserError, match=said) as raised:
             read(str(workdir))
         assert "checkpoint" in str(raised.value) and "\n" not in str(raised.value)
+
+
+# What is older than what was saved ---------------------------------------------------------------
+
+
+def test_what_is_passed_over_is_said_by_whoever_reads_and_by_whoever_only_asks_which(
+    workdir, caplog
+):
+    """A run that starts from another, or has it for a teacher, asks first and reads then."""
+    documents.write(workdir / "saved.json", {"step": 7})
+    (workdir / "checkpoints" / "7" / "_METADATA").write_text("x")
+    for read in (saved.read, saved.describe, saved.newest):
+        caplog.clear()
+        assert str(read(str(workdir))) == f"{workdir}@6"
+        skipped, older = (record.getMessage() for record in caplog.records)
+        assert "checkpoints/7 is skipped: _METADATA" in skipped
+        assert older == f"{workdir}: step 6 is read, though step 7 was saved later"
+    caplog.clear()
+    assert saved.describe(f"{workdir}@6").step == 6
+    assert not caplog.records
+    with pytest.raises(UserError, match="there is no whole checkpoint 7 in"):
+        saved.describe(f"{workdir}@7")
