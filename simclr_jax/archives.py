@@ -11,7 +11,7 @@ import io
 import math
 import os
 import zipfile
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import IO
 
@@ -24,6 +24,7 @@ from simclr_jax.closing import Closing
 from simclr_jax.documents import Unfit
 from simclr_jax.errors import BadFile, UserError
 
+PROC, GROUPS = Path("/proc"), Path("/sys/fs/cgroup")
 SHARE = 0.8  # of the memory that is free, which arrays may take
 HEADERS: dict[tuple[int, int], Callable] = {
     (1, 0): npy.read_array_header_1_0,
@@ -119,9 +120,30 @@ def _claimed(member: IO[bytes], name: str, size: int) -> int:
 
 
 def free_memory() -> int:
-    """Return the bytes of memory that can be had without swapping."""
-    with contextlib.suppress(OSError, StopIteration):
-        lines = Path("/proc/meminfo").read_text().splitlines()
-        said = next(line for line in lines if line.startswith("MemAvailable:"))
-        return int(said.split()[1]) * 1024
-    return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")  # not on Linux
+    """Return the bytes of memory that can be had without swapping, of the machine and of its part.
+
+    A container, or a job of a cluster, may have less than its machine; who takes more is killed.
+    """
+    whole = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    with contextlib.suppress(OSError):
+        said = [line for line in _lines(PROC / "meminfo") if line.startswith("MemAvailable:")]
+        whole = min([whole, *[int(line.split()[1]) * 1024 for line in said]])
+    return min([whole, *_left_in_groups()])
+
+
+def _left_in_groups() -> Iterator[int]:
+    """Yield what is left to each control group (version 2) that this process is in."""
+    with contextlib.suppress(OSError):
+        lines = _lines(PROC / "self" / "cgroup")
+        for name in [line.removeprefix("0::/") for line in lines if line.startswith("0::/")]:
+            for group in (GROUPS / name, *(GROUPS / name).parents):
+                # A group without a limit says "max"; its files may be another's to read.
+                with contextlib.suppress(OSError, ValueError):
+                    limit = int((group / "memory.max").read_text())
+                    used = int((group / "memory.current").read_text())
+                    stat = dict(line.split() for line in _lines(group / "memory.stat"))
+                    yield max(limit - used + int(stat.get("inactive_file", 0)), 0)
+
+
+def _lines(path: Path) -> list[str]:
+    return path.read_text().splitlines()

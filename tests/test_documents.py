@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import io
 import json
 import os
@@ -16,7 +17,7 @@ from etils import epath
 
 from simclr_jax import archives, documents
 from simclr_jax.documents import Unfit
-from simclr_jax.errors import UserError
+from simclr_jax.errors import BadFile, Unreachable, UserError
 
 
 class Scores(TypedDict):
@@ -171,6 +172,52 @@ def test_an_archive_that_would_fill_the_memory_is_said(tmp_path, monkeypatch):
     with pytest.raises(UserError, match=r"it claims 0.003 GB with x, and 0.0016 GB are free"):
         archives.read(tmp_path / "a.npz")
     assert archives.read(tmp_path / "a.npz", ["y"])["y"].shape == (9,)
+
+
+def test_free_memory_is_that_of_the_smallest_group_this_process_is_in(tmp_path, monkeypatch):
+    whole = archives.free_memory()
+    monkeypatch.setattr(archives, "PROC", tmp_path / "proc")
+    monkeypatch.setattr(archives, "GROUPS", tmp_path / "groups")
+    job = tmp_path / "groups" / "jobs" / "7"
+    for path, text in {
+        tmp_path / "proc" / "meminfo": f"MemTotal: {whole // 512} kB\nMemAvailable: 1000 kB\n",
+        tmp_path / "proc" / "self" / "cgroup": "1:name=systemd:/x\n0::/jobs/7\n",
+        job / "memory.max": "max\n",
+        job / "memory.current": "100000\n",
+        job.parent / "memory.max": "900000\n",
+        job.parent / "memory.current": "500000\n",
+        job.parent / "memory.stat": "anon 300000\ninactive_file 150000\n",
+    }.items():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text)
+    assert archives.free_memory() == 900_000 - 500_000 + 150_000
+    (job.parent / "memory.max").write_text("max\n")
+    assert archives.free_memory() == 1_024_000
+    (tmp_path / "proc" / "self" / "cgroup").unlink()
+    assert archives.free_memory() == 1_024_000
+
+
+@pytest.mark.parametrize(
+    "error, kind, said",
+    [
+        (OSError(errno.EIO, "Input/output error"), Unreachable, "check the disk or mount"),
+        (OSError(errno.EINVAL, "Invalid argument"), BadFile, "restore or remove it"),
+        (MemoryError(), UserError, "free memory"),
+    ],
+    ids=repr,
+)
+def test_a_disk_that_fails_while_an_archive_is_read_is_no_fault_of_the_archive(
+    tmp_path, monkeypatch, error, kind, said
+):
+    (tmp_path / "a.npz").write_bytes(archive(x=np.arange(9)))
+
+    def refuse(*_, **__):
+        raise error
+
+    monkeypatch.setattr(np.lib.format, "read_array", refuse)
+    with pytest.raises(UserError, match=said) as raised:
+        archives.read(tmp_path / "a.npz")
+    assert type(raised.value) is kind and "\n" not in str(raised.value)
 
 
 def test_python_objects_are_not_run(tmp_path):
