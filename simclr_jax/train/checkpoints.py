@@ -306,7 +306,13 @@ class Checkpoints:
 
     def _host_values(self, step: int, saved: Mapping[str, Leaf]) -> dict[str, np.ndarray]:
         """Read a step into host memory; raise `Damaged` if it is not what was saved."""
-        places = {name: np.empty(leaf.shape, leaf.dtype) for name, leaf in saved.items()}
+        try:
+            places = {name: np.empty(leaf.shape, leaf.dtype) for name, leaf in saved.items()}
+        except MemoryError as error:
+            raise UserError(
+                f"checkpoint {self._name(step)} claims more than there is memory ({error}): free "
+                "some, or use less"
+            ) from error
         try:
             values = self._load(step, places)
         except MemoryError:

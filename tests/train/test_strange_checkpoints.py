@@ -96,6 +96,12 @@ def test_what_no_checkpoint_can_be_is_passed_over_and_said(name, workdir, caplog
     assert re.search(said, line), line
 
 
+def test_an_array_that_no_memory_holds_is_said(workdir):
+    leaf(shape=[10**13])(workdir)
+    with pytest.raises(UserError, match=r"checkpoints/7 claims more .*float64.: free some"):
+        saved.read(str(workdir))
+
+
 def test_a_link_to_a_file_is_that_file_and_one_that_leads_nowhere_is_nothing(workdir):
     """As in a cache of the Hugging Face hub, where each file is a link."""
     step = workdir / "checkpoints" / "7"
