@@ -6,11 +6,12 @@ What an archive claims to hold is looked at before memory is taken for it; nothi
 from __future__ import annotations
 
 import contextlib
+import errno
 import io
 import math
 import os
 import zipfile
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import IO
 
@@ -18,11 +19,12 @@ import numpy as np
 from etils import epath
 from numpy.lib import format as npy
 
-from simclr_jax import documents, files
+from simclr_jax import documents, errors, files
 from simclr_jax.closing import Closing
 from simclr_jax.documents import Unfit
-from simclr_jax.errors import UserError
+from simclr_jax.errors import BadFile, UserError
 
+PROC, GROUPS = Path("/proc"), Path("/sys/fs/cgroup")
 SHARE = 0.8  # of the memory that is free, which arrays may take
 HEADERS: dict[tuple[int, int], Callable] = {
     (1, 0): npy.read_array_header_1_0,
@@ -44,24 +46,30 @@ def read(
 
     Raises:
       FileNotFoundError: if there is no such file.
-      UserError: if it is no whole archive of plain arrays, or they would not fit into memory.
+      BadFile: if it is no whole archive of plain arrays, or they would not fit into memory.
+      UserError: if it cannot be read for a reason that is not its own.
     """
     try:
         with Closing() as stack:
             if files.is_local(path):
                 file: IO[bytes] = stack.enter(_opened(path, remedy))
             else:
-                file = io.BytesIO(documents.content(path, remedy))
+                file = io.BytesIO(documents.content(path, remedy, int(free_memory() * SHARE)))
             return _arrays(stack.enter(zipfile.ZipFile(file)), names)
     except (UserError, FileNotFoundError):
         raise
     except Unfit as error:
         reason = str(error)
-    except MemoryError:
-        reason = "its arrays do not fit into memory"
+    except MemoryError as error:
+        raise UserError(
+            f"{documents.shown(path)} cannot be read (its arrays do not fit into memory): "
+            f"{errors.remedy(errno.ENOMEM)} and start again"
+        ) from error
     except Exception as error:  # a damaged archive fails in any of NumPy's and zipfile's ways
+        if getattr(error, "errno", None) is not None:
+            raise errors.unreadable(documents.shown(path), error, remedy) from error
         reason = " ".join(str(error).split()) or type(error).__name__
-    raise UserError(f"{documents.shown(path)} is no archive to use ({reason}): {remedy}")
+    raise BadFile(f"{documents.shown(path)} is no archive to use ({reason}): {remedy}")
 
 
 def _opened(path: epath.PathLike, remedy: str) -> IO[bytes]:
@@ -72,7 +80,7 @@ def _opened(path: epath.PathLike, remedy: str) -> IO[bytes]:
     except (FileNotFoundError, NotADirectoryError) as error:
         raise FileNotFoundError(documents.shown(path)) from error
     except (OSError, ValueError) as error:
-        raise documents.unreadable(path, error, remedy) from error
+        raise errors.unreadable(documents.shown(path), error, remedy) from error
 
 
 def _arrays(archive: zipfile.ZipFile, names: Iterable[str] | None) -> dict[str, np.ndarray]:
@@ -112,9 +120,30 @@ def _claimed(member: IO[bytes], name: str, size: int) -> int:
 
 
 def free_memory() -> int:
-    """Return the bytes of memory that can be had without swapping."""
-    with contextlib.suppress(OSError, StopIteration):
-        lines = Path("/proc/meminfo").read_text().splitlines()
-        said = next(line for line in lines if line.startswith("MemAvailable:"))
-        return int(said.split()[1]) * 1024
-    return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")  # not on Linux
+    """Return the bytes of memory that can be had without swapping, of the machine and of its part.
+
+    A container, or a job of a cluster, may have less than its machine; who takes more is killed.
+    """
+    whole = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    with contextlib.suppress(OSError):
+        said = [line for line in _lines(PROC / "meminfo") if line.startswith("MemAvailable:")]
+        whole = min([whole, *[int(line.split()[1]) * 1024 for line in said]])
+    return min([whole, *_left_in_groups()])
+
+
+def _left_in_groups() -> Iterator[int]:
+    """Yield what is left to each control group (version 2) that this process is in."""
+    with contextlib.suppress(OSError):
+        lines = _lines(PROC / "self" / "cgroup")
+        for name in [line.removeprefix("0::/") for line in lines if line.startswith("0::/")]:
+            for group in (GROUPS / name, *(GROUPS / name).parents):
+                # A group without a limit says "max"; its files may be another's to read.
+                with contextlib.suppress(OSError, ValueError):
+                    limit = int((group / "memory.max").read_text())
+                    used = int((group / "memory.current").read_text())
+                    stat = dict(line.split() for line in _lines(group / "memory.stat"))
+                    yield max(limit - used + int(stat.get("inactive_file", 0)), 0)
+
+
+def _lines(path: Path) -> list[str]:
+    return path.read_text().splitlines()

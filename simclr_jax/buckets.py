@@ -39,7 +39,8 @@ def is_local(path: epath.PathLike) -> bool:
 def reaching(path: epath.PathLike, others: tuple[type[Exception], ...] = ()) -> Iterator[None]:
     """Turn what keeps a file from being read, or a bucket from being reached, into `Unreachable`.
 
-    Into another `UserError` if it will not be otherwise later. Errors of the types `others` pass.
+    Into another `UserError` if it will not be otherwise later, see `errors.unreadable`. Errors of
+    the types `others` pass.
     """
     try:
         _filesystem(path)  # before `epath` opens it, with other settings
@@ -69,19 +70,10 @@ def reaching(path: epath.PathLike, others: tuple[type[Exception], ...] = ()) -> 
             ) from error
         if not isinstance(error, OSError):
             raise
-        if error.errno in (errno.ENAMETOOLONG, errno.ELOOP):
-            raise UserError(
-                f"{os.fspath(path)} cannot be read ({error.strerror}): give another name"
-            ) from error
-        if error.errno in errors.OF_THE_PROGRAM:
-            raise UserError(
-                f"{os.fspath(path)} cannot be read ({error.strerror}): "
-                f"{errors.remedy(error.errno)} and start again"
-            ) from error
-        raise Unreachable(
-            f"{os.fspath(path)} cannot be read ({error.strerror or reason}): check the disk or "
-            "mount; the same command continues from the last save"
-        ) from error
+        later = "check the disk or mount; the same command continues from the last save"
+        if isinstance(error, FileNotFoundError | NotADirectoryError):  # a mount that is gone
+            raise Unreachable(f"{os.fspath(path)} cannot be read ({reason}): {later}") from error
+        raise errors.unreadable(os.fspath(path), error, "give another name", later) from error
 
 
 def _stays(error: Exception) -> bool:
@@ -157,10 +149,11 @@ def listing(path: epath.Path) -> list[epath.Path]:
 
 
 def below(path: epath.Path) -> list[epath.Path]:
-    """Return all files below a directory."""
+    """Return all files below a directory; a link to another directory is not followed."""
     found = []
     for entry in listing(path):
-        found += below(entry) if entry.is_dir() else [entry]
+        linked = is_local(entry) and Path(entry).is_symlink()
+        found += below(entry) if entry.is_dir() and not linked else [entry]
     return found
 
 

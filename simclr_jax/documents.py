@@ -21,15 +21,14 @@ import msgspec
 from etils import epath
 
 from simclr_jax import buckets, errors, files
-from simclr_jax.errors import Unreachable, UserError, printable
+from simclr_jax.errors import BadFile, printable
 
 T = TypeVar("T")
 
 SEAL = "crc32"  # of the rest of the document
 LARGEST = 2**28  # bytes of a document, of which nobody knows better
+LARGEST_FILE = 2**31  # of a file of lines, such as a log
 DEEPEST = 64  # levels of one within the other: who walks through them must not run out of stack
-# What the system says of a disk or a mount, not of a file: it may answer later.
-OF_THE_DISK = {errno.EIO, errno.ESTALE, errno.ENOTCONN, errno.ETIMEDOUT, errno.ENODEV}
 
 
 class Unfit(Exception):
@@ -38,7 +37,7 @@ class Unfit(Exception):
 
 def sealed(content: Mapping[str, Any]) -> dict[str, Any]:
     """Return content with its checksum as the last key; numbers that JSON lacks become null."""
-    plain = {name: value for name, value in _finite(content).items() if name != SEAL}
+    plain = {name: value for name, value in finite(content).items() if name != SEAL}
     return {**plain, SEAL: _checksum(plain)}
 
 
@@ -48,14 +47,14 @@ def parse(text: str | bytes, schema: type[T], largest: int = LARGEST) -> T:
     Args:
       text: JSON; bytes are UTF-8.
       schema: the type of the content, as msgspec takes it: a `TypedDict`, `dict[str, float]`, ...
-      largest: bytes that it may have.
+      largest: how many bytes it may have.
 
     Raises:
       Unfit: if it is not JSON, was altered since it was written, or is not of the type.
     """
     try:
         if len(text) > largest:
-            raise Unfit(f"it has {len(text)} bytes, of at most {largest}")
+            raise Unfit(_too_large(len(text), largest))
         if isinstance(text, bytes):
             text = text.decode("utf-8-sig")
         found = json.loads(
@@ -75,6 +74,8 @@ def parse(text: str | bytes, schema: type[T], largest: int = LARGEST) -> T:
             raise Unfit("it was altered since it was written")
     try:
         return msgspec.convert(found, schema)
+    except UnicodeError as error:  # of half a character in a name, which no file of ours has
+        raise Unfit("a name in it is no text") from error
     except msgspec.ValidationError as error:
         raise Unfit(" ".join(str(error).split())) from error
 
@@ -102,56 +103,65 @@ def read(
 ) -> T:
     """Return what the document in a file says; see `parse`.
 
+    One that is larger than it may be is not read at all.
+
     Raises:
       FileNotFoundError: if there is no such file.
-      UserError: if it cannot be read, or is not such a document.
+      BadFile: if it is no such document, or none at all.
+      UserError: if it cannot be read for a reason that is not its own.
     """
     try:
-        return parse(content(path, remedy), schema, largest)
+        return parse(content(path, remedy, largest), schema, largest)
     except Unfit as error:
-        raise UserError(f"{shown(path)} cannot be used ({error}): {remedy}") from error
+        raise BadFile(f"{shown(path)} cannot be used ({error}): {remedy}") from error
 
 
-def content(path: epath.PathLike, remedy: str = "restore or remove it") -> bytes:
+def content(
+    path: epath.PathLike, remedy: str = "restore or remove it", largest: int = LARGEST_FILE
+) -> bytes:
     """Return the bytes of a file that may be anything.
 
     Raises:
       FileNotFoundError: if there is no such file.
-      UserError: if it cannot be read: it is a directory, closed to us, or on a failing disk.
+      BadFile: if it has more bytes than `largest`, or is a directory, a pipe or a device.
+      UserError: if it cannot be read for a reason that is not its own: it is closed to us, or on a
+        failing disk.
     """
     local = files.is_local(path)
     reaching = contextlib.nullcontext() if local else buckets.reaching(path, (FileNotFoundError,))
     try:
         with reaching:
-            if local:
-                check_kind(path)
+            size = check_kind(path) if local else epath.Path(path).stat().length
+            if size > largest:
+                raise BadFile(
+                    f"{shown(path)} cannot be used ({_too_large(size, largest)}): {remedy}"
+                )
             return epath.Path(path).read_bytes()
     except (FileNotFoundError, NotADirectoryError) as error:
         raise FileNotFoundError(shown(path)) from error
     except (OSError, ValueError) as error:  # the latter for a name that no file can have
-        raise unreadable(path, error, remedy) from error
+        raise errors.unreadable(shown(path), error, remedy) from error
 
 
-def check_kind(path: epath.PathLike) -> None:
-    """Raise `OSError` for a pipe or a device in place of a file: one may wait for it for ever."""
-    mode = Path(path).stat().st_mode
-    if not (stat.S_ISREG(mode) or stat.S_ISDIR(mode)):
+def check_kind(path: epath.PathLike) -> int:
+    """Return the bytes of a local file.
+
+    Raises:
+      OSError: for a pipe or a device in its place: one may wait for it for ever.
+    """
+    found = Path(path).stat()
+    if not (stat.S_ISREG(found.st_mode) or stat.S_ISDIR(found.st_mode)):
         raise OSError(errno.EINVAL, "it is a pipe or a device")
-
-
-def unreadable(path: epath.PathLike, error: Exception, remedy: str) -> UserError:
-    """Return what to tell a user about a file that cannot be read, whatever is in it."""
-    reason = getattr(error, "strerror", None) or error
-    if (number := getattr(error, "errno", None)) in errors.OF_THE_PROGRAM:
-        remedy = errors.remedy(number)
-    if number in OF_THE_DISK:
-        return Unreachable(f"{shown(path)} cannot be read ({reason}): check the disk or mount")
-    return UserError(f"{shown(path)} cannot be read ({reason}): {remedy}")
+    return found.st_size
 
 
 def shown(path: epath.PathLike) -> str:
     """Return a path on one line: control characters, and bytes that are no UTF-8, are escaped."""
     return printable(os.fspath(path))
+
+
+def _too_large(size: int, largest: int) -> str:
+    return f"it has {size} bytes, of at most {largest}"
 
 
 def _number(text: str) -> float:
@@ -180,12 +190,12 @@ def _deeper(value: Any, most: int) -> bool:
     return True
 
 
-def _finite(value: Any) -> Any:
+def finite(value: Any) -> Any:
     """Return a value as JSON can say it: names are strings, a number that it lacks is null."""
     if isinstance(value, Mapping):
-        return {str(name): _finite(held) for name, held in value.items()}
+        return {str(name): finite(held) for name, held in value.items()}
     if isinstance(value, list | tuple):
-        return [_finite(held) for held in value]
+        return [finite(held) for held in value]
     if isinstance(value, float) and not math.isfinite(value):
         return None
     return value

@@ -42,6 +42,15 @@ class Unreachable(UserError):
     code = os.EX_TEMPFAIL
 
 
+class BadFile(UserError):
+    """A file is at fault itself, by what it is or what it holds.
+
+    Who can do without one file catches this alone. Any other `UserError` is the disk's
+    (`Unreachable`), the program's or its rights': a file that is given up for that is lost though
+    nothing is wrong with it.
+    """
+
+
 def printable(text: str) -> str:
     """Return text on one line: what is no character to print, or none at all, is escaped.
 
@@ -67,11 +76,42 @@ REMEDIES = {
 }
 # What the system says of this program, and of no file: the same file can be read by another.
 OF_THE_PROGRAM = {errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.EAGAIN}
+OF_RIGHTS = {errno.EACCES, errno.EPERM}  # a file that is closed to us may be whole
+# Of a file that is at fault itself. After anything else, the disk or mount is.
+OF_THE_FILE = {errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.ELOOP, errno.ENAMETOOLONG} | {
+    errno.EINVAL,
+    errno.ENXIO,
+    errno.EFBIG,
+}
 
 
 def remedy(number: int | None) -> str:
     """Return what a user can do about an error number of the system."""
     return REMEDIES.get(number or 0, "check that disk")
+
+
+def unreadable(
+    what: str,
+    error: Exception,
+    remedy_of_file: str = "restore or remove it",
+    remedy_of_disk: str = "check the disk or mount",
+) -> UserError:
+    """Return what to say of something that cannot be read; its class tells what is at fault.
+
+    Args:
+      what: cannot be read.
+      error: the system's, or a ValueError for a name that no file can have.
+      remedy_of_file: what a user can do if it is the file itself: it is a `BadFile` then.
+      remedy_of_disk: and if it is a disk or mount: it is `Unreachable` then.
+    """
+    number = getattr(error, "errno", None)
+    reason = getattr(error, "strerror", None) or " ".join(str(error).split())[:200]
+    said = f"{what} cannot be read ({reason or type(error).__name__})"
+    if number in OF_THE_PROGRAM | OF_RIGHTS:
+        return UserError(f"{said}: {remedy(number)} and start again")
+    if number in OF_THE_FILE or not isinstance(error, OSError):
+        return BadFile(f"{said}: {remedy_of_file}")
+    return Unreachable(f"{said}: {remedy_of_disk}")
 
 
 def of_the_system(error: BaseException) -> UserError | None:

@@ -184,8 +184,16 @@ def _require(config: ConfigDict, name: str, holds: Callable[[float], bool], rule
     value = get(config, name)
     if _is_open(config, name):
         return
-    if not math.isfinite(value) or not holds(value):
-        raise UserError(f"{name} is {value}: it must be {rule}")
+    if not (_is_finite(value) and holds(value)):
+        raise UserError(f"{name} is {str(value)[:80]}: it must be {rule}")
+
+
+def _is_finite(value: float) -> bool:
+    """Tell whether a number is one that a float can be near: a whole one may be too large."""
+    try:
+        return math.isfinite(value)
+    except OverflowError:
+        return False
 
 
 def _check_home(name: str, path: str | None) -> None:

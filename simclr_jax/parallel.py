@@ -19,6 +19,8 @@ from jax import lax
 from jax.sharding import AxisType, Mesh, NamedSharding, Sharding
 from jax.sharding import PartitionSpec as P
 
+from simclr_jax import files
+
 AXIS = "data"
 
 
@@ -101,9 +103,7 @@ def use_compilation_cache() -> None:
     goes on without, and says so once.
     """
     if not getattr(jax.config, "jax_compilation_cache_dir", None):
-        home = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
-        directory = Path(home).expanduser() / "simclr_jax"
-        jax.config.update("jax_compilation_cache_dir", os.fspath(directory))
+        jax.config.update("jax_compilation_cache_dir", os.fspath(files.cache_directory()))
     if not isinstance(warnings.showwarning, _CacheWarnings):
         warnings.showwarning = _CacheWarnings(warnings.showwarning)
         # Of several programs of one name Python would show the first.

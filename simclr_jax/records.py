@@ -35,6 +35,10 @@ def recipe(record: Mapping[str, Any]) -> ConfigDict:
     with config.unlocked():
         views = augment.get("views") if isinstance(augment, Mapping) else None
         if isinstance(views, Mapping):
+            if dotted := [name for name in views if "." in name]:
+                raise UserError(
+                    f'augment.views has "{dotted[0][:80]}": no view has a . in its name'
+                )
             config.augment.views = {name: view() for name in views}
         _fill(config, {name: v for name, v in record.items() if name not in NOT_RECIPE})
     return config

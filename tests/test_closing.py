@@ -9,7 +9,7 @@ import pytest
 from etils import epath
 
 import simclr_jax
-from simclr_jax import buckets, documents, errors, files
+from simclr_jax import buckets, errors, files
 from simclr_jax.closing import Closing, close
 from simclr_jax.errors import UserError
 
@@ -173,7 +173,7 @@ def test_what_a_program_does_wrong_keeps_its_traceback(error):
 @pytest.mark.parametrize("number", sorted(errors.OF_THE_PROGRAM))
 def test_what_is_wrong_with_the_program_is_not_laid_to_a_file(number):
     error = OSError(number, os.strerror(number))
-    said = documents.unreadable("a.json", error, "restore or remove it")
+    said = errors.unreadable("a.json", error)
     with pytest.raises(UserError) as reached, buckets.reaching("a.json"):
         raise error
     for line in (str(said), str(reached.value)):

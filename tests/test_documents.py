@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import io
 import json
 import os
 import zipfile
 from typing import TypedDict
 
+import bucket
 import numpy as np
 import pytest
+from etils import epath
 
 from simclr_jax import archives, documents
 from simclr_jax.documents import Unfit
-from simclr_jax.errors import UserError
+from simclr_jax.errors import BadFile, Unreachable, UserError
 
 
 class Scores(TypedDict):
@@ -69,6 +72,7 @@ def test_no_document_cut_short_is_read():
         (b"[1, 2]", "Expected `object`, got `array`"),
         (b'"text"', "Expected `object`, got `str`"),
         (b"null", "Expected `object`, got `null`"),
+        (b'{"\\udcff": 1, "name": "a", "scores": {}}', "a name in it is no text"),
     ],
 )
 def test_what_is_no_document_is_said(tmp_path, text, said):
@@ -100,6 +104,31 @@ def test_a_pipe_is_not_waited_for(tmp_path):
         documents.read(tmp_path / "a.json", Scores)
     with pytest.raises(UserError, match="it is a pipe or a device"):
         archives.read(tmp_path / "a.npz")
+
+
+@pytest.mark.parametrize("place", ["disk", "bucket"])
+def test_a_file_that_is_larger_than_a_document_may_be_takes_no_memory(tmp_path, monkeypatch, place):
+    with bucket.at(tmp_path):
+        path = epath.Path("gs://fake/a.json") if place == "bucket" else epath.Path(tmp_path / "a")
+        path.write_text(json.dumps(READ) + " " * 1000)
+        size = len(json.dumps(READ)) + 1000
+        assert documents.read(path, Scores, largest=size) == READ
+
+        def read_bytes(_):
+            raise AssertionError("it is read")
+
+        monkeypatch.setattr(type(path), "read_bytes", read_bytes)
+        said = f"it has {size} bytes, of at most {size - 1}.: write it again"
+        with pytest.raises(UserError, match=said):
+            documents.read(path, Scores, "write it again", largest=size - 1)
+
+
+def test_a_sparse_file_of_any_size_is_refused(tmp_path):
+    with (tmp_path / "a.json").open("wb") as file:
+        file.truncate(2**40)
+    for read in (documents.content, lambda path: documents.read(path, Scores)):
+        with pytest.raises(UserError, match="it has 1099511627776 bytes, of at most"):
+            read(tmp_path / "a.json")
 
 
 # Archives -----------------------------------------------------------------------------------------
@@ -143,6 +172,52 @@ def test_an_archive_that_would_fill_the_memory_is_said(tmp_path, monkeypatch):
     with pytest.raises(UserError, match=r"it claims 0.003 GB with x, and 0.0016 GB are free"):
         archives.read(tmp_path / "a.npz")
     assert archives.read(tmp_path / "a.npz", ["y"])["y"].shape == (9,)
+
+
+def test_free_memory_is_that_of_the_smallest_group_this_process_is_in(tmp_path, monkeypatch):
+    whole = archives.free_memory()
+    monkeypatch.setattr(archives, "PROC", tmp_path / "proc")
+    monkeypatch.setattr(archives, "GROUPS", tmp_path / "groups")
+    job = tmp_path / "groups" / "jobs" / "7"
+    for path, text in {
+        tmp_path / "proc" / "meminfo": f"MemTotal: {whole // 512} kB\nMemAvailable: 1000 kB\n",
+        tmp_path / "proc" / "self" / "cgroup": "1:name=systemd:/x\n0::/jobs/7\n",
+        job / "memory.max": "max\n",
+        job / "memory.current": "100000\n",
+        job.parent / "memory.max": "900000\n",
+        job.parent / "memory.current": "500000\n",
+        job.parent / "memory.stat": "anon 300000\ninactive_file 150000\n",
+    }.items():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text)
+    assert archives.free_memory() == 900_000 - 500_000 + 150_000
+    (job.parent / "memory.max").write_text("max\n")
+    assert archives.free_memory() == 1_024_000
+    (tmp_path / "proc" / "self" / "cgroup").unlink()
+    assert archives.free_memory() == 1_024_000
+
+
+@pytest.mark.parametrize(
+    "error, kind, said",
+    [
+        (OSError(errno.EIO, "Input/output error"), Unreachable, "check the disk or mount"),
+        (OSError(errno.EINVAL, "Invalid argument"), BadFile, "restore or remove it"),
+        (MemoryError(), UserError, "free memory"),
+    ],
+    ids=repr,
+)
+def test_a_disk_that_fails_while_an_archive_is_read_is_no_fault_of_the_archive(
+    tmp_path, monkeypatch, error, kind, said
+):
+    (tmp_path / "a.npz").write_bytes(archive(x=np.arange(9)))
+
+    def refuse(*_, **__):
+        raise error
+
+    monkeypatch.setattr(np.lib.format, "read_array", refuse)
+    with pytest.raises(UserError, match=said) as raised:
+        archives.read(tmp_path / "a.npz")
+    assert type(raised.value) is kind and "\n" not in str(raised.value)
 
 
 def test_python_objects_are_not_run(tmp_path):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import os
 from pathlib import Path
 
@@ -10,13 +9,7 @@ from simclr_jax import documents, errors, files
 from simclr_jax.errors import Unreachable, UserError
 
 # What the system says of a file that is at fault itself. After anything else the next is no better.
-OF_THE_FILE = {errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.EACCES, errno.EPERM} | {
-    errno.ELOOP,
-    errno.ENAMETOOLONG,
-    errno.EINVAL,
-    errno.ENXIO,
-    errno.EFBIG,
-}
+OF_THE_FILE = errors.OF_THE_FILE | errors.OF_RIGHTS
 BACK = (
     "bring them back, or mount their disk again, or name where they are now; nothing is lost, and "
     "the same command continues from the last save"

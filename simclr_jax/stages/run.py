@@ -80,7 +80,8 @@ def run(config: ConfigDict, workdir: str, resume: str = "auto", profile_steps: s
     """
     mesh = parallel.make_mesh()
     workdir = files.expand_home(workdir)
-    kept, before = epath.Path(workdir) / "index", recipe_before(workdir)
+    kept = epath.Path(workdir) / "index"
+    before = processes.on_first(lambda: recipe_before(workdir))  # what all see, sooner or later
     ready = prepare(config, mesh.size, kept if before else None, before)
     config, timetable, train, test = ready.config, ready.timetable, ready.train, ready.test
     pin(config, before)

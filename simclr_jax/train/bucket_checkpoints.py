@@ -91,12 +91,19 @@ class BucketCheckpoints(Checkpoints):
     def _retire(self, step: int) -> None:
         _delete(self._bucket / str(step))
 
-    def sweep(self) -> None:
-        """Delete what a killed process left half copied or half deleted."""
+    def sweep(self, lost: int = 0) -> None:
+        """Delete what a killed process left half copied or half deleted.
+
+        What is newer than all checkpoints, up to the step `lost`, had been one, and is set aside.
+        """
         for path in self._directory.iterdir():
             path.rmtree()
-        for name in {*self._prefixes(STEP)} - {*map(str, self._directories())}:
-            _delete(self._bucket / name)
+        sealed = self._directories()
+        for step in sorted({*map(int, self._prefixes(STEP))} - {*sealed}):
+            if max(sealed, default=0) < step <= lost:
+                self._set_aside(step, f"its {manifest.NAME} is gone")
+            else:
+                _delete(self._bucket / str(step))
 
     def damaged(self) -> list[str]:
         """Return the names of checkpoints that were whole once and have been set aside."""

@@ -19,14 +19,13 @@ agree on what they read: `save`, `wait` and `restore` are called by all at the s
 from __future__ import annotations
 
 import contextlib
-import errno
 import functools
 import itertools
 import os
 import re
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
-from typing import Any
+from typing import Any, TypeVar
 
 import jax
 import numpy as np
@@ -35,13 +34,14 @@ from absl import logging
 from etils import epath
 from flax import traverse_util
 
-from simclr_jax import closing, errors, files, parallel, processes
-from simclr_jax.errors import Unreachable, UserError
-from simclr_jax.train import manifest, stored
+from simclr_jax import buckets, closing, documents, errors, files, processes
+from simclr_jax.errors import UserError
+from simclr_jax.train import arrays, manifest, stored
 from simclr_jax.train.manifest import Damaged, Leaf
 from simclr_jax.train.orbax_errors import errno_of, hush_orbax
 
-_OF_THE_FILE = {errno.ENOENT, errno.ENOTDIR, errno.EISDIR}  # other errors are of the disk
+Found = TypeVar("Found")
+
 _LEFTOVERS = (".orbax-checkpoint-tmp", ".pruned")
 
 
@@ -81,7 +81,8 @@ class Checkpoints:
         self._keep = keep
         self._keep_period = keep_period
         self._read_only = read_only
-        self._recipe, self._sealed = recipe, sealed
+        self._recipe = None if recipe is None else documents.finite(recipe)  # as it is kept
+        self._sealed = sealed
         self._say = say
         # Directories are made in the caller's thread: when Orbax fails to make one in the
         # background, its writers wait ten minutes for it.
@@ -107,11 +108,12 @@ class Checkpoints:
 
     def steps(self) -> list[int]:
         """Return the steps that have a manifest, oldest first."""
-        return [
-            step
-            for step in self._directories()
-            if (self.place / str(step) / manifest.NAME).exists()
-        ]
+        with buckets.reaching(self.place):
+            return [
+                step
+                for step in self._directories()
+                if (self.place / str(step) / manifest.NAME).exists()
+            ]
 
     def about(self, step: int) -> dict[str, Any]:
         """Return what a checkpoint tells of its run, see `manifest.about`; `{}` without one."""
@@ -149,7 +151,7 @@ class Checkpoints:
             if path.exists():
                 self._set_aside(step, "its save did not finish")
             host = manifest.to_host(leaves)
-            self._writer.save(path, _nest(_for_orbax(leaves, host)))
+            self._writer.save(path, arrays.nest(arrays.for_orbax(leaves, host)))
         told = {"recipe": self._recipe, "log": log}
         about = {name: content for name, content in told.items() if content is not None}
         self._pending = self._background.submit(self._finish, step, host, about)
@@ -224,10 +226,18 @@ class Checkpoints:
           UserError: there is no such step, or it is damaged.
         """
         self.wait()
+        return self._newest(step, self._values)
+
+    def described(self, step: int | None = None) -> tuple[int, dict[str, Leaf]]:
+        """Return what `leaves` would, by shape and dtype alone: values are not looked at."""
+        return self._newest(step, lambda tried: manifest.read(self.place / str(tried), tried))
+
+    def _newest(self, step: int | None, read: Callable[[int], Found]) -> tuple[int, Found]:
+        """Return a step, None for the newest that is not damaged, and what is read of it."""
         steps = self.steps()
         for tried in reversed(steps) if step is None else [step] if step in steps else []:
             try:
-                return tried, self._values(tried)
+                return tried, read(tried)
             except Damaged as damage:
                 self._say(f"checkpoint {self._name(tried)} is skipped: {damage}")
         wanted = "whole checkpoint" if step is None else f"whole checkpoint {step}"
@@ -244,9 +254,7 @@ class Checkpoints:
 
     def _directories(self) -> list[int]:
         """Return all steps that have a directory, whole or not, oldest first."""
-        if not self._directory.is_dir():
-            return []
-        names = [path.name for path in self._directory.iterdir()]
+        names = [path.name for path in buckets.listing(self._directory)]
         return sorted(int(name) for name in names if re.fullmatch("0|[1-9][0-9]*", name))
 
     def _finish(
@@ -277,7 +285,7 @@ class Checkpoints:
         if recipe is not None and self._recipe is not None:
             stored.check_same(recipe, self._recipe, f"checkpoint {self._name(step)}")
         wanted = manifest.named_leaves(target)
-        described = {name: Leaf(np.shape(a), _dtype(a).name) for name, a in wanted.items()}
+        described = {name: Leaf(np.shape(a), arrays.dtype(a).name) for name, a in wanted.items()}
         if found := manifest.differences(described, saved):
             more = f" and {len(found) - 3} more" if len(found) > 3 else ""
             raise UserError(
@@ -285,7 +293,7 @@ class Checkpoints:
                 ": use the recipe it was trained with, or another workdir"
             )
         values = self._host_values(step, saved)
-        state = [_place(values[name], leaf) for name, leaf in wanted.items()]
+        state = [arrays.place(values[name], leaf) for name, leaf in wanted.items()]
         return jax.tree.unflatten(jax.tree.structure(target), state)
 
     def _values(self, step: int) -> dict[str, np.ndarray]:
@@ -298,31 +306,34 @@ class Checkpoints:
 
     def _host_values(self, step: int, saved: Mapping[str, Leaf]) -> dict[str, np.ndarray]:
         """Read a step into host memory; raise `Damaged` if it is not what was saved."""
-        places = {name: np.empty(leaf.shape, leaf.dtype) for name, leaf in saved.items()}
+        try:
+            places = {name: np.empty(leaf.shape, leaf.dtype) for name, leaf in saved.items()}
+        except MemoryError as error:
+            raise UserError(
+                f"checkpoint {self._name(step)} claims more than there is memory ({error}): free "
+                "some, or use less"
+            ) from error
         try:
             values = self._load(step, places)
         except MemoryError:
             raise
         except Exception as error:  # each layer of Orbax and TensorStore has types of its own
-            number = errno_of(error)
-            if number in errors.OF_THE_PROGRAM:
-                raise UserError(
-                    f"checkpoint {self._name(step)} cannot be read ({os.strerror(number)}): "
-                    f"{errors.remedy(number)} and start again"
-                ) from error
-            if number is not None and number not in _OF_THE_FILE:
-                raise Unreachable(
-                    f"checkpoint {self._name(step)} cannot be read now ({os.strerror(number)}): "
-                    "check that disk or mount; if it stays so, move that directory away, and the "
-                    "run goes on from the checkpoint before"
-                ) from error
+            if (number := errno_of(error)) is not None:
+                said = errors.unreadable(
+                    f"checkpoint {self._name(step)}",
+                    OSError(number, os.strerror(number)),
+                    remedy_of_disk="check that disk or mount; if it stays so, move that directory "
+                    "away, and the run goes on from the checkpoint before",
+                )
+                if not isinstance(said, errors.BadFile):
+                    raise said from error
             raise Damaged(f"it cannot be read: {str(error).splitlines()[0][:200]}") from error
         manifest.check_values(manifest.describe(manifest.to_host(values)), saved)
         return values
 
     def _load(self, step: int, places: Mapping[str, Any]) -> dict[str, Any]:
         """Let Orbax read a step into the given shapes, dtypes and shardings."""
-        args = ocp.args.StandardRestore(_nest(places))
+        args = ocp.args.StandardRestore(arrays.nest(places))
         return traverse_util.flatten_dict(
             self._reader.restore(self._path(step), args=args), sep="/"
         )
@@ -339,8 +350,12 @@ class Checkpoints:
         """Make a checkpoint one no more; `sweep` deletes the rest of it."""
         self._path(step).rename(self._directory / f"{step}.pruned")
 
-    def sweep(self) -> None:
-        """Delete what a killed process left half written or half deleted."""
+    def sweep(self, lost: int = 0) -> None:
+        """Delete what a killed process left half written or half deleted.
+
+        `lost` is the newest step that was ever saved if it is no checkpoint any more. On a disk it
+        has a name that nothing half written has, and `restore` sets it aside.
+        """
         if self._directory.is_dir():
             for path in self._directory.iterdir():
                 if path.name.endswith(_LEFTOVERS):
@@ -376,36 +391,3 @@ class Checkpoints:
                 f"good one is {max(self.steps(), default='none')}): "
                 f"{errors.remedy(number)} and start again"
             ) from error
-
-
-def _nest(leaves: Mapping[str, Any]) -> dict[str, Any]:
-    return traverse_util.unflatten_dict(dict(leaves), sep="/")
-
-
-def _dtype(leaf: Any) -> np.dtype:
-    return np.dtype(leaf.dtype) if hasattr(leaf, "dtype") else np.asarray(leaf).dtype
-
-
-def _place(values: np.ndarray, leaf: Any) -> Any:
-    """Return a restored array as its target wants it."""
-    if not isinstance(leaf, jax.Array | jax.ShapeDtypeStruct):
-        return values
-    here = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
-    return parallel.place(values, leaf.sharding or here)
-
-
-def _for_orbax(leaves: Mapping[str, Any], host: Mapping[str, manifest.HostLeaf]) -> dict[str, Any]:
-    """Return leaves that one process can write without the others.
-
-    Raises:
-      ValueError: if it does not hold the whole of an array.
-    """
-    found: dict[str, Any] = {}
-    for name, leaf in leaves.items():
-        if isinstance(leaf, jax.Array) and leaf.is_fully_addressable:
-            found[name] = leaf
-            continue
-        if isinstance(leaf, jax.Array) and not leaf.is_fully_replicated:
-            raise ValueError(f"{name} is spread over processes: only whole arrays are saved")
-        ((_, found[name]),) = host[name].blocks
-    return found

@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 from etils import epath
 
 from simclr_jax import buckets, documents
-from simclr_jax.errors import UserError
+from simclr_jax.errors import BadFile
 
 HEAD, TAIL = 12, 4  # bytes before and after those of a record
 LAST = "input_wait"  # of a line about training; files of earlier versions have an event a number
@@ -29,10 +29,14 @@ class Line(NamedTuple):
 
 
 def sizes(directory: epath.Path) -> dict[str, int]:
-    """Return the bytes of each event file."""
+    """Return the bytes of each event file.
+
+    Raises:
+      UserError: if that cannot be known.
+    """
     found = {}
     for path in buckets.listing(directory):
-        with contextlib.suppress(OSError), buckets.reaching(path, (OSError,)):
+        with contextlib.suppress(FileNotFoundError), buckets.reaching(path, (FileNotFoundError,)):
             found[path.name] = path.stat().length
     return found
 
@@ -51,12 +55,15 @@ def read(directory: epath.Path) -> list[Line]:
     """Return the lines that the events of a run still have, without those that were written anew.
 
     The numbers of a line that are not finite are not there.
+
+    Raises:
+      UserError: if a file cannot be read for a reason that is not its own: its lines are not lost.
     """
     found: list[Line] = []
     for path in buckets.listing(directory):
         try:
             content = documents.content(path)
-        except (FileNotFoundError, UserError):  # gone, or nothing to read: there is no more there
+        except (FileNotFoundError, BadFile):  # gone, or no file: there is no more there
             continue
         lines, start = _lines(content)
         if start is not None:

@@ -9,14 +9,13 @@ from jax.sharding import Mesh
 
 from simclr_jax import parallel, processes
 from simclr_jax.closing import Closing
-from simclr_jax.errors import UserError
 from simclr_jax.train.interrupt import StopRequest
 from simclr_jax.train.log import Log
 from simclr_jax.train.profile import Profiler
 from simclr_jax.train.stage import Stage, TrainState
 from simclr_jax.train.step import make_step
 from simclr_jax.train.timetable import Timetable, due
-from simclr_jax.train.workdir import Workdir
+from simclr_jax.train.workdir import Workdir, check_nothing_was_saved
 
 
 @dataclasses.dataclass(frozen=True)
@@ -53,17 +52,15 @@ def train(
     checkpoints, console = workdir.checkpoints, workdir.console
     # Restored onto a description of the state: two states need not be in memory at once.
     restored = checkpoints.restore(parallel.describe(mesh, jax.eval_shape(stage.init)))
-    if not restored and (damaged := checkpoints.damaged()):
-        raise UserError(
-            f"no checkpoint in {workdir.path} is whole any more ({', '.join(damaged)}): "
-            "to start again, give another --workdir"
-        )
+    if not restored:
+        processes.on_first(lambda: check_nothing_was_saved(workdir))
     first_step, state = restored or (0, stage.warm_start(stage.init()))
     if first_step:
         lost = f", though step {workdir.lost} was saved: its checkpoint is there no more"
         lost = lost if workdir.lost > first_step else ""
         console.say(f"resumed at step {first_step} of {timetable.total_steps}{lost}")
 
+    profiler.begin(first_step, console.say)
     step = make_step(stage, mesh)
     log = Log(timetable, stage.formats, workdir, first_step)
     stop, stopped_by, done = StopRequest(), 0, first_step

@@ -8,12 +8,15 @@ not ask in which order, or by which device or process, its terms were found.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import math
 import os
+import stat
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any, NotRequired, TypedDict
 
 import jax
@@ -22,10 +25,11 @@ import numpy as np
 from etils import epath
 
 from simclr_jax import buckets, documents, files
-from simclr_jax.errors import Unreachable, UserError
+from simclr_jax.errors import BadFile
 
 NAME = "manifest.json"
 _GONE = (FileNotFoundError, NotADirectoryError)
+_WIDTHS = (1, 2, 4, 8)  # bytes of an element
 _SMALL = 1 << 20  # bytes; the metadata of Orbax stay below
 # The multiplier of word i is _ODD[i % _PAGE] * (2 * (i // _PAGE) + 1): a table small enough for a
 # core's cache, of scattered odd numbers. It is part of the format, as is the word size.
@@ -44,11 +48,16 @@ class _LeafRecord(TypedDict):
     checksum: str | None
 
 
+class _About(TypedDict, total=False):
+    recipe: dict[str, Any]
+    log: dict[str, Any]
+
+
 class _Record(TypedDict):
     step: int
     leaves: dict[str, _LeafRecord]
     files: dict[str, tuple[int, str]]
-    about: NotRequired[dict[str, Any]]
+    about: NotRequired[_About]
 
 
 @dataclass(frozen=True)
@@ -193,13 +202,21 @@ def list_files(directory: epath.Path) -> dict[str, list[Any]]:
     """Return size in bytes and SHA-256 of every file below `directory`, the manifest excepted.
 
     Large files have no digest: they hold values, and those have the checksums of the leaves.
+
+    Raises:
+      BadFile: something there is a pipe, a device or a link to another directory.
+      UserError: a file cannot be read for a reason that is not its own.
     """
     found: dict[str, list[Any]] = {}
     for path in buckets.below(directory):
-        with buckets.reaching(path, _GONE):
+        # What is gone by now is missing; a link that leads nowhere never was there.
+        name = os.path.relpath(path, directory)
+        with contextlib.suppress(*_GONE), buckets.reaching(path, _GONE):
+            if buckets.is_local(path) and not stat.S_ISREG(Path(path).stat().st_mode):
+                raise BadFile(f"{name} is no file")
             size = path.stat().length
             digest = hashlib.sha256(path.read_bytes()).hexdigest() if size <= _SMALL else ""
-        found[os.path.relpath(path, directory)] = [size, digest]
+            found[name] = [size, digest]
     found.pop(NAME, None)
     return found
 
@@ -218,7 +235,7 @@ def write(
         "step": step,
         "leaves": {name: asdict(leaf) for name, leaf in sorted(leaves.items())},
         "files": dict(sorted(list_files(directory).items())),
-        **({"about": dict(about)} if about else {}),
+        **({"about": documents.finite(about)} if about else {}),
     }
     files.sync(directory)  # Orbax leaves its small files to the system's cache
     text = json.dumps({"digest": _digest(record), **record}, indent=2)
@@ -231,8 +248,13 @@ def read(directory: epath.Path, step: int) -> dict[str, Leaf]:
     Raises:
       Damaged: the manifest is missing or altered, belongs to another step, or a file it lists is
         missing, has another size or, if it is small, another content.
+      UserError: something there cannot be read for a reason that is not its own.
     """
-    record, found = _record(directory, step), list_files(directory)
+    record = _record(directory, step)
+    try:
+        found = list_files(directory)
+    except BadFile as error:
+        raise Damaged(str(error)) from error
     for name, (size, digest) in record["files"].items():
         if name not in found:
             raise Damaged(f"{name} is missing")
@@ -240,10 +262,20 @@ def read(directory: epath.Path, step: int) -> dict[str, Leaf]:
             raise Damaged(f"{name} has {found[name][0]} of {size} bytes")
         if found[name][1] != digest:
             raise Damaged(f"{name} was altered")
-    return {
-        name: Leaf(tuple(leaf["shape"]), leaf["dtype"], leaf["checksum"])
-        for name, leaf in record["leaves"].items()
-    }
+    return {name: _leaf(name, leaf) for name, leaf in record["leaves"].items()}
+
+
+def _leaf(name: str, record: _LeafRecord) -> Leaf:
+    """Return what is recorded of an array; raise `Damaged` if no array can be like that."""
+    leaf = Leaf(tuple(record["shape"]), record["dtype"], record["checksum"])
+    try:
+        dtype = np.dtype(leaf.dtype)
+        plain = dtype.name == leaf.dtype and dtype.itemsize in _WIDTHS and not dtype.hasobject
+    except (TypeError, ValueError, SyntaxError):  # NumPy reads more than names
+        plain = False
+    if not plain or min(leaf.shape, default=0) < 0 or math.prod(leaf.shape) >= 2**60:
+        raise Damaged(f"{name[:80]} cannot be an array {str(leaf)[:80]}")
+    return leaf
 
 
 def about(directory: epath.Path, step: int) -> dict[str, Any]:
@@ -254,8 +286,9 @@ def about(directory: epath.Path, step: int) -> dict[str, Any]:
 
     Raises:
       Damaged: the manifest is missing or altered, or belongs to another step.
+      UserError: it cannot be read for a reason that is not its own.
     """
-    return _record(directory, step).get("about", {})
+    return dict(_record(directory, step).get("about", {}))
 
 
 def _record(directory: epath.Path, step: int) -> _Record:
@@ -267,9 +300,7 @@ def _record(directory: epath.Path, step: int) -> _Record:
         checked = msgspec.convert(record, _Record)
     except FileNotFoundError as error:
         raise Damaged(f"it has no {NAME}: its save did not finish") from error
-    except Unreachable:
-        raise
-    except (documents.Unfit, UserError) as error:
+    except (documents.Unfit, BadFile) as error:
         raise Damaged(f"{NAME} cannot be used: {error}") from error
     except msgspec.ValidationError as error:
         raise Damaged(f"{NAME} is of another program") from error

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import jax
 from etils import epath
@@ -41,6 +41,14 @@ class Profiler:
         with _explaining(self._directory.local):
             jax.profiler.stop_trace()
         self._directory.publish()
+
+    def begin(self, step: int, say: Callable[[str], None]) -> None:
+        """Say so if the run goes on from a step behind the first one asked for."""
+        if 0 <= self._first < step:
+            say(
+                f"profile   no trace is written: steps {self._first} to {self._last} were asked "
+                f"for, and the run goes on with step {step}"
+            )
 
     def before(self, steps: range) -> None:
         """Start the trace if the first step asked for is in this chunk."""

@@ -11,6 +11,7 @@ from typing import TextIO, TypeVar
 from etils import epath
 
 from simclr_jax import closing, files
+from simclr_jax.errors import printable
 from simclr_jax.train.timetable import Timetable
 
 Batch = TypeVar("Batch")
@@ -34,13 +35,15 @@ class Console:
         self._last_status = 0.0
 
     def say(self, text: str) -> None:
-        """Print a line that stays."""
+        """Print a line that stays, or several."""
+        text = _printable(text)
         self._erase()
         self._print(text + "\n")
         self._keep(text)
 
     def status(self, text: str) -> None:
         """Show how far the run is."""
+        text = _printable(text)
         now = time.monotonic()
         due = now - self._last_status >= STATUS_SECS
         if due:
@@ -73,6 +76,11 @@ class Console:
         stamp = time.strftime("%Y-%m-%d %H:%M:%S")
         self._log.write("".join(f"{stamp}  {line}\n" for line in text.splitlines() or [""]))
         self._log.flush()
+
+
+def _printable(text: str) -> str:
+    """Return lines without what would move a cursor, or cannot be written as UTF-8."""
+    return "\n".join(printable(line) for line in text.split("\n"))
 
 
 class Silence(Console):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 from collections.abc import Mapping
 from typing import Any
@@ -15,7 +14,7 @@ from ml_collections import ConfigDict
 from simclr_jax import buckets, files, records
 from simclr_jax.closing import Closing
 from simclr_jax.errors import UserError
-from simclr_jax.train import manifest, stored
+from simclr_jax.train import stored
 from simclr_jax.train.bucket_checkpoints import open_checkpoints
 
 
@@ -69,27 +68,32 @@ def read(run: str, flag: str = "--checkpoint") -> Saved:
         damaged or not that of the checkpoint.
     """
     path, at = _find(run, flag)
-    checkpoints = open_checkpoints(path / "checkpoints", read_only=True)
+    checkpoints = open_checkpoints(path / stored.CHECKPOINTS, read_only=True)
     with Closing(checkpoints.close):
         step, leaves = checkpoints.leaves(at)
         record = stored.of_checkpoint(path, step, checkpoints.about(step))
-    if at is None and (known := stored.newest_saved(path)) > step:
-        logging.warning("%s: step %d is read, though step %d was saved later", path, step, known)
+    _say_if_older(path, at, step)
     return Saved(path, step, record, leaves)
 
 
+def _say_if_older(path: epath.Path, at: int | None, step: int) -> None:
+    """Say that a newer step was saved than the newest one that can be read."""
+    if at is None and (known := stored.newest_saved(path)) > step:
+        logging.warning("%s: step %d is read, though step %d was saved later", path, step, known)
+
+
 def describe(run: str, flag: str = "--checkpoint") -> Saved:
-    """Say what `read` would give, as far as it can be known without reading gigabytes."""
+    """Say what `read` would give, as far as it can be known without reading gigabytes.
+
+    What is passed over is said as by `read`.
+    """
     path, at = _find(run, flag)
-    checkpoints = open_checkpoints(path / "checkpoints", read_only=True)
+    checkpoints = open_checkpoints(path / stored.CHECKPOINTS, read_only=True)
     with Closing(checkpoints.close):
-        steps = checkpoints.steps()
-    for step in reversed(steps) if at is None else [at] if at in steps else []:
-        with contextlib.suppress(manifest.Damaged):
-            directory = path / stored.CHECKPOINTS / str(step)
-            leaves, about = manifest.read(directory, step), manifest.about(directory, step)
-            return Saved(path, step, stored.of_checkpoint(path, step, about), leaves)
-    return read(run, flag)  # which says what is wrong
+        step, leaves = checkpoints.described(at)
+        record = stored.of_checkpoint(path, step, checkpoints.about(step))
+    _say_if_older(path, at, step)
+    return Saved(path, step, record, leaves)
 
 
 def newest(run: str, flag: str = "--checkpoint") -> str:
@@ -108,6 +112,6 @@ def _find(run: str, flag: str) -> tuple[epath.Path, int | None]:
     """Return the workdir that a user names, and the step, None for the newest."""
     workdir, at = split(run)
     path = epath.Path(files.expand_home(workdir))
-    if not buckets.listing(path / "checkpoints"):
+    if not buckets.listing(path / stored.CHECKPOINTS):
         raise UserError(f"{flag}={run} holds no checkpoints: give the workdir of a run")
     return path, at

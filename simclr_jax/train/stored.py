@@ -12,7 +12,7 @@ from typing import Any, TypedDict
 from etils import epath
 
 from simclr_jax import buckets, documents, records, validation
-from simclr_jax.errors import UserError
+from simclr_jax.errors import BadFile, UserError
 from simclr_jax.train import manifest
 from simclr_jax.train.manifest import Damaged
 
@@ -29,10 +29,14 @@ class Newest(TypedDict):
 
 
 def newest_saved(workdir: epath.PathLike) -> int:
-    """Return the newest step that a run ever saved, 0 where nothing tells."""
+    """Return the newest step that a run ever saved, 0 where nothing tells.
+
+    Raises:
+      UserError: if the file that tells cannot be read for a reason that is not its own.
+    """
     try:
         return documents.read(epath.Path(workdir) / SAVED, Newest)["step"]
-    except (FileNotFoundError, UserError):
+    except (FileNotFoundError, BadFile):
         return 0
 
 
@@ -41,16 +45,17 @@ def in_config(workdir: epath.PathLike) -> dict[str, Any]:
 
     Raises:
       FileNotFoundError: if there is none.
-      UserError: if it cannot be read, or a field in it has a value that it cannot have.
+      BadFile: if it is none, or a field in it has a value that it cannot have.
+      UserError: if it cannot be read.
     """
     path = epath.Path(workdir) / NAME
-    content = documents.content(path)
+    content = documents.content(path, largest=documents.LARGEST)
     try:
         found = documents.parse(content, dict[str, Any])
         validation.stored(found)
     except (documents.Unfit, UserError) as error:
         also = ", or remove it: checkpoints have the recipe as well"
-        raise UserError(
+        raise BadFile(
             f"{documents.shown(path)} is not the recipe of a run ({error}): restore it"
             f"{also if in_checkpoints(workdir) else ''}"
         ) from error
@@ -75,12 +80,14 @@ def of_run(workdir: epath.PathLike) -> dict[str, Any] | None:
     """Return the recipe of a run: of `config.json`, or else of its newest checkpoint that has one.
 
     Raises:
-      UserError: if `config.json` is there and cannot be used.
+      UserError: if `config.json` is there and cannot be used, or what is in the checkpoint.
     """
     try:
         return in_config(workdir)
     except FileNotFoundError:
-        return next(reversed(in_checkpoints(workdir).values()), None)
+        for step, sealed in reversed(in_checkpoints(workdir).items()):
+            return _checked(sealed, f"checkpoint {workdir}/{CHECKPOINTS}/{step}")
+        return None
 
 
 def of_checkpoint(workdir: epath.PathLike, step: int, about: Mapping[str, Any]) -> dict[str, Any]:
@@ -102,7 +109,7 @@ def of_checkpoint(workdir: epath.PathLike, step: int, about: Mapping[str, Any]) 
             raise UserError(
                 f"{workdir} has checkpoints but no {NAME}: give the whole workdir of a run"
             ) from None
-        return sealed
+        return _checked(sealed, f"checkpoint {step} of {workdir}")
     if sealed is not None:
         check_same(sealed, found, f"checkpoint {step}", f"{workdir}/{NAME}")
     return found
@@ -110,6 +117,7 @@ def of_checkpoint(workdir: epath.PathLike, step: int, about: Mapping[str, Any]) 
 
 def check_same(sealed: Mapping[str, Any], found: Mapping[str, Any], what: str, other: str = ""):
     """Raise `UserError` if the recipe in the checkpoint `what` is not the one that was `found`."""
+    _checked(sealed, what)
     if differing := records.changed(sealed, found):
         place = f"{other} is" if other else "this run is"
         raise UserError(
@@ -117,6 +125,19 @@ def check_same(sealed: Mapping[str, Any], found: Mapping[str, Any], what: str, o
             f"the {NAME} and the checkpoints that belong together, or remove {NAME}, which the "
             "checkpoint holds as well"
         )
+
+
+def _checked(sealed: Mapping[str, Any], what: str) -> dict[str, Any]:
+    """Return the recipe in the checkpoint `what`, each of its fields held to type and range.
+
+    Raises:
+      BadFile: naming a field that recipes do not have, or that has a value it cannot have.
+    """
+    try:
+        validation.stored(sealed)
+    except UserError as error:
+        raise BadFile(f"{what} has no recipe of a run in it ({error}): restore it") from error
+    return dict(sealed)
 
 
 def listed(differing: Iterable[str]) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import os
+import re
 import time
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -14,8 +15,8 @@ from etils import epath
 
 from simclr_jax import buckets, documents, files, processes, records, validation
 from simclr_jax.closing import Closing
-from simclr_jax.errors import UserError, choose
-from simclr_jax.train import mending, stored
+from simclr_jax.errors import BadFile, UserError, choose
+from simclr_jax.train import manifest, mending, stored
 from simclr_jax.train.bucket_checkpoints import open_checkpoints
 from simclr_jax.train.checkpoints import Checkpoints
 from simclr_jax.train.lock import WorkdirLock
@@ -30,7 +31,7 @@ CONVERTED = "convert"  # the stage of runs that were not trained here
 class Workdir:
     """An open run: its path, its log, its checkpoints, and the lock that makes it ours.
 
-    `fresh`: it has no checkpoint, so whatever else lies there is of no run worth continuing.
+    `fresh`: no save was begun there, so whatever else lies there is of no run worth continuing.
     `lost`: the newest step that is known to have been saved there and is there no more, or 0.
     """
 
@@ -43,7 +44,7 @@ class Workdir:
 
 
 def started(path: epath.PathLike) -> bool:
-    """Tell whether a run in the directory `path` has saved anything, damaged since or not."""
+    """Tell whether a run in the directory `path` has begun a save, whatever became of it."""
     entries = buckets.listing(epath.Path(path) / stored.CHECKPOINTS)
     return any(entry.name[0].isdigit() for entry in entries)
 
@@ -82,7 +83,7 @@ def open_workdir(
         one whose checkpoints are gone.
     """
     choose("--resume", resume, RESUME)
-    if resume == "must" and not (epath.Path(path) / "checkpoints").exists():
+    if resume == "must" and not (epath.Path(path) / stored.CHECKPOINTS).exists():
         raise UserError(f"--resume=must, but {path} holds no checkpoint to resume from")
     processes.on_first(lambda: os.fspath(files.make_workdir(path)))
     workdir = epath.Path(path)
@@ -110,7 +111,7 @@ def open_workdir(
             lost = check_saves(workdir, console.say)
             if not lost and checkpoints.steps():  # of an earlier version, or killed since its save
                 documents.write(workdir / stored.SAVED, {"step": checkpoints.steps()[-1]})
-            _tidy(workdir, checkpoints)
+            _tidy(workdir, checkpoints, lost)
             if not fresh and not (workdir / stored.NAME).exists():
                 console.say(f"{stored.NAME} was gone: it is restored from the checkpoints")
             documents.write(workdir / stored.NAME, recipe)
@@ -123,9 +124,9 @@ def open_workdir(
         yield Workdir(workdir, fresh, lost, console, checkpoints, lock)
 
 
-def _tidy(workdir: epath.Path, checkpoints: Checkpoints) -> None:
+def _tidy(workdir: epath.Path, checkpoints: Checkpoints, lost: int) -> None:
     """Delete what processes that were killed had half written."""
-    checkpoints.sweep()
+    checkpoints.sweep(lost)
     for directory in (workdir, workdir / "results", workdir / "index"):
         files.sweep(directory)
     for directory in buckets.listing(workdir / "features"):
@@ -139,25 +140,48 @@ def check_saves(workdir: epath.PathLike, say: Callable[[str], None] = logging.wa
       UserError: if steps were saved and nothing at all is left of them: a run that started anew
         there would write over what the other has left.
     """
-    workdir, known = epath.Path(workdir), 0
+    workdir = epath.Path(workdir)
+    place = workdir / stored.CHECKPOINTS
     try:
         known = documents.read(
             workdir / stored.SAVED, stored.Newest, "the next save writes it anew"
         )["step"]
     except FileNotFoundError:
         known = -1 if _saved_before(workdir) else 0
-    except UserError as error:
+    except BadFile as error:  # a save has written it, whatever it says now
+        known = -1
         say(str(error))
-    names = [entry.name for entry in buckets.listing(workdir / stored.CHECKPOINTS)]
-    if known and not any(name[0].isdigit() for name in names):
+    there = _sealed(place)
+    if known and not there:
         step = f"step {known}" if known > 0 else "steps"
+        whole = f", each with its {manifest.NAME}" if started(workdir) else ""
         raise UserError(
             f"{workdir} holds a run that had saved {step}, and no checkpoint of it any more: bring "
-            f"{workdir / stored.CHECKPOINTS} back, or give another --workdir; to start anew in "
-            f"this one, move {stored.SAVED}, metrics.jsonl and results away"
+            f"{place} back{whole}, or give another --workdir; to start anew in this one, move "
+            f"{stored.SAVED}, metrics.jsonl and results away"
         )
-    there = any(name == str(known) or name.startswith(f"{known}.damaged") for name in names)
-    return 0 if there else max(known, 0)
+    return 0 if known in there else max(known, 0)
+
+
+def _sealed(checkpoints: epath.Path) -> set[int]:
+    """Return the steps that have a manifest, those that were set aside since too."""
+    found = set()
+    with buckets.reaching(checkpoints):
+        for entry in buckets.listing(checkpoints):
+            name = re.fullmatch(r"([0-9]{1,18})(\.damaged.*)?", entry.name)
+            if name and (entry / manifest.NAME).exists():
+                found.add(int(name[1]))
+    return found
+
+
+def check_nothing_was_saved(workdir: Workdir) -> None:
+    """Raise `UserError` if a run would begin anew over what is left of one that had saved."""
+    if damaged := workdir.checkpoints.damaged():
+        raise UserError(
+            f"no checkpoint in {workdir.path} is whole any more ({', '.join(damaged)}): "
+            "to start again, give another --workdir"
+        )
+    check_saves(workdir.path, workdir.console.say)
 
 
 def _saved_before(workdir: epath.Path) -> bool:
@@ -170,7 +194,7 @@ def _saved_before(workdir: epath.Path) -> bool:
     try:
         every = validation.stored(stored.in_config(workdir)).checkpoint.every_steps
         content = documents.content(workdir / "metrics.jsonl")
-    except (FileNotFoundError, UserError):
+    except (FileNotFoundError, BadFile):
         return False
     lines = [mending.parsed(line) for line in content.decode(errors="replace").split("\n")]
     return max((line.step for line in lines if line), default=0) > 2 * every

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from etils import epath
 
 from simclr_jax.errors import Unreachable, UserError
 from simclr_jax.train import manifest
@@ -58,29 +59,108 @@ def test_a_disk_that_does_not_answer_condemns_no_checkpoint(error, tmp_path, mon
 
     with monkeypatch.context() as patch:
         patch.setattr(checkpoints, "_load", refuse)
-        with pytest.raises(Unreachable, match=rf"{tmp_path}/2 cannot be read now .*move that") as e:
+        with pytest.raises(Unreachable, match=rf"{tmp_path}/2 cannot be read .*move that") as e:
             checkpoints.restore({"a": np.zeros(9, np.int64)})
     assert e.value.code == 75
     assert checkpoints.restore({"a": np.zeros(9, np.int64)})[0] == 2
     assert sorted(path.name for path in tmp_path.iterdir()) == ["1", "2"]
 
 
-def test_few_open_files_condemn_no_checkpoint(tmp_path, monkeypatch):
-    checkpoints = Checkpoints(tmp_path)
+def refusing(name, number):
+    """Return how files are read where the system refuses the one of a name."""
+    read = type(epath.Path("/")).read_bytes
+
+    def read_bytes(path):
+        if path.name == name:
+            raise OSError(number, os.strerror(number), os.fspath(path))
+        return read(path)
+
+    return read_bytes
+
+
+# What the system may say without any file being at fault: the exit code, and the remedy.
+REFUSALS = {
+    errno.EMFILE: (1, "ulimit -n"),
+    errno.ENOMEM: (1, "free memory"),
+    errno.EACCES: (1, "see to the rights there"),
+    errno.EIO: (75, "check the disk or mount"),
+    errno.ESTALE: (75, "check the disk or mount"),
+}
+
+
+@pytest.mark.parametrize("number", REFUSALS, ids=errno.errorcode.get)
+@pytest.mark.parametrize("name", ["manifest.json", "_METADATA"])
+def test_what_no_file_is_at_fault_for_condemns_no_checkpoint(name, number, tmp_path, monkeypatch):
+    code, remedy = REFUSALS[number]
+    target = {"a": np.zeros(9, np.int64)}
+    checkpoints = Checkpoints(tmp_path, say=pytest.fail)
+    for step in (1, 2):
+        checkpoints.save(step, {"a": np.arange(9)})
+    checkpoints.wait()
+    reads = [lambda: checkpoints.restore(target), checkpoints.leaves]
+    reads += [lambda: checkpoints.about(2)] if name == "manifest.json" else []
+    with monkeypatch.context() as patch:
+        patch.setattr(type(epath.Path("/")), "read_bytes", refusing(name, number))
+        for read in reads:
+            with pytest.raises(UserError, match=f"{name} cannot be read .*{remedy}") as told:
+                read()
+            assert told.value.code == code
+    assert checkpoints.restore(target)[0] == 2
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["1", "2"]
+
+
+@pytest.mark.parametrize("number", [errno.EMFILE, errno.EACCES])
+@pytest.mark.parametrize("kind", ["of TensorStore", "of Python"])
+def test_nor_do_arrays_that_the_program_may_not_open(kind, number, tmp_path, monkeypatch):
+    checkpoints = Checkpoints(tmp_path, say=pytest.fail)
     checkpoints.save(1, {"a": np.arange(9)})
     checkpoints.wait()
-    refused = [ValueError("x [os_error_code='24']"), OSError(errno.EMFILE, "Too many open files")]
-    for error in refused:
 
-        def refuse(*_, error=error):
-            raise error
+    def refuse(*_):
+        if kind == "of Python":
+            raise OSError(number, os.strerror(number))
+        raise ValueError(f"Error reading x [os_error_code='{number}']")
 
-        with monkeypatch.context() as patch:
-            patch.setattr(checkpoints, "_load", refuse)
-            with pytest.raises(UserError, match=r"1 cannot be read .Too many open.*ulimit") as e:
-                checkpoints.restore({"a": np.zeros(9, np.int64)})
-        assert e.value.code == 1
+    with monkeypatch.context() as patch:
+        patch.setattr(checkpoints, "_load", refuse)
+        with pytest.raises(UserError, match=rf"1 cannot be read .*{REFUSALS[number][1]}") as told:
+            checkpoints.restore({"a": np.zeros(9, np.int64)})
+    assert told.value.code == 1
     assert checkpoints.restore({"a": np.zeros(9, np.int64)})[0] == 1
+
+
+def test_at_the_limit_of_open_files_no_checkpoint_is_condemned(tmp_path, monkeypatch):
+    """Not one call is refused here but all: the limit is reached, between any two of them."""
+    target = {"a": np.zeros(9, np.int64)}
+    checkpoints = Checkpoints(tmp_path, say=pytest.fail)
+    for step in (1, 2):
+        checkpoints.save(step, {"a": np.arange(9)})
+    checkpoints.wait()
+    directories, held = checkpoints._directories, []
+
+    def then_none_is_left():
+        found = directories()
+        limits = resource.getrlimit(resource.RLIMIT_NOFILE)
+        used = max(int(path.name) for path in Path("/proc/self/fd").iterdir())
+        resource.setrlimit(resource.RLIMIT_NOFILE, (used + 3, limits[1]))
+        try:
+            while True:
+                held.append(os.open("/dev/null", os.O_RDONLY))
+        except OSError:
+            return found
+
+    limits = resource.getrlimit(resource.RLIMIT_NOFILE)
+    monkeypatch.setattr(checkpoints, "_directories", then_none_is_left)
+    try:
+        with pytest.raises(UserError, match=r"Too many open files.*ulimit -n") as told:
+            checkpoints.restore(target)
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, limits)
+        for opened in held:
+            os.close(opened)
+    monkeypatch.undo()
+    assert told.value.code == 1
+    assert checkpoints.restore(target)[0] == 2
 
 
 def test_all_of_a_checkpoint_is_on_the_disk_before_it_is_one(tmp_path, monkeypatch):

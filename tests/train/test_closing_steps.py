@@ -115,7 +115,7 @@ def a_run(workdir, breaking, closing, monkeypatch):
     monkeypatch.setattr(loop, "make_step", lambda *_: step)
     timetable = Timetable(BATCH * STEPS, BATCH, STEPS, 0, 0.1, 1, 1, 0, 2)
     profiler = Profiler("1:3", workdir / "profile", STEPS)
-    with open_workdir(str(workdir), {"a": 1}, "auto", keep=2, keep_period=None) as opened:
+    with open_workdir(str(workdir), {"seed": 1}, "auto", keep=2, keep_period=None) as opened:
         return loop.train(stage(mesh, breaking, closing), timetable, mesh, opened, profiler)
 
 
@@ -181,6 +181,16 @@ def test_a_run_that_closes_well(tmp_path, monkeypatch):
     assert int(result.state.step) == STEPS
     assert not (tmp_path / "run" / "lock.json").exists()
     assert len(Path(tmp_path / "run" / "metrics.jsonl").read_text().splitlines()) == STEPS + 2
+
+
+def test_steps_to_be_traced_that_are_behind_a_run_are_said(tmp_path, monkeypatch):
+    said = "profile   no trace is written: steps 1 to 3 were asked for, and the run goes on with"
+    for _ in range(2):
+        a_run(tmp_path / "run", False, lambda: None, monkeypatch)
+        lines = Path(tmp_path / "run" / "log.txt").read_text().splitlines()
+        found = [line for line in lines if said in line]
+    assert len(found) == 1 and found[0].endswith(f"step {STEPS}")
+    assert f"resumed at step {STEPS}" in lines[lines.index(found[0]) - 1]
 
 
 def test_all_closing_steps_fail_at_once(tmp_path, monkeypatch):

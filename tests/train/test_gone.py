@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import errno
 import os
-import shutil
 import signal
 import subprocess
 import sys
@@ -17,7 +17,9 @@ from etils import epath
 from train import tiny
 
 from simclr_jax import buckets, documents, files
-from simclr_jax.errors import UserError
+from simclr_jax.errors import Unreachable, UserError
+from simclr_jax.train import loop
+from simclr_jax.train.profile import Profiler
 from simclr_jax.train.workdir import open_workdir
 
 RECORD = tiny.recipe().to_dict() | {"images": ["some", "others"]}
@@ -109,6 +111,85 @@ def test_nor_is_one_of_an_earlier_version_which_kept_no_account_of_its_saves(wor
         go_on(workdir)
 
 
+def unseal(workdir):
+    """As a copy that left all files of JSON out."""
+    for step in ("2", "4"):
+        (workdir / "checkpoints" / step / "manifest.json").unlink()
+
+
+def leave_half_a_save(workdir):
+    for step in ("2", "4"):
+        remove(workdir / "checkpoints" / step)
+    (workdir / "checkpoints" / "6.orbax-checkpoint-tmp").mkdir(parents=True, exist_ok=True)
+    (workdir / "checkpoints" / "6.orbax-checkpoint-tmp" / "_METADATA").write_text("half")
+
+
+LOSSES = {
+    "their manifests": (unseal, "bring .*checkpoints back, each with its manifest.json, or"),
+    "all but a save that was under way": (leave_half_a_save, "bring .*checkpoints back"),
+}
+
+
+@pytest.mark.parametrize("account", ["whole", "damaged"])
+@pytest.mark.parametrize("loss", LOSSES)
+def test_nor_is_one_whose_checkpoints_have_lost_what_made_them_checkpoints(workdir, loss, account):
+    go_on(workdir, 2, 4)
+    (workdir / "metrics.jsonl").write_text("lines")
+    if account == "damaged":
+        (workdir / "saved.json").write_text("{")
+    lose, remedy = LOSSES[loss]
+    lose(workdir)
+    before = {path: path.read_bytes() for path in buckets.below(workdir / "checkpoints")}
+    step = "step 4" if account == "whole" else "steps"
+    with pytest.raises(UserError, match=f"had saved {step}, and no checkpoint of it.*{remedy}"):
+        go_on(workdir)
+    assert (workdir / "metrics.jsonl").read_text() == "lines"
+    now = {path: path.read_bytes() for path in buckets.below(workdir / "checkpoints")}
+    assert now == before and before
+
+
+def test_nor_is_one_whose_checkpoints_vanish_once_it_is_open(tmp_path):
+    stage, mesh = tiny.make_stage(tiny.recipe(), 1)
+    workdir = epath.Path(tmp_path)
+    go_on(workdir, 2)
+    with (
+        pytest.raises(UserError, match="had saved step 2, and no checkpoint of it any more"),
+        open_workdir(str(workdir), RECORD, "auto", keep=9, keep_period=None) as opened,
+    ):
+        (workdir / "metrics.jsonl").write_text("lines")
+        remove(workdir / "checkpoints")
+        profiler = Profiler("", workdir / "profile", tiny.STEPS)
+        loop.train(stage, tiny.timetable(tiny.recipe()), mesh, opened, profiler)
+    assert (workdir / "metrics.jsonl").read_text() == "lines"
+
+
+def test_arrays_of_a_step_that_lost_its_manifest_are_kept_and_the_step_is_said_to_be_lost(workdir):
+    go_on(workdir, 2, 4)
+    (workdir / "checkpoints" / "4" / "manifest.json").unlink()
+    there = {path.name for path in buckets.below(workdir / "checkpoints" / "4")}
+    found = go_on(workdir)
+    assert (found.step, found.lost) == (2, 4)
+    kept = {path.name for path in buckets.below(workdir / "checkpoints" / "4.damaged")}
+    assert kept == there and "manifest.json" not in kept
+    assert go_on(workdir, 4).lost == 4
+    assert go_on(workdir).step == 4
+
+
+def test_what_cannot_be_read_now_is_not_taken_for_a_run_that_never_saved(tmp_path, monkeypatch):
+    go_on(tmp_path, 2)
+    remove(epath.Path(tmp_path) / "checkpoints")
+    read = type(epath.Path("/")).read_bytes
+
+    def refuse(path):
+        if path.name == "saved.json":
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+        return read(path)
+
+    monkeypatch.setattr(type(epath.Path("/")), "read_bytes", refuse)
+    with pytest.raises(Unreachable, match=r"saved.json cannot be read .Input/output error"):
+        go_on(tmp_path)
+
+
 def test_an_account_of_saves_that_is_damaged_is_said_and_written_anew(tmp_path, capsys):
     go_on(tmp_path, 2)
     (tmp_path / "saved.json").write_text('{"step": 7}x')
@@ -178,9 +259,7 @@ def test_a_run_that_goes_on_sweeps_its_workdir_and_nothing_else_in_it(tmp_path):
         age(place)
     (tmp_path / "checkpoints" / "4.orbax-checkpoint-tmp").mkdir()
     (tmp_path / "checkpoints" / "1.pruned").mkdir()
-    shutil.copytree(tmp_path, copy := tmp_path.parent / f"{tmp_path.name} copy")
     go_on(tmp_path)
     for place in places:
         assert {p.name for p in place.iterdir() if p.name in (*kept, *left)} == {*kept}
     assert [path.name for path in (tmp_path / "checkpoints").iterdir()] == ["2"]
-    shutil.rmtree(copy)

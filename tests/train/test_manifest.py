@@ -5,6 +5,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from simclr_jax.train import manifest
+from simclr_jax.train.checkpoints import Checkpoints
 
 
 @given(st.data())
@@ -48,3 +49,13 @@ def test_checksum_sees_each_changed_bit_and_each_exchange(dtype, place, data):
 def test_checksum_is_a_format_and_does_not_change():
     values = np.arange(100_000, dtype=np.uint32)  # the number is from Python integers
     assert manifest.checksum(values, (0,), values.shape) == 18215959715971054806
+
+
+def test_numbers_that_json_lacks_are_null_in_a_recipe_and_no_fault_of_the_disk(tmp_path):
+    recipe = {"chance": float("nan"), "seed": 1}
+    saving = Checkpoints(tmp_path, recipe=recipe)
+    saving.save(1, {"a": np.arange(3)}, {"sums": {"loss": float("inf")}})
+    saving.close()
+    checkpoints = Checkpoints(tmp_path)
+    assert checkpoints.about(1)["recipe"] == {"chance": None, "seed": 1}
+    assert checkpoints.about(1)["log"] == {"sums": {"loss": None}}

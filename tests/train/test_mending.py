@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import os
 import shutil
 from types import SimpleNamespace
 
@@ -13,7 +15,7 @@ import pytest
 from etils import epath
 
 from simclr_jax import buckets, documents, files
-from simclr_jax.errors import UserError
+from simclr_jax.errors import Unreachable, UserError
 from simclr_jax.train.metrics import MetricsWriter, Window
 
 SAVED = 10  # the step that runs go on from
@@ -209,7 +211,10 @@ def old(workdir):
                     board.add_scalar(name, value, line["step"])
 
 
-@pytest.mark.parametrize("damage", [None, *(d for d in DAMAGES if d[0] in "ain")])
+SHOWING = ("a flipped bit", "in the last line", "no text", "cut", "emptied", "removed")
+
+
+@pytest.mark.parametrize("damage", [None, *SHOWING])
 def test_a_run_of_an_earlier_version_is_mended_where_the_damage_shows(tmp_path, damage):
     workdir = epath.Path(tmp_path)
     live(workdir)
@@ -218,9 +223,29 @@ def test_a_run_of_an_earlier_version_is_mended_where_the_damage_shows(tmp_path, 
         DAMAGES[damage][0](workdir / "metrics.jsonl")
     writer, said = open_at(workdir, SAVED)
     writer.close()
-    if damage in (None, "a flipped bit", "in the last line", "no text"):
-        check_numbers(found(workdir))
-    assert bool(said) == (damage in ("a flipped bit", "in the last line", "no text"))
+    check_numbers(found(workdir))
+    assert bool(said) == (damage is not None)
+
+
+@pytest.mark.parametrize("call", ["read_bytes", "stat"])
+def test_lines_are_not_lost_where_the_events_cannot_be_read_now(log, monkeypatch, call):
+    """As on a mount that does not answer: what is sealed as lost would never be put back."""
+    log.path.write_bytes(b"")
+    whole = getattr(type(log.path), call)
+
+    def refuse(path, *args, **kwargs):
+        if "tensorboard/" in str(path):
+            raise OSError(errno.ETIMEDOUT, os.strerror(errno.ETIMEDOUT))
+        return whole(path, *args, **kwargs)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(type(log.path), call, refuse)
+        with pytest.raises(Unreachable, match=r"tensorboard/\S+ cannot be read .Connection timed"):
+            open_at(log.workdir, SAVED, log.seal)
+    writer, (said,) = open_at(log.workdir, SAVED, log.seal)
+    writer.close()
+    assert "put back from" in said and "lost" not in said
+    check_numbers(found(log.workdir))
 
 
 def test_a_run_that_starts_anew_says_that_it_drops_lines(log):

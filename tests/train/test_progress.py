@@ -26,6 +26,19 @@ class Terminal(io.StringIO):
         return rows
 
 
+def test_names_that_no_terminal_should_get_are_escaped(tmp_path):
+    """Bytes that are no UTF-8, as in names of files, and what moves the cursor."""
+    printed = io.TextIOWrapper(io.BytesIO(), encoding="utf-8")
+    console = Console(epath.Path(tmp_path), printed)
+    console.say("image \udcff\x1b[2J.jpg\nthe second line")
+    console.status("run \udcff")
+    console.close()
+    said = r"image \udcff\x1b[2J.jpg"
+    assert printed.buffer.getvalue().decode() == f"{said}\nthe second line\nrun \\udcff\n"
+    kept = [line.split("  ", 1)[1] for line in (tmp_path / "log.txt").read_text().splitlines()]
+    assert kept == [said, "the second line", r"run \udcff"]
+
+
 class Clock:
     now = 100.0
 

@@ -78,6 +78,10 @@ MALFORMED = {
     "in a group": (edited(bn__axis=0), 'recipes have no field "bn.axis"'),
     "in a view": (edited(augment__views__first__zoom=2), 'no field "augment.views.first.zoom"'),
     "text for a group": (RECORD | {"model": "resnet"}, "model is resnet: it must be a group"),
+    "a view no group can have": (
+        edited(augment__views={"a.b": recipes.view().to_dict()}),
+        'augment.views has "a.b": no view has a . in its name',
+    ),
     "text for views": (edited(augment__views="two"), "augment.views is two: it must be a group"),
     "a list for bn": (RECORD | {"bn": [1]}, r"bn is \[1\]: it must be a group"),
     "a list": ([1, 2], "Expected `object`, got `array`"),

@@ -1,0 +1,32 @@
+"""How a run begins on several hosts."""
+
+from __future__ import annotations
+
+import pytest
+from train import tiny
+
+from simclr_jax import processes
+from simclr_jax.stages import run
+
+
+class Prepared(Exception):
+    """Ends a run once it is known what it goes on from."""
+
+
+@pytest.mark.parametrize("seen", [None, {"seed": 0}])
+def test_all_hosts_go_by_what_the_first_has_found_in_the_workdir(seen, tmp_path, monkeypatch):
+    """A network file system may not show a host yet what another has saved."""
+    before = {"seed": 1}
+
+    def prepare(config, devices, kept, record):
+        raise Prepared(kept, record)
+
+    monkeypatch.setattr(run, "recipe_before", lambda path: seen)
+    monkeypatch.setattr(run, "prepare", prepare)
+    monkeypatch.setattr(processes, "count", lambda: 2)
+    monkeypatch.setattr(processes, "rank", lambda: 1)
+    monkeypatch.setattr(processes, "everyone", lambda value: [(before, None), value])
+    with pytest.raises(Prepared) as found:
+        run.run(tiny.recipe(), str(tmp_path))
+    kept, record = found.value.args
+    assert record == before and str(kept) == str(tmp_path / "index")
