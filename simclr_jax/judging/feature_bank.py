@@ -29,7 +29,7 @@ from simclr_jax.data.held_out import HeldOut
 from simclr_jax.data.reader import Unreadable
 from simclr_jax.data.sources import Images, Source, stamp, tell
 from simclr_jax.data.sources.folder import Folder
-from simclr_jax.errors import UserError
+from simclr_jax.errors import BadFile, UserError
 from simclr_jax.stages.encoder import Encoder
 from simclr_jax.train.progress import duration
 
@@ -228,7 +228,7 @@ def _read(
         x, bad, of = found["x"], found["bad"], str(found["of"])
     except FileNotFoundError:
         return None
-    except UserError as error:
+    except BadFile as error:
         say(f"note      features are damaged: {error}")
         return None
     except KeyError as error:

@@ -23,7 +23,7 @@ from typing import Any
 from etils import epath
 
 from simclr_jax import documents, files
-from simclr_jax.errors import UserError
+from simclr_jax.errors import BadFile
 from simclr_jax.judging import results
 from simclr_jax.judging.datasets import Data, Wanted
 from simclr_jax.stages import labels as label_choice
@@ -95,7 +95,7 @@ def set_aside(workdir: epath.PathLike, result: Mapping[str, Any]) -> Iterator[st
     path = directory / f"{result['name']}.json"
     try:
         old = results.read(path)
-    except (FileNotFoundError, UserError):  # nothing that could be kept
+    except (FileNotFoundError, BadFile):  # nothing that could be kept
         return
     if _judged(old) == _judged(result):
         return
@@ -120,7 +120,7 @@ def _taken(path: epath.Path, result: Mapping[str, Any]) -> bool:
         return _judged(results.read(path)) != _judged(result)
     except FileNotFoundError:
         return False
-    except UserError:  # of which nobody knows
+    except BadFile:  # of which nobody knows
         return True
 
 

@@ -25,7 +25,7 @@ from etils import epath
 
 from simclr_jax import archives, documents, files
 from simclr_jax.documents import Unfit
-from simclr_jax.errors import UserError
+from simclr_jax.errors import BadFile, UserError
 
 PACKAGES = ("simclr-jax", "jax", "jaxlib", "flax", "optax", "numpy", "scikit-learn", "pillow")
 # They decode or resize images, where they are installed.
@@ -151,7 +151,7 @@ def read(path: epath.Path) -> dict[str, Any]:
     """
     found = _read(path, Result)
     if found["name"] != path.stem:
-        raise UserError(
+        raise BadFile(
             f'{documents.shown(path)} is the result "{found["name"]}" under another name: name the '
             "file as it was"
         )
@@ -187,7 +187,7 @@ def read_arrays(workdir: epath.PathLike, result: Mapping[str, Any]) -> dict[str,
             raise Unfit("it is not the one that was written with the result")
         _check(found)
     except Unfit as error:
-        raise UserError(f"{documents.shown(path)} cannot be used ({error}): {REMEDY}") from error
+        raise BadFile(f"{documents.shown(path)} cannot be used ({error}): {REMEDY}") from error
     return found
 
 

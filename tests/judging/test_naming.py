@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import errno
 import itertools
 import os
 import re
@@ -14,6 +15,7 @@ from ml_collections import ConfigDict
 from PIL import Image
 from stages.written import write_images, write_run
 
+from simclr_jax import documents
 from simclr_jax.data.sources import folder, stamp
 from simclr_jax.errors import UserError
 from simclr_jax.judging import feature_bank, linear_probe, naming, results, transfer
@@ -165,6 +167,19 @@ def test_an_older_result_takes_the_place_of_no_other(root, damaged):
     assert re.fullmatch("knn3-h-[0-9a-f]{6}", kept) and f"it is kept as {kept}" in said
     after = [(copy / f"results/knn3-h-step7.{kind}").read_bytes() for kind in ("json", "npz")]
     assert after == before
+
+
+def test_an_older_result_that_cannot_be_read_now_is_not_written_over(tmp_path, monkeypatch):
+    """A disk that does not answer, or too many open files, are no fault of the result."""
+    result = {"name": "knn3-h", "scores": {}, "protocol": {}}
+    results.write(tmp_path, result, {})
+
+    def fails(path, *_):
+        raise OSError(errno.EMFILE, os.strerror(errno.EMFILE), os.fspath(path))
+
+    monkeypatch.setattr(documents, "check_kind", fails)
+    with pytest.raises(UserError, match="ulimit -n"):
+        list(naming.set_aside(tmp_path, {**result, "checkpoint": {"step": 1}}))
 
 
 def test_a_damaged_result_of_the_name_is_no_reason_to_stop(run, tmp_path):
