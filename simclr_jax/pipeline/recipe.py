@@ -14,6 +14,7 @@ from ml_collections import ConfigDict
 
 from simclr_jax import recipes
 from simclr_jax.errors import UserError, choose, nearest
+from simclr_jax.fields import LABELLED
 
 STAGE = "pipeline"
 FIELDS = ("stage", "seed", "runs", "probes", "order", "table", "differences")
@@ -297,7 +298,7 @@ def _check_table(c: ConfigDict) -> None:
         where = f'table, row "{row}", column "{column}"'
         choose(f"{where}: the run or probe", name, [*c.runs, *c.probes])
         if name in c.runs:
-            if c.runs[name].stage not in ("finetune", "distill"):
+            if c.runs[name].stage not in LABELLED:
                 raise UserError(
                     f"{where}: runs.{name} has stage {c.runs[name].stage} and so no accuracy: name "
                     "a probe of it"

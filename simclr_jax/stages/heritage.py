@@ -16,20 +16,19 @@ import numpy as np
 from etils import epath
 from ml_collections import ConfigDict
 
-from simclr_jax import declaration, documents, files, records
+from simclr_jax import declaration, fields, files, records
 from simclr_jax.data import sources
 from simclr_jax.data.sources import NO_LABEL, Opened, Source, Trained, trained
 from simclr_jax.data.sources.trained import Labels
 from simclr_jax.errors import UserError
 from simclr_jax.stages import labels as label_choice
 from simclr_jax.stages import warm_start
-from simclr_jax.train import saved
+from simclr_jax.train import saved, stored
 
 KEY = "trained_on"  # of `config.json`
 REMEDY = (
     "name other images in data.eval_split, or score these all the same by --config.eval.seen=True"
 )
-LABELLED = ("finetune", "distill")
 
 # From a run, as `init.run` or `distill.teacher` names it, and the field, to what it trained on.
 Read = Callable[[str, str], list[Trained]]
@@ -63,10 +62,10 @@ def of_run(run: str, flag: str) -> list[Trained]:
 def of_workdir(workdir: epath.PathLike, config: ConfigDict) -> list[Trained]:
     """Return what the run in a directory, whose recipe is `config`, has trained on; see `of_run`.
 
-    Of a directory without `config.json` the recipe has to do.
+    Without `config.json` its checkpoints say it; of a directory without either, the recipe has to
+    do.
     """
-    file = epath.Path(workdir) / "config.json"
-    record = _read(file) if file.exists() else config.to_dict()
+    record = stored.of_run(workdir) or config.to_dict()
     return of_record(record, epath.Path(workdir))
 
 
@@ -128,7 +127,7 @@ def own(config: ConfigDict, opened: Opened, train: Source) -> Trained:
 
 
 def _own_labels(config: ConfigDict, train: Source) -> Labels | None:
-    if config.stage in LABELLED:
+    if config.stage in fields.LABELLED:
         if not label_choice.needed(config):
             return None
         return Labels(config.labels.use, config.labels.seed, label_choice.count(config, train))
@@ -156,7 +155,7 @@ def _of_old(config: ConfigDict, images: Sequence[str] | None, workdir: epath.Pat
     try:
         opened = sources.open_all(c, index if index.exists() else None)
         train = opened.train
-        if config.stage in LABELLED:
+        if config.stage in fields.LABELLED:
             train = label_choice.restrict(config, train)
         found = own(config, opened, train)
     except UserError:  # they are gone, so they cannot be those that are looked at now
@@ -176,17 +175,13 @@ def _of_old_source(run: str, own: Trained, chain: tuple[str, ...]) -> list[Train
     path = saved.split(files.expand_home(run))[0]
     beside = epath.Path(chain[-1]).parent / epath.Path(path).name  # a pipeline may have been moved
     for place in (epath.Path(path), beside):
-        if os.fspath(place) not in chain and (file := place / "config.json").exists():
-            return of_record(_read(file), place, chain)
+        if os.fspath(place) not in chain and (record := stored.of_run(place)) is not None:
+            return of_record(record, place, chain)
     if own.held_out is None:
         return []
     fewest = min(own.held_out, sources.MOST_WITHOUT_LABELS)
     gone = f"{path}, which is gone and"
     return [msgspec.structs.replace(own, run=gone, held_out=fewest, labels=None)]
-
-
-def _read(file: epath.Path) -> dict[str, Any]:
-    return documents.read(file, dict[str, Any])
 
 
 @dataclasses.dataclass(frozen=True)

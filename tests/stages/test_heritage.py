@@ -56,16 +56,20 @@ def recipe(stage, path, **fields):
     return taught.recipe(stage, **on | fields)
 
 
-def made(workdir, config):
-    """Prepare a run as `main` does and leave what it would leave, but for its training."""
+def made(workdir, config, sealed=False):
+    """Prepare a run as `main` does and leave what it would leave, but for its training.
+
+    Only a checkpoint that is `sealed` holds the record of its run.
+    """
     ready = prepare(config, 1)
     record = config.to_dict() | ready.config.to_dict()
     record["images"] = [source.fingerprint() for source in (ready.train, ready.test)]
+    record |= said_beside(ready, None)
     head = {"dense": {"kernel": np.zeros((32, CLASSES)), "bias": np.zeros(CLASSES)}}
-    checkpoints = Checkpoints(workdir / "checkpoints")
+    checkpoints = Checkpoints(workdir / "checkpoints", recipe=record if sealed else None)
     checkpoints.save(7, {"step": np.int32(7), "params": {"classifier": head}})
     checkpoints.close()
-    documents.write(workdir / "config.json", record | said_beside(ready, None))
+    documents.write(workdir / "config.json", record)
     return ready
 
 
@@ -125,6 +129,28 @@ def test_the_list_outlives_the_runs_it_tells_of(tmp_path):
     assert len(prepare(taught_by, 1).test) == FEW
     runs = [one.run for one in prepare(taught_by, 1).trained_on]
     assert runs == ["", str(tmp_path / "tuned"), str(tmp_path / "pre")]
+
+
+def test_the_list_is_in_the_checkpoints_too(tmp_path, monkeypatch):
+    monkeypatch.setattr(sources, "MOST_WITHOUT_LABELS", COUNT)
+    data, fields = archive(tmp_path / "a.npz", "train"), {"data__holdout_fraction": 0.05}
+    made(tmp_path / "pre", recipe("pretrain", data, **fields), sealed=True)
+    tuned = made(tmp_path / "tuned", recipe("finetune", data, **of(tmp_path / "pre")), sealed=True)
+    shutil.rmtree(tmp_path / "pre")
+    (tmp_path / "tuned" / "config.json").unlink()
+    opened = datasets.open_data(tuned.config, tmp_path / "tuned", Wanted())
+    assert numbers(opened.score) == numbers(tuned.test) and len(opened.score) == 3
+
+
+def test_a_source_of_an_old_run_is_known_by_its_checkpoints(tmp_path):
+    data = archive(tmp_path / "a.npz", "train", "more")
+    made(tmp_path / "pre", recipe("pretrain", data, data__split="more"), sealed=True)
+    made(tmp_path / "tuned", recipe("finetune", data, **of(tmp_path / "pre")))
+    forget(tmp_path / "tuned")
+    (tmp_path / "pre" / "config.json").unlink()
+    fields = {"distill__teacher": str(tmp_path / "tuned"), "data__eval_split": "more"}
+    with pytest.raises(UserError, match=r"pre trained on images of more of"):
+        prepare(recipe("distill", data, **fields), 1)
 
 
 def test_images_that_were_moved_are_known_again(tmp_path):
