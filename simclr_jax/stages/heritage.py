@@ -9,7 +9,7 @@ from __future__ import annotations
 import dataclasses
 import os
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, TypeVar
 
 import msgspec
 import numpy as np
@@ -25,10 +25,12 @@ from simclr_jax.stages import labels as label_choice
 from simclr_jax.stages import warm_start
 from simclr_jax.train import saved, stored
 
-KEY = "trained_on"  # of `config.json`
+KEY, NOTES = "trained_on", "notes"  # of `config.json`
 REMEDY = (
     "name other images in data.eval_split, or score these all the same by --config.eval.seen=True"
 )
+
+T = TypeVar("T")
 
 # From a run, as `init.run` or `distill.teacher` names it, and the field, to what it trained on.
 Read = Callable[[str, str], list[Trained]]
@@ -100,10 +102,23 @@ def recorded(record: Mapping[str, Any], name: str = "config.json") -> list[Train
     Raises:
       UserError: if it is damaged.
     """
+    return _held(record, KEY, list[Trained], name)
+
+
+def notes(record: Mapping[str, Any], name: str = "config.json") -> tuple[str, ...]:
+    """Return what a run said of its scored images when it began, if it is not too old for it.
+
+    Raises:
+      UserError: if it is damaged.
+    """
+    return tuple(_held(record, NOTES, list[str], name))
+
+
+def _held(record: Mapping[str, Any], key: str, kind: type[list[T]], name: str) -> list[T]:
     try:
-        return msgspec.convert(record.get(KEY, []), list[Trained])
+        return msgspec.convert(record.get(key, []), kind)
     except msgspec.ValidationError as error:
-        raise UserError(f"{KEY} in {name} is damaged ({error}): restore the file") from error
+        raise UserError(f"{key} in {name} is damaged ({error}): restore the file") from error
 
 
 def own(config: ConfigDict, opened: Opened, train: Source) -> Trained:

@@ -77,6 +77,7 @@ def forget(workdir):
     """Make a run one that is older than what runs say of themselves."""
     record = documents.read(workdir / "config.json", dict)
     del record[heritage.KEY]
+    record.pop(heritage.NOTES, None)
     documents.write(workdir / "config.json", record)
 
 
@@ -210,6 +211,24 @@ def test_a_new_run_is_resumed_as_it_was_without_the_others(tmp_path):
     again = prepare(config, 1, before=before)
     assert again.test.fingerprint() == ready.test.fingerprint() and len(again.test) == FEW
     assert said_beside(again, before)[heritage.KEY] == before[heritage.KEY]
+
+
+@pytest.mark.parametrize("seen", [False, True])
+def test_a_resumed_run_says_of_its_scored_images_what_it_said_at_first(tmp_path, seen):
+    """By then the runs that it comes from may be gone, from which the notes were made."""
+    data = archive(tmp_path / "a.npz", "train")
+    made(tmp_path / "pre", recipe("pretrain", data, data__labels=False))
+    config = recipe("finetune", data, **of(tmp_path / "pre", eval__seen=seen))
+    ready = made(tmp_path / "tuned", config)
+    shutil.rmtree(tmp_path / "pre")
+    before = documents.read(tmp_path / "tuned" / "config.json", dict)
+    again = prepare(config, 1, before=before)
+    said = "may have been trained on" if seen else f"{FEW} images are held out in place of 6"
+    assert said in ready.protocol["scored images"]
+    assert again.protocol == ready.protocol and again.about() == ready.about()
+    assert said_beside(again, before)[heritage.NOTES] == list(ready.notes)
+    with pytest.raises(UserError, match=r"notes in config\.json is damaged"):
+        prepare(config, 1, before=before | {heritage.NOTES: 3})
 
 
 def test_other_images_under_the_same_name_are_refused(tmp_path):
