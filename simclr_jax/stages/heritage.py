@@ -88,10 +88,11 @@ def of_record(
     """
     if record.get("converted"):
         return []
-    if found := recorded(record, f"{workdir}/config.json"):
+    name = f"{workdir}/config.json"
+    if found := recorded(record, name):
         return [msgspec.structs.replace(found[0], run=os.fspath(workdir)), *found[1:]]
     config = records.recipe(record)
-    own = _of_old(config, record.get("images"), workdir)
+    own = _of_old(config, _held(record, "images", list[str], name), workdir)
     chain = (*later, os.fspath(workdir))
     return [own, *of_recipe(config, lambda run, _: _of_old_source(run, own, chain))]
 
@@ -129,6 +130,10 @@ def own(config: ConfigDict, opened: Opened, train: Source) -> Trained:
       opened: its images.
       train: those to learn from, without labels that may not be used.
     """
+    return _own(config, opened, _own_labels(config, train))
+
+
+def _own(config: ConfigDict, opened: Opened, labels: Labels | None) -> Trained:
     c = config.data
     return Trained(
         run="",  # whoever reads it knows from where
@@ -137,7 +142,7 @@ def own(config: ConfigDict, opened: Opened, train: Source) -> Trained:
         identity=trained.identity(opened.whole),
         held_out=opened.held_out,
         parts=trained.parts(opened.whole, c, c.split),
-        labels=_own_labels(config, train),
+        labels=labels,
     )
 
 
@@ -149,7 +154,8 @@ def _own_labels(config: ConfigDict, train: Source) -> Labels | None:
     taught = declaration.find(config.method).labels
     if not train.classes or not (taught or config.eval.probe):
         return None
-    return Labels(label_choice.ALL, 0, len(train), encoder=taught)
+    count, exact = trained.labelled(train)
+    return Labels(label_choice.ALL, 0, count, encoder=taught, exact=exact)
 
 
 def _of_use(found: list[Trained], classifier: bool) -> list[Trained]:
@@ -160,7 +166,7 @@ def _of_use(found: list[Trained], classifier: bool) -> list[Trained]:
     return [msgspec.structs.replace(found[0], labels=labels), *found[1:]]
 
 
-def _of_old(config: ConfigDict, images: Sequence[str] | None, workdir: epath.Path) -> Trained:
+def _of_old(config: ConfigDict, images: Sequence[str], workdir: epath.Path) -> Trained:
     """Say what a run has trained on that did not say so itself, from its recipe.
 
     `images`, fingerprints of what it trained on and of what it held out, tell whether the images
@@ -169,16 +175,22 @@ def _of_old(config: ConfigDict, images: Sequence[str] | None, workdir: epath.Pat
     c, index = config.data, workdir / "index"
     try:
         opened = sources.open_all(c, index if index.exists() else None)
-        train = opened.train
+    except UserError:  # which they were is not known any more, but where they lay
+        called, parts = trained.called(c, c.split), trained.said(c, c.split)
+        return Trained(os.fspath(workdir), called, 0, "", None, parts)
+    train: Source | None = opened.train
+    try:
         if config.stage in fields.LABELLED:
-            train = label_choice.restrict(config, train)
-        found = own(config, opened, train)
-    except UserError:  # they are gone, so they cannot be those that are looked at now
-        return Trained(os.fspath(workdir), trained.called(c, c.split), 0, "", None, ())
-    known = not images or images == [train.fingerprint(), opened.test.fingerprint()]
-    return msgspec.structs.replace(
-        found, run=os.fspath(workdir), identity=found.identity if known else ""
-    )
+            train = label_choice.restrict(config, opened.train)
+        labels = _own_labels(config, train)
+    except UserError:  # a list of names is gone or has changed: what is held out has to tell
+        use, most = config.labels, trained.labelled(opened.train)[0]
+        train, labels = None, Labels(use.use, use.seed, most, exact=False)
+    now = (train, opened.test)
+    pairs = zip(now, images, strict=False)  # a run may be too old to have any
+    known = all(source is None or source.fingerprint() == image for source, image in pairs)
+    found = msgspec.structs.replace(_own(config, opened, labels), run=os.fspath(workdir))
+    return found if known else msgspec.structs.replace(found, identity="")
 
 
 def _of_old_source(run: str, own: Trained, chain: tuple[str, ...]) -> list[Trained]:
@@ -246,19 +258,22 @@ def budget(config: ConfigDict, opened: Opened, train: Source, before: Sequence[T
     total = np.union1d(mine, theirs)
     few = needed and config.labels.use != label_choice.ALL
     if few and len(total) > max(len(mine), len(theirs)):
-        one = next(t for t in taught if t.identity == trained.identity(opened.whole))
-        assert one.labels is not None
-        more = len(total) - len(theirs)
+        here, more = trained.identity(opened.whole), len(total) - len(theirs)
+        same = [t for t in taught if t.identity == here]
+        one = same[0].labels
+        assert one is not None
         raise UserError(
             f"labels.use={config.labels.use} with labels.seed={config.labels.seed} has {more} "
-            f"label(s) that are not among the {len(theirs)} of {one.run}, so that there are "
-            f"{len(total)} in all: use those, --config.labels.use={one.labels.use} "
-            f"--config.labels.seed={one.labels.seed}, or more that hold them"
+            f"label(s) that are not among the {len(theirs)} of "
+            f"{' and '.join(t.run for t in same)}, so that there are {len(total)} in all: use "
+            f"those, --config.labels.use={one.use} --config.labels.seed={one.seed}, or more that "
+            "hold them"
         )
     apart = bool(len(total)) + len(others)  # sets that may have labels in common
-    found = Budget(len(total) + sum(others), apart < 2)
+    exact = apart < 2 and all(t.labels.exact for t in taught if t.labels is not None)
+    found = Budget(len(total) + sum(others), exact)
     parts = [f"{len(mine)} of this run ({label_choice.in_words(config)})"] if needed else []
-    parts += [f"{t.labels.count} of {t.run}" for t in taught if t.labels is not None]
+    parts += [f"{t.labels} of {t.run}" for t in taught if t.labels is not None]
     line = f"{found} in all that anything here has learned from: {', '.join(parts)}"
     return dataclasses.replace(found, line=line)
 

@@ -178,6 +178,46 @@ def test_of_old_runs_it_is_found_from_their_recipes(tmp_path, gone):
     assert ("pre, which is gone and" in ready.notes[0]) is gone
 
 
+@pytest.mark.parametrize("change", [None, "gone", "other names"])
+def test_an_old_run_held_out_the_same_whatever_became_of_its_list_of_labels(tmp_path, change):
+    data, few = archive(tmp_path / "a.npz", "train"), tmp_path / "few.txt"
+    alone = prepare(recipe("finetune", data, data__holdout_fraction=0.05), 1)
+    few.write_text("\n".join(alone.train.name(i) for i in range(12)))
+    config = recipe("finetune", data, data__holdout_fraction=0.05, labels__use=str(few))
+    tuned = made(tmp_path / "tuned", config)
+    forget(tmp_path / "tuned")
+    if change == "gone":
+        few.unlink()
+    elif change:
+        few.write_text("none of these")
+    ready = prepare(student(data, tmp_path / "tuned"), 1)
+    assert numbers(ready.test) == numbers(tuned.test) and len(ready.test) == 3
+    assert "3 images are held out in place of 6" in ready.notes[0]
+    # Of a list that is not there any more, all labels may have been in it.
+    assert str(ready.labels) == ("at most 57" if change else "12")
+    assert f"{ready.labels} of {tmp_path / 'tuned'}" in ready.labels.line
+
+
+def test_images_that_an_old_run_cannot_open_any_more_are_refused_at_their_place(tmp_path):
+    for split in ("train", "test"):
+        write_files(tmp_path / "photos" / split / "a", 10)
+        write_files(tmp_path / "photos" / split / "b", 10, 20)
+    config = in_folder("finetune", tmp_path / "photos", data__split="test", data__eval_split="")
+    old = made(tmp_path / "old", config)
+    sources.remember(tmp_path / "old" / "index", old.images, old.test)
+    forget(tmp_path / "old")
+    (index,) = (tmp_path / "old" / "index").iterdir()
+    index.write_bytes(b"no index")
+    later = in_folder("distill", tmp_path / "photos", distill__teacher=str(tmp_path / "old"))
+    with pytest.raises(UserError, match=r"old trained on images of test of .*\(test of .*photos"):
+        prepare(later, 1)
+    later.data.split, later.data.eval_split = "test", "held_out"
+    with pytest.raises(UserError, match=r"there are other images now \(20 in test of .*photos\)"):
+        prepare(later, 1)
+    later.data.split = "train"
+    assert len(prepare(later, 1).test) == 2
+
+
 def test_old_runs_that_name_one_another_end(tmp_path):
     data = archive(tmp_path / "a.npz", "train")
     for name in "ab":
@@ -396,6 +436,18 @@ def test_labels_of_a_probe_count_where_it_is_taken_over(teacher):
         config = recipe("finetune", data, **of(pre, init__parts=parts, **few(seed=3)))
         assert prepare(config, 1).labels.total == total
     assert prepare(student(data, pre), 1).labels.total == 54
+
+
+def test_labels_that_images_do_not_have_are_not_counted(tmp_path):
+    data = archive(tmp_path / "a.npz", "train", "test")
+    arrays = dict(np.load(data))
+    arrays["train_labels"][9:] = sources.NO_LABEL
+    np.savez(data, **arrays)
+    made(tmp_path / "pre", recipe("pretrain", data, eval__probe=True))
+    other = archive(tmp_path / "b.npz", "train", first=2 * COUNT)
+    for images in (data, other):
+        found = prepare(student(images, tmp_path / "pre"), 1).labels
+        assert str(found) == "9" and f" 9 of {tmp_path / 'pre'}" in found.line
 
 
 def test_labels_of_other_images_are_counted_at_most(teacher, tmp_path):

@@ -23,6 +23,7 @@ from simclr_jax.data.sources.source import Source
 from simclr_jax.data.sources.tfds import extent
 from simclr_jax.data.sources.tfds_records import Records
 from simclr_jax.errors import UserError
+from simclr_jax.unlabelled import counted
 
 FOLDER = "folder:"  # begins places that may lie in one another
 
@@ -47,12 +48,17 @@ class Labels(msgspec.Struct, frozen=True):
       use, seed: fields of the recipe, see `stages.labels`.
       count: how many.
       encoder: whether they taught the encoder, or a classifier beside it alone.
+      exact: whether it is known how many; otherwise there are `count` at most.
     """
 
     use: str
     seed: int
     count: int
     encoder: bool = True
+    exact: bool = True
+
+    def __str__(self) -> str:
+        return f"{self.count}" if self.exact else f"at most {self.count}"
 
 
 class Trained(msgspec.Struct, frozen=True):
@@ -61,7 +67,7 @@ class Trained(msgspec.Struct, frozen=True):
     Attributes:
       run: its workdir.
       split: what a person calls the images.
-      images: how many the split has, those held out among them.
+      images: how many the split has, those held out among them; 0 if it is not known.
       identity: of the whole split without its labels, see `identity`; "" if it is not known.
       held_out: how many of them were held out; None: none, there was another split for it.
       parts: where they lie.
@@ -115,12 +121,34 @@ def parts(source: Source, data: ConfigDict | None = None, split: str = "") -> tu
         return tuple(Part(f"tfds:{name}:{base}", first, last) for base, first, last in found)
     if isinstance(source, Folder):
         return (Part(f"{FOLDER}{os.path.realpath(source.root)}"),)
-    if data is None:
-        return ()
+    return () if data is None else said(data, split)
+
+
+def said(data: ConfigDict, split: str) -> tuple[Part, ...]:
+    """Return where the images of a split lie by a recipe alone, as if they could not be opened.
+
+    Of a slice of TFDS that is the whole split.
+    """
+    if data.source == "tfds":
+        of = sorted({part.partition("[")[0].strip() for part in split.split("+")})
+        return tuple(Part(f"tfds:{data.name.partition(':')[0]}:{base}") for base in of)
     path = data.path
     if path and files.is_local(path):
         path = os.path.realpath(Path(path).expanduser())
+    if data.source == "folder":
+        below = Path(path) / split
+        return (Part(f"{FOLDER}{below if below.is_dir() else path}"),)
     return (Part(f"{data.source}:{path}:{split}"),)
+
+
+def labelled(source: Source) -> tuple[int, bool]:
+    """Return how many images of a split have a label, and whether that is exact.
+
+    Where each label would have to be read from its record, there are at most as many as images.
+    """
+    if isinstance(source, Records) and "labels" not in vars(source):
+        return len(source), False
+    return len(counted(source.labels)), True
 
 
 def called(data: ConfigDict, split: str) -> str:
@@ -165,10 +193,11 @@ def at_most(
             if one.held_out < (own if fewest is None else fewest.held_out or 0):
                 fewest = one
         elif _meet(one.parts, places):
+            then = f"{one.images} then, " if one.images else ""
             why = (
                 f"{one.run} trained on {one.split}, of which there are other images now "
-                f"({one.images} then, {len(whole)} in {called(data, data.split)}): which of them "
-                "it has not seen is not known"
+                f"({then}{len(whole)} in {called(data, data.split)}): which of them it has not "
+                "seen is not known"
             )
             return own, _told(why, unseen)
     if fewest is None or fewest.held_out is None:
