@@ -352,11 +352,14 @@ def test_directories_that_lie_in_one_another_have_images_in_common(tmp_path):
     prepare(in_folder("finetune", tmp_path / "sorted", **of(tmp_path / "pre")), 1)
 
 
-def test_a_damaged_list_is_one_line(tmp_path):
+@pytest.mark.parametrize(
+    "damage", [{"run": 3}, {"held_out": -5}, {"held_out": 0}, {"images": -1}, {"labels": {}}]
+)
+def test_a_damaged_list_is_one_line(tmp_path, damage):
     data = archive(tmp_path / "a.npz", "train")
     made(tmp_path / "pre", recipe("pretrain", data))
     record = documents.read(tmp_path / "pre" / "config.json", dict)
-    record[heritage.KEY] = [{"run": 3}]
+    record[heritage.KEY][0] |= damage
     documents.write(tmp_path / "pre" / "config.json", record)
     with pytest.raises(UserError, match=r"trained_on in .*pre/config.json is damaged \(.*restore"):
         prepare(recipe("finetune", data, **of(tmp_path / "pre")), 1)

@@ -11,10 +11,12 @@ import dataclasses
 import os
 from collections.abc import Iterable, Sequence
 from pathlib import Path
+from typing import Annotated
 
 import msgspec
 import numpy as np
 from ml_collections import ConfigDict
+from msgspec import Meta
 
 from simclr_jax import files
 from simclr_jax.data import order
@@ -53,7 +55,7 @@ class Labels(msgspec.Struct, frozen=True):
 
     use: str
     seed: int
-    count: int
+    count: Annotated[int, Meta(ge=0)]
     encoder: bool = True
     exact: bool = True
 
@@ -76,9 +78,9 @@ class Trained(msgspec.Struct, frozen=True):
 
     run: str
     split: str
-    images: int
+    images: Annotated[int, Meta(ge=0)]
     identity: str
-    held_out: int | None
+    held_out: Annotated[int, Meta(ge=1)] | None
     parts: tuple[Part, ...]
     labels: Labels | None = None
 
