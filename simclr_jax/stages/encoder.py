@@ -203,7 +203,7 @@ class Encoder:
           UserError: for an unknown tap, or something that is no image.
         """
         choose("tap", tap, self.taps)
-        some = np.iterable(images) and np.ndim(images) not in (2, 3)
+        some = np.ndim(images) not in (2, 3) and np.iterable(images)
         several = isinstance(images, list | tuple) or some
         views = [self.preprocessing(image) for image in (images if several else [images])]
         if not views:
