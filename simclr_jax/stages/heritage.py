@@ -19,7 +19,7 @@ from ml_collections import ConfigDict
 from simclr_jax import declaration, fields, files, records
 from simclr_jax.data import sources
 from simclr_jax.data.sources import NO_LABEL, Opened, Source, Trained, trained
-from simclr_jax.data.sources.trained import Labels
+from simclr_jax.data.sources.trained import Here, Labels
 from simclr_jax.errors import UserError
 from simclr_jax.stages import labels as label_choice
 from simclr_jax.stages import warm_start
@@ -143,6 +143,7 @@ def _own(config: ConfigDict, opened: Opened, labels: Labels | None) -> Trained:
         held_out=opened.held_out,
         parts=trained.parts(opened.whole, c, c.split),
         labels=labels,
+        sizes=trained.sizes(opened.whole),
     )
 
 
@@ -258,8 +259,8 @@ def budget(config: ConfigDict, opened: Opened, train: Source, before: Sequence[T
     total = np.union1d(mine, theirs)
     few = needed and config.labels.use != label_choice.ALL
     if few and len(total) > max(len(mine), len(theirs)):
-        here, more = trained.identity(opened.whole), len(total) - len(theirs)
-        same = [t for t in taught if t.identity == here]
+        here, more = Here.of(opened.whole), len(total) - len(theirs)
+        same = [t for t in taught if here.was(t)]
         one = same[0].labels
         assert one is not None
         raise UserError(
@@ -280,18 +281,18 @@ def budget(config: ConfigDict, opened: Opened, train: Source, before: Sequence[T
 
 def labels_of(taught: Sequence[Trained], whole: Source) -> tuple[np.ndarray, list[int]]:
     """Return whose labels of `whole` runs have learned from, and of each other set the number."""
-    here, found, others = trained.identity(whole) if taught else "", [], dict[Any, int]()
+    here, found, others = Here.of(whole) if taught else None, [], dict[Any, int]()
     for one in taught:
         if one.labels is None:
             continue
         rows = None
-        if one.identity == here:
+        if here is not None and here.was(one):
             rows = _chosen(one.labels, one.held_out, whole)
         everything = one.labels.use == label_choice.ALL
         if rows is not None and (everything or len(rows) == one.labels.count):
             found.append(rows)
         else:  # of other images; runs that drew alike have the same
-            drawn = (one.identity, one.held_out, one.labels.use, one.labels.seed)
+            drawn = (one.identity, one.sizes, one.held_out, one.labels.use, one.labels.seed)
             others[drawn] = one.labels.count
     together = np.unique(np.concatenate(found)) if found else np.arange(0)
     return together, [*others.values()]

@@ -324,10 +324,10 @@ def test_a_copy_of_what_was_trained_on_is_not_scored_either(tmp_path):
         prepare(recipe("finetune", tmp_path / "copy.npz", **of(tmp_path / "pre")), 1)
 
 
-def write_files(directory, count, first=0):
+def write_files(directory, count, first=0, side=10):
     directory.mkdir(parents=True, exist_ok=True)
     for i in range(first, first + count):
-        Image.new("RGB", (10, 10), (i, 0, 0)).save(directory / f"{i:03}.png")
+        Image.new("RGB", (side, side), (i, 0, 0)).save(directory / f"{i:03}.png")
 
 
 def in_folder(stage, path, **fields):
@@ -350,6 +350,41 @@ def test_directories_that_lie_in_one_another_have_images_in_common(tmp_path):
         prepare(in_folder("finetune", tmp_path / "link", **of(tmp_path / "pre")), 1)
     (photos / "sorted").rename(tmp_path / "sorted")
     prepare(in_folder("finetune", tmp_path / "sorted", **of(tmp_path / "pre")), 1)
+
+
+@pytest.mark.parametrize("old", [False, True])
+def test_files_of_the_same_names_elsewhere_may_be_others(tmp_path, old):
+    """As where each split numbers its files from 0; a copy has the same sizes."""
+    photos = tmp_path / "photos"
+    for split, side in (("train", 10), ("test", 12)):
+        for name in "ab":
+            write_files(photos / split / name, 8, side=side)
+    shutil.copytree(photos, tmp_path / "copy")
+    (tmp_path / "copy" / "test").rename(tmp_path / "copy" / "val")
+    (tmp_path / "copy" / "train").rename(tmp_path / "copy" / "test")
+    made(tmp_path / "pre", in_folder("pretrain", photos))
+    if old:  # of whose files nothing but the names is known
+        record = documents.read(tmp_path / "pre" / "config.json", dict)
+        record[heritage.KEY][0].pop("sizes", None)
+        documents.write(tmp_path / "pre" / "config.json", record)
+        with pytest.raises(UserError, match=r"pre trained on images of test of .*photos"):
+            prepare(in_folder("finetune", photos, **of(tmp_path / "pre")), 1)
+    else:
+        ready = prepare(in_folder("finetune", photos, **of(tmp_path / "pre")), 1)
+        assert len(ready.test) == 16 and not ready.notes
+    fields = of(tmp_path / "pre", data__split="val")
+    with pytest.raises(UserError, match=r"pre trained on images of test of .*copy"):
+        prepare(in_folder("finetune", tmp_path / "copy", **fields), 1)
+
+
+def test_a_file_that_was_repaired_leaves_the_others_held_out(tmp_path):
+    photos = tmp_path / "photos"
+    for name in "ab":
+        write_files(photos / name, 30)
+    first = made(tmp_path / "pre", in_folder("pretrain", photos, data__labels=False))
+    write_files(photos / "a", 1, side=30)
+    ready = prepare(in_folder("finetune", photos, **of(tmp_path / "pre")), 1)
+    assert ready.test.paths == first.test.paths and len(ready.test) == FEW
 
 
 @pytest.mark.parametrize(

@@ -9,9 +9,10 @@ from __future__ import annotations
 
 import dataclasses
 import os
+import zlib
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, NamedTuple
 
 import msgspec
 import numpy as np
@@ -27,6 +28,7 @@ from simclr_jax.data.sources.tfds_records import Records
 from simclr_jax.errors import UserError
 from simclr_jax.unlabelled import counted
 
+LOOKED_AT = 64  # files of a folder, whose sizes are looked at
 FOLDER = "folder:"  # begins places that may lie in one another
 
 
@@ -74,6 +76,8 @@ class Trained(msgspec.Struct, frozen=True):
       held_out: how many of them were held out; None: none, there was another split for it.
       parts: where they lie.
       labels: that it has learned from, if any.
+      sizes: of some of the files, see `sizes`; "" of runs too old to say it, and where there are
+        none.
     """
 
     run: str
@@ -83,6 +87,7 @@ class Trained(msgspec.Struct, frozen=True):
     held_out: Annotated[int, Meta(ge=1)] | None
     parts: tuple[Part, ...]
     labels: Labels | None = None
+    sizes: str = ""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -107,6 +112,45 @@ def identity(source: Source) -> str:
     if any(field.name == "labels" for field in dataclasses.fields(source)):  # type: ignore[arg-type]
         source = dataclasses.replace(source, labels=None)  # type: ignore[type-var]
     return source.fingerprint()
+
+
+def sizes(source: Source) -> str:
+    """Return what tells files of a folder from others of the same names elsewhere; else "".
+
+    Many data sets number the files of each split from 0, and their names are all that `identity`
+    knows of them.
+    """
+    if not isinstance(source, Folder):
+        return ""
+    rows = np.unique(np.linspace(0, len(source) - 1, min(LOOKED_AT, len(source))).astype(int))
+    try:
+        found = [(source.root / source.paths[row]).stat().st_size for row in rows]
+    except OSError:  # whoever reads them will say so; by their names they are taken for the same
+        return ""
+    return f"{len(found)} files, crc32 {zlib.crc32(str(found).encode()):08x}"
+
+
+class Here(NamedTuple):
+    """A split that is looked at now, by what runs say of theirs; see `Trained`."""
+
+    identity: str
+    parts: tuple[Part, ...]
+    sizes: str
+
+    @classmethod
+    def of(cls, source: Source, data: ConfigDict | None = None, split: str = "") -> Here:
+        """Describe a split; see `parts`."""
+        return cls(identity(source), parts(source, data, split), sizes(source))
+
+    def was(self, one: Trained) -> bool:
+        """Tell whether it is the split of a run.
+
+        At the same place a file may have been repaired since, so that names are enough there.
+        """
+        if one.identity != self.identity:
+            return False
+        known = bool(one.sizes and self.sizes)
+        return not known or one.sizes == self.sizes or _meet(one.parts, self.parts)
 
 
 def parts(source: Source, data: ConfigDict | None = None, split: str = "") -> tuple[Part, ...]:
@@ -185,16 +229,16 @@ def at_most(
     """
     if not unseen.trained:
         return own, ()
-    here, places = identity(whole), parts(whole, data, data.split)
+    here = Here.of(whole, data, data.split)
     fewest: Trained | None = None
     for one in unseen.trained:
-        if one.identity == here:
+        if here.was(one):
             if one.held_out is None:
                 why = f"{one.run} trained on all {one.images} images of {one.split}"
                 return own, _told(why, unseen)
             if one.held_out < (own if fewest is None else fewest.held_out or 0):
                 fewest = one
-        elif _meet(one.parts, places):
+        elif _meet(one.parts, here.parts):
             then = f"{one.images} then, " if one.images else ""
             why = (
                 f"{one.run} trained on {one.split}, of which there are other images now "
@@ -229,9 +273,9 @@ def check(
     """
     if not unseen.trained:
         return ()
-    here, places = identity(test), parts(test, data, split)
+    here = Here.of(test, data, split)
     for one in unseen.trained:
-        if one.identity == here or _meet(one.parts, places):
+        if here.was(one) or _meet(one.parts, here.parts):
             return _told(f"{one.run} trained on images of {name} ({one.split})", unseen)
     return ()
 
