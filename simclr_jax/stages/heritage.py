@@ -179,15 +179,15 @@ def _of_old(config: ConfigDict, images: Sequence[str], workdir: epath.Path) -> T
     except UserError:  # which they were is not known any more, but where they lay
         called, parts = trained.called(c, c.split), trained.said(c, c.split)
         return Trained(os.fspath(workdir), called, 0, "", None, parts)
-    train: Source | None = opened.train
+    train = opened.train
+    now: tuple[Source | None, Source]
     try:
         if config.stage in fields.LABELLED:
-            train = label_choice.restrict(config, opened.train)
-        labels = _own_labels(config, train)
+            train = label_choice.restrict(config, train)
+        now, labels = (train, opened.test), _own_labels(config, train)
     except UserError:  # a list of names is gone or has changed: what is held out has to tell
-        use, most = config.labels, trained.labelled(opened.train)[0]
-        train, labels = None, Labels(use.use, use.seed, most, exact=False)
-    now = (train, opened.test)
+        use, most = config.labels, trained.labelled(train)[0]
+        now, labels = (None, opened.test), Labels(use.use, use.seed, most, exact=False)
     pairs = zip(now, images, strict=False)  # a run may be too old to have any
     known = all(source is None or source.fingerprint() == image for source, image in pairs)
     found = msgspec.structs.replace(_own(config, opened, labels), run=os.fspath(workdir))
