@@ -203,8 +203,9 @@ class Encoder:
           UserError: for an unknown tap, or something that is no image.
         """
         choose("tap", tap, self.taps)
-        some = np.ndim(images) not in (2, 3) and np.iterable(images)
-        several = isinstance(images, list | tuple) or some
+        several = isinstance(images, list | tuple) or (
+            np.ndim(images) not in (2, 3) and np.iterable(images)
+        )
         views = [self.preprocessing(image) for image in (images if several else [images])]
         if not views:
             raise UserError("there are no images to encode: give at least one")
