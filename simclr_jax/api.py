@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import os
+
 from simclr_jax.stages.encoder import Encoder
 from simclr_jax.train import saved
 
 
-def load(run: str) -> Encoder:
+def load(run: str | os.PathLike[str]) -> Encoder:
     """Load the encoder of a run, with its preprocessing.
 
         encoder = simclr_jax.load("runs/digits")
@@ -19,4 +21,4 @@ def load(run: str) -> Encoder:
     Raises:
       UserError: if there is no run, no such step, or the checkpoint is damaged.
     """
-    return Encoder.of(saved.read(run, "run"))
+    return Encoder.of(saved.read(os.fspath(run), "run"))

@@ -19,7 +19,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from ml_collections import ConfigDict
 
-from simclr_jax.errors import UserError, choose
+from simclr_jax.errors import UserError, choose, printable
 
 HOME = "simclr_jax.methods"
 DEFAULT = "simclr"  # of recipes that name no method, and of runs older than the field
@@ -129,6 +129,11 @@ def module(method: str) -> ModuleType:
     if "." not in method:
         choose("method", method, known())
         return importlib.import_module(f"{HOME}.{method}")
+    if not all(part.isidentifier() for part in method.split(".")):
+        raise UserError(
+            f"method is {printable(method)[:80]}, which is no dotted name of a module: give one, "
+            f"or any of {', '.join(known())}"
+        )
     try:
         found = importlib.import_module(method)
     except ModuleNotFoundError as error:

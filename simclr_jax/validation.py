@@ -95,12 +95,23 @@ def stored(record: Mapping[str, Any]) -> ConfigDict:
     """
     config = records.recipe(record)
     if "converted" in record:  # its stage is none that trains
+        _check_converted(record["converted"])
         with (checked := recipes.copied(config)).unlocked():
             checked.stage = fields.CHOICES["stage"][0]
     else:
         checked = config
     fields.check_values(checked)
     return config
+
+
+def _check_converted(said: Any) -> None:
+    """Check what a converted checkpoint says of itself, as far as anybody reads it."""
+    tap = said.get("classifier_tap", "") if isinstance(said, Mapping) else ""
+    if not (tap is None or type(tap) is int):
+        raise UserError(
+            f"converted is {str(said)[:80]}: it must be a group of fields, and classifier_tap in "
+            "it a whole number or null"
+        )
 
 
 def _check_placement(c: ConfigDict) -> None:

@@ -14,16 +14,19 @@ from simclr_jax import files, recipes, records
 from simclr_jax.data import sources
 from simclr_jax.data.sources import Opened, Trained, Unseen
 from simclr_jax.errors import UserError, choose
-from simclr_jax.judging import naming, results
+from simclr_jax.judging import datasets, naming, results
+from simclr_jax.judging.datasets import Wanted
 from simclr_jax.pipeline import recipe
 from simclr_jax.stages import heritage
+from simclr_jax.stages import labels as label_choice
 from simclr_jax.stages.adapt import as_before
 from simclr_jax.stages.inherit import inherit
-from simclr_jax.stages.prepare import prepare
+from simclr_jax.stages.prepare import Prepared, prepare
 from simclr_jax.stages.run import BESIDE
 from simclr_jax.train import saved, stored
 from simclr_jax.train.profile import Profiler
 from simclr_jax.train.workdir import RESUME, check_recipe, check_saves, started
+from simclr_jax.unlabelled import counted
 
 SOLVER = "lbfgs"  # of all probes
 
@@ -104,9 +107,34 @@ class Place:
             Profiler(profile_steps, self.of(name), ready.timetable.total_steps)
             if not ready.test.classes and name in {entry[2] for entry in self._config.table}:
                 raise UserError("the held-out images have no labels, which the table needs")
+            self._check_probes(name, ready, own.held_out)
             return ready.config
 
         return finish
+
+    def _check_probes(self, name: str, ready: Prepared, held_out: int | None) -> None:
+        """Check that the images of a run have the labels that the probes of it need.
+
+        Raises:
+          UserError: naming the probe, and what it lacks.
+        """
+        probes = {probe: p for probe, p in self._config.probes.items() if p.run == name}
+        if not probes:
+            return
+        fit, score = ready.images, ready.test
+        if not ready.config.data.labels:  # of which the run itself reads none
+            data = datasets.recipe_data(ready.config, Wanted())
+            opened = sources.open_all(data, held_out=held_out)
+            fit, score = opened.train, opened.test
+        rows = counted(fit.labels)
+        for probe, p in probes.items():
+            for source in (fit, score):
+                datasets.check_one_label(source, f"probes.{probe}")
+            assert fit.labels is not None  # it has been looked at
+            try:
+                label_choice.allowed(p.labels, fit.labels[rows], rows, fit, p.seed)
+            except UserError as error:
+                raise UserError(f"probes.{probe}: {error}") from error
 
     def _as_begun(self, name: str, c: ConfigDict) -> ConfigDict:
         """Return the recipe of a run that is there, which must be that of the pipeline.

@@ -12,12 +12,13 @@ from typing import Any, NamedTuple
 
 from ml_collections import ConfigDict
 
-from simclr_jax import recipes
+from simclr_jax import recipes, records
 from simclr_jax.errors import UserError, choose, nearest
+from simclr_jax.fields import LABELLED
 
 STAGE = "pipeline"
 FIELDS = ("stage", "seed", "runs", "probes", "order", "table", "differences")
-PROBE = ("run", "tap", "labels", "seed")
+PROBE = {"run": str, "tap": str, "labels": str, "seed": int}
 NAME = re.compile(r"\w+")  # of a directory, and of a field on the command line
 TAKEN = ("results",)  # in the directory of a pipeline
 POINTERS = ("init.run", "distill.teacher")  # fields that may name an earlier run
@@ -259,6 +260,11 @@ def check(c: ConfigDict) -> None:
             raise UserError(
                 f"probes.{name} has {', '.join(probe)}: it must have {', '.join(PROBE)}"
             )
+        for field, kind in PROBE.items():
+            if type(probe[field]) is not kind:
+                raise UserError(
+                    f"probes.{name}.{field} is {probe[field]}: it must be {records.KINDS[kind]}"
+                )
         choose(f"probes.{name}.run", probe.run, c.runs)
         if not 0 <= probe.seed < 2**32:
             raise UserError(f"probes.{name}.seed is {probe.seed}: it must be in [0, 2^32)")
@@ -297,7 +303,7 @@ def _check_table(c: ConfigDict) -> None:
         where = f'table, row "{row}", column "{column}"'
         choose(f"{where}: the run or probe", name, [*c.runs, *c.probes])
         if name in c.runs:
-            if c.runs[name].stage not in ("finetune", "distill"):
+            if c.runs[name].stage not in LABELLED:
                 raise UserError(
                     f"{where}: runs.{name} has stage {c.runs[name].stage} and so no accuracy: name "
                     "a probe of it"

@@ -6,6 +6,7 @@ import contextlib
 import dataclasses
 import datetime
 import math
+import re
 import statistics
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
@@ -21,6 +22,7 @@ from simclr_jax.train import saved
 
 STAMP = "%Y-%m-%d %H:%M:%S"  # of a line in log.txt, whose first line of a session begins so:
 SESSION = "  run       "
+BEGUN = re.compile(rf"\d{{4}}(-\d\d){{2}} \d\d(:\d\d){{2}}{SESSION}")  # also behind a torn line
 STANDARD_ERRORS = 2  # within so many of 0 a mean difference is not separable from it
 ROUGH = 3  # up to so many draws a standard deviation is a rough one
 
@@ -33,12 +35,13 @@ class Cost:
       parameters: of its encoder; None without a checkpoint.
       images_per_second: of training alone, the median over the log without its first line, whose
         clock starts late; None of a run too short to tell.
-      minutes: from the first to the last line of log.txt, over all sessions: everything counts.
+      minutes: from the first to the last line of log.txt, over all sessions: everything counts;
+        None without a line that says when it was written.
     """
 
     parameters: int | None
     images_per_second: float | None
-    minutes: float
+    minutes: float | None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -74,20 +77,33 @@ def cost(workdir: epath.PathLike) -> Cost:
     return Cost(
         parameters=parameters,
         images_per_second=float(np.median(later)) if len(later) else None,
-        minutes=_minutes((path / "log.txt").read_text().splitlines()),
+        minutes=_minutes(_log(path / "log.txt")),
     )
 
 
-def _minutes(log: Iterable[str]) -> float:
+def _log(path: epath.Path) -> list[str]:
+    """Return the lines of a log, whose end a full disk or a power cut may have torn."""
+    try:
+        return path.read_bytes().decode(errors="replace").splitlines()
+    except FileNotFoundError:
+        return []
+
+
+def _minutes(log: Iterable[str]) -> float | None:
     total, start, last = 0.0, None, None
     for line in log:
-        now = datetime.datetime.strptime(line[:19], STAMP)
+        if begun := BEGUN.search(line):
+            line = line[begun.start() :]
+        try:
+            now = datetime.datetime.strptime(line[:19], STAMP)
+        except ValueError:  # a line that was torn
+            continue
         if start is None or line[19:].startswith(SESSION):
             total += (last - start).total_seconds() if start and last else 0.0
             start = now
         last = now
     total += (last - start).total_seconds() if start and last else 0.0
-    return total / 60
+    return None if last is None else total / 60
 
 
 def summarise(
@@ -112,7 +128,7 @@ def summarise(
             {"row": a, "minus": b, "cells": _differences(of[a], of[b])} for a, b in pairs
         ],
         "other runs": {name: dataclasses.asdict(cost) for name, cost in others.items()},
-        "minutes": sum(cost.minutes for cost in runs.values()),
+        "minutes": sum(cost.minutes for cost in runs.values() if cost.minutes is not None),
         "runs": len(runs),
     }
 
@@ -143,10 +159,11 @@ def _spread(values: Sequence[float]) -> dict[str, Any]:
 
 def _costs(entries: Sequence[Entry]) -> dict[str, Any]:
     costs = [entry.cost for entry in entries if entry.cost]
+    minutes = [cost.minutes for cost in costs if cost.minutes is not None]
     return {
         "parameters": sorted({c.parameters for c in costs if c.parameters is not None}),
         "images_per_second": _median([c.images_per_second for c in costs]),
-        "minutes": statistics.fmean(c.minutes for c in costs) if costs else None,
+        "minutes": statistics.fmean(minutes) if minutes else None,
     }
 
 
@@ -190,7 +207,8 @@ def lines(summary: dict[str, Any]) -> list[str]:
     for name, took in summary["other runs"].items():
         speed = _number(took["images_per_second"], "{:.0f}")
         size = _number(took["parameters"], "{:,}")
-        rows.append((name, *"-" * len(columns), size, speed, f"{took['minutes']:.1f}"))
+        minutes = _number(took["minutes"], "{:.1f}")
+        rows.append((name, *"-" * len(columns), size, speed, minutes))
     found = ["", tables.table(header, rows)]
     if summary["differences"]:
         header = ("paired differences, points", *columns)

@@ -45,6 +45,7 @@ class Accuracy:
     ):
         self._config, self._inputs, self._mesh = config, inputs, mesh
         self._tap = network.tap
+        self._labelled = label_choice.in_words(config)  # as they are used: a list may change later
         self._counts: dict[str, int] = {}  # of the images that were scored last
         # Kept as an attribute: `features.extract` compiles once per function object.
         self._classify = self._prepared(network)
@@ -56,13 +57,19 @@ class Accuracy:
     def protocol(self) -> dict[str, Any]:
         """Return what defines the scores of the last `compare`."""
         test, c = self._inputs.test, self._config
+        taught = label_choice.needed(c)
+        of = (
+            "labels learned from"
+            if taught
+            else "training images' labels, none of them learned from"
+        )
         return {
             "classifier": f"linear on {self._tap}, inference mode",
-            "labelled": label_choice.in_words(c),
+            "labelled": self._labelled,
             "images": f"{c.data.split}: {self._inputs.train.fingerprint()}",
             "held_out": f"{c.data.eval_split}: {test.fingerprint()}",
             **self._counts,
-            chance.COMMONEST: "of the labels learned from, guessed for all held-out images",
+            chance.COMMONEST: f"of the {of}, guessed for all held-out images",
         }
 
     def evaluate(self, state: TrainState) -> dict[str, float]:
@@ -86,7 +93,8 @@ class Accuracy:
         for name, (classify, variables) in judged.items():
             logits, labels = self._outputs(classify, variables)
             found[name] = _summary(labels, logits)
-        if len(taught := counted(train.labels)):
+        readable = self._inputs.readable(train, train)  # as far as they are in memory
+        if len(taught := counted(train.labels, readable)):
             assert train.labels is not None  # or none of them would count
             guess = chance.outputs(train.labels[taught], labels, logits.shape[1])
             found = {chance.COMMONEST: _summary(labels, guess), **found}

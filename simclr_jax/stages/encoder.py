@@ -203,14 +203,16 @@ class Encoder:
           UserError: for an unknown tap, or something that is no image.
         """
         choose("tap", tap, self.taps)
-        one = not isinstance(images, list | tuple) and np.ndim(images) in (2, 3)
-        views = [self.preprocessing(image) for image in ([images] if one else images)]
+        several = isinstance(images, list | tuple) or (
+            np.ndim(images) not in (2, 3) and np.iterable(images)
+        )
+        views = [self.preprocessing(image) for image in (images if several else [images])]
         if not views:
             raise UserError("there are no images to encode: give at least one")
         # Powers of 2, so that few sizes are compiled.
         size = min(batch_size, 1 << (len(views) - 1).bit_length())
         found = self.extract(np.stack(views), (tap,), size, prepared=True)[tap]
-        return found[0] if one else found
+        return found if several else found[0]
 
     def extract(
         self, images: Any, wanted: Sequence[str], batch_size: int = 512, prepared: bool = False

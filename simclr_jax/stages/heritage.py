@@ -9,27 +9,28 @@ from __future__ import annotations
 import dataclasses
 import os
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, TypeVar
 
 import msgspec
 import numpy as np
 from etils import epath
 from ml_collections import ConfigDict
 
-from simclr_jax import declaration, documents, files, records
+from simclr_jax import declaration, fields, files, records
 from simclr_jax.data import sources
 from simclr_jax.data.sources import NO_LABEL, Opened, Source, Trained, trained
-from simclr_jax.data.sources.trained import Labels
+from simclr_jax.data.sources.trained import Here, Labels
 from simclr_jax.errors import UserError
 from simclr_jax.stages import labels as label_choice
 from simclr_jax.stages import warm_start
-from simclr_jax.train import saved
+from simclr_jax.train import saved, stored
 
-KEY = "trained_on"  # of `config.json`
+KEY, NOTES = "trained_on", "notes"  # of `config.json`
 REMEDY = (
     "name other images in data.eval_split, or score these all the same by --config.eval.seen=True"
 )
-LABELLED = ("finetune", "distill")
+
+T = TypeVar("T")
 
 # From a run, as `init.run` or `distill.teacher` names it, and the field, to what it trained on.
 Read = Callable[[str, str], list[Trained]]
@@ -63,10 +64,10 @@ def of_run(run: str, flag: str) -> list[Trained]:
 def of_workdir(workdir: epath.PathLike, config: ConfigDict) -> list[Trained]:
     """Return what the run in a directory, whose recipe is `config`, has trained on; see `of_run`.
 
-    Of a directory without `config.json` the recipe has to do.
+    Without `config.json` its checkpoints say it; of a directory without either, the recipe has to
+    do.
     """
-    file = epath.Path(workdir) / "config.json"
-    record = _read(file) if file.exists() else config.to_dict()
+    record = stored.of_run(workdir) or config.to_dict()
     return of_record(record, epath.Path(workdir))
 
 
@@ -87,10 +88,11 @@ def of_record(
     """
     if record.get("converted"):
         return []
-    if found := recorded(record, f"{workdir}/config.json"):
+    name = f"{workdir}/config.json"
+    if found := recorded(record, name):
         return [msgspec.structs.replace(found[0], run=os.fspath(workdir)), *found[1:]]
     config = records.recipe(record)
-    own = _of_old(config, record.get("images"), workdir)
+    own = _of_old(config, _held(record, "images", list[str], name), workdir)
     chain = (*later, os.fspath(workdir))
     return [own, *of_recipe(config, lambda run, _: _of_old_source(run, own, chain))]
 
@@ -101,10 +103,23 @@ def recorded(record: Mapping[str, Any], name: str = "config.json") -> list[Train
     Raises:
       UserError: if it is damaged.
     """
+    return _held(record, KEY, list[Trained], name)
+
+
+def notes(record: Mapping[str, Any], name: str = "config.json") -> tuple[str, ...]:
+    """Return what a run said of its scored images when it began, if it is not too old for it.
+
+    Raises:
+      UserError: if it is damaged.
+    """
+    return tuple(_held(record, NOTES, list[str], name))
+
+
+def _held(record: Mapping[str, Any], key: str, kind: type[list[T]], name: str) -> list[T]:
     try:
-        return msgspec.convert(record.get(KEY, []), list[Trained])
+        return msgspec.convert(record.get(key, []), kind)
     except msgspec.ValidationError as error:
-        raise UserError(f"{KEY} in {name} is damaged ({error}): restore the file") from error
+        raise UserError(f"{key} in {name} is damaged ({error}): restore the file") from error
 
 
 def own(config: ConfigDict, opened: Opened, train: Source) -> Trained:
@@ -115,6 +130,10 @@ def own(config: ConfigDict, opened: Opened, train: Source) -> Trained:
       opened: its images.
       train: those to learn from, without labels that may not be used.
     """
+    return _own(config, opened, _own_labels(config, train))
+
+
+def _own(config: ConfigDict, opened: Opened, labels: Labels | None) -> Trained:
     c = config.data
     return Trained(
         run="",  # whoever reads it knows from where
@@ -123,19 +142,21 @@ def own(config: ConfigDict, opened: Opened, train: Source) -> Trained:
         identity=trained.identity(opened.whole),
         held_out=opened.held_out,
         parts=trained.parts(opened.whole, c, c.split),
-        labels=_own_labels(config, train),
+        labels=labels,
+        sizes=trained.sizes(opened.whole),
     )
 
 
 def _own_labels(config: ConfigDict, train: Source) -> Labels | None:
-    if config.stage in LABELLED:
+    if config.stage in fields.LABELLED:
         if not label_choice.needed(config):
             return None
         return Labels(config.labels.use, config.labels.seed, label_choice.count(config, train))
     taught = declaration.find(config.method).labels
     if not train.classes or not (taught or config.eval.probe):
         return None
-    return Labels(label_choice.ALL, 0, len(train), encoder=taught)
+    count, exact = trained.labelled(train)
+    return Labels(label_choice.ALL, 0, count, encoder=taught, exact=exact)
 
 
 def _of_use(found: list[Trained], classifier: bool) -> list[Trained]:
@@ -146,7 +167,7 @@ def _of_use(found: list[Trained], classifier: bool) -> list[Trained]:
     return [msgspec.structs.replace(found[0], labels=labels), *found[1:]]
 
 
-def _of_old(config: ConfigDict, images: Sequence[str] | None, workdir: epath.Path) -> Trained:
+def _of_old(config: ConfigDict, images: Sequence[str], workdir: epath.Path) -> Trained:
     """Say what a run has trained on that did not say so itself, from its recipe.
 
     `images`, fingerprints of what it trained on and of what it held out, tell whether the images
@@ -155,16 +176,22 @@ def _of_old(config: ConfigDict, images: Sequence[str] | None, workdir: epath.Pat
     c, index = config.data, workdir / "index"
     try:
         opened = sources.open_all(c, index if index.exists() else None)
-        train = opened.train
-        if config.stage in LABELLED:
+    except UserError:  # which they were is not known any more, but where they lay
+        called, parts = trained.called(c, c.split), trained.said(c, c.split)
+        return Trained(os.fspath(workdir), called, 0, "", None, parts)
+    train = opened.train
+    now: tuple[Source | None, Source]
+    try:
+        if config.stage in fields.LABELLED:
             train = label_choice.restrict(config, train)
-        found = own(config, opened, train)
-    except UserError:  # they are gone, so they cannot be those that are looked at now
-        return Trained(os.fspath(workdir), trained.called(c, c.split), 0, "", None, ())
-    known = not images or images == [train.fingerprint(), opened.test.fingerprint()]
-    return msgspec.structs.replace(
-        found, run=os.fspath(workdir), identity=found.identity if known else ""
-    )
+        now, labels = (train, opened.test), _own_labels(config, train)
+    except UserError:  # a list of names is gone or has changed: what is held out has to tell
+        use, most = config.labels, trained.labelled(train)[0]
+        now, labels = (None, opened.test), Labels(use.use, use.seed, most, exact=False)
+    pairs = zip(now, images, strict=False)  # a run may be too old to have any
+    known = all(source is None or source.fingerprint() == image for source, image in pairs)
+    found = msgspec.structs.replace(_own(config, opened, labels), run=os.fspath(workdir))
+    return found if known else msgspec.structs.replace(found, identity="")
 
 
 def _of_old_source(run: str, own: Trained, chain: tuple[str, ...]) -> list[Trained]:
@@ -176,17 +203,13 @@ def _of_old_source(run: str, own: Trained, chain: tuple[str, ...]) -> list[Train
     path = saved.split(files.expand_home(run))[0]
     beside = epath.Path(chain[-1]).parent / epath.Path(path).name  # a pipeline may have been moved
     for place in (epath.Path(path), beside):
-        if os.fspath(place) not in chain and (file := place / "config.json").exists():
-            return of_record(_read(file), place, chain)
+        if os.fspath(place) not in chain and (record := stored.of_run(place)) is not None:
+            return of_record(record, place, chain)
     if own.held_out is None:
         return []
     fewest = min(own.held_out, sources.MOST_WITHOUT_LABELS)
     gone = f"{path}, which is gone and"
     return [msgspec.structs.replace(own, run=gone, held_out=fewest, labels=None)]
-
-
-def _read(file: epath.Path) -> dict[str, Any]:
-    return documents.read(file, dict[str, Any])
 
 
 @dataclasses.dataclass(frozen=True)
@@ -236,37 +259,40 @@ def budget(config: ConfigDict, opened: Opened, train: Source, before: Sequence[T
     total = np.union1d(mine, theirs)
     few = needed and config.labels.use != label_choice.ALL
     if few and len(total) > max(len(mine), len(theirs)):
-        one = next(t for t in taught if t.identity == trained.identity(opened.whole))
-        assert one.labels is not None
-        more = len(total) - len(theirs)
+        here, more = Here.of(opened.whole), len(total) - len(theirs)
+        same = [t for t in taught if here.was(t)]
+        one = same[0].labels
+        assert one is not None
         raise UserError(
             f"labels.use={config.labels.use} with labels.seed={config.labels.seed} has {more} "
-            f"label(s) that are not among the {len(theirs)} of {one.run}, so that there are "
-            f"{len(total)} in all: use those, --config.labels.use={one.labels.use} "
-            f"--config.labels.seed={one.labels.seed}, or more that hold them"
+            f"label(s) that are not among the {len(theirs)} of "
+            f"{' and '.join(t.run for t in same)}, so that there are {len(total)} in all: use "
+            f"those, --config.labels.use={one.use} --config.labels.seed={one.seed}, or more that "
+            "hold them"
         )
     apart = bool(len(total)) + len(others)  # sets that may have labels in common
-    found = Budget(len(total) + sum(others), apart < 2)
+    exact = apart < 2 and all(t.labels.exact for t in taught if t.labels is not None)
+    found = Budget(len(total) + sum(others), exact)
     parts = [f"{len(mine)} of this run ({label_choice.in_words(config)})"] if needed else []
-    parts += [f"{t.labels.count} of {t.run}" for t in taught if t.labels is not None]
+    parts += [f"{t.labels} of {t.run}" for t in taught if t.labels is not None]
     line = f"{found} in all that anything here has learned from: {', '.join(parts)}"
     return dataclasses.replace(found, line=line)
 
 
 def labels_of(taught: Sequence[Trained], whole: Source) -> tuple[np.ndarray, list[int]]:
     """Return whose labels of `whole` runs have learned from, and of each other set the number."""
-    here, found, others = trained.identity(whole) if taught else "", [], dict[Any, int]()
+    here, found, others = Here.of(whole) if taught else None, [], dict[Any, int]()
     for one in taught:
         if one.labels is None:
             continue
         rows = None
-        if one.identity == here:
+        if here is not None and here.was(one):
             rows = _chosen(one.labels, one.held_out, whole)
         everything = one.labels.use == label_choice.ALL
         if rows is not None and (everything or len(rows) == one.labels.count):
             found.append(rows)
         else:  # of other images; runs that drew alike have the same
-            drawn = (one.identity, one.held_out, one.labels.use, one.labels.seed)
+            drawn = (one.identity, one.sizes, one.held_out, one.labels.use, one.labels.seed)
             others[drawn] = one.labels.count
     together = np.unique(np.concatenate(found)) if found else np.arange(0)
     return together, [*others.values()]

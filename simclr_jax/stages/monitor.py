@@ -38,6 +38,7 @@ class Monitor:
         self._config, self._inputs, self._mesh = config, inputs, mesh
         self._train, self._test = inputs.train, inputs.test
         self._counts: dict[str, dict[str, int]] = {}  # of the images that were scored last
+        self._few = config.eval.few_labels  # of a class, as they were used last
         tapped = tap_name(config, config.eval.probe_tap)
         vectors = embedder(config, ("h", tapped))
 
@@ -75,7 +76,7 @@ class Monitor:
                 "solver": "L-BFGS on centred features of mean square 1",
                 "penalties": PENALTIES,
                 "chosen_on": f"a fifth of the labels it may use, in turn up to {linear_probe.FEW}",
-                "few_labels_per_class": self._config.eval.few_labels,
+                "few_labels_per_class": self._few,
                 "few_labels_seed": 0,
             },
         }
@@ -126,7 +127,7 @@ class Monitor:
         labels, classes, e = bank["label"], self._train.classes, self._config.eval
         # A class may have lost images that could not be read.
         count = min(e.few_labels, int(np.bincount(labels)[np.unique(labels)].min()))
-        few = few_labels(labels, count, seed=0)
+        few, self._few = few_labels(labels, count, seed=0), count
 
         def probe(labelled: np.ndarray) -> np.ndarray:
             fitted = linear_probe.fit(

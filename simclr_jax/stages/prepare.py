@@ -94,10 +94,12 @@ def prepare(
         sources_of = heritage.of_recipe(config, read)
         unseen = Unseen(sources_of, heritage.REMEDY, config.eval.seen)
         opened = open_all(config.data, kept, unseen)
+        notes = opened.notes
     else:  # whose sources may be gone
         recorded = heritage.recorded(before)
         sources_of = recorded[1:]
         opened = open_all(config.data, kept, held_out=recorded[0].held_out if recorded else None)
+        notes = heritage.notes(before)
     images, test = opened.train, opened.test
     train, labels = images, heritage.Budget(0)
     if config.stage in fields.LABELLED:
@@ -124,6 +126,6 @@ def prepare(
         timetable,
         [*inherited, *chosen],
         recorded,
-        opened.notes,
+        notes,
         labels,
     )

@@ -48,7 +48,8 @@ CHANCES: dict[str, Callable[[ConfigDict, Source], float]] = {
     "finetune": finetune.chance,
     "distill": distill.chance,
 }
-BESIDE = (heritage.KEY, "chance")  # in `config.json`, where the run is not too old for it
+# In `config.json`, where there is anything to say and the run is not too old for it.
+BESIDE = (heritage.KEY, heritage.NOTES, "chance")
 
 
 def said_beside(ready: Prepared, before: Mapping[str, Any] | None) -> dict[str, Any]:
@@ -59,6 +60,8 @@ def said_beside(ready: Prepared, before: Mapping[str, Any] | None) -> dict[str, 
     if before is not None:
         return {name: before[name] for name in BESIDE if name in before}
     found: dict[str, Any] = {heritage.KEY: msgspec.to_builtins(ready.trained_on)}
+    if ready.notes:
+        found[heritage.NOTES] = list(ready.notes)
     chance = CHANCES.get(ready.config.stage)
     return found | ({"chance": chance(ready.config, ready.train)} if chance else {})
 

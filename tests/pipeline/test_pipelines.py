@@ -20,6 +20,7 @@ from simclr_jax.errors import UserError
 from simclr_jax.pipeline import recipe
 from simclr_jax.pipeline import run as pipeline
 from simclr_jax.pipeline import table as pipeline_table
+from simclr_jax.pipeline.place import Place
 from simclr_jax.pipeline.table import Cost, Entry
 from simclr_jax.train import saved
 from simclr_jax.train.metrics import MetricsWriter
@@ -244,6 +245,19 @@ def taught_by_pretraining(c):
     c.runs.student.distill.teacher = "plain"
 
 
+def put(group, field, value):
+    """Set a field to a value of any type, as a recipe may."""
+    with group.unlocked():
+        del group[field]
+        group[field] = value
+
+
+def several(c):
+    pretrained(c, probe=False)
+    c.runs.plain.data.name, c.runs.plain.eval.knn = "several", False
+    rename_probe(c, run="plain")
+
+
 BAD = {
     "a run that comes later": (
         lambda c: setattr(c, "order", ("second", "first", "student")),
@@ -305,6 +319,26 @@ BAD = {
     ),
     "a probe of no run": (lambda c: rename_probe(c, run="tuned"), 'seen.run is "tuned"'),
     "a probe of no tap": (lambda c: rename_probe(c, tap="head7"), 'seen.tap is "head7"'),
+    "a probe of a share in words": (
+        lambda c: rename_probe(c, labels="1 per cent"),
+        "runs.first: probes.seen: --labels=1 per cent is neither all, a share such as",
+    ),
+    "a probe of more labels than there are": (
+        lambda c: rename_probe(c, labels="5000"),
+        "runs.first: probes.seen: class 0 has 12 examples but 5000 per class",
+    ),
+    "a probe of a number": (
+        lambda c: put(c.probes.seen, "labels", 10),
+        "probes.seen.labels is 10: it must be text",
+    ),
+    "a draw in words": (
+        lambda c: put(c.probes.seen, "seed", "one"),
+        "probes.seen.seed is one: it must be a whole number",
+    ),
+    "a probe of images with several labels": (
+        several,
+        "runs.plain: an image may have several labels here, probes.seen needs one each",
+    ),
     "a table of no run": (table(("a", "b", "tuned")), 'column "b": the run or probe is "tuned"'),
     "a table of pretraining": (
         lambda c: (pretrained(c), table(("a", "b", "plain"))(c)),
@@ -328,6 +362,27 @@ def test_bad_recipes_are_refused_before_anything_starts(images, tmp_path, change
     with pytest.raises(UserError, match=words) as raised:
         pipeline.run(c, str(tmp_path / "pipeline"))
     assert "\n" not in str(raised.value) and not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("stored", [True, False])
+def test_a_probe_needs_labels_that_pretraining_does_not_read(images, tmp_path, stored):
+    """A run that is told to read none may be probed; where there are none, it may not."""
+    place, archive = tmp_path / "pipeline", tmp_path / "images.npz"
+    arrays = dict(np.load(images))
+    np.savez(archive, **{name: a for name, a in arrays.items() if stored or "labels" not in name})
+    c = runs_of(images)
+    pretrained(c, probe=False)
+    c.runs.plain.update_from_flattened_dict(
+        {"data.source": "memory", "data.path": str(archive), "data.labels": False}
+        | {"data.name": "", "eval.knn": False}
+    )
+    rename_probe(c, run="plain")
+    settle = Place(c, str(place)).settler("")
+    if stored:
+        assert not pipeline.settle(c, 1, settle)["plain"].data.labels
+        return
+    with pytest.raises(UserError, match=r"runs.plain: the images have no labels, which probes.se"):
+        pipeline.settle(c, 1, settle)
 
 
 def test_fields_of_pretraining_and_of_the_first_draw_are_followed():

@@ -193,4 +193,29 @@ def test_minutes_count_every_session_from_its_first_line_to_its_last():
     log += ["2026-01-02 00:00:00  run       a", "2026-01-02 01:00:15  step 2"]
     log += ["2026-01-02 23:59:45  run       a", "2026-01-03 00:00:30  done"]
     assert table._minutes(log) == pytest.approx(7.5 + 60.25 + 0.75)
-    assert table._minutes([]) == 0 and table._minutes(log[:1]) == 0
+    assert table._minutes([]) is None and table._minutes(log[:1]) == 0
+
+
+@pytest.mark.parametrize(
+    "torn", [b"\0" * 40, b"2026-01-01 10:07:3", b"\xff\xfe 09:00:00\n", b"\n\n"]
+)
+def test_a_torn_log_costs_its_torn_line_alone(tmp_path, torn):
+    """As a full disk or a power cut leaves it, and the session that goes on after it."""
+    before = b"2026-01-01 10:00:00  run       a\n2026-01-01 10:07:30  step 1\n"
+    after = b"2026-01-02 00:00:00  run       a\n2026-01-02 00:01:00  done\n"
+    (tmp_path / "metrics.jsonl").write_text('{"step": 1, "images_per_second": 9}\n')
+    (tmp_path / "log.txt").write_bytes(before + torn + after)
+    assert table.cost(tmp_path).minutes == 8.5
+
+
+def test_a_run_without_a_log_leaves_the_others_their_minutes(tmp_path):
+    (tmp_path / "metrics.jsonl").write_text('{"step": 1, "images_per_second": 9}\n')
+    lost, known = table.cost(tmp_path), table.Cost(10, 5.0, 3.0)
+    assert lost.minutes is None
+    entries = [table.Entry("a", "1%", f"a{i}", i, 0.5, c) for i, c in enumerate((lost, known))]
+    entries.append(table.Entry("b", "1%", "b", 0, 0.5, lost))
+    summary = table.summarise(entries, (), {"first": lost})
+    assert [row["minutes"] for row in summary["rows"]] == [3.0, None]
+    assert summary["minutes"] == 3.0
+    shown = {line.split()[0]: line.split()[-1] for line in table.lines(summary)[1].splitlines()}
+    assert (shown["a"], shown["b"], shown["first"]) == ("3.0", "-", "-")

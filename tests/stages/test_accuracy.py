@@ -7,6 +7,7 @@ have no label and some cannot be read, and their number divides neither batch no
 from __future__ import annotations
 
 import functools
+import zlib
 
 import jax
 import jax.numpy as jnp
@@ -16,6 +17,7 @@ from stages import noisy, taught
 from train import tiny
 
 from simclr_jax import documents, parallel
+from simclr_jax.data.sources import Images
 from simclr_jax.frame import modules
 from simclr_jax.stages import build, labels, run, views
 from simclr_jax.stages.inputs import Inputs
@@ -77,9 +79,9 @@ def teacher(tmp_path_factory):
     return workdir, written
 
 
-def make_stage(config, devices=8):
+def make_stage(config, devices=8, train=TRAIN):
     mesh = parallel.make_mesh(devices)
-    inputs = Inputs(config, labels.restrict(config, TRAIN), TEST)
+    inputs = Inputs(config, labels.restrict(config, train), TEST)
     timetable = timetables.make(config, len(inputs.train))
     return run.STAGES[config.stage](config, timetable, inputs, mesh), mesh, inputs
 
@@ -139,6 +141,15 @@ def test_a_classifier_is_scored_on_readable_labelled_held_out_images(tap):
     assert {name: score["accuracy"] for name, score in level.items()} == pytest.approx(want)
 
 
+def test_the_commonest_class_is_that_of_readable_images():
+    """With those that cannot be read it would be another one."""
+    known = np.repeat(np.arange(3), (38 + 5, 40, 20)).astype(np.int32)
+    images = Images(noisy.pixels(known, 5), known, CLASSES)
+    stage, mesh, _ = make_stage(recipe(), train=noisy.Noisy(images, unreadable=(0, 1, 2, 3, 4)))
+    level = stage.compare(placed(tuned(0)[2], mesh))["the commonest class"]
+    assert level["top-1"]["accuracy"] == pytest.approx(np.mean(truth()[0] == 1))
+
+
 def test_where_the_host_prepares_images_the_same_are_scored():
     """It reads damaged files as it goes, and marks them."""
     stage, mesh, _ = make_stage(recipe(augment__placement="host", finetune__tap=0))
@@ -150,12 +161,24 @@ def test_where_the_host_prepares_images_the_same_are_scored():
     assert found["held_out_loss"] == pytest.approx(noisy.cross_entropy(logits, y).mean(), rel=1e-4)
 
 
+def test_the_protocol_says_which_list_of_labels_was_used(tmp_path):
+    """As it was then: the run ends long after."""
+    few = tmp_path / "few.txt"
+    names = "\n".join(TRAIN.name(row) for row in TRAIN.counted[:40])
+    few.write_text(names)
+    stage, _, _ = make_stage(recipe(labels__use=str(few)))
+    few.write_text("others")
+    want = f"{few}, crc32 {zlib.crc32(names.encode()):08x} of train, draw 0"
+    assert stage.protocol()["labelled"] == want
+
+
 def test_the_protocol_of_a_classifier_says_what_was_done():
     stage, _, inputs = make_stage(recipe(finetune__tap=-1))
     stage.evaluate(placed(tuned(-1)[2], parallel.make_mesh(8)))
     protocol = stage.protocol()
     assert protocol["classifier"] == "linear on head2, inference mode"
     assert protocol["labelled"] == "all of train, draw 0"
+    assert "of the labels learned from" in protocol["the commonest class"]
     assert protocol["held_out_images"] == len(TEST.counted) == 175
     assert (protocol["held_out_without_label"], protocol["held_out_unreadable"]) == (9, 6)
     assert protocol["held_out"] == f"test: {inputs.test.fingerprint()}"
@@ -182,6 +205,8 @@ def test_the_teacher_is_scored_beside_the_student(teacher, step):
     check_scores(scores["classifier"], student, y)
     check_scores(scores["teacher"], taught_by, y)
     assert stage.protocol()["teacher"] == f"{workdir}@{step}"
+    assert stage.protocol()["labelled"] == "none"  # alpha is 1
+    assert "labels, none of them learned from" in stage.protocol()["the commonest class"]
     assert stage.evaluate(placed(variables, mesh))["accuracy"] == pytest.approx(
         scores["classifier"]["top-1"]["accuracy"]
     )

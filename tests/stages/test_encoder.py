@@ -117,6 +117,9 @@ def test_colour_becomes_luminance_where_the_encoder_has_one_channel():
         (np.zeros((2, 8, 8, 3), np.int64), "is int64: give uint8"),
         (np.full((8, 8, 3), -1.5), "values from -1.5 to -1.5"),
         (IMAGES.astype(np.float32), "values from 0 to 254"),
+        (None, r"has shape \(\)"),
+        (np.float32(0.3), r"has shape \(\)"),
+        ([None], r"has shape \(\)"),
     ],
 )
 def test_what_is_no_image_is_refused(encoder, images, message):
@@ -233,7 +236,7 @@ def test_a_run_of_before_these_fields_is_as_it_was(workdir, encoder, tmp_path):
     documents.write(old / "config.json", record)
     config = saved.read(str(old)).config
     assert (config.model.input, config.head.bias, config.head.norm) == ("rgb", "hidden", "hidden")
-    found = simclr_jax.load(str(old))(IMAGES, tap="z")
+    found = simclr_jax.load(old)(IMAGES, tap="z")
     np.testing.assert_array_equal(found, encoder(IMAGES, tap="z"))
 
 

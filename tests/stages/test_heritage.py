@@ -1,7 +1,4 @@
-"""Nothing is scored that a run, or one it comes from, has trained on; labels in all are counted.
-
-Images here say their number, so what was trained on is read off the pixels, not off our own lists.
-"""
+"""Nothing is scored that a run, or one it comes from, has trained on."""
 
 from __future__ import annotations
 
@@ -9,11 +6,21 @@ import shutil
 
 import numpy as np
 import pytest
-from PIL import Image
-from stages import taught
-from train import tiny
+from stages.lineage import (
+    COUNT,
+    FEW,
+    archive,
+    forget,
+    in_folder,
+    made,
+    numbers,
+    of,
+    recipe,
+    student,
+    write_files,
+)
 
-from simclr_jax import documents, recipes, records
+from simclr_jax import documents, records
 from simclr_jax.data import sources
 from simclr_jax.errors import UserError
 from simclr_jax.judging import datasets
@@ -21,63 +28,11 @@ from simclr_jax.judging.datasets import Wanted
 from simclr_jax.stages import heritage
 from simclr_jax.stages.prepare import prepare
 from simclr_jax.stages.run import said_beside
-from simclr_jax.train.checkpoints import Checkpoints
-
-COUNT, CLASSES, FEW = 60, 4, 2  # FEW: held out of images without labels
 
 
 @pytest.fixture(autouse=True)
 def few_held_out(monkeypatch):
     monkeypatch.setattr(sources, "MOST_WITHOUT_LABELS", FEW)
-
-
-def archive(path, *splits, count=COUNT, first=0):
-    """Write an archive whose images say their number, counted through all splits."""
-    arrays = {}
-    for place, split in enumerate(splits):
-        number = first + place * count + np.arange(count)
-        pixels = np.zeros((count, 10, 10, 3), np.uint8)
-        pixels[..., 0], pixels[..., 1] = (x[:, None, None] for x in (number % 256, number // 256))
-        arrays |= {f"{split}_images": pixels, f"{split}_labels": number * 7 % CLASSES}
-    np.savez(path, **arrays)
-    return path
-
-
-def numbers(source):
-    """Return the numbers that the images of a split say."""
-    pixels = [source.example(i)[0][0, 0].astype(int) for i in range(len(source))]
-    return {int(p[0]) + 256 * int(p[1]) for p in pixels}
-
-
-def recipe(stage, path, **fields):
-    on = {"data__source": "memory", "data__path": str(path), "train__batch_size": 2}
-    if stage == "pretrain":
-        return tiny.recipe(**on | {"eval__probe": False, "eval__knn": False} | fields)
-    return taught.recipe(stage, **on | fields)
-
-
-def made(workdir, config):
-    """Prepare a run as `main` does and leave what it would leave, but for its training."""
-    ready = prepare(config, 1)
-    record = config.to_dict() | ready.config.to_dict()
-    record["images"] = [source.fingerprint() for source in (ready.train, ready.test)]
-    head = {"dense": {"kernel": np.zeros((32, CLASSES)), "bias": np.zeros(CLASSES)}}
-    checkpoints = Checkpoints(workdir / "checkpoints")
-    checkpoints.save(7, {"step": np.int32(7), "params": {"classifier": head}})
-    checkpoints.close()
-    documents.write(workdir / "config.json", record | said_beside(ready, None))
-    return ready
-
-
-def forget(workdir):
-    """Make a run one that is older than what runs say of themselves."""
-    record = documents.read(workdir / "config.json", dict)
-    del record[heritage.KEY]
-    documents.write(workdir / "config.json", record)
-
-
-def of(run, **fields):
-    return {"init__run": str(run), **fields}
 
 
 def test_what_is_scored_was_held_out_by_every_run_of_the_chain(tmp_path):
@@ -127,6 +82,28 @@ def test_the_list_outlives_the_runs_it_tells_of(tmp_path):
     assert runs == ["", str(tmp_path / "tuned"), str(tmp_path / "pre")]
 
 
+def test_the_list_is_in_the_checkpoints_too(tmp_path, monkeypatch):
+    monkeypatch.setattr(sources, "MOST_WITHOUT_LABELS", COUNT)
+    data, fields = archive(tmp_path / "a.npz", "train"), {"data__holdout_fraction": 0.05}
+    made(tmp_path / "pre", recipe("pretrain", data, **fields), sealed=True)
+    tuned = made(tmp_path / "tuned", recipe("finetune", data, **of(tmp_path / "pre")), sealed=True)
+    shutil.rmtree(tmp_path / "pre")
+    (tmp_path / "tuned" / "config.json").unlink()
+    opened = datasets.open_data(tuned.config, tmp_path / "tuned", Wanted())
+    assert numbers(opened.score) == numbers(tuned.test) and len(opened.score) == 3
+
+
+def test_a_source_of_an_old_run_is_known_by_its_checkpoints(tmp_path):
+    data = archive(tmp_path / "a.npz", "train", "more")
+    made(tmp_path / "pre", recipe("pretrain", data, data__split="more"), sealed=True)
+    made(tmp_path / "tuned", recipe("finetune", data, **of(tmp_path / "pre")))
+    forget(tmp_path / "tuned")
+    (tmp_path / "pre" / "config.json").unlink()
+    fields = {"distill__teacher": str(tmp_path / "tuned"), "data__eval_split": "more"}
+    with pytest.raises(UserError, match=r"pre trained on images of more of"):
+        prepare(recipe("distill", data, **fields), 1)
+
+
 def test_images_that_were_moved_are_known_again(tmp_path):
     data = archive(tmp_path / "a.npz", "train")
     made(tmp_path / "pre", recipe("pretrain", data, data__labels=False))
@@ -149,6 +126,46 @@ def test_of_old_runs_it_is_found_from_their_recipes(tmp_path, gone):
     ready = prepare(recipe("distill", data, **fields), 1)
     assert len(ready.test) == FEW and not numbers(ready.test) & numbers(first.train)
     assert ("pre, which is gone and" in ready.notes[0]) is gone
+
+
+@pytest.mark.parametrize("change", [None, "gone", "other names"])
+def test_an_old_run_held_out_the_same_whatever_became_of_its_list_of_labels(tmp_path, change):
+    data, few = archive(tmp_path / "a.npz", "train"), tmp_path / "few.txt"
+    alone = prepare(recipe("finetune", data, data__holdout_fraction=0.05), 1)
+    few.write_text("\n".join(alone.train.name(i) for i in range(12)))
+    config = recipe("finetune", data, data__holdout_fraction=0.05, labels__use=str(few))
+    tuned = made(tmp_path / "tuned", config)
+    forget(tmp_path / "tuned")
+    if change == "gone":
+        few.unlink()
+    elif change:
+        few.write_text("none of these")
+    ready = prepare(student(data, tmp_path / "tuned"), 1)
+    assert numbers(ready.test) == numbers(tuned.test) and len(ready.test) == 3
+    assert "3 images are held out in place of 6" in ready.notes[0]
+    # Of a list that is not there any more, all labels may have been in it.
+    assert str(ready.labels) == ("at most 57" if change else "12")
+    assert f"{ready.labels} of {tmp_path / 'tuned'}" in ready.labels.line
+
+
+def test_images_that_an_old_run_cannot_open_any_more_are_refused_at_their_place(tmp_path):
+    for split in ("train", "test"):
+        write_files(tmp_path / "photos" / split / "a", 10)
+        write_files(tmp_path / "photos" / split / "b", 10, 20)
+    config = in_folder("finetune", tmp_path / "photos", data__split="test", data__eval_split="")
+    old = made(tmp_path / "old", config)
+    sources.remember(tmp_path / "old" / "index", old.images, old.test)
+    forget(tmp_path / "old")
+    (index,) = (tmp_path / "old" / "index").iterdir()
+    index.write_bytes(b"no index")
+    later = in_folder("distill", tmp_path / "photos", distill__teacher=str(tmp_path / "old"))
+    with pytest.raises(UserError, match=r"old trained on images of test of .*\(test of .*photos"):
+        prepare(later, 1)
+    later.data.split, later.data.eval_split = "test", "held_out"
+    with pytest.raises(UserError, match=r"there are other images now \(20 in test of .*photos\)"):
+        prepare(later, 1)
+    later.data.split = "train"
+    assert len(prepare(later, 1).test) == 2
 
 
 def test_old_runs_that_name_one_another_end(tmp_path):
@@ -184,6 +201,24 @@ def test_a_new_run_is_resumed_as_it_was_without_the_others(tmp_path):
     again = prepare(config, 1, before=before)
     assert again.test.fingerprint() == ready.test.fingerprint() and len(again.test) == FEW
     assert said_beside(again, before)[heritage.KEY] == before[heritage.KEY]
+
+
+@pytest.mark.parametrize("seen", [False, True])
+def test_a_resumed_run_says_of_its_scored_images_what_it_said_at_first(tmp_path, seen):
+    """By then the runs that it comes from may be gone, from which the notes were made."""
+    data = archive(tmp_path / "a.npz", "train")
+    made(tmp_path / "pre", recipe("pretrain", data, data__labels=False))
+    config = recipe("finetune", data, **of(tmp_path / "pre", eval__seen=seen))
+    ready = made(tmp_path / "tuned", config)
+    shutil.rmtree(tmp_path / "pre")
+    before = documents.read(tmp_path / "tuned" / "config.json", dict)
+    again = prepare(config, 1, before=before)
+    said = "may have been trained on" if seen else f"{FEW} images are held out in place of 6"
+    assert said in ready.protocol["scored images"]
+    assert again.protocol == ready.protocol and again.about() == ready.about()
+    assert said_beside(again, before)[heritage.NOTES] == list(ready.notes)
+    with pytest.raises(UserError, match=r"notes in config\.json is damaged"):
+        prepare(config, 1, before=before | {heritage.NOTES: 3})
 
 
 def test_other_images_under_the_same_name_are_refused(tmp_path):
@@ -239,16 +274,6 @@ def test_a_copy_of_what_was_trained_on_is_not_scored_either(tmp_path):
         prepare(recipe("finetune", tmp_path / "copy.npz", **of(tmp_path / "pre")), 1)
 
 
-def write_files(directory, count, first=0):
-    directory.mkdir(parents=True, exist_ok=True)
-    for i in range(first, first + count):
-        Image.new("RGB", (10, 10), (i, 0, 0)).save(directory / f"{i:03}.png")
-
-
-def in_folder(stage, path, **fields):
-    return recipe(stage, path, data__source="folder", **fields)
-
-
 def test_directories_that_lie_in_one_another_have_images_in_common(tmp_path):
     """As when some of the photographs of an archive are sorted into classes later."""
     photos = tmp_path / "photos"
@@ -267,109 +292,49 @@ def test_directories_that_lie_in_one_another_have_images_in_common(tmp_path):
     prepare(in_folder("finetune", tmp_path / "sorted", **of(tmp_path / "pre")), 1)
 
 
-def test_a_damaged_list_is_one_line(tmp_path):
+@pytest.mark.parametrize("old", [False, True])
+def test_files_of_the_same_names_elsewhere_may_be_others(tmp_path, old):
+    """As where each split numbers its files from 0; a copy has the same sizes."""
+    photos = tmp_path / "photos"
+    for split, side in (("train", 10), ("test", 12)):
+        for name in "ab":
+            write_files(photos / split / name, 8, side=side)
+    shutil.copytree(photos, tmp_path / "copy")
+    (tmp_path / "copy" / "test").rename(tmp_path / "copy" / "val")
+    (tmp_path / "copy" / "train").rename(tmp_path / "copy" / "test")
+    made(tmp_path / "pre", in_folder("pretrain", photos))
+    if old:  # of whose files nothing but the names is known
+        record = documents.read(tmp_path / "pre" / "config.json", dict)
+        record[heritage.KEY][0].pop("sizes", None)
+        documents.write(tmp_path / "pre" / "config.json", record)
+        with pytest.raises(UserError, match=r"pre trained on images of test of .*photos"):
+            prepare(in_folder("finetune", photos, **of(tmp_path / "pre")), 1)
+    else:
+        ready = prepare(in_folder("finetune", photos, **of(tmp_path / "pre")), 1)
+        assert len(ready.test) == 16 and not ready.notes
+    fields = of(tmp_path / "pre", data__split="val")
+    with pytest.raises(UserError, match=r"pre trained on images of test of .*copy"):
+        prepare(in_folder("finetune", tmp_path / "copy", **fields), 1)
+
+
+def test_a_file_that_was_repaired_leaves_the_others_held_out(tmp_path):
+    photos = tmp_path / "photos"
+    for name in "ab":
+        write_files(photos / name, 30)
+    first = made(tmp_path / "pre", in_folder("pretrain", photos, data__labels=False))
+    write_files(photos / "a", 1, side=30)
+    ready = prepare(in_folder("finetune", photos, **of(tmp_path / "pre")), 1)
+    assert ready.test.paths == first.test.paths and len(ready.test) == FEW
+
+
+@pytest.mark.parametrize(
+    "damage", [{"run": 3}, {"held_out": -5}, {"held_out": 0}, {"images": -1}, {"labels": {}}]
+)
+def test_a_damaged_list_is_one_line(tmp_path, damage):
     data = archive(tmp_path / "a.npz", "train")
     made(tmp_path / "pre", recipe("pretrain", data))
     record = documents.read(tmp_path / "pre" / "config.json", dict)
-    record[heritage.KEY] = [{"run": 3}]
+    record[heritage.KEY][0] |= damage
     documents.write(tmp_path / "pre" / "config.json", record)
     with pytest.raises(UserError, match=r"trained_on in .*pre/config.json is damaged \(.*restore"):
         prepare(recipe("finetune", data, **of(tmp_path / "pre")), 1)
-
-
-def student(path, teacher, **fields):
-    return recipe("distill", path, distill__teacher=str(teacher), **fields)
-
-
-def few(use="20%", seed=0, **fields):
-    return {"labels__use": use, "labels__seed": seed, **fields}
-
-
-def labelled(ready):
-    """Return the numbers of the images whose labels a run reads."""
-    train = ready.train
-    return numbers(train.take(np.flatnonzero(train.labels >= 0)))
-
-
-@pytest.fixture
-def teacher(tmp_path):
-    """An archive, a run fine-tuned on a fifth of its labels, draw 3, and which these are."""
-    data = archive(tmp_path / "a.npz", "train")
-    made(tmp_path / "pre", recipe("pretrain", data, eval__probe=True))  # which is left there
-    ready = made(
-        tmp_path / "tuned", recipe("finetune", data, **of(tmp_path / "pre", **few(seed=3)))
-    )
-    assert str(ready.labels) == f"{len(labelled(ready))}"
-    return data, tmp_path / "tuned", labelled(ready)
-
-
-def refused(config, theirs):
-    """Assert that a run is told that its labels are others than those of the run it comes from."""
-    alone = recipes.copied(config)
-    alone.init.run, alone.distill, alone.stage = "", recipes.base().distill, "finetune"
-    mine = labelled(prepare(alone, 1))
-    said = (
-        rf"{len(mine - theirs)} label\(s\) that are not among the {len(theirs)} of .*tuned, so "
-        rf"that there are {len(mine | theirs)} in all: .*labels.use=20% --config.labels.seed=3"
-    )
-    with pytest.raises(UserError, match=said):
-        prepare(config, 1)
-
-
-@pytest.mark.parametrize("fields", [{"distill__alpha": 0.5}, {"distill__images": "labelled"}])
-def test_a_student_has_labels_of_its_teacher_or_says_how_many_more(teacher, fields):
-    data, tuned, theirs = teacher
-    refused(student(data, tuned, **fields, **few()), theirs)
-    for same in (few(seed=3), few("2", 3)):  # all of them, some of them
-        ready = prepare(student(data, tuned, **fields, **same), 1)
-        assert labelled(ready) <= theirs and str(ready.labels) == f"{len(theirs)}"
-    everything = prepare(student(data, tuned, **fields), 1)
-    assert str(everything.labels) == "54"
-    (line,) = [line for line in everything.about() if line.startswith("labels")]
-    assert "54 in all" in line and "54 of this run (all of train" in line
-    assert f"{len(theirs)} of {tuned}" in line
-
-
-def test_a_student_that_reads_no_label_knows_those_of_its_teacher(teacher):
-    data, tuned, theirs = teacher
-    for fields in ({}, {"data__labels": False}):
-        found = prepare(student(data, tuned, **fields), 1).labels
-        assert found.protocol == {"labels in all": f"{len(theirs)}"}
-
-
-def test_the_same_holds_of_a_run_that_starts_from_a_tuned_one(teacher):
-    data, tuned, theirs = teacher
-    refused(recipe("finetune", data, **of(tuned, **few("10%"))), theirs)
-    more = prepare(recipe("finetune", data, **of(tuned, **few("50%", 3))), 1)
-    assert labelled(more) > theirs and str(more.labels) == f"{len(labelled(more))}"
-
-
-def test_labels_of_a_probe_count_where_it_is_taken_over(teacher):
-    data, tuned, _ = teacher
-    pre = tuned.parent / "pre"
-    for parts, total in (("encoder", 11), ("encoder,probe", 54)):
-        config = recipe("finetune", data, **of(pre, init__parts=parts, **few(seed=3)))
-        assert prepare(config, 1).labels.total == total
-    assert prepare(student(data, pre), 1).labels.total == 54
-
-
-def test_labels_of_other_images_are_counted_at_most(teacher, tmp_path):
-    _, tuned, theirs = teacher
-    other = archive(tmp_path / "b.npz", "train", first=COUNT)
-    config = student(other, tuned, distill__alpha=0.5, **few())
-    ready = prepare(config, 1)
-    assert str(ready.labels) == f"at most {len(theirs) + len(labelled(ready))}"
-
-
-def test_a_probe_says_that_the_encoder_has_seen_other_labels(teacher):
-    _, tuned, theirs = teacher
-    config = records.recipe(documents.read(tuned / "config.json", dict))
-    opened = datasets.open_data(config, tuned, Wanted())
-    assert datasets.labels_of_encoder(opened) == len(theirs)
-    fit = [next(iter(numbers(opened.fit.take(np.array([i]))))) for i in range(len(opened.fit))]
-    same = np.flatnonzero(np.isin(fit, [*theirs]))
-    assert datasets.labels_in_all(opened, same) == ""
-    others = np.flatnonzero(~np.isin(fit, [*theirs]))[:5]
-    said = datasets.labels_in_all(opened, others)
-    assert f"probe has 5 labels, and the encoder has learned from {len(theirs)}" in said
-    assert said.endswith(f"there are {len(theirs) + 5} in all")

@@ -220,6 +220,7 @@ def test_there_are_as_few_labels_as_the_smallest_class_can_give():
         for s in (train, TEST)
     )
     assert list(judge._scores(bank, queries))[1] == "probe, 9 labels a class"
+    assert judge.protocol()["probe"]["few_labels_per_class"] == 9
 
 
 # Signs of collapse --------------------------------------------------------------------------------

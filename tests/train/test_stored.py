@@ -74,6 +74,16 @@ MALFORMED = {
         RECORD | {"method": ["simclr"]},
         r"method is \['simclr'\]: it must be a name",
     ),
+    "no name of a module": (
+        RECORD | {"method": ".x"},
+        r"method is \.x, which is no dotted name of a module: give one, or any of byol, ",
+    ),
+    "a module of no name": (RECORD | {"method": "a..b"}, r"method is a\.\.b, which is no dotted"),
+    "converted, and no more": (RECORD | {"converted": True}, "converted is True: it must be a gro"),
+    "converted by another program": (
+        RECORD | {"converted": {"classifier_tap": "h"}},
+        r"converted is \{'classifier_tap': 'h'\}: it must be a group of fields, and classifier_tap",
+    ),
     "a field of another program": (RECORD | {"lr": 0.1}, 'recipes have no field "lr"'),
     "in a group": (edited(bn__axis=0), 'recipes have no field "bn.axis"'),
     "in a view": (edited(augment__views__first__zoom=2), 'no field "augment.views.first.zoom"'),

@@ -9,12 +9,15 @@ from __future__ import annotations
 
 import dataclasses
 import os
+import zlib
 from collections.abc import Iterable, Sequence
 from pathlib import Path
+from typing import Annotated, NamedTuple
 
 import msgspec
 import numpy as np
 from ml_collections import ConfigDict
+from msgspec import Meta
 
 from simclr_jax import files
 from simclr_jax.data import order
@@ -23,7 +26,9 @@ from simclr_jax.data.sources.source import Source
 from simclr_jax.data.sources.tfds import extent
 from simclr_jax.data.sources.tfds_records import Records
 from simclr_jax.errors import UserError
+from simclr_jax.unlabelled import counted
 
+LOOKED_AT = 64  # files of a folder, whose sizes are looked at
 FOLDER = "folder:"  # begins places that may lie in one another
 
 
@@ -47,12 +52,17 @@ class Labels(msgspec.Struct, frozen=True):
       use, seed: fields of the recipe, see `stages.labels`.
       count: how many.
       encoder: whether they taught the encoder, or a classifier beside it alone.
+      exact: whether it is known how many; otherwise there are `count` at most.
     """
 
     use: str
     seed: int
-    count: int
+    count: Annotated[int, Meta(ge=0)]
     encoder: bool = True
+    exact: bool = True
+
+    def __str__(self) -> str:
+        return f"{self.count}" if self.exact else f"at most {self.count}"
 
 
 class Trained(msgspec.Struct, frozen=True):
@@ -61,20 +71,23 @@ class Trained(msgspec.Struct, frozen=True):
     Attributes:
       run: its workdir.
       split: what a person calls the images.
-      images: how many the split has, those held out among them.
+      images: how many the split has, those held out among them; 0 if it is not known.
       identity: of the whole split without its labels, see `identity`; "" if it is not known.
       held_out: how many of them were held out; None: none, there was another split for it.
       parts: where they lie.
       labels: that it has learned from, if any.
+      sizes: of some of the files, see `sizes`; "" of runs too old to say it, and where there are
+        none.
     """
 
     run: str
     split: str
-    images: int
+    images: Annotated[int, Meta(ge=0)]
     identity: str
-    held_out: int | None
+    held_out: Annotated[int, Meta(ge=1)] | None
     parts: tuple[Part, ...]
     labels: Labels | None = None
+    sizes: str = ""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -101,6 +114,45 @@ def identity(source: Source) -> str:
     return source.fingerprint()
 
 
+def sizes(source: Source) -> str:
+    """Return what tells files of a folder from others of the same names elsewhere; else "".
+
+    Many data sets number the files of each split from 0, and their names are all that `identity`
+    knows of them.
+    """
+    if not isinstance(source, Folder):
+        return ""
+    rows = np.unique(np.linspace(0, len(source) - 1, min(LOOKED_AT, len(source))).astype(int))
+    try:
+        found = [(source.root / source.paths[row]).stat().st_size for row in rows]
+    except OSError:  # whoever reads them will say so; by their names they are taken for the same
+        return ""
+    return f"{len(found)} files, crc32 {zlib.crc32(str(found).encode()):08x}"
+
+
+class Here(NamedTuple):
+    """A split that is looked at now, by what runs say of theirs; see `Trained`."""
+
+    identity: str
+    parts: tuple[Part, ...]
+    sizes: str
+
+    @classmethod
+    def of(cls, source: Source, data: ConfigDict | None = None, split: str = "") -> Here:
+        """Describe a split; see `parts`."""
+        return cls(identity(source), parts(source, data, split), sizes(source))
+
+    def was(self, one: Trained) -> bool:
+        """Tell whether it is the split of a run.
+
+        At the same place a file may have been repaired since, so that names are enough there.
+        """
+        if one.identity != self.identity:
+            return False
+        known = bool(one.sizes and self.sizes)
+        return not known or one.sizes == self.sizes or _meet(one.parts, self.parts)
+
+
 def parts(source: Source, data: ConfigDict | None = None, split: str = "") -> tuple[Part, ...]:
     """Return where the images of a split lie.
 
@@ -115,12 +167,34 @@ def parts(source: Source, data: ConfigDict | None = None, split: str = "") -> tu
         return tuple(Part(f"tfds:{name}:{base}", first, last) for base, first, last in found)
     if isinstance(source, Folder):
         return (Part(f"{FOLDER}{os.path.realpath(source.root)}"),)
-    if data is None:
-        return ()
+    return () if data is None else said(data, split)
+
+
+def said(data: ConfigDict, split: str) -> tuple[Part, ...]:
+    """Return where the images of a split lie by a recipe alone, as if they could not be opened.
+
+    Of a slice of TFDS that is the whole split.
+    """
+    if data.source == "tfds":
+        of = sorted({part.partition("[")[0].strip() for part in split.split("+")})
+        return tuple(Part(f"tfds:{data.name.partition(':')[0]}:{base}") for base in of)
     path = data.path
     if path and files.is_local(path):
         path = os.path.realpath(Path(path).expanduser())
+    if data.source == "folder":
+        below = Path(path) / split
+        return (Part(f"{FOLDER}{below if below.is_dir() else path}"),)
     return (Part(f"{data.source}:{path}:{split}"),)
+
+
+def labelled(source: Source) -> tuple[int, bool]:
+    """Return how many images of a split have a label, and whether that is exact.
+
+    Where each label would have to be read from its record, there are at most as many as images.
+    """
+    if isinstance(source, Records) and "labels" not in vars(source):
+        return len(source), False
+    return len(counted(source.labels)), True
 
 
 def called(data: ConfigDict, split: str) -> str:
@@ -155,20 +229,21 @@ def at_most(
     """
     if not unseen.trained:
         return own, ()
-    here, places = identity(whole), parts(whole, data, data.split)
+    here = Here.of(whole, data, data.split)
     fewest: Trained | None = None
     for one in unseen.trained:
-        if one.identity == here:
+        if here.was(one):
             if one.held_out is None:
                 why = f"{one.run} trained on all {one.images} images of {one.split}"
                 return own, _told(why, unseen)
             if one.held_out < (own if fewest is None else fewest.held_out or 0):
                 fewest = one
-        elif _meet(one.parts, places):
+        elif _meet(one.parts, here.parts):
+            then = f"{one.images} then, " if one.images else ""
             why = (
                 f"{one.run} trained on {one.split}, of which there are other images now "
-                f"({one.images} then, {len(whole)} in {called(data, data.split)}): which of them "
-                "it has not seen is not known"
+                f"({then}{len(whole)} in {called(data, data.split)}): which of them it has not "
+                "seen is not known"
             )
             return own, _told(why, unseen)
     if fewest is None or fewest.held_out is None:
@@ -198,9 +273,9 @@ def check(
     """
     if not unseen.trained:
         return ()
-    here, places = identity(test), parts(test, data, split)
+    here = Here.of(test, data, split)
     for one in unseen.trained:
-        if one.identity == here or _meet(one.parts, places):
+        if here.was(one) or _meet(one.parts, here.parts):
             return _told(f"{one.run} trained on images of {name} ({one.split})", unseen)
     return ()
 
