@@ -66,7 +66,8 @@ def read(
             f"{errors.remedy(errno.ENOMEM)} and start again"
         ) from error
     except Exception as error:  # a damaged archive fails in any of NumPy's and zipfile's ways
-        if getattr(error, "errno", None) is not None:
+        # A damaged one sends zipfile to places that are none: the system says EINVAL.
+        if getattr(error, "errno", None) not in {None, *errors.OF_THE_FILE}:
             raise errors.unreadable(documents.shown(path), error, remedy) from error
         reason = " ".join(str(error).split()) or type(error).__name__
     raise BadFile(f"{documents.shown(path)} is no archive to use ({reason}): {remedy}")
