@@ -19,6 +19,9 @@ SHELL_SCRIPTS := launch/common.sh $(shell grep -l '^\#!.*bash' launch/*)
 # tests/conftest.py groups and orders the tests.
 PYTEST := $(BIN)/python -m pytest -n $(WORKERS) --dist loadgroup --no-loadscope-reorder
 
+# Where it is set, each of the many processes compiles anew all that it imports.
+unexport PYTHONDONTWRITEBYTECODE
+
 # Both precisions: JAX has one in a process.
 BOTH = $(PYTEST) $(1) && JAX_ENABLE_X64=1 $(PYTEST) $(1)
 
