@@ -119,6 +119,7 @@ def test_profile_writes_a_trace(plain):
     assert len(traces) == 1 and traces[0].stat().st_size > 1000
 
 
+@pytest.mark.slow
 def test_steps_scanned_on_the_device_are_the_same_steps(plain, unlabelled, tmp_path):
     ended = doors.run(
         tmp_path,

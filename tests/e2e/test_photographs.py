@@ -221,6 +221,7 @@ def test_refused_in_one_line(tmp_path, make, changed, words):
     assert all(word in ended.err for word in words), ended.err
 
 
+@pytest.mark.slow
 def test_a_run_that_saved_nothing_starts_anew_on_repaired_images(tmp_path):
     directory = tmp_path / "photographs"
     directory.mkdir()

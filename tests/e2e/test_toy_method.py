@@ -23,6 +23,7 @@ def toy(tmp_path_factory, images):
     return directory / "run", ended
 
 
+@pytest.mark.slow
 def test_it_trains_and_says_what_it_does(toy):
     workdir, ended = toy
     assert (

@@ -191,6 +191,7 @@ def test_a_damaged_result_of_the_name_is_no_reason_to_stop(run, tmp_path):
     assert list(naming.set_aside(tmp_path, result)) == []
 
 
+@pytest.mark.slow
 def test_transfer_tells_data_of_one_name_apart(run, root):
     paths = [str(archive(root / place / "same.npz", side=9)) for place in ("c", "d")]
     said = []

@@ -46,6 +46,7 @@ def test_eight_devices_do_what_one_does():
     assert set(states[0].extra["target"]["params"]) == set(PARTS)
 
 
+@pytest.mark.slow
 def test_normalisation_groups_do_not_depend_on_devices():
     """Eight groups on one device are eight devices, target and predictor included."""
     toys.both(recipe(bn__groups=8))

@@ -16,6 +16,7 @@ from simclr_jax.models.normalization import BatchNorm
 EXACT = 1e-12  # float64, relative to the largest number of an array
 
 
+@pytest.mark.slow
 @pytest.mark.x64
 def test_a_step_on_eight_devices_is_the_same():
     """State, gradients, statistics and metrics, by the same names."""

@@ -67,6 +67,7 @@ def test_a_checkpoint_is_judged_by_its_own_settings(tap, flags, tmp_path):
     assert judge(write(tmp_path, tap, False, flags), tmp_path) == 6
 
 
+@pytest.mark.slow
 def test_a_checkpoint_of_other_settings_fails(tmp_path, monkeypatch):
     flags = {"image_size": 20, "ft_proj_selector": 1, "learning_rate": 0.7}
     recording = write(tmp_path, 1, True, flags)

@@ -251,6 +251,7 @@ NURSERY = textwrap.dedent(
 )
 
 
+@pytest.mark.slow
 def test_kill_at_any_instant_leaves_the_last_sealed_step_restorable(tmp_path):
     nursery = subprocess.Popen(
         [sys.executable, "-c", NURSERY, str(tmp_path)],

@@ -367,6 +367,7 @@ def test_images_of_a_batch_may_share_the_width_of_the_blur():
     assert widths("batch", POSITIONS // 4) == [4, 4]
 
 
+@pytest.mark.slow
 @pytest.mark.x64
 def test_normalisation_groups_do_not_depend_on_the_number_of_devices():
     """Eight groups on one device are what eight devices make of them, and not what one group is.
