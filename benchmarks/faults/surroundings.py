@@ -193,7 +193,7 @@ FAULTS |= {
         folder=True,
     ),
     "images replaced": Fault(
-        r"(?i)replaced|changed|other|differ", FLUSHED, KILL, between=_replace, after=_restore,
+        r"(?i)replaced|changed|other|differ", SAVED, KILL, between=_replace, after=_restore,
         folder=True, harmless=True, repeat=False,
     ),
     "link farm, FIFO": Fault("", before=(_farm,), after=_clear_farm, folder=True, harmless=True),
