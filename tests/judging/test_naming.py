@@ -183,6 +183,7 @@ def test_an_older_result_that_cannot_be_read_now_is_not_written_over(tmp_path, m
 
 
 def test_a_damaged_result_of_the_name_is_no_reason_to_stop(run, tmp_path):
+    judge(run)
     (tmp_path / "results").mkdir()
     path = tmp_path / "results" / "knn3-h.json"
     result = results.read(run / "results" / "knn3-h.json")
