@@ -1,7 +1,7 @@
 # make quickstart    pretrain on digits and print what was learned (CPU, a few minutes)
 # make test          install everything, run the tests that see most faults: minutes
 # make test-all      all of them: several processes, launch scripts, trajectories, deep encoders too
-# make test-release  what only a release needs: bare installs, every recording
+# make test-release  what only a release needs: bare installs, every recording, disks full anywhere
 # make parity        compare with every recording of the official code, a line for each
 # make lint types    what CI checks besides
 # PYTHON=python3.12 make test   takes another interpreter
@@ -37,7 +37,7 @@ test-all: $(ALL)
 	$(call BOTH)
 
 test-release: $(ALL) parity
-	$(BIN)/python -m pytest -m release tests/release
+	$(BIN)/python -m pytest -m release tests
 
 # Every recording, with a line for each: of tests/golden, or of SIMCLR_GOLDEN=FOLDER make parity
 parity: $(ALL)

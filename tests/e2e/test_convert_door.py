@@ -23,13 +23,20 @@ def last_line(ended: doors.Ended) -> str:
     return line
 
 
-def test_a_checkpoint_becomes_a_run_that_training_starts_from(tmp_path):
+def converted(tmp_path):
+    """Convert a checkpoint through the door; return the run, and what was said."""
     values = files.values(files.shapes(classes=4, layers=2))
     source = files.write_tf1(tmp_path / "model.ckpt-7", values)
     run = tmp_path / "run"
     flags = ("--dataset=none", "--tap=1", f"--workdir={run}")
     ended = doors.run_fresh(*DOOR, f"--source={source}", *flags)
     assert ended.code == 0, ended
+    return run, ended
+
+
+def test_a_checkpoint_becomes_a_run(tmp_path):
+    run, ended = converted(tmp_path)
+    assert (run / "checkpoints" / "7").is_dir()
     for line in (
         "encoder    ResNet-18, width 0.015625, cifar stem: h has 8 numbers",
         "head       nonlinear, 2 layers: z has 5 numbers",
@@ -39,6 +46,10 @@ def test_a_checkpoint_becomes_a_run_that_training_starts_from(tmp_path):
     ):
         assert line in ended.out.splitlines(), ended.out
 
+
+@pytest.mark.slow
+def test_training_starts_from_it(tmp_path):
+    run, _ = converted(tmp_path)
     random = np.random.RandomState(0)
     images = {"images": random.randint(0, 255, (60, 12, 12, 3), np.uint8)}
     np.savez(tmp_path / "images.npz", labels=np.arange(60) % 4, **images)

@@ -17,8 +17,7 @@ pytestmark = [
     pytest.mark.skipif(os.geteuid() != 0, reason="only root can mount a small disk"),
 ]
 
-QUICK = {"a later save"}
-SLOW = {"before anything is compiled", "views.png", "results are written"}  # others: releases
+SLOW = {"views.png", "a later save", "results are written"}  # the others are for releases
 FLUSHED, CLOSED = MOMENTS["metrics are flushed"], "simclr_jax.train.checkpoints:Checkpoints.close"
 
 
@@ -42,22 +41,13 @@ def completes(tmp_path, finished, arguments):
     assert not [*tmp_path.glob("disk/run/lock*")]
 
 
-def tiers(names, quick, slow):
-    """Return names as parameters: quick ones, slow ones, and those that only a release needs."""
-    return [
-        pytest.param(
-            name,
-            marks=[]
-            if name in quick
-            else pytest.mark.slow
-            if name in slow
-            else pytest.mark.release,
-        )
-        for name in names
-    ]
+def tiers(names, chosen):
+    """Return names as parameters: the chosen are slow, the others only a release needs."""
+    slow, release = pytest.mark.slow, pytest.mark.release
+    return [pytest.param(name, marks=slow if name in chosen else release) for name in names]
 
 
-@pytest.mark.parametrize("moment", tiers(MOMENTS, QUICK, SLOW))
+@pytest.mark.parametrize("moment", tiers(MOMENTS, SLOW))
 def test_filled_to_the_last_byte_ends_in_one_line_and_goes_on(moment, finished, disk, tmp_path):
     arguments = (*finished.arguments, f"--workdir={disk / 'run'}")
     blow = When(*MOMENTS[moment], disks.filling(disk))
@@ -68,7 +58,7 @@ def test_filled_to_the_last_byte_ends_in_one_line_and_goes_on(moment, finished, 
     completes(tmp_path, finished, arguments)
 
 
-@pytest.mark.parametrize("moment", tiers(["views.png", "a later save"], {}, {"a later save"}))
+@pytest.mark.parametrize("moment", tiers(["views.png", "a later save"], {"a later save"}))
 def test_read_only_ends_in_one_line_and_goes_on(moment, finished, disk, tmp_path):
     arguments = (*finished.arguments, f"--workdir={disk / 'run'}")
     blow = When(*MOMENTS[moment], disks.sealing(disk))
@@ -80,7 +70,7 @@ def test_read_only_ends_in_one_line_and_goes_on(moment, finished, disk, tmp_path
     completes(tmp_path, finished, arguments)
 
 
-@pytest.mark.parametrize("name", tiers(["INT", "TERM", "KILL"], {}, {"INT"}))
+@pytest.mark.parametrize("name", tiers(["INT", "TERM", "KILL"], {"INT"}))
 def test_a_signal_while_a_run_closes_because_of_an_error(name, finished, disk, tmp_path):
     arguments = (*finished.arguments, f"--workdir={disk / 'run'}")
     blow = Both(When(*FLUSHED, disks.filling(disk)), When(CLOSED, 0, f"kill -{name} PID"))

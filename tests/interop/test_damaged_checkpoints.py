@@ -35,7 +35,7 @@ def values(source):
         return None
 
 
-@pytest.mark.parametrize("written", ["tf1", "tf2"])
+@pytest.mark.parametrize("written", [pytest.param("tf1", marks=pytest.mark.slow), "tf2"])
 def test_no_damaged_checkpoint_is_read_as_another(tmp_path, written):
     write = official_files.write_tf1 if written == "tf1" else official_files.write_tf2
     tree = official_names.to_tree(SMALL, names(tf1=True))

@@ -74,9 +74,8 @@ def test_the_probe_reads_the_upright_image():
 
     mesh = parallel.make_mesh(8)
     P = jax.sharding.PartitionSpec
-    logits = jax.shard_map(
-        forward, mesh=mesh, in_specs=P(parallel.AXIS), out_specs=P(parallel.AXIS)
-    )(batch)
+    specs = {"in_specs": P(parallel.AXIS), "out_specs": P(parallel.AXIS)}
+    logits = jax.jit(jax.shard_map(forward, mesh=mesh, **specs))(batch)
     assert logits.shape == (tiny.BATCH, 1, tiny.CLASSES)
     assert stage.views_per_image == 4
 

@@ -124,10 +124,10 @@ def test_images_of_a_group_are_encoded_as_if_they_were_the_batch(monkeypatch, st
     def encode(images, groups, group=None):
         norm = functools.partial(BatchNorm, groups=groups, param_dtype=jnp.float64)
         model = ResNet(14, 1 / 16, stem, norm, 0.25, 0.25, param_dtype=jnp.float64, remat=remat)
-        variables = jax.jit(functools.partial(model.init, train=True))(jax.random.key(0), images)
-        # Residual branches start at scale 0, where nothing of theirs would be seen.
-        params = jax.tree.map(lambda p: p + 0.3, variables["params"])
-        variables = {"params": params, "batch_stats": variables["batch_stats"]}
+        init = functools.partial(model.init, train=True)
+        shapes, random = jax.eval_shape(init, jax.random.key(0), images), np.random.default_rng(1)
+        # Initial values would hide residual branches, whose last scale starts at 0.
+        variables = jax.tree.map(lambda leaf: 0.3 * random.normal(size=leaf.shape) + 0.3, shapes)
         apply = functools.partial(model.apply, train=True, mutable=["batch_stats"])
         ends, moved = jax.jit(apply)(variables, images, group=group)
         return ends["h"], moved

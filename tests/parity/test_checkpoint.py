@@ -118,7 +118,7 @@ def outputs(run: saved.Saved, x: np.ndarray) -> dict[str, np.ndarray]:
     return jax.device_get(found)
 
 
-@pytest.mark.parametrize("recording, source, prefix", sources())
+@pytest.mark.parametrize("recording, source, prefix", golden.deep_ones_slow(sources()))
 def test_converted_model_is_the_recorded_one(recording, source, prefix, tmp_path, record_parity):
     run = convert(recording, source, tmp_path)
     check(recording, source, run)
