@@ -193,7 +193,7 @@ def test_a_panorama_still_gets_crops():
 @pytest.mark.x64
 def test_draws_do_not_change_type_under_x64():
     """The same key gives other numbers in another type: a float64 test would see other views."""
-    ours = draws.sample(jax.random.key(0), Policy(32), 32, 32)
+    ours = jax.eval_shape(lambda: draws.sample(jax.random.key(0), Policy(32), 32, 32))
     types = {name: value.dtype for name, value in ours._asdict().items()}
     assert types["box"] == types["order"] == jnp.int32
     floats = ("brightness", "contrast", "saturation", "hue", "sigma")

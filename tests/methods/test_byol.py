@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import jax
 import numpy as np
 import pytest
 from frame import toys
@@ -61,7 +62,7 @@ def test_each_view_is_normalised_by_its_own_statistics():
     params, start = state.params["encoder"]["conv"]["kernel"], state.batch_stats["encoder"]["bn"]
     kernel, start = np.asarray(params), {k: np.asarray(v) for k, v in start.items()}
     state, _ = make_step(stage, mesh)(state, batch)
-    views = stage.look({name: rows[0] for name, rows in batch.items()})["views"]
+    views = jax.jit(stage.look)({name: rows[0] for name, rows in batch.items()})["views"]
     module = toys.Small(modules.norm(c))
     mean = start["mean"]
     for view in (0, 1):

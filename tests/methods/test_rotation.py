@@ -42,13 +42,15 @@ def test_the_loss_is_that_of_each_image_turned_by_numpy():
     params = state.params
     _, metrics = make_step(stage, mesh)(parallel.replicate(mesh, state), batch)
 
-    whole = np.asarray(stage.look({name: rows[0] for name, rows in batch.items()})["views"])
+    look = jax.jit(stage.look)
+    whole = np.asarray(look({name: rows[0] for name, rows in batch.items()})["views"])
     upright = whole[:, 0]  # [n, h, w, c]
     turned = [np.rot90(upright, k, (1, 2)) for k in range(4)]
     norm = functools.partial(modules.norm(c), axis_name=None)
     encoder = toys.Small(norm)
     variables = {"params": params["encoder"], "batch_stats": state.batch_stats["encoder"]}
-    ends, _ = encoder.apply(variables, np.concatenate(turned), train=True, mutable=["batch_stats"])
+    apply = jax.jit(functools.partial(encoder.apply, train=True, mutable=["batch_stats"]))
+    ends, _ = apply(variables, np.concatenate(turned))
     dense = params["turn"]["dense"]
     logits = np.asarray(ends["h"]) @ dense["kernel"] + dense["bias"]  # [4n, 4]
     label = np.repeat(np.arange(4), len(upright))

@@ -105,7 +105,8 @@ def test_an_encoder_is_shown_its_input(name, train):
     images = IMAGES.reshape(6, 5, 4, 3)
     norm = functools.partial(BatchNorm, param_dtype=jnp.float64)
     make = functools.partial(ResNet, 10, 1 / 16, "cifar", norm=norm, param_dtype=jnp.float64)
-    variables = make(inputs=name).init(jax.random.key(0), images, True)
+    init = functools.partial(make(inputs=name).init, train=True)
+    variables = jax.jit(init)(jax.random.key(0), images)
     shown = CLOSED[name](images)
     kernel = variables["params"]["stem_conv"]["conv"]["kernel"]
     assert kernel.shape == (3, 3, 1 if name == "lightness" else 3, 4)

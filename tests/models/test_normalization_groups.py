@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax import lax
-from models.test_normalization import DEVICES, EPSILON, draw, plain
+from models.test_normalization import DEVICES, EPSILON, both_ways, draw, plain
 
 from simclr_jax import parallel
 from simclr_jax.models.normalization import BatchNorm, group_moments, group_normalize
@@ -155,14 +157,7 @@ def test_backward_of_groups_is_the_derivative_of_the_definition(shape, center):
         parts = jnp.concatenate([plain(x[group == g], scale, bias) for g in range(3)])
         return parts[np.argsort(np.argsort(group, kind="stable"))]
 
-    (found, found_vjp), (want, want_vjp) = (
-        jax.vjp(function, x, scale, bias) for function in (own, definition)
-    )
-    jax.tree.map(
-        lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-12, atol=1e-13),
-        (found, found_vjp(dy)),
-        (want, want_vjp(dy)),
-    )
+    both_ways(own, definition, x, scale, bias, dy)
 
 
 @pytest.mark.x64
@@ -241,6 +236,7 @@ def test_groups_without_scale_and_bias_are_those_of_scale_1_and_bias_0():
     x, dy, group = images(24, 4, permuted=True)
     x, dy, one = jnp.asarray(x[0]), jnp.asarray(dy[0]), jnp.ones(3)
 
+    @jax.jit
     def normalised(scale, bias):
         y, vjp = jax.vjp(lambda x: group_normalize(x, group, scale, bias, 4, EPSILON)[0], x)
         return y, *vjp(dy)
@@ -250,5 +246,6 @@ def test_groups_without_scale_and_bias_are_those_of_scale_1_and_bias_0():
     plain = BatchNorm(epsilon=EPSILON, groups=4, center=False, scaled=False)
     variables = plain.init(jax.random.key(0), x, True)
     assert variables.keys() == {"batch_stats"}
-    y, _ = plain.apply(variables, x, True, jnp.asarray(group), mutable=["batch_stats"])
+    apply = jax.jit(functools.partial(plain.apply, train=True, mutable=["batch_stats"]))
+    y, _ = apply(variables, x, group=jnp.asarray(group))
     np.testing.assert_allclose(y, normalised(one, 0 * one)[0], rtol=1e-13, atol=1e-13)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 from types import SimpleNamespace
 
+import jax
 import numpy as np
 import pytest
 from etils import epath
@@ -159,7 +160,7 @@ def test_a_run_shows_what_the_network_looks_at(tmp_path, turned):
     inputs = Inputs(c, source, source)
     views.draw(inputs, workdir, look if turned else views.view_maker(c))
     picture = np.asarray(Image.open(tmp_path / "views.png"))
-    made = {name: np.asarray(x) for name, x in views.view_maker(c)(inputs.first(12)).items()}
+    made = jax.tree.map(np.asarray, jax.jit(views.view_maker(c))(inputs.first(12)))
     shown = {"turns": np.stack([np.rot90(made["local"][:, 0], k, (1, 2)) for k in range(4)], 1)}
     expected = sheet(inputs.originals(12), shown if turned else made)
     assert picture.shape == expected.shape
