@@ -128,6 +128,7 @@ def test_an_average_without_a_pass_averages_the_statistics_too():
         close(slow(new)["batch_stats"]["encoder"], want)
 
 
+@pytest.mark.slow
 def test_an_average_in_inference_mode_moves_no_statistics_by_itself():
     """And a part without any pass is averaged, beside parts with one."""
 
@@ -312,6 +313,7 @@ def test_views_may_be_many_and_of_other_sizes():
     assert stage.views_per_image == 5
 
 
+@pytest.mark.slow
 def test_look_makes_patches_and_forward_targets():
     """Four tiles go through the network, and the colours of one of them are the target."""
 
@@ -368,6 +370,7 @@ def test_a_queue_may_start_filled_and_drops_its_oldest_rows():
     close(states[2].extra["queue"][:8], after[-8:])
 
 
+@pytest.mark.slow
 def test_rows_may_be_written_before_the_loss_that_reads_them():
     """As in FNC: the batch is in the memory with which it is compared."""
 
@@ -397,6 +400,7 @@ def test_rows_may_be_written_before_the_loss_that_reads_them():
         close(metric["level"][0], np.sum(state.extra["queue"]["z"] ** 2))
 
 
+@pytest.mark.slow
 def test_a_bank_by_example_is_written_where_an_image_stands():
     def make(config, setting):
         def first(outputs, key):
@@ -453,6 +457,7 @@ def test_labels_must_be_there():
 # The network ------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_groups_are_shuffled_for_one_network_and_not_for_the_other():
     """As MoCo: keys are normalised in groups that a permutation draws, queries in their own."""
 
@@ -542,6 +547,7 @@ def test_parts_declare_the_roles_of_parameters_whose_names_do_not_say_it():
         toys.run(toys.recipe(toys.declare(make, parts=("scale",)), **WIDE, **fields), 8)
 
 
+@pytest.mark.slow
 def test_the_map_before_pooling_feeds_a_decoder():
     def make(config, setting):
         def forward(net, views, extra, batch, keys):
@@ -564,6 +570,7 @@ def test_the_map_before_pooling_feeds_a_decoder():
     assert metrics[-1]["loss"] < metrics[0]["loss"]
 
 
+@pytest.mark.slow
 def test_units_are_dropped_by_row():
     def make(config, setting):
         def forward(net, views, extra, batch, keys):

@@ -27,7 +27,7 @@ def test_a_step_on_eight_devices_is_the_same():
 
 
 @pytest.mark.x64
-@pytest.mark.parametrize("groups", [1, 2])
+@pytest.mark.parametrize("groups", [1, pytest.param(2, marks=pytest.mark.slow)])
 def test_bottlenecks_with_channel_attention_are_the_same(monkeypatch, groups):
     monkeypatch.setitem(resnet.ARCHITECTURES, 14, (True, (2, 0, 0, 0)))
     images = np.random.default_rng(0).uniform(size=(4, 8, 8, 3))

@@ -186,6 +186,7 @@ def test_on_labelled_images_alone_no_other_occurs(teacher, names):
     assert seen == {image.tobytes() for image in tiny.sorted_images().pixels[::2]}
 
 
+@pytest.mark.slow
 @pytest.mark.x64
 def test_result_does_not_depend_on_the_number_of_devices(names, tmp_path):
     """Of which each has another number of labelled images. Little is trained: that compiles."""

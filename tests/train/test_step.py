@@ -121,11 +121,27 @@ def average_gradients(monkeypatch):
 @pytest.mark.parametrize(
     "plant, fields, wrong",
     [
-        (gather_without_gradient, {}, "['state'].opt_state[0]['encoder']['stem_conv']"),
-        (average_gradients, {}, "['state'].opt_state[0]['head']['bn1']['scale']"),
-        (lambda _: None, {"bn__groups": 0}, "['metrics']['loss']"),
+        pytest.param(
+            gather_without_gradient,
+            {},
+            "['state'].opt_state[0]['encoder']['stem_conv']",
+            id="gather without gradient",
+        ),
+        pytest.param(
+            average_gradients,
+            {},
+            "['state'].opt_state[0]['head']['bn1']['scale']",
+            id="averaged gradients",
+            marks=pytest.mark.slow,
+        ),
+        pytest.param(
+            lambda _: None,
+            {"bn__groups": 0},
+            "['metrics']['loss']",
+            id="statistics of each device",
+            marks=pytest.mark.slow,
+        ),
     ],
-    ids=["gather without gradient", "averaged gradients", "statistics of each device"],
 )
 def test_comparison_sees(plant, fields, wrong, monkeypatch):
     want = on_one_device(1)
