@@ -235,7 +235,7 @@ def summed(stage, made):
     """Return loss and metrics of a batch that lies on one device."""
     made = jax.tree.map(lambda x: x[None], made)
     of = jax.vmap(lambda o: stage.objective(o, {}, 0, parallel.AXIS), axis_name=parallel.AXIS)
-    return jax.tree.map(lambda x: float(x[0]), of(made))
+    return jax.tree.map(lambda x: float(x[0]), jax.jit(of)(made))
 
 
 def first_step(config, variables):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import importlib
 
 import jax
@@ -211,7 +212,7 @@ def test_an_encoder_makes_its_input_of_the_images(name, tmp_path):
     images = to_float(IMAGES)
     np.testing.assert_allclose(found["pixels"], images.reshape(6, -1), atol=1e-6)
     rgb = modules.encoder(tiny.recipe())
-    ends = rgb.apply(weights, INPUTS[name](images), train=False)
+    ends = jax.jit(functools.partial(rgb.apply, train=False))(weights, INPUTS[name](images))
     np.testing.assert_allclose(found["h"], ends["h"], rtol=1e-4, atol=1e-5)
     gray = IMAGES[0, :, :, :1]
     np.testing.assert_array_equal(encoder(gray), encoder(np.repeat(gray, 3, axis=-1)))

@@ -261,7 +261,7 @@ def test_the_probe_is_taught_both_views_of_each_image_with_its_label(tap):
         {name: x[None] for name, x in one.items()}
     )
     of = jax.vmap(lambda o: stage.objective(o, {}, 0, parallel.AXIS), axis_name=parallel.AXIS)
-    loss, metrics = jax.tree.map(lambda x: float(x[0]), of(outputs))
+    loss, metrics = jax.tree.map(lambda x: float(x[0]), jax.jit(of)(outputs))
     logits = np.asarray(outputs["probe"]["logits"][0], np.float64)  # [n, v, classes]
     y = np.asarray(one["label"])
     assert logits.shape == (tiny.BATCH, 2, noisy.CLASSES) and len(np.unique(y)) > 2
