@@ -9,6 +9,7 @@ import optax
 from jax import lax
 
 from simclr_jax.errors import choose
+from simclr_jax.losses import tiles
 from simclr_jax.losses.unit import l2_normalize
 
 SCALES = ("sum", "mean")
@@ -26,6 +27,7 @@ def nt_xent(
     example: jax.Array | None = None,
     memory: tuple[jax.Array, jax.Array] | None = None,
     axis_name: str | None = None,
+    at_once: int | None = None,
 ) -> tuple[jax.Array, dict[str, jax.Array]]:
     """Return this device's share of NT-Xent: each view must find its partner among 2N - 1 others.
 
@@ -49,6 +51,8 @@ def nt_xent(
         `normalize`, and the number of the image that each is of, int `[K]`, `NO_IMAGE` for none.
         An image is no negative of itself. They carry no gradient.
       axis_name: mesh axis over which the global batch is spread; None if this is all of it.
+      at_once: images whose views are compared with all others at a time; n or more holds matrices
+        `[n, 2N + K]`, fewer hold tiles of them. None decides by their size (`tiles.rows_at_once`).
 
     Returns:
       loss: scalar; the sum over devices is the loss of the global batch.
@@ -69,23 +73,66 @@ def nt_xent(
         first_row = lax.axis_index(axis_name) * n
         all1, all2 = lax.all_gather((z1, z2), axis_name, tiled=True)  # [N, d] each
     partner = first_row + jnp.arange(n)  # [n] row of each image in the global batch
-    itself = partner[:, None] == jnp.arange(all1.shape[0])  # [n, N]
+    rows, fixed = {"z1": z1, "z2": z2, "partner": partner}, {}
+    if memory is not None:
+        if example is None:
+            raise ValueError("a memory needs the number of each image: give `example`")
+        rows["example"] = example
+        kept, number = memory
+        fixed = {"kept": lax.stop_gradient(kept).astype(wide), "number": number}
+    if at_once is None:
+        others = 2 * len(all1) + (0 if memory is None else len(memory[0]))
+        at_once = tiles.rows_at_once(n, others, wide)
+
+    candidates = {"all1": all1, "all2": all2, "temperature": temperature}
+    losses, nearest, entropy = tiles.by_rows(_contrast, rows, candidates, fixed, at_once)
+
+    count = jnp.asarray(all1.shape[0], wide)
+    if weights is not None:
+        losses, count = losses * weights, jnp.sum(weights != 0).astype(wide)
+        if axis_name is not None:
+            count = lax.psum(count, axis_name)
+    total = jnp.sum(losses) / count
+    metrics = {
+        "loss_mean": total / 2,
+        "contrast_accuracy": jnp.sum(nearest == partner) / all1.shape[0],
+        "contrast_entropy": jnp.sum(entropy) / all1.shape[0],
+    }
+    return (total if scale == "sum" else total / 2), lax.stop_gradient(metrics)
+
+
+def _contrast(
+    rows: dict[str, jax.Array],
+    candidates: dict[str, jax.Array],
+    memory: dict[str, jax.Array],
+) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """Compare the two views of some images with all views.
+
+    Args:
+      rows: the images: `z1` and `z2` `[r, d]`, `partner` `[r]`, with a memory `example` `[r]`.
+      candidates: `all1` and `all2` `[N, d]`, and the `temperature`.
+      memory: nothing, or `kept` `[K, d]` and `number` `[K]`.
+
+    Returns:
+      For each image, `[r]`: the losses of both views, added; the first view's nearest of all second
+      views; the entropy of its softmax over them.
+    """
+    z1, z2, partner = rows["z1"], rows["z2"], rows["partner"]
+    all1, all2, temperature = candidates["all1"], candidates["all2"], candidates["temperature"]
+    itself = partner[:, None] == jnp.arange(len(all1))  # [r, N]
 
     def similarity(anchors, others):
         # Full precision: a low temperature magnifies what accelerators round away by default.
         return (
             jnp.matmul(anchors, others.T, precision=lax.Precision.HIGHEST) / temperature
-        )  # [n, N]
+        )  # [r, N]
 
     def cross_entropy(anchors, to_other_view, to_same_view):
-        to_same_view = jnp.where(itself, -jnp.inf, to_same_view)
-        logits = [to_other_view, to_same_view]  # [n, N] each
-        if memory is not None:
-            if example is None:
-                raise ValueError("a memory needs the number of each image: give `example`")
-            kept, number = memory
-            negative = (number != NO_IMAGE) & (number != example[:, None])  # [n, K]
-            to_kept = similarity(anchors, lax.stop_gradient(kept).astype(wide))  # [n, K]
+        logits = [to_other_view, jnp.where(itself, -jnp.inf, to_same_view)]  # [r, N] each
+        if memory:
+            number = memory["number"]
+            negative = (number != NO_IMAGE) & (number != rows["example"][:, None])  # [r, K]
+            to_kept = similarity(anchors, memory["kept"])  # [r, K]
             logits.append(jnp.where(negative, to_kept, -jnp.inf))
         return optax.softmax_cross_entropy_with_integer_labels(
             jnp.concatenate(logits, axis=1), partner
@@ -94,19 +141,7 @@ def nt_xent(
     between = similarity(z1, all2)
     losses = cross_entropy(z1, between, similarity(z1, all1))
     losses += cross_entropy(z2, similarity(z2, all1), similarity(z2, all2))
-
-    count = jnp.asarray(all1.shape[0], wide)
-    if weights is not None:
-        losses, count = losses * weights, jnp.sum(weights != 0).astype(wide)
-        if axis_name is not None:
-            count = lax.psum(count, axis_name)
-    total = jnp.sum(losses) / count
-
-    probabilities = jax.nn.softmax(between)
+    seen = lax.stop_gradient(between)
+    probabilities = jax.nn.softmax(seen)
     entropy = -jnp.sum(probabilities * jnp.log(probabilities + 1e-8), axis=1)
-    metrics = {
-        "loss_mean": total / 2,
-        "contrast_accuracy": jnp.sum(jnp.argmax(between, axis=1) == partner) / all1.shape[0],
-        "contrast_entropy": jnp.sum(entropy) / all1.shape[0],
-    }
-    return (total if scale == "sum" else total / 2), lax.stop_gradient(metrics)
+    return losses, jnp.argmax(seen, axis=1), entropy

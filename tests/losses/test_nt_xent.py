@@ -12,10 +12,12 @@ import pytest
 from jax import lax
 
 from simclr_jax import parallel
+from simclr_jax.losses import tiles
 from simclr_jax.losses.nt_xent import NO_IMAGE, nt_xent
 from simclr_jax.losses.unit import l2_normalize
 
 DEVICES = 8
+AT_ONCE = [None, 1, 3]  # of five images: all, each, three and the rest
 
 
 def brute_force(z, temperature, kept=(), negative=None):
@@ -50,7 +52,7 @@ def draw(n, d, dtype, seed=0):
     return jnp.asarray(np.random.default_rng(seed).normal(size=(2 * n, d)), dtype)
 
 
-@functools.partial(jax.jit, static_argnames=("scale", "normalize"))
+@functools.partial(jax.jit, static_argnames=("scale", "normalize", "at_once"))
 def loss(z, temperature=0.5, **options):
     n = len(z) // 2
     return nt_xent(z[:n], z[n:], temperature=temperature, **options)
@@ -86,9 +88,10 @@ def sharded_gradient(function, z):
 @pytest.mark.x64
 @pytest.mark.parametrize("temperature", [0.1, 0.5, 1.0])
 @pytest.mark.parametrize("scale, factor", [("mean", 1), ("sum", 2)])
-def test_value_and_gradient_of_the_definition(temperature, scale, factor):
+@pytest.mark.parametrize("at_once", AT_ONCE)
+def test_value_and_gradient_of_the_definition(temperature, scale, factor, at_once):
     z = draw(5, 7, jnp.float64)
-    got, gradient = value_and_gradient(z, temperature=temperature, scale=scale)
+    got, gradient = value_and_gradient(z, temperature=temperature, scale=scale, at_once=at_once)
     want, want_gradient = brute_force(np.asarray(z), temperature)
     np.testing.assert_allclose(got, factor * want, rtol=1e-13)
     np.testing.assert_allclose(gradient, factor * want_gradient, rtol=1e-11, atol=1e-14)
@@ -100,11 +103,11 @@ def test_value_and_gradient_of_the_definition(temperature, scale, factor):
 
 
 @pytest.mark.x64
-def test_eight_devices_give_the_value_and_gradient_of_one():
-    z = draw(2 * DEVICES, 6, jnp.float64)
-    total, gradient = sharded_gradient(
-        lambda z1, z2: nt_xent(z1, z2, temperature=0.2, axis_name=parallel.AXIS)[0], z
-    )
+@pytest.mark.parametrize("at_once", AT_ONCE)
+def test_eight_devices_give_the_value_and_gradient_of_one(at_once):
+    z = draw(5 * DEVICES, 6, jnp.float64)
+    options = {"temperature": 0.2, "axis_name": parallel.AXIS, "at_once": at_once}
+    total, gradient = sharded_gradient(lambda z1, z2: nt_xent(z1, z2, **options)[0], z)
     want, want_gradient = value_and_gradient(z, temperature=0.2)
     np.testing.assert_allclose(total, want, rtol=1e-14)
     np.testing.assert_allclose(gradient, want_gradient, rtol=1e-11, atol=1e-15)
@@ -116,18 +119,20 @@ def kept_of(size, images):
     return kept, np.arange(size) % images
 
 
-def gradients_with_memory(z, kept, number):
+def gradients_with_memory(z, kept, number, at_once=None):
     """Return the loss and its gradient with respect to `z` and to `kept`."""
     options = {"temperature": 0.5, "scale": "sum", "example": np.arange(len(z) // 2)}
+    options["at_once"] = at_once
     return jax.value_and_grad(
         lambda z, kept: value(z, memory=(kept, number), **options), argnums=(0, 1)
     )(z, kept)
 
 
 @pytest.mark.x64
-def test_a_memory_adds_negatives_that_do_not_move():
+@pytest.mark.parametrize("at_once", AT_ONCE)
+def test_a_memory_adds_negatives_that_do_not_move(at_once):
     z, (kept, number) = draw(5, 7, jnp.float64), kept_of(11, images=5)
-    got, (gradient, of_kept) = gradients_with_memory(z, kept, number)
+    got, (gradient, of_kept) = gradients_with_memory(z, kept, number, at_once)
     negative = number != np.arange(5)[:, None]  # an image is none of its own
     want, want_gradient = brute_force(np.asarray(z), 0.5, np.asarray(kept), negative)
     np.testing.assert_allclose(got, 2 * want, rtol=1e-13)
@@ -147,13 +152,15 @@ def test_a_memory_without_negatives_is_none():
 
 
 @pytest.mark.x64
-def test_eight_devices_with_a_memory_are_one():
-    z, memory = draw(2 * DEVICES, 7, jnp.float64), kept_of(9, images=2 * DEVICES)
-    example = np.arange(2 * DEVICES)
+@pytest.mark.parametrize("at_once", AT_ONCE)
+def test_eight_devices_with_a_memory_are_one(at_once):
+    z, memory = draw(5 * DEVICES, 7, jnp.float64), kept_of(9, images=2 * DEVICES)
+    example = np.arange(5 * DEVICES)
 
     def share(z1, z2):
-        own = lax.dynamic_slice_in_dim(jnp.asarray(example), 2 * lax.axis_index(parallel.AXIS), 2)
+        own = lax.dynamic_slice_in_dim(jnp.asarray(example), 5 * lax.axis_index(parallel.AXIS), 5)
         options = {"temperature": 0.2, "memory": memory, "axis_name": parallel.AXIS}
+        options["at_once"] = at_once
         return nt_xent(z1, z2, example=own, **options)[0]
 
     total, gradient = sharded_gradient(share, z)
@@ -194,6 +201,52 @@ def test_weights_are_shared_out_over_devices():
     )
     total = jax.jit(sharded)(z[:DEVICES], z[DEVICES:], weights)
     np.testing.assert_allclose(total, value(z, weights=weights), rtol=1e-14)
+
+
+@pytest.mark.parametrize("normalize", [True, False])
+def test_tiles_say_what_the_whole_says(normalize):
+    """Loss, metrics and gradients, with weights and a memory; in tiles of a size that is usual."""
+    z, images = draw(70, 8, jnp.float32), np.arange(70)
+    weights = jnp.asarray(images % 3, jnp.float32)
+    kept, number = kept_of(200, images=70)
+    memory = kept[:, :1] * jnp.ones(8), number
+    options = {"normalize": normalize, "weights": weights, "memory": memory, "example": images}
+
+    def at_once(rows):
+        return jax.value_and_grad(lambda z: loss(z, at_once=rows, **options), has_aux=True)(z)
+
+    for got, want in zip(jax.tree.leaves(at_once(32)), jax.tree.leaves(at_once(70)), strict=True):
+        np.testing.assert_allclose(got, want, rtol=2e-6, atol=2e-7)
+
+
+@pytest.mark.x64
+def test_a_temperature_that_is_learned_has_its_gradient_in_tiles():
+    z = draw(5, 7, jnp.float64)
+    slopes = [
+        jax.grad(lambda t, rows=rows: value(z, temperature=t, at_once=rows))(0.3)
+        for rows in AT_ONCE
+    ]
+    ahead, behind = (value(z, temperature=0.3 + e) for e in (1e-6, -1e-6))
+    np.testing.assert_allclose(slopes, (ahead - behind) / 2e-6, rtol=1e-8)
+
+
+def test_tiles_hold_no_matrix_of_all_pairs():
+    """What the compiled program holds grows with the number of images, not with its square."""
+
+    def held(n, at_once):
+        z = jax.ShapeDtypeStruct((2 * n, 8), jnp.float32)
+        one = jax.jit(jax.grad(lambda z: loss(z, at_once=at_once)[0]))
+        return one.lower(z).compile().memory_analysis().temp_size_in_bytes
+
+    assert held(1024, at_once=None) > 3 * 1024 * 2048 * 4
+    assert held(1024, at_once=16) < 20 * 16 * 2048 * 4
+
+
+def test_large_batches_are_compared_in_tiles():
+    assert tiles.rows_at_once(1024, 2048, jnp.float32) == 1024
+    rows = tiles.rows_at_once(16384, 32768, jnp.float32)
+    assert 1 <= rows and rows * 32768 * 4 <= tiles.TILE < (rows + 1) * 32768 * 4
+    assert tiles.rows_at_once(10**6, 10**9, jnp.float32) == 1
 
 
 def test_equal_embeddings_cost_the_logarithm_of_the_choices():
