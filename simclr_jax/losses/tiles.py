@@ -104,7 +104,7 @@ def by_rows(
 
 
 def _cut(rows: Tree, at_once: int) -> tuple[Tree, Tree | None]:
-    """Return rows as tiles `[tiles, at_once, ...]`, and those that fill no tile, if there are any."""
+    """Return rows as tiles `[tiles, at_once, ...]`, and those that fill none, if there are any."""
     n = len(jax.tree.leaves(rows)[0])
     tiles = n // at_once
     whole = jax.tree.map(lambda x: x[: tiles * at_once].reshape(tiles, at_once, *x.shape[1:]), rows)

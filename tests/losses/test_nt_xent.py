@@ -245,7 +245,7 @@ def test_tiles_hold_no_matrix_of_all_pairs():
 def test_large_batches_are_compared_in_tiles():
     assert tiles.rows_at_once(1024, 2048, jnp.float32) == 1024
     rows = tiles.rows_at_once(16384, 32768, jnp.float32)
-    assert 1 <= rows and rows * 32768 * 4 <= tiles.TILE < (rows + 1) * 32768 * 4
+    assert rows >= 1 and rows * 32768 * 4 <= tiles.TILE < (rows + 1) * 32768 * 4
     assert tiles.rows_at_once(10**6, 10**9, jnp.float32) == 1
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import re
 
 import jax
 import jax.numpy as jnp
@@ -149,11 +150,62 @@ def test_moving_averages_over_eight_devices(groups, unbiased):
     np.testing.assert_allclose(moved["var"], expected, rtol=1e-12)
 
 
-def test_variance_of_a_large_mean_does_not_cancel():
-    x = np.float32(3000) + np.random.default_rng(0).normal(size=(512, 4)).astype(np.float32)
-    mean, variance = moments(jnp.asarray(x))
-    np.testing.assert_allclose(variance, x.astype(np.float64).var(0), rtol=1e-4)
-    np.testing.assert_allclose(mean, x.astype(np.float64).mean(0), rtol=1e-6)
+def distant(kind):
+    """Return float32 images `[64, 5, 5, 6]` whose mean is far from zero, or far from one another."""
+    x = np.random.default_rng(0).normal(size=(64, 5, 5, 6)).astype(np.float32)
+    row = np.arange(64, dtype=np.float32)[:, None, None, None]
+    if kind == "devices":
+        return x + 1000 * (row // (64 // DEVICES))
+    if kind == "outliers":  # just where one would look for what is usual
+        x[8::16, 0::1, 0::1] += 1000
+        return x
+    return x + np.float32({"thousand": 1000, "negative": -3000, "none": 0}[kind])
+
+
+@pytest.mark.parametrize("devices", [1, DEVICES])
+@pytest.mark.parametrize("kind", ["thousand", "negative", "none", "devices", "outliers"])
+def test_moments_of_a_large_mean_do_not_cancel(kind, devices):
+    x = distant(kind)
+    P = jax.P
+    over_devices = jax.shard_map(
+        functools.partial(moments, axis_name=parallel.AXIS),
+        mesh=parallel.make_mesh(devices),
+        in_specs=P(parallel.AXIS),
+        out_specs=P(),
+    )
+    mean, variance = jax.jit(over_devices)(x)
+    wide = x.astype(np.float64)
+    np.testing.assert_allclose(variance, wide.var((0, 1, 2)), rtol=2e-5)
+    unit = np.spacing(np.abs(np.asarray(mean)))  # of a float32 of that size
+    allowed = 2 * unit + 1e-6 * wide.std((0, 1, 2))
+    assert np.all(np.abs(mean - wide.mean((0, 1, 2))) <= allowed)
+
+
+def test_a_channel_that_is_constant_has_no_variance():
+    """In the first step a channel may be, and its variance must not be rounding of either sign."""
+    mean, variance = moments(jnp.full((64, 5, 5, 2), 0.1))
+    np.testing.assert_array_equal(variance, 0)
+    np.testing.assert_allclose(mean, 0.1, rtol=1e-6)
+
+
+def test_one_exchange_a_layer_and_direction():
+    x, scale, bias, dy = draw((2 * DEVICES, 3, 3, 4), jnp.float32)
+    P = jax.P
+
+    def local(x, dy):
+        own = lax.pcast((scale, bias), parallel.AXIS, to="varying")
+        y, pull = jax.vjp(lambda x: batch_normalize(x, *own, EPSILON, parallel.AXIS)[0], x)
+        return y, pull(dy)[0]
+
+    sharded = jax.shard_map(
+        local,
+        mesh=parallel.make_mesh(DEVICES),
+        in_specs=P(parallel.AXIS),
+        out_specs=P(parallel.AXIS),
+    )
+    text = jax.jit(sharded).lower(x, dy).compile().as_text()
+    exchanges = re.findall(r" (all-reduce|all-gather|reduce-scatter|all-to-all)(?:-start)?\(", text)
+    assert len(exchanges) == 2, exchanges
 
 
 def test_bfloat16_keeps_only_the_input_and_vectors_for_the_backward_pass():
