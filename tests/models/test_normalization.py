@@ -151,7 +151,7 @@ def test_moving_averages_over_eight_devices(groups, unbiased):
 
 
 def distant(kind):
-    """Return float32 images `[64, 5, 5, 6]` whose mean is far from zero, or far from one another."""
+    """Return float32 images `[64, 5, 5, 6]`, far from zero, from device to device, or a few."""
     x = np.random.default_rng(0).normal(size=(64, 5, 5, 6)).astype(np.float32)
     row = np.arange(64, dtype=np.float32)[:, None, None, None]
     if kind == "devices":
