@@ -65,6 +65,7 @@ RULES: tuple[tuple[tuple[str, ...], str, Callable[[float], bool]], ...] = (
         (
             "train.batch_size",
             "train.steps_per_call",
+            "train.accumulate",
             "head.layers",
             "head.dim",
             "log.every_steps",

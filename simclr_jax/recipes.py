@@ -228,6 +228,9 @@ def base(method: str = declaration.DEFAULT) -> ConfigDict:
             "steps": placeholder(int),  # overrides epochs
             "dtype": "float32",  # what the encoder computes in
             "remat": "none",  # block: less memory for a little more work, see docs/planning.md
+            # Parts of a batch that pass one after the other, with whole groups of bn.groups: less
+            # memory for a second forward pass, the same result. See docs/planning.md
+            "accumulate": 1,
             "steps_per_call": 1,  # steps scanned on the device between returns to Python; a last,
             # shorter chunk is compiled apart
         }
@@ -354,6 +357,12 @@ def inherit_all(config: ConfigDict) -> None:
     for crop in config.augment.views.values():
         for field in INHERITED_CROP:
             crop[field] = placeholder(type(crop[field]))
+
+
+def groups_at_once(config: ConfigDict) -> int:
+    """Return how many normalisation groups pass through the network at the same time."""
+    groups, parts = config.bn.groups, config.train.accumulate
+    return groups // parts if groups > 1 else groups
 
 
 def head_layers(config: ConfigDict) -> int:

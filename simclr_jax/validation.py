@@ -72,6 +72,7 @@ def validate(config: ConfigDict, devices: int) -> None:
     if c.train.batch_size is not None:
         _check_batch(c.train.batch_size, devices)
         _check_groups(c.bn.groups, c.train.batch_size, devices)
+        _check_parts(c.train.accumulate, c.bn.groups, c.train.batch_size, devices)
     for name in ("log.every_steps", "checkpoint.every_steps"):
         steps, call = get(c, name), c.train.steps_per_call
         if steps % call:
@@ -256,6 +257,26 @@ def _check_groups(groups: int, batch: int, devices: int) -> None:
         raise UserError(
             f"bn.groups is {groups}, but train.batch_size={batch} is no {groups} equal groups of 2 "
             f"images or more: set --config.train.batch_size={near}, or other groups"
+        )
+
+
+def _check_parts(parts: int, groups: int, batch: int, devices: int) -> None:
+    """Check that parts of a batch are of one size and hold whole groups of normalisation."""
+    if parts == 1:
+        return
+    if groups < 2 or groups % parts:
+        near = parts * max(1, round(groups / parts))
+        raise UserError(
+            f"train.accumulate is {parts}, but bn.groups={groups} is no multiple of it, so that a "
+            "part of a batch would be normalised by other images than the batch: set "
+            f"--config.bn.groups={near}"
+        )
+    if batch % (parts * devices):
+        unit = math.lcm(groups, parts * devices)
+        near = unit * max(1, round(batch / unit))
+        raise UserError(
+            f"train.accumulate is {parts}, which does not divide the {batch // devices} images of "
+            f"each of {devices} device(s): set --config.train.batch_size={near}, or fewer parts"
         )
 
 

@@ -89,7 +89,7 @@ def norm(config: ConfigDict, **fields: Any) -> Norm:
         BatchNorm,
         momentum=config.bn.momentum,
         epsilon=config.bn.epsilon,
-        groups=config.bn.groups,
+        groups=recipes.groups_at_once(config),
         axis_name=AXIS,
         param_dtype=param_dtype(config),
         **fields,

@@ -12,7 +12,10 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 from jax import lax
+from ml_collections import ConfigDict
 
+from simclr_jax import recipes
+from simclr_jax.errors import UserError
 from simclr_jax.frame.average import Variables
 from simclr_jax.train.stage import Extra, Params, Stats
 
@@ -24,15 +27,22 @@ KEYS = {"encoder": 0, "head": 1, "probe": 2, "classifier": 2}
 
 @dataclasses.dataclass(frozen=True)
 class Rows:
-    """Which images of the global batch the rows of a device are, and how they are normalised.
+    """Which images of those that pass at the same time the rows are, and how they are normalised.
 
     Attributes:
-      number: int32 `[n]`, the place of each image in the global batch.
-      groups: of batch normalisation: image i belongs to group i mod `groups`.
+      number: int32 `[n]`, the place of each image: in the global batch, or in one of its parts.
+      groups: of batch normalisation, at the same time: image i belongs to group i mod `groups`.
+      parts: of the global batch, which pass one after the other.
     """
 
     number: jax.Array
     groups: int
+    parts: int = 1
+
+    @classmethod
+    def of(cls, config: ConfigDict, number: jax.Array) -> Rows:
+        """Return the rows of a recipe."""
+        return cls(number, recipes.groups_at_once(config), config.train.accumulate)
 
     @property
     def group(self) -> jax.Array:
@@ -50,8 +60,14 @@ class Rows:
           batch_size: images of the global batch.
 
         Raises:
+          UserError: if the batch passes in parts, which hold whole groups only without shuffling.
           ValueError: if there is one group, in which nothing can be shuffled.
         """
+        if self.parts > 1:
+            raise UserError(
+                f"train.accumulate is {self.parts}, but the method shuffles images among the "
+                "normalisation groups of the whole batch: set --config.train.accumulate=1"
+            )
         if self.groups < 2:
             raise ValueError(f"bn.groups is {self.groups}: to shuffle them takes 2 or more")
         return jax.random.permutation(key, batch_size)[self.number].astype(jnp.int32) % self.groups
@@ -80,6 +96,7 @@ class Net:
     ):
         self.modules, self.params, self.batch_stats = modules, params, batch_stats
         self.rows, self.moved = rows, dict[str, Any]()
+        self._trained = set[str]()  # parts that were run in train mode
 
     def __call__(
         self,
@@ -98,6 +115,7 @@ class Net:
             averages, which stay.
           group: int32 `[n]`, the normalisation group of each image, in place of `rows.group`.
         """
+        self._check_order(name, train)
         module, variables = self.modules[name], self._variables(name)
         kwargs = self._arguments(name, inputs[0], train, group)
         if not train:
@@ -111,6 +129,17 @@ class Net:
     def stats(self) -> Stats:
         """Return the statistics of all parts after all passes so far."""
         return self.batch_stats | self.moved
+
+    def _check_order(self, name: str, train: bool) -> None:
+        """Raise `UserError` if a pass reads averages that only some parts of a batch have moved."""
+        if train:
+            self._trained.add(name)
+        elif name in self._trained and self.rows is not None and self.rows.parts > 1:
+            raise UserError(
+                f"train.accumulate is {self.rows.parts}, but the method runs its part {name} by "
+                "moving averages that the same batch has moved, of which a part of the batch knows "
+                "its own: set --config.train.accumulate=1"
+            )
 
     def _variables(self, name: str) -> Variables:
         return {
@@ -165,8 +194,8 @@ class Recorder(Net):
     `jax.eval_shape` works on it. It stands in for averages too, whose modules are the same.
     """
 
-    def __init__(self, modules: Modules, key: jax.Array, groups: int = 1):
-        super().__init__(modules, {}, {}, Rows(jnp.arange(2), groups))
+    def __init__(self, modules: Modules, key: jax.Array, rows: Rows | None = None):
+        super().__init__(modules, {}, {}, rows or Rows(jnp.arange(2), 1))
         self._key = key
 
     def __getitem__(self, name: str) -> Net:
@@ -184,6 +213,7 @@ class Recorder(Net):
         Raises:
           ValueError: if it was made for inputs of another shape.
         """
+        self._check_order(name, train)
         module, kwargs = self.modules[name], self._arguments(name, inputs[0], True, None)
         key = part_key(self._key, name)
         outputs, made = module.init_with_output(key, *inputs, **kwargs)

@@ -108,5 +108,6 @@ def make_stage(config: ConfigDict, timetable: Timetable, inputs: Inputs, mesh: M
         protocol=lambda: accuracy.protocol() | {"teacher": teacher.name},
         formats=FORMATS,
         look=make_views,
+        parts=config.train.accumulate,
         frozen={"teacher": teacher.variables},
     )

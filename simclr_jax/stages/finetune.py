@@ -81,4 +81,5 @@ def make_stage(config: ConfigDict, timetable: Timetable, inputs: Inputs, mesh: M
         protocol=accuracy.protocol,
         formats=FORMATS,
         look=make_views,
+        parts=config.train.accumulate,
     )

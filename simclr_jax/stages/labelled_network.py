@@ -93,7 +93,7 @@ class LabelledNetwork:
         params = jax.tree_util.tree_map_with_path(
             lambda path, p: p if self.learns(_names(path)) else lax.stop_gradient(p), params
         )
-        net = Net(self._modules, params, batch_stats, Rows(row, self._config.bn.groups))
+        net = Net(self._modules, params, batch_stats, Rows.of(self._config, row))
         ends = net("encoder", images, train=self._config.finetune.encoder_bn == "batch")
         # The whole head, as officially: statistics above the tap move too.
         hiddens = net("head", ends["h"])

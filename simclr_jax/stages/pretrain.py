@@ -136,6 +136,7 @@ def make_stage(config: ConfigDict, timetable: Timetable, inputs: Inputs, mesh: M
         after_update=network.after_update,
         look=network.look,
         views_per_image=network.views_per_image,
+        parts=config.train.accumulate,
         before_epoch=before_epoch if method.before_epoch else None,
     )
 
@@ -233,15 +234,14 @@ class Pretrained:
         self, extra: Extra, batch: Batch, step: jax.Array
     ) -> tuple[Outputs, Mapping[str, Stats]]:
         """Pass one device's images through the averages; see `Stage.watch`."""
-        averages = Averages(self._modules, extra, Rows(batch["row"], self._config.bn.groups))
+        averages = Averages(self._modules, extra, Rows.of(self._config, batch["row"]))
         return self._seen(averages, self._make_views(batch), extra, batch, step), averages.moved
 
     def forward(
         self, params: Params, batch_stats: Stats, extra: Extra, batch: Batch, step: jax.Array
     ) -> tuple[Outputs, Stats]:
         """Pass one device's images through the network; see `Stage.forward`."""
-        rows = Rows(batch["row"], self._config.bn.groups)
-        net = Net(self._modules, params, batch_stats, rows)
+        net = Net(self._modules, params, batch_stats, Rows.of(self._config, batch["row"]))
         return self._outputs(net, self._make_views(batch), extra, batch, step), net.stats
 
     def objective(
@@ -304,7 +304,7 @@ class Pretrained:
 
     def _record(self, key: jax.Array) -> tuple[Recorder, Outputs]:
         """Make the parts of the network by passes over two images of zeros."""
-        net = Recorder(self._modules, key, self._config.bn.groups)
+        net = Recorder(self._modules, key, Rows.of(self._config, jnp.arange(2)))
         (views, batch), step = self._zeros(), jnp.zeros((), jnp.int32)
         outputs = self._outputs(net, views, {}, batch, step)
         return net, joined(outputs, self._seen(net, views, {}, batch, step))

@@ -80,8 +80,9 @@ class Stage:
       warm_start: what a new run does to it before it starts, such as to load weights.
       forward: `(params, batch_stats, extra, batch, step) -> (outputs, batch_stats)`: the forward
         passes that are differentiated, for one device's rows of a batch. `extra` is that of the
-        state and `frozen`; `batch` has `row`, int32 `[n]`, the place of each image in the global
-        batch. Devices exchange statistics of batch normalisation here, and nothing else.
+        state and `frozen`; `batch` has `row`, int32 `[n]`, the place of each image among those that
+        pass at the same time: in the global batch, or in one of its `parts`. Devices exchange
+        statistics of batch normalisation here, and nothing else.
       objective: `(outputs, extra, step, axis_name) -> (loss, metrics)`: shares of loss and metrics
         whose sums over the devices of `axis_name` are those of the global batch. `outputs` are
         those of `forward` and of `watch`.
@@ -104,6 +105,9 @@ class Stage:
       look: from a batch to what the network looks at, for a picture: by the name of their group
         `[n, v, h, w, c]` each.
       views_per_image: that pass through the network in a step.
+      parts: of a batch that pass through the network one after the other, for want of memory; the
+        result is that of all at once (`train/gradients.py`). What `forward` and `watch` return as
+        outputs are then arrays `[n, ...]` throughout.
       before_epoch: `(state, epoch) -> state`: called before the first chunk whose first image lies
         in a new epoch, also before the first of all; it may replace parts of `extra`.
     """
@@ -124,4 +128,5 @@ class Stage:
     watch: Callable[[Extra, Batch, jax.Array], tuple[Outputs, Any]] = nothing_watched
     after_update: Callable[[Extra, Update], Extra] = nothing_more
     views_per_image: int = 1
+    parts: int = 1
     before_epoch: Callable[[TrainState, int], TrainState] | None = None

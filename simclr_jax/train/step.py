@@ -13,6 +13,7 @@ from jax.sharding import Mesh
 from jax.sharding import PartitionSpec as P
 
 from simclr_jax.parallel import AXIS
+from simclr_jax.train.gradients import at_once, in_parts
 from simclr_jax.train.stage import Batch, Extra, Metrics, Stage, TrainState, Update, joined
 
 Step = Callable[..., tuple[TrainState, Metrics]]
@@ -40,22 +41,16 @@ def make_step(stage: Stage, mesh: Mesh) -> Step:
       and the lengths (L2) of gradient, parameters before the update, and update.
     """
 
+    passes = functools.partial(in_parts, unroll=_on_cpus(mesh)) if stage.parts > 1 else at_once
+
     def step(frozen: Extra, state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
         # Marked as differing between devices, parameters get gradients that are this device's own:
         # nothing is summed behind our back, and the one sum below is the only one.
         params = jax.tree.map(lambda p: lax.pcast(p, AXIS, to="varying"), state.params)
         extra = joined(state.extra, frozen)
         batch = batch | {"row": _rows(batch)}
-        seen, watched = stage.watch(extra, batch, state.step)
-
-        def loss_fn(params):
-            made, batch_stats = stage.forward(params, state.batch_stats, extra, batch, state.step)
-            outputs = joined(made, seen)
-            loss, metrics = stage.objective(outputs, extra, state.step, AXIS)
-            return loss, (batch_stats, metrics, outputs)
-
-        gradients, (batch_stats, metrics, outputs) = jax.grad(loss_fn, has_aux=True)(params)
-        gradients, metrics = lax.psum((gradients, metrics), AXIS)
+        found = passes(stage, params, state, extra, batch)
+        gradients, metrics = lax.psum((found.gradients, found.metrics), AXIS)
 
         updates, opt_state = stage.optimizer.update(gradients, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
@@ -65,13 +60,13 @@ def make_step(stage: Stage, mesh: Mesh) -> Step:
             "parameter_norm": optax.global_norm(state.params),
             "update_norm": optax.global_norm(updates),
         }
-        update = Update(params, batch_stats, watched, outputs, state.step)
+        update = Update(params, found.batch_stats, found.watched, found.outputs, state.step)
         kept = stage.after_update(state.extra, update)
-        state = TrainState(state.step + 1, params, batch_stats, opt_state, kept)
+        state = TrainState(state.step + 1, params, found.batch_stats, opt_state, kept)
         return state, joined(metrics, own)
 
     def chunk(state: TrainState, batches: Batch, frozen: Extra) -> tuple[TrainState, Metrics]:
-        # XLA keeps a loop of one step a loop, and on CPUs convolutions in loops are very slow.
+        # XLA keeps a loop of one step a loop (see `_on_cpus`).
         if jax.tree.leaves(batches)[0].shape[0] == 1:
             state, metrics = step(frozen, state, jax.tree.map(lambda x: x[0], batches))
             return state, jax.tree.map(lambda x: x[None], metrics)
@@ -85,6 +80,11 @@ def make_step(stage: Stage, mesh: Mesh) -> Step:
         return sharded(state, batches, frozen or {})
 
     return jax.jit(steps, donate_argnums=0)
+
+
+def _on_cpus(mesh: Mesh) -> bool:
+    """Tell whether the devices of a mesh are there and are CPUs, slow at convolutions in loops."""
+    return isinstance(mesh, Mesh) and mesh.devices.flat[0].platform == "cpu"
 
 
 def _rows(batch: Batch) -> jax.Array:
