@@ -2,10 +2,9 @@
 
 Differs from `flax.linen.BatchNorm` in three ways that matter at batch 4096:
 
-* the moments are those of distances from a value amid each channel, in one pass, so that the
-  difference E[d²] - E[d]² loses nothing to a large mean as E[x²] - E[x]² does; across devices it is
-  the mean of local variances plus the variance of local means (TensorFlow 1's form: official
-  `resnet.py:BatchNormalization._moments`);
+* the moments are taken in one pass whose difference of two sums loses no more than rounding has
+  (`moments`); across devices it is the mean of local variances plus the variance of local means
+  (TensorFlow 1's form: official `resnet.py:BatchNormalization._moments`);
 * the backward pass keeps only the input in its own dtype and two vectors per layer, where automatic
   differentiation keeps float32 copies: half the activation memory of a bfloat16 ResNet-50;
 * across devices there is one exchange of two vectors forward, one backward, and nothing else.
@@ -29,7 +28,11 @@ from jax import lax
 def moments(x: jax.Array, axis_name: str | None = None) -> tuple[jax.Array, jax.Array]:
     """Return mean and biased variance per channel over all other axes, and over devices.
 
-    One pass over `x`: sums of distances from `_amid(x)` and of their squares.
+    One pass over `x`: sums of distances d from a value amid each channel, and of their squares. The
+    difference E[d²] - E[d]² then loses nothing to a large mean, as E[x²] - E[x]² would. Of numbers
+    of 16 bits x itself is summed, in float32: rounding to bfloat16 has added about 2^-18 E[x]² to
+    their variance, the difference loses a few 2^-24 E[x]²; and only sums that need not look at x
+    first can be taken where a convolution makes it (docs/performance.md).
 
     Args:
       x: `[..., c]`, the same shape on every device.
@@ -38,17 +41,25 @@ def moments(x: jax.Array, axis_name: str | None = None) -> tuple[jax.Array, jax.
     Returns:
       mean `[c]` and variance `[c]` in float32, or float64 if `x` is.
     """
-    x = x.astype(jnp.promote_types(x.dtype, jnp.float32))
-    axes = tuple(range(x.ndim - 1))
-    amid = _amid(x)
-    distance = x - amid
-    first, second = jnp.mean(distance, axes), jnp.mean(jnp.square(distance), axes)
-    mean, variance = amid + first, jnp.maximum(second - jnp.square(first), 0)
+    mean, variance = _one_pass(x)
     if axis_name is not None:
         means, variances = _from_devices((mean, variance), axis_name)  # [D, c] each
         mean = jnp.mean(means, 0)
         variance = jnp.mean(variances, 0) + jnp.mean(jnp.square(means - mean), 0)
     return mean, variance
+
+
+def _one_pass(x: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """Return mean and biased variance `[c]` of `x` `[..., c]`, see `moments`."""
+    axes, narrow = tuple(range(x.ndim - 1)), jnp.finfo(x.dtype).bits < 32
+    x = x.astype(jnp.promote_types(x.dtype, jnp.float32))
+    if narrow:
+        mean = jnp.mean(x, axes)
+        return mean, jnp.maximum(jnp.mean(jnp.square(x), axes) - jnp.square(mean), 0)
+    amid = _amid(x)
+    distance = x - amid
+    first, second = jnp.mean(distance, axes), jnp.mean(jnp.square(distance), axes)
+    return amid + first, jnp.maximum(second - jnp.square(first), 0)
 
 
 SAMPLES = 4  # along each axis but the last
@@ -67,7 +78,10 @@ def _amid(x: jax.Array) -> jax.Array:
 
 def _from_devices(values: tuple[jax.Array, ...], axis_name: str) -> jax.Array:
     """Return arrays of all devices, `[len(values), D, ...]`, in one exchange."""
-    return lax.all_gather(jnp.stack(values), axis_name, axis=1, to="invarying")
+    stacked = jnp.stack(values)
+    # All devices get the same, which `shard_map` is told where it keeps account of that.
+    to = "invarying" if axis_name in jax.typeof(stacked).manual_axis_type.varying else "varying"
+    return lax.all_gather(stacked, axis_name, axis=1, to=to)
 
 
 def _affine(x, mean, rstd, scale, bias):
@@ -152,10 +166,8 @@ def group_moments(
       mean `[G, c]`, variance `[G, c]` and how many numbers each is taken over `[G]`, in float32, or
       float64 if `x` is. A group without rows has mean and variance 0.
     """
-
-    x = x.astype(jnp.promote_types(x.dtype, jnp.float32))
     row_mean, row_variance = _row_moments(x)
-    member = jax.nn.one_hot(group, groups, dtype=x.dtype)
+    member = jax.nn.one_hot(group, groups, dtype=row_mean.dtype)
     pixels = x.size // row_mean.size
     count = pixels * jnp.sum(member, 0)  # [G]
     divisor = jnp.maximum(count, 1)[:, None]
@@ -178,13 +190,10 @@ def group_moments(
 
 def _row_moments(x: jax.Array) -> tuple[jax.Array, jax.Array]:
     """Return mean and biased variance of each row of `x` `[rows, ..., c]` over its pixels."""
-    axes = tuple(range(1, x.ndim - 1))
-    if not axes:
-        return x, jnp.zeros_like(x)
-    amid = jax.vmap(_amid)(x)  # [rows, c]
-    distance = x - amid.reshape(len(x), *[1] * len(axes), -1)
-    first, second = jnp.mean(distance, axes), jnp.mean(jnp.square(distance), axes)
-    return amid + first, jnp.maximum(second - jnp.square(first), 0)
+    if x.ndim == 2:
+        wide = x.astype(jnp.promote_types(x.dtype, jnp.float32))
+        return wide, jnp.zeros_like(wide)
+    return jax.vmap(_one_pass)(x)
 
 
 def _of_rows(values: jax.Array, group: jax.Array, x: jax.Array) -> jax.Array:

@@ -36,7 +36,14 @@ Norm = Callable[..., nn.Module]
 
 # What a block that is computed again in the backward pass keeps: what is dear to compute, and what
 # other devices would have to be asked for again.
-KEPT = ("conv_general_dilated", "dot_general", "psum", "psum_invariant")
+KEPT = (
+    "conv_general_dilated",
+    "dot_general",
+    "psum",
+    "psum_invariant",
+    "all_gather",
+    "all_gather_invariant",
+)
 
 
 def keep(primitive, *_, **__) -> bool:

@@ -1,8 +1,13 @@
-"""The program of a step at any batch size, worked out from the programs at two batch sizes."""
+"""The program of a step at any batch size, worked out from the programs at two batch sizes.
+
+Above some size a loss goes by tiles (`losses/tiles.py`), which is another program: that is read as
+it is, at each size that is asked about.
+"""
 
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -22,34 +27,32 @@ MOST = 1 << 20  # images on a device
 class AnyBatch:
     """A step on one device as a function of its images.
 
-    The length of every axis of every array is a + b * images, with constants a and b, which two
-    programs suffice to find.
+    Without tiles the length of every axis of every array is a + b * images, with constants a and b,
+    which two programs suffice to find.
 
     Attributes:
-      small: the program for `SMALL` images.
-      large: that for `LARGE`.
+      read: from images on a device to the program.
+      small: the program for `SMALL * parts` images.
+      large: that for `LARGE * parts`.
       state_arrays: how many of the first arguments are the state.
+      parts: of a batch, one after the other: a device has a multiple of so many images.
     """
 
+    read: Callable[[int], Program]
     small: Program
     large: Program
     state_arrays: int
+    parts: int = 1
 
     @classmethod
-    def of(cls, read: Callable[[int], Program], state_arrays: int) -> AnyBatch:
+    def of(cls, read: Callable[[int], Program], state_arrays: int, parts: int = 1) -> AnyBatch:
         """Read the two programs; `read` takes the images on a device."""
-        small, large = read(SMALL), read(LARGE)
-        assert [op.name for op in small.ops] == [op.name for op in large.ops]
-        return cls(small, large, state_arrays)
+        read = functools.cache(read)
+        return cls(read, read(SMALL * parts), read(LARGE * parts), state_arrays, parts)
 
     def at(self, images: int) -> Program:
         """Return the program for so many images on a device."""
-        shapes: dict[int, Any] = {}
-        for array, small in self.small.shapes.items():
-            sides = zip(small.shape, self.large.shapes[array].shape, strict=True)
-            shape = [a + (b - a) * (images - SMALL) // (LARGE - SMALL) for a, b in sides]
-            shapes[array] = jax.ShapeDtypeStruct(tuple(shape), small.dtype)
-        return dataclasses.replace(self.small, shapes=shapes)
+        return self._between(images) if self._plain(images) else self.read(images)
 
     def footprint(self, images: int, rules: Rules) -> Footprint:
         """Return the memory for so many images on a device."""
@@ -69,18 +72,49 @@ class AnyBatch:
         Beside the batch of the step there are `waiting` more.
         """
 
-        def fits(images: int) -> bool:
-            found = self.footprint(images, rules)
+        def fits(program: Program) -> bool:
+            found = footprint.analyse(program, self.state_arrays, rules)
             return found.peak + waiting * found.batch <= room
 
-        return largest(fits)
+        most = largest(lambda n: fits(self._between(n * self.parts)))
+        if not self._plain(max(most, 1) * self.parts):  # tiles take less, so more may fit
+            most = largest(lambda n: fits(self.read(n * self.parts)), most)
+        return most * self.parts
+
+    def _plain(self, images: int) -> bool:
+        """Tell whether at this size there are no loops but those of a small batch."""
+        return _loops(self.read(images)) == _loops(self.small)
+
+    def _between(self, images: int) -> Program:
+        return _between(self.small, self.large, images // self.parts)
 
 
-def largest(fits: Callable[[int], bool]) -> int:
+def _loops(program: Program) -> int:
+    return sum(1 + _loops(op.inside) for op in program.ops if op.inside)
+
+
+def _between(small: Program, large: Program, images: int) -> Program:
+    """Return the program for so many images of those for `SMALL` and `LARGE`."""
+    shapes: dict[int, Any] = {}
+    for array, one in small.shapes.items():
+        sides = zip(one.shape, large.shapes[array].shape, strict=True)
+        shape = [a + (b - a) * (images - SMALL) // (LARGE - SMALL) for a, b in sides]
+        shapes[array] = jax.ShapeDtypeStruct(tuple(shape), one.dtype)
+    ops = [
+        dataclasses.replace(op, inside=_between(op.inside, other.inside, images))
+        if op.inside and other.inside
+        else op
+        for op, other in zip(small.ops, large.ops, strict=True)
+    ]
+    assert [op.name for op in small.ops] == [op.name for op in large.ops]
+    return dataclasses.replace(small, ops=ops, shapes=shapes)
+
+
+def largest(fits: Callable[[int], bool], known: int = 0) -> int:
     """Return the largest number up to `MOST` that fits, if whatever is smaller than one that fits,
-    fits too.
+    fits too; `known` is one of those, or 0.
     """
-    low, high = 0, 1
+    low, high = known, 2 * known or 1
     while high <= MOST and fits(high):
         low, high = high, 2 * high
     while high - low > 1:

@@ -128,9 +128,10 @@ class Case:
         return jax.ShapeDtypeStruct((len(self.prepared.train), *shape), dtype)
 
     def changed(self, **fields: Any) -> Case:
-        """Return the case with other fields of the group `train`."""
+        """Return the case with other fields, their dots written as double underscores."""
         config = recipes.copied(self.config)
-        config.train.update(fields)
+        named = {name.replace("__", "."): value for name, value in fields.items()}
+        config.update_from_flattened_dict(named)
         validation.validate(config, self.devices)
         return dataclasses.replace(self, config=config)
 
@@ -176,7 +177,7 @@ class Case:
         def read(images: int) -> program.Program:
             return program.read(step, state, self.batch(images, mesh))
 
-        return AnyBatch.of(read, len(jax.tree.leaves(state)))
+        return AnyBatch.of(read, len(jax.tree.leaves(state)), self.config.train.accumulate)
 
     def compile(self, device: str, quick: bool = True) -> Compiled:
         """Compile the step for a TPU."""

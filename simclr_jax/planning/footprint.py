@@ -14,7 +14,7 @@ import itertools
 from collections.abc import Callable
 from typing import Any
 
-from simclr_jax.planning.program import AGAIN, COLLECTIVES, Program, nbytes
+from simclr_jax.planning.program import AGAIN, COLLECTIVES, Op, Program, nbytes
 
 SUBLANES, LANES = 8, 128  # of a TPU's tile
 
@@ -122,15 +122,27 @@ def analyse(program: Program, state_arrays: int, rules: Rules = GPU) -> Footprin
       state_arrays: how many of its first arguments are the state, whose place the results take.
       rules: of the kind of device.
     """
-    most = now = 0
-    for change in _changes(program, rules):
-        now += change
-        most = max(most, now)
     state, batch = (
         sum(rules.sizes(program.shapes[array]) for array in arrays)
         for arrays in (program.inputs[:state_arrays], program.inputs[state_arrays:])
     )
-    return Footprint(state, batch, most)
+    return Footprint(state, batch, _temporary(program, rules))
+
+
+def _temporary(program: Program, rules: Rules) -> int:
+    """Return the bytes at the fullest moment of a program, beside its arguments."""
+    return max(itertools.accumulate(_changes(program, rules)), default=0)
+
+
+def _turn(op: Op, rules: Rules) -> int:
+    """Return the bytes that one turn of a loop needs: its slices of what it goes through, its work.
+
+    What it hands on to the next and what it leaves are the loop's own arrays.
+    """
+    assert op.inside is not None
+    first = op.params["num_consts"] + op.params["num_carry"]
+    slices = [op.inside.shapes[array] for array in op.inside.inputs[first:]]
+    return sum(map(rules.sizes, slices)) + _temporary(op.inside, rules)
 
 
 def _changes(program: Program, rules: Rules) -> list[int]:
@@ -152,6 +164,11 @@ def _changes(program: Program, rules: Rules) -> list[int]:
     for array in born:
         last[array] = max(last[array], born[array])
     arguments, changes = set(program.inputs), [0] * (2 * len(program.ops) + 3)
+    for time, op in enumerate(program.ops):
+        if op.inside:
+            turn = _turn(op, rules)
+            changes[2 * time + 1] += turn
+            changes[2 * time + 2] -= turn
     for array in born.keys() - arguments:
         size = rules.sizes(program.shapes[array])
         changes[born[array]] += size

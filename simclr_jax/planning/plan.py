@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from typing import Any
 
 import jax
@@ -25,10 +26,11 @@ ROUND = 8  # images on a device, in batches that are proposed
 
 # Fields that make a step need less memory, and what they may be set to.
 CHANGES: tuple[dict[str, str], ...] = (
-    {"dtype": "bfloat16"},
-    {"remat": "block"},
-    {"dtype": "bfloat16", "remat": "block"},
+    {"train__dtype": "bfloat16"},
+    {"train__remat": "block"},
+    {"train__dtype": "bfloat16", "train__remat": "block"},
 )
+MOST_PARTS = 256  # of a batch, that are proposed
 
 
 @dataclasses.dataclass(frozen=True)
@@ -163,12 +165,42 @@ def choices(case: Case, steps: AnyBatch, asked: Asked) -> list[Choice]:
     """Return the recipe as it is, and with all that makes it need less."""
     found = [_choice("as it is", case, steps, asked)]
     for change in CHANGES:
-        if any(case.config.train[name] == value for name, value in change.items()):
+        if any(_get(case.config, name) == value for name, value in change.items()):
             continue
-        name = " ".join(f"--config.train.{name}={value}" for name, value in change.items())
         changed = case.changed(**change)
-        found.append(_choice(name, changed, changed.at_any_batch(), asked))
+        found.append(_choice(_flags(change), changed, changed.at_any_batch(), asked))
+    if found[0].peak > asked.room and (parts := _in_parts(case, asked, found[0])):
+        found.append(parts)
     return found
+
+
+def _in_parts(case: Case, asked: Asked, whole: Choice) -> Choice | None:
+    """Return the recipe with its batch in as few parts as fit, by twos; None if that is not so."""
+    fewest = 2 * case.config.train.accumulate
+    while fewest < min(MOST_PARTS, whole.peak / asked.room):  # a part needs its share or more
+        fewest *= 2
+    for parts in (fewest, 2 * fewest, 4 * fewest):
+        change = {
+            "train__accumulate": parts,
+            "bn__groups": math.lcm(max(case.config.bn.groups, 1), parts),
+        }
+        try:
+            changed = case.changed(**change)
+        except UserError:  # the images of a device are not so many parts
+            return None
+        found = _choice(_flags(change), changed, changed.at_any_batch(), asked)
+        if found.peak <= asked.room:
+            return found
+    return None
+
+
+def _get(config: ConfigDict, name: str) -> Any:
+    group, field = name.split("__")
+    return config[group][field]
+
+
+def _flags(change: dict[str, Any]) -> str:
+    return " ".join(f"--config.{n.replace('__', '.')}={value}" for n, value in change.items())
 
 
 def _choice(name: str, case: Case, steps: AnyBatch, asked: Asked) -> Choice:
@@ -176,7 +208,8 @@ def _choice(name: str, case: Case, steps: AnyBatch, asked: Asked) -> Choice:
     held = beside(case, memory, asked)
     room = asked.room - held.get("resident images", 0)
     most = steps.most_images(room, asked.rules, case.waiting)
-    most -= most % ROUND if most > ROUND else 0
+    unit = math.lcm(ROUND, steps.parts)
+    most -= most % unit if most > unit else 0
     return Choice(name, memory.peak + sum(held.values()), most * case.devices)
 
 
@@ -190,7 +223,8 @@ def report(case: Case, asked: Asked, plan: dict[str, Any], compiled: Compiled | 
         f"pixels, {c.train.dtype}, remat {c.train.remat}",
         f"devices   {asked.count} x {asked.device}, {held:g} GiB each, {asked.room / GIB:.1f} of "
         "them for a program",
-        f"batch     {c.train.batch_size} images, {case.images} ({views} views) on a device",
+        f"batch     {c.train.batch_size} images, {case.images} ({views} views) on a device"
+        + (f", in {c.train.accumulate} parts" if c.train.accumulate > 1 else ""),
         "",
         _memory_table(plan, compiled),
         "",
@@ -257,4 +291,6 @@ def _choices_table(asked: Asked, plan: dict[str, Any]) -> str:
     lines = [table(("estimated", "GiB", f"batch {batch}", "largest batch"), rows)]
     if 0 < most * asked.count < batch:
         lines.append(f"as it is, batch {batch} needs {-(-batch // most)} such devices")
+    if "accumulate" in plan["choices"][-1]["name"]:
+        lines.append("in parts, images are normalised by groups of a part, not of the batch")
     return "\n".join(lines)

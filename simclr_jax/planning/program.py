@@ -7,6 +7,7 @@ often it is written, because compilers do it once.
 
 from __future__ import annotations
 
+import collections
 import dataclasses
 import math
 from collections.abc import Iterator, Sequence
@@ -53,12 +54,16 @@ class Op:
       inputs: numbers of the arrays it reads.
       outputs: numbers of the arrays it makes.
       params: of the primitive.
+      inside: of a loop, what one turn does.
+      times: of a loop, its turns.
     """
 
     name: str
     inputs: tuple[int, ...]
     outputs: tuple[int, ...]
     params: dict[str, Any]
+    inside: Program | None = None
+    times: int = 1
 
 
 @dataclasses.dataclass(frozen=True)
@@ -177,7 +182,8 @@ class _Flattening:
         if key not in self._known:
             outputs = tuple(map(self._array, avals))
             inputs = tuple(value for value in values if isinstance(value, int))
-            self.ops.append(Op(name, inputs, outputs, params))
+            loop = (flatten(params["jaxpr"].jaxpr), params["length"]) if name == "scan" else ()
+            self.ops.append(Op(name, inputs, outputs, params, *loop))
             self._known[key] = outputs
         return self._known[key]
 
@@ -201,8 +207,8 @@ def flops(program: Program) -> int:
 
 
 def _flops_of(program: Program, op: Op) -> int:
-    if op.name == "scan":
-        return op.params["length"] * flops(flatten(op.params["jaxpr"].jaxpr))
+    if op.inside:
+        return op.times * flops(op.inside)
     shapes = [program.shapes[array].shape for array in (*op.inputs, *op.outputs)]
     if op.name == "dot_general":
         (contracted, _), _ = op.params["dimension_numbers"]
@@ -238,8 +244,11 @@ def convolution_flops(
 
 def collectives(program: Program) -> dict[str, int]:
     """Return the bytes each device receives in a step, by kind of collective."""
-    found: dict[str, int] = {}
+    found: collections.Counter[str] = collections.Counter()
     for op in program.ops:
-        if kind := COLLECTIVES.get(op.name):
-            found[kind] = found.get(kind, 0) + sum(map(program.bytes, op.outputs))
-    return found
+        if op.inside:
+            inside = collectives(op.inside)
+            found.update({kind: op.times * size for kind, size in inside.items()})
+        elif kind := COLLECTIVES.get(op.name):
+            found[kind] += sum(map(program.bytes, op.outputs))
+    return dict(found)

@@ -181,6 +181,26 @@ def test_moments_of_a_large_mean_do_not_cancel(kind, devices):
     assert np.all(np.abs(mean - wide.mean((0, 1, 2))) <= allowed)
 
 
+@pytest.mark.parametrize("devices", [1, DEVICES])
+@pytest.mark.parametrize("mean", [0.0, 1.0, 30.0, -1000.0])
+def test_moments_of_bfloat16_lose_less_than_its_rounding_adds(mean, devices):
+    exact = np.random.default_rng(0).normal(mean, 1, size=(64, 5, 5, 6))
+    x = jnp.asarray(exact, jnp.bfloat16)
+    P = jax.P
+    over_devices = jax.shard_map(
+        functools.partial(moments, axis_name=parallel.AXIS),
+        mesh=parallel.make_mesh(devices),
+        in_specs=P(parallel.AXIS),
+        out_specs=P(),
+    )
+    found = jax.jit(over_devices)(x)
+    assert {leaf.dtype for leaf in found} == {jnp.dtype("float32")}
+    wide = np.asarray(x, np.float64)
+    np.testing.assert_allclose(found[0], wide.mean((0, 1, 2)), rtol=1e-6, atol=1e-7)
+    allowed = 2**-18 * mean**2 + 2e-6 * wide.var((0, 1, 2))
+    assert np.all(np.abs(found[1] - wide.var((0, 1, 2))) <= allowed)
+
+
 def test_a_channel_that_is_constant_has_no_variance():
     """In the first step a channel may be, and its variance must not be rounding of either sign."""
     mean, variance = moments(jnp.full((64, 5, 5, 2), 0.1))

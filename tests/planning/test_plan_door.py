@@ -13,7 +13,7 @@ from etils import epath
 from train import tiny
 
 from simclr_jax.errors import UserError
-from simclr_jax.planning import ahead, devices, plan
+from simclr_jax.planning import ahead, devices, footprint, plan
 from simclr_jax.planning.any_batch import AnyBatch
 from simclr_jax.planning.described import Case
 from simclr_jax.planning.footprint import Footprint
@@ -72,14 +72,20 @@ def test_plan_prints_and_writes_what_it_found(tmp_path, capsys):
         assert word in said
 
 
-def test_the_largest_batch_leaves_room_for_what_a_run_holds():
+def test_the_largest_batch_leaves_room_for_what_a_run_holds(monkeypatch):
     class Steps(AnyBatch):
-        def footprint(self, images, rules):
-            return Footprint(100, 10 * images, 0)
+        """Whose program is the number of images."""
 
+        def _plain(self, images):
+            return True
+
+        def _between(self, images):
+            return images
+
+    monkeypatch.setattr(footprint, "analyse", lambda images, *_: Footprint(100, 10 * images, 0))
     case = Case.of(recipe(train__steps_per_call=2, data__resident=True), DEVICES, 48, tiny.CLASSES)
     asked = dataclasses.replace(ASKED, memory=100_000)
-    found = plan._choice("", case, Steps(None, None, 0), asked)
+    found = plan._choice("", case, Steps(None, None, None, 0), asked)
     images, resident = tiny.BATCH // DEVICES, 48 * 10 * 10 * 3
     assert found.peak == 100 + 4 * 10 * images + resident
     most = (90_000 - 100 - resident) // (4 * 10)

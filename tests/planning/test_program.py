@@ -12,6 +12,8 @@ from jax import lax
 from train import tiny
 from train.test_step import DEVICES, arguments, expected, inspect
 
+from simclr_jax.losses import tiles
+from simclr_jax.losses.nt_xent import nt_xent
 from simclr_jax.planning import footprint, program
 from simclr_jax.planning.any_batch import LARGE, SMALL, AnyBatch, largest
 from simclr_jax.train.step import make_step
@@ -81,6 +83,14 @@ def test_operations_of_matrix_products_count_in_loops_and_equal_ones_once():
     assert program.flops(flat(loop, a, b)) == 7 * 2 * 4 * 6 * 5
 
 
+def test_bytes_sent_count_in_loops():
+    def loop(a):
+        return lax.scan(lambda carry, _: (carry + lax.psum(a, "d"), None), a, length=7)[0]
+
+    traced = jax.make_jaxpr(loop, axis_env=[("d", 2)])(described(4, 6))
+    assert program.collectives(program.flatten(traced.jaxpr)) == {"all-reduce": 7 * F32 * 4 * 6}
+
+
 # Memory ----------------------------------------------------------------------------------------
 
 
@@ -105,6 +115,24 @@ def test_elementwise_chains_take_no_memory():
     more = footprint.analyse(flat(lambda x, w: jnp.exp(jnp.sin(jnp.tanh(x))) @ w, x, w), 0)
     assert one == more
     assert one.temporary == F32 * (8 * 16 + 8 * 4)  # the argument of the product, and its result
+
+
+def test_a_loop_needs_what_its_fullest_turn_needs():
+    """Of (x[i] @ a) ** 2 @ b, added up: its slice, the product, and what becomes of it."""
+    x, a, b = described(10, 8, 16), described(16, 32), described(32, 4)
+
+    def loop(a, b, x):
+        def turn(total, part):
+            return total + jnp.square(part @ a) @ b, None
+
+        return lax.scan(turn, jnp.zeros((8, 4)), x)[0]
+
+    found = footprint.analyse(flat(loop, a, b, x), state_arrays=2)
+    assert found.batch == F32 * 10 * 8 * 16
+    sliced, wide, narrow = F32 * 8 * 16, F32 * 8 * 32, F32 * 8 * 4
+    # The square takes the place of the product; beside the turn lies what the loop begins with, and
+    # what it leaves.
+    assert found.temporary == sliced + wide + narrow + 2 * narrow
 
 
 @pytest.mark.parametrize(
@@ -147,8 +175,12 @@ def test_remat_sends_and_convolves_nothing_again_in_the_compiled_step():
     assert compiled.sent == program.collectives(plain)
 
 
-def test_every_batch_size_follows_from_two():
-    step, (state, batch) = tiny_step()
+@pytest.mark.parametrize("fields", [{}, {"bn__groups": 4, "train__accumulate": 2}])
+def test_every_batch_size_follows_from_two(fields):
+    config = tiny.recipe(**fields)
+    stage, _ = tiny.make_stage(config, DEVICES)
+    mesh, parts = program.abstract_mesh(DEVICES), config.train.accumulate
+    step, (state, batch) = make_step(stage, mesh), arguments(stage)
 
     def read(images):
         rows = images * DEVICES
@@ -158,19 +190,43 @@ def test_every_batch_size_follows_from_two():
         }
         return program.read(step, state, described_batch)
 
-    steps = AnyBatch.of(read, tiny_program()[1])
-    other, direct = 3 * LARGE - SMALL, read(3 * LARGE - SMALL)
+    steps = AnyBatch.of(read, len(jax.tree.leaves(state)), parts)
+    other = parts * (3 * LARGE - SMALL)
+    direct = read(other)
     assert steps.flops(other) == program.flops(direct)
     assert steps.collectives(other) == program.collectives(direct)
     for rules in (footprint.GPU, footprint.TPU):
         assert steps.footprint(other, rules) == footprint.analyse(direct, steps.state_arrays, rules)
     room = steps.footprint(other, footprint.GPU).peak
     assert steps.most_images(room, footprint.GPU) == other
-    assert steps.most_images(room - 1, footprint.GPU) == other - 1
+    assert steps.most_images(room - 1, footprint.GPU) == other - parts
     assert steps.most_images(1, footprint.GPU) == 0
     room += 3 * steps.footprint(other, footprint.GPU).batch
     assert steps.most_images(room, footprint.GPU, waiting=3) == other
-    assert steps.most_images(room - 1, footprint.GPU, waiting=3) == other - 1
+    assert steps.most_images(room - 1, footprint.GPU, waiting=3) == other - parts
+
+
+def test_a_loss_that_goes_by_tiles_is_planned_so(monkeypatch):
+    """Above some size; up to it, matrices of all pairs take most of the room."""
+    dim, at_once = 5, 4
+
+    def read(images):
+        def loss(z):
+            return nt_xent(z[0], z[1], temperature=0.1)[0]
+
+        return flat(jax.grad(loss), described(2, images, dim))
+
+    monkeypatch.setattr(tiles, "WHOLE", F32 * 100 * 200)
+    monkeypatch.setattr(tiles, "TILE", at_once * F32 * 2 * 400)
+    steps = AnyBatch.of(read, 0)
+    below, above = (steps.footprint(n, footprint.GPU).temporary for n in (100, 400))
+    assert below > 2 * F32 * 100 * 200 and above < F32 * 400 * 800 / 4
+    assert above == footprint.analyse(read(400), 0).temporary
+    # Where 150 images would fit by matrices of all pairs, more do by tiles.
+    room = 5 * F32 * 150 * 300
+    most = steps.most_images(room, footprint.GPU)
+    assert most > 150
+    assert footprint.analyse(read(most), 0).peak <= room < footprint.analyse(read(most + 1), 0).peak
 
 
 @pytest.mark.parametrize("most", [0, 1, 2, 3, 31, 32, 33, 1000])

@@ -168,6 +168,7 @@ SEEN: dict[tuple[str, str], tuple[str, ...]] = {
     (NETWORK, "test_the_network_computes_in_the_dtype_of_the_recipe"): ("train.dtype",),
     (NETWORK, "test_blocks_are_computed_again_if_asked"): ("train.remat",),
     (NETWORK, "test_steps_are_taken_in_chunks"): ("train.steps_per_call",),
+    ("train/test_gradients.py", "test_parts_take_less_memory"): ("train.accumulate",),
     # Labels
     (FINETUNE, "test_the_tap_is_what_the_classifier_reads"): ("finetune.tap",),
     (FINETUNE, "test_a_step_changes_what_learns_and_nothing_else"): (

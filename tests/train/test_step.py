@@ -197,7 +197,8 @@ def expected(state, batch_size, dim, scalars) -> Report:
     """Return what the algorithm needs, in float32, for the parameters of `state`."""
     leaves = jax.tree_util.tree_leaves_with_path(state.params)
     sizes = {jax.tree_util.keystr(path): leaf.size for path, leaf in leaves}
-    channels = sum(size for path, size in sizes.items() if path.endswith("['scale']"))
+    scales = [size for path, size in sizes.items() if path.endswith("['scale']")]
+    channels = sum(scales)
     # Where a residual branch meets its shortcut both normalisations get the same dy: the compiler
     # sends its sum once, as a statistic and as the gradient of the bias.
     shared = sum(size for path, size in sizes.items() if path.endswith("['shortcut_bn']['bias']"))
@@ -205,12 +206,13 @@ def expected(state, batch_size, dim, scalars) -> Report:
     embeddings = 4 * batch_size * dim  # of one view
     return Report(
         sent={
-            "all-gather": 2 * embeddings,
+            # Embeddings, and forward mean and variance of each device.
+            "all-gather": 2 * embeddings + 4 * DEVICES * 2 * channels,
             "reduce-scatter": 2 * embeddings // DEVICES,  # the gradient of the gather
-            # Mean and variance forward, two sums backward; all gradients; single numbers.
-            "all-reduce": 4 * (4 * channels + sum(sizes.values()) - 2 * shared + scalars),
+            # Backward two sums; all gradients; single numbers.
+            "all-reduce": 4 * (2 * channels + sum(sizes.values()) - 2 * shared + scalars),
         },
-        largest_gather=embeddings,
+        largest_gather=max(embeddings, 4 * DEVICES * 2 * max(scales)),
         # Forward, by kernel and by input; the images need no gradient.
         convolutions=3 * convolutions - 1,
     )
