@@ -58,7 +58,8 @@ def make_step(stage: Stage, mesh: Mesh) -> Step:
             "lr": stage.learning_rate(state.step),
             "gradient_norm": optax.global_norm(gradients),
             "parameter_norm": optax.global_norm(state.params),
-            "update_norm": optax.global_norm(updates),
+            # Apart: measured as it is made, the update would be written out and read to be added.
+            "update_norm": optax.global_norm(lax.optimization_barrier(updates)),
         }
         update = Update(params, found.batch_stats, found.watched, found.outputs, state.step)
         kept = stage.after_update(state.extra, update)
