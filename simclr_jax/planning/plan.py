@@ -87,16 +87,13 @@ def run(config: ConfigDict, asked: Asked, json_file: str = "") -> dict[str, Any]
     """
     json_file = files.expand_home(json_file) if json_file else ""
     _check(asked, json_file)
-    device = devices.find(asked.device)
-    if asked.compile and not device.family:
-        raise UserError(f"--compile asks a TPU's compiler, --device is {asked.device}")
-    if asked.compile or (device.family and asked.compile is None and ahead.available()):
+    compiles = _compiles(asked)
+    if compiles:
         ahead.mesh(asked.device, asked.count)  # its complaints need not wait for the estimate
     case = Case.of(config, asked.count, asked.images, asked.classes)
     steps = case.at_any_batch()
     plan = estimate(case, steps, asked)
-    compile_too = ahead.available() if asked.compile is None else asked.compile
-    compiled = case.compile(asked.device) if device.family and compile_too else None
+    compiled = case.compile(asked.device) if compiles else None
     if compiled:
         plan["compiled"] = dataclasses.asdict(compiled)
     print(report(case, asked, plan, compiled))
@@ -104,6 +101,26 @@ def run(config: ConfigDict, asked: Asked, json_file: str = "") -> dict[str, Any]
         with files.explaining(json_file):
             documents.write(json_file, plan)
     return plan
+
+
+def _compiles(asked: Asked) -> bool:
+    """Tell whether to ask the TPU's compiler, which is left out where nobody insists on it.
+
+    Raises:
+      UserError: if it is insisted on and cannot be.
+    """
+    if not devices.find(asked.device).family:
+        if asked.compile:
+            raise UserError(f"--compile asks a TPU's compiler, --device is {asked.device}")
+        return False
+    if asked.count == 1:  # seen with libtpu 0.0.42.1, for every kind of TPU
+        if asked.compile:
+            raise UserError(
+                "--compile with --devices=1: libtpu ends the process on a step of one chip; plan "
+                "for more chips with as many images each, or leave --compile out"
+            )
+        return False
+    return ahead.available() if asked.compile is None else asked.compile
 
 
 def _check(asked: Asked, json_file: str) -> None:

@@ -169,6 +169,7 @@ def test_mistakes_are_one_line(attempt, message):
         (plan.Asked("h100", DEVICES), {}, "plan without the images: give --images="),
         (dataclasses.replace(ASKED, images=0), {}, "--classes is 4, but only images that are not"),
         (dataclasses.replace(ASKED, compile=True), {}, "asks a TPU's compiler, --device is h100"),
+        (plan.Asked("tpu_v5p", 1, compile=True), {}, "--devices=1: libtpu ends the process"),
         (dataclasses.replace(ASKED, count=3), {}, "3 devices do not divide"),
         (ASKED, {"stage": "distill"}, "stage is distill: plan knows pretrain and finetune"),
     ],
