@@ -72,13 +72,20 @@ class AnyBatch:
         Beside the batch of the step there are `waiting` more.
         """
 
-        def fits(program: Program) -> bool:
+        def needs(program: Program) -> int:
             found = footprint.analyse(program, self.state_arrays, rules)
-            return found.peak + waiting * found.batch <= room
+            return found.peak + waiting * found.batch
 
-        most = largest(lambda n: fits(self._between(n * self.parts)))
-        if not self._plain(max(most, 1) * self.parts):  # tiles take less, so more may fit
-            most = largest(lambda n: fits(self.read(n * self.parts)), most)
+        most = largest(lambda n: needs(self._between(n * self.parts)) <= room)
+        if not most or self._plain(most * self.parts):
+            return most * self.parts
+        # Tiles take less, so more may fit. What is needed grows in proportion, from some state on:
+        # each step falls short of the largest, and the last is within 1 % of it.
+        more = most
+        while (ratio := room / needs(self.read(more * self.parts))) >= 1:
+            most, more = more, int(more * ratio)
+            if more <= 1.01 * most:
+                break
         return most * self.parts
 
     def _plain(self, images: int) -> bool:
@@ -110,11 +117,11 @@ def _between(small: Program, large: Program, images: int) -> Program:
     return dataclasses.replace(small, ops=ops, shapes=shapes)
 
 
-def largest(fits: Callable[[int], bool], known: int = 0) -> int:
+def largest(fits: Callable[[int], bool]) -> int:
     """Return the largest number up to `MOST` that fits, if whatever is smaller than one that fits,
-    fits too; `known` is one of those, or 0.
+    fits too.
     """
-    low, high = known, 2 * known or 1
+    low, high = 0, 1
     while high <= MOST and fits(high):
         low, high = high, 2 * high
     while high - low > 1:

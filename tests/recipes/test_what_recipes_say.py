@@ -16,7 +16,7 @@ PUBLISHED = [
     ("imagenet", "", 1281167, {"peak": 4.8, "steps": 31279, "warmup": 3127, "decay": 1e-4}),
     ("imagenet", "paper,width=4", 1281167, {"steps": 312785, "decay": 1e-6, "peak": 4.8}),
     ("imagenet", "small_batch=1024", 1281167, {"peak": 2.4, "steps": 125114}),
-    ("imagenet", "one_gpu", 1281167, {"peak": 0.075 * 512**0.5, "steps": 250228}),
+    ("imagenet", "one_gpu", 1281167, {"peak": 4.8, "steps": 31279}),
     ("imagenet_v2", "depth=152,width=3,sk", 1281167, {"peak": 6.4, "steps": 250228, "decay": 1e-4}),
 ]
 
