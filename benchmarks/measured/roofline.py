@@ -141,7 +141,11 @@ def _parts(rest: str) -> tuple[str, str, list[str]]:
     begin = opcode.end()
     inside = after[begin : begin - 1 + _end(after[begin - 1 :]) - 1]
     inside = re.sub(r"\[[\d,]*\](\{[^}]*\})?", "", inside)  # types, where they are written out
-    return type_, opcode[1], [part.split()[-1] for part in inside.split(",") if part.strip()]
+    return (
+        type_,
+        opcode[1],
+        [part.split()[-1].lstrip("%") for part in inside.split(",") if part.strip()],
+    )
 
 
 def _end(text: str) -> int:
