@@ -27,6 +27,7 @@ KINDS: tuple[tuple[str, re.Pattern[str]], ...] = tuple(
          r"(^|[^a-z])copy|concatenate|(^|[^a-z])pad([^a-z]|$)"),
         ("convolution", r"conv(?!ert)|fprop|dgrad|wgrad|cudnn|winograd"),
         ("matrix product", r"gemm|nvjet|cublas|cutlass|matmul|(^|[^a-z])dot([^a-z]|$)"),
+        ("pooling, scatter", r"reduce[-_]window|scatter"),
         ("reduction", r"reduce|(^|[^a-z])sort"),
         ("elementwise, normalisation", r"fusion|elementwise|loop_|wrapped_|convert|select|"
          r"broadcast|(^|[^a-z])(add|multiply|maximum|exponential|rsqrt|compare|iota)"),
@@ -46,8 +47,9 @@ PARTS: tuple[tuple[str, re.Pattern[str]], ...] = tuple(
     )
 )
 NAMED = re.compile(r'^\s+(?:ROOT )?%?([\w.\-]+) = .*op_name="([^"]*)"', re.MULTILINE)
-# Derived from others, or containing them.
-NOT_LINES = ("xla modules", "xla ops", "steps", "framework", "source", "async xla", "launch")
+# The lines of a card that hold what ran there; others are derived from these.
+LINES = {"/device:GPU": "Stream", "/device:TPU": "XLA Ops"}
+# Events that contain others.
 CONTAIN = re.compile(r"^(while|call|conditional|end:)")
 
 
@@ -94,18 +96,17 @@ def read(directory: Path) -> list[Event]:
 def events(data: ProfileData) -> list[Event]:
     """Return the kernels of all streams of accelerators, or, without one, the CPU's operations."""
     planes = list(data.planes)
-    devices = [plane for plane in planes if plane.name.startswith(("/device:GPU", "/device:TPU"))]
+    cards = [plane for plane in planes if plane.name.startswith(tuple(LINES))]
     found = []
-    for plane in devices or planes:
-        lines = [line for line in plane.lines if not line.name.lower().startswith(NOT_LINES)]
-        streams = [line for line in lines if line.name.lower().startswith("stream")]
-        for line in streams or lines:
+    for plane in cards or planes:
+        wanted = next((LINES[kind] for kind in LINES if plane.name.startswith(kind)), "")
+        for line in plane.lines:
+            if not line.name.startswith(wanted):
+                continue
             for event in line.events:
-                stats = dict(event.stats)
-                op = str(stats.get("hlo_op", ""))
-                if CONTAIN.match(event.name) or not (op or devices):
-                    continue
-                found.append(Event(event.name, op, event.start_ns, event.duration_ns))
+                op = str(dict(event.stats).get("hlo_op", ""))
+                if (op or cards) and not CONTAIN.match(event.name):
+                    found.append(Event(event.name, op, event.start_ns, event.duration_ns))
     return found
 
 

@@ -316,13 +316,15 @@ def limits(bench: Bench) -> None:
     row = {"copy_gb_per_s": found["bytes_per_s"] / 1e9}
     bench.session.row(**row, product_tflop_per_s=found["flops_per_s"] / 1e12)
     seconds = timed_alone(bench, "large")["seconds"]
-    for source in ("cost_bytes", "moved_bytes"):
+    for source in ("moved_bytes", "cost_bytes"):
+        if not built[source]:  # XLA says nothing of programs for GPUs
+            bench.session.row(bytes=source, missing="the compiler does not say")
+            continue
         shares = roofline.shares(
             seconds, built["flops"], built[source], found["flops_per_s"], found["bytes_per_s"]
         )
         row = {"bytes": source, "gb_a_step": built[source] / 1e9}
         bench.session.row(**row, tflop_a_step=built["flops"] / 1e12, **shares)
-    bench.session.row(counted_by_compiler_tflop=built["cost_flops"] / 1e12)
     if peak := bench.machine()["peak_flops"]:
         share = built["flops"] / peak / seconds
         bench.session.row(known=bench.machine()["known"], of_the_maker_s_flops=share)

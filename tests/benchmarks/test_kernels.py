@@ -17,7 +17,8 @@ NAMES = [
     ("loop_transpose_fusion_25", "loop_transpose_fusion.25", "copy, transpose"),
     ("MemcpyD2D", "copy.319", "copy, transpose"),
     ("input_multiply_reduce_fusion_6", "input_multiply_reduce_fusion.6", "reduction"),
-    ("loop_reduce_window_fusion", "loop_reduce_window_fusion", "reduction"),
+    ("loop_reduce_window_fusion", "loop_reduce_window_fusion", "pooling, scatter"),
+    ("input_scatter_fusion_1", "input_scatter_fusion.1", "pooling, scatter"),
     ("loop_convert_fusion_3", "loop_convert_fusion.3", "elementwise, normalisation"),
     ("loop_select_fusion", "loop_select_fusion", "elementwise, normalisation"),
     ("ncclDevKernel_AllReduce_Sum_f32_RING_LL", "all-reduce-start.1", "collective"),
@@ -88,6 +89,36 @@ def test_a_trace_of_a_card():
     assert made["busy"] == pytest.approx(10 / 20)
     assert [row["kind"] for row in made["longest"]] == list(made["kinds"])
     assert made["longest"][0]["where"].endswith("stem_conv/conv")
+
+
+def test_a_tpu_has_one_line_of_operations():
+    text = TRACE.replace("GPU", "TPU").replace("Stream #13(Compute)", "XLA Ops")
+    serialized = ProfileData.text_proto_to_serialized_xspace(text)
+    found = kernels.events(ProfileData.from_serialized_xspace(serialized))
+    assert [event.length for event in found] == [6000, 3000]
+
+
+HOST = """
+planes {
+  name: "/host:CPU"
+  lines {
+    name: "tf_XLAEigen/1"
+    events { metadata_id: 1 offset_ps: 0 duration_ps: 9000000 stats { metadata_id: 1 str_value: "while.1" } }
+    events { metadata_id: 2 offset_ps: 1000000 duration_ps: 5000000 stats { metadata_id: 1 str_value: "dot.1" } }
+    events { metadata_id: 3 offset_ps: 6000000 duration_ps: 5000000 }
+  }
+  event_metadata { key: 1 value { id: 1 name: "while.1" } }
+  event_metadata { key: 2 value { id: 2 name: "dot.1" } }
+  event_metadata { key: 3 value { id: 3 name: "ThreadpoolListener::Record" } }
+  stat_metadata { key: 1 value { id: 1 name: "hlo_op" } }
+}
+"""  # noqa: E501
+
+
+def test_a_cpu_has_operations_among_much_else():
+    serialized = ProfileData.text_proto_to_serialized_xspace(HOST)
+    found = kernels.events(ProfileData.from_serialized_xspace(serialized))
+    assert [(event.op, event.length) for event in found] == [("dot.1", 5000)]
 
 
 def test_nothing_recorded_is_no_error():

@@ -38,6 +38,7 @@ def cells(text, count):
     return [row for row in rows if len(row) == count and row[0].isdigit()]
 
 
+@pytest.mark.slow
 def test_both_tables():
     done = run("--compiled=512x1,512x4", "--timed=64", "--at_once=16", "--turns=1", "--dim=8")
     assert done.returncode == 0, done.stderr
