@@ -17,8 +17,9 @@ from pathlib import Path
 from typing import Any
 
 from absl import flags
+from measured.bench import GIVEN, Bench, Network, Sizes
 from measured.session import Session
-from measured.speed import GIVEN, Bench, Network, Sizes, against_torch
+from measured.speed import against_torch
 from measured.worker import Failed
 
 from simclr_jax import errors, flag_kinds

@@ -17,13 +17,15 @@ columns are.
 from __future__ import annotations
 
 import dataclasses
+import signal
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
 from absl import flags
 from measured import proofs, speed
+from measured.bench import Bench, Network, Sizes
 from measured.session import Session
-from measured.speed import Bench, Network, Sizes
 from measured.worker import Failed, one_line
 
 from simclr_jax import errors, flag_kinds
@@ -36,14 +38,18 @@ SECTIONS: dict[str, tuple[Callable[[Bench], None], float]] = {
     "resnet18": (speed.resnet18, 60),
     "shares": (speed.shares, 30),
     "profile": (speed.profile, 30),
+    "largest": (speed.largest, 60),
     "accumulation": (proofs.accumulation, 90),
     "bitwise": (proofs.bitwise, 90),
     "resume": (proofs.resume, 90),
 }
 BFLOAT16 = {"train.dtype": "bfloat16"}
+LARGE, SMALL = (1024, 768, 512, 384, 256, 128, 64), (128, 512, 2048)
 FULL = Sizes(
-    large=Network("configs/imagenet.py", BFLOAT16, 256, (1024, 768, 512, 384, 256, 128, 64)),
-    small=Network("configs/cifar10.py", BFLOAT16, 32, (128, 512, 2048)),
+    large=Network(
+        "configs/imagenet.py", BFLOAT16, 256, (1024, 768, 512, 384, 256, 128, 64), build_s=100
+    ),
+    small=Network("configs/cifar10.py", BFLOAT16, 32, (128, 512, 2048), build_s=30),
 )
 TOY = BFLOAT16 | {"model.depth": 10, "model.width": 1 / 16, "data.image_size": 32}
 TINY = Sizes(
@@ -56,7 +62,6 @@ TINY = Sizes(
     side=64,
     whole_batch=16,
     parts=(2, 4),
-    compile_s=0,
     torch_compile=False,
 )
 
@@ -81,6 +86,8 @@ def main() -> None:
     for name in FLAGS.sections:
         errors.choose("--sections", name, SECTIONS)
     sizes = chosen()
+    # Who is told to end ends the processes that it has started.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     session = Session(FLAGS.budget, Path(FLAGS.out))
     bench = Bench(session, sizes)
     try:

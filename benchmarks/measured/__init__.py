@@ -6,6 +6,7 @@
 | `worker.py` | a process that holds the device, asked line by line |
 | `ours.py` | such a process for the step of a recipe, by `train.step.make_step` |
 | `theirs.py` | such a process for the PyTorch step of `benchmarks/torch_step.py` |
+| `bench.py` | what is measured, and what all sections share |
 | `speed.py` | the sections that time steps |
 | `proofs.py` | the sections that show that something holds: same bits, resumption |
 | `kernels.py` | a recorded trace, summed up by kinds of kernels |

@@ -121,18 +121,14 @@ def job(recipe: str, fields: dict[str, Any], canvas: int) -> dict[str, Any]:
     }
 
 
-def largest(
-    recipe: str, fields: dict[str, Any], canvas: int, batches: list[int], room: float
-) -> dict[str, Any]:
-    """Return which of `batches` the plan expects to need how many bytes, and the largest in `room`.
+def planned(recipe: str, fields: dict[str, Any], canvas: int, batches: list[int]) -> dict[int, int]:
+    """Return the bytes that the plan expects a step with each of `batches` to need.
 
     Nothing is compiled; see docs/planning.md.
     """
-    found = case(recipe, fields, min(batches), canvas)
-    steps, rules = found.at_any_batch(), TPU if jax.default_backend() == "tpu" else GPU
-    needed = {batch: steps.footprint(batch, rules).peak for batch in sorted(batches)}
-    fitting = [batch for batch, size in needed.items() if not room or size <= room]
-    return {"largest": max(fitting, default=0), "planned": needed}
+    steps = case(recipe, fields, min(batches), canvas).at_any_batch()
+    rules = TPU if jax.default_backend() == "tpu" else GPU
+    return {batch: steps.footprint(batch, rules).peak for batch in batches}
 
 
 def build(
@@ -288,7 +284,7 @@ def drop(name: str) -> None:
 def main() -> None:
     """Answer, with compiled programs kept where the command does (`parallel.py`)."""
     parallel.use_compilation_cache()
-    asked = (machine, job, largest, build, run, parts, ceilings, profile, save, has_field, drop)
+    asked = (machine, job, planned, build, run, parts, ceilings, profile, save, has_field, drop)
     worker.serve({function.__name__: function for function in asked})
 
 

@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from measured.speed import ALONE, GIB, ON_DEVICE, OURS, Bench, rates, timed_alone
+from measured.bench import ALONE, GIB, ON_DEVICE, OURS, Bench, rates, timed_alone
 from measured.worker import ROOT, Failed
 
 STEPS = 3  # that must repeat
@@ -29,9 +29,8 @@ LINES = 5  # of metrics, after which a run is killed
 
 def accumulation(bench: Bench) -> None:
     """Take steps of one large batch in parts, in the fewest of `sizes.parts` that fit."""
-    sizes, known = bench.sizes, dict(bench.built)
-    for name in known:
-        bench.drop(name)  # the whole card is wanted
+    bench.end()  # the whole card is wanted
+    sizes = bench.sizes
     large, count = sizes.large.with_views(ON_DEVICE), bench.machine()["count"]
     batch = sizes.whole_batch // count
     most = max(sizes.large.batches)

@@ -50,7 +50,12 @@ def moved_bytes(text: str) -> float:
     Where only a slice of an array is read or written, that is what counts. Bodies of loops count as
     often as they run, where the program says how often; compilers' own analyses count them once.
     """
-    return _Counting(text).of(_entry(text))
+    return sum(moved_by_instruction(text).values())
+
+
+def moved_by_instruction(text: str) -> dict[str, float]:
+    """Return what each instruction of a program's entry reads and writes; see `moved_bytes`."""
+    return _Counting(text).by_instruction(_entry(text))
 
 
 class _Instruction(NamedTuple):
@@ -82,9 +87,13 @@ class _Counting:
     def of(self, name: str) -> float:
         """Return the bytes that a computation moves."""
         if name not in self._known:
-            body = self._bodies.get(name, {})
-            self._known[name] = sum(self._moved(body, one) for one in body.values())
+            self._known[name] = sum(self.by_instruction(name).values())
         return self._known[name]
+
+    def by_instruction(self, name: str) -> dict[str, float]:
+        """Return the bytes that each instruction of a computation moves."""
+        body = self._bodies.get(name, {})
+        return {label: self._moved(body, one) for label, one in body.items()}
 
     def _moved(self, body: dict[str, _Instruction], one: _Instruction) -> float:
         if one.opcode in ("while", "conditional", "call"):

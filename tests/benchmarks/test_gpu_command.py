@@ -63,6 +63,7 @@ def test_what_the_time_does_not_hold_is_skipped_with_a_line(tmp_path):
         "resnet18",
         "shares",
         "profile",
+        "largest",
         "accumulation",
         "bitwise",
         "resume",
@@ -90,7 +91,7 @@ def test_every_section_in_small(tmp_path):
         assert row["views_per_s"] * row["ms"] / 1e3 == pytest.approx(2 * batch)
         assert row["loss"] > 0
     assert {row["what"] for row in found["resnet50"]} == {
-        "ours, views given",
+        "ours alone, views given",
         "ours, views on device",
     }
     limits = {row["bytes"]: row for row in found["limits"] if "bytes" in row}
@@ -104,6 +105,7 @@ def test_every_section_in_small(tmp_path):
     parts = {row["part"]: row["share"] for row in found["profile"] if "part" in row}
     assert parts["encoder, backward"] > 0 and parts["views"] > 0
 
+    assert [row["batch"] for row in found["largest"]] == [8]
     (whole,) = found["accumulation"]
     assert (whole["batch"], whole["parts"]) == (16, 2)
     assert whole["views_per_s"] * whole["ms"] / 1e3 == pytest.approx(32)

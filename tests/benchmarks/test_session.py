@@ -5,7 +5,7 @@ import textwrap
 
 import numpy as np
 import pytest
-from measured import proofs, speed
+from measured import bench, proofs
 from measured.session import Session
 from measured.worker import Failed, Worker
 
@@ -102,33 +102,31 @@ def test_steps_have_turns():
 
         return of
 
-    network = speed.Network("r.py", {}, 32, (1,))
-    sizes = speed.Sizes(network, network, rounds=3, round_s=2.0)
-    found = speed.timed(sizes, {name: run(name) for name in took})
+    network = bench.Network("r.py", {}, 32, (1,))
+    sizes = bench.Sizes(network, network, rounds=3, round_s=2.0)
+    found = bench.timed(sizes, {name: run(name) for name in took})
     assert order == [("ours", 1), ("theirs", 1)] + 3 * [("ours", 4), ("theirs", 4)]
     assert [found[name]["seconds"] for name in took] == [0.1, 0.2]
     assert found["ours"]["spread"] == pytest.approx(3)
-    assert speed.rates(64, found["ours"])["views_per_s"] == pytest.approx(640)
+    assert bench.rates(64, found["ours"])["views_per_s"] == pytest.approx(640)
 
 
-class Card(speed.Bench):
+class Card(bench.Bench):
     """A bench whose process is a card of 1000 bytes that says so when a batch is too large."""
 
     fits = 256
 
     def __init__(self, session):
-        network = speed.Network("r.py", {}, 32, (128, 256, 512, 1024))
-        super().__init__(session, speed.Sizes(network, network, compile_s=30))
+        network = bench.Network("r.py", {}, 32, (128, 256, 512, 1024), build_s=30)
+        super().__init__(session, bench.Sizes(network, network))
         self.asked = []
 
     def ours(self, call, **arguments):
         self.asked.append((call, arguments))
         if call == "machine":
             return {"memory": 1000}
-        if call == "largest":
-            planned = {str(batch): batch for batch in arguments["batches"]}
-            return {"largest": max(b for b in planned.values() if b <= arguments["room"]),
-                    "planned": planned}  # fmt: skip
+        if call == "planned":
+            return {str(batch): batch for batch in arguments["batches"]}
         if arguments["batch"] > self.fits:
             raise Failed("RESOURCE_EXHAUSTED", memory=True)
         self.session.now[0] += 20
@@ -138,13 +136,18 @@ class Card(speed.Bench):
 def test_the_next_smaller_batch_is_tried_where_the_plan_is_wrong(session):
     card = Card(session)
     session.begin("fit", 0, "")
-    found = speed.fitting(card, "large", card.sizes.large, [128, 256, 512, 1024], share=0.9)
+    found = bench.fitting(card, "large", card.sizes.large, share=0.9)
     built = [arguments["batch"] for call, arguments in card.asked if call == "build"]
     assert built == [512, 256] and found["planned_bytes"] == 256
     assert [row["batch"] for row in session.rows("fit")] == [512]
+    card.fits = 1024
+    found = bench.fitting(card, "larger", card.sizes.large, share=2.0, above=256)
+    assert found["batch"] == 1024
+    with pytest.raises(Failed, match="no batch above 1024"):
+        bench.fitting(card, "larger", card.sizes.large, share=2.0, above=1024)
     card.fits = 0
     with pytest.raises(Failed, match="none of the batches"):
-        speed.fitting(card, "large", card.sizes.large, [128, 256], share=0.9)
+        bench.fitting(card, "large", card.sizes.large, share=0.9, above=512)
 
 
 def test_nothing_is_built_that_cannot_be_done_in_time(session):

@@ -6,7 +6,7 @@ import pytest
 
 torch = pytest.importorskip("torch")
 
-from measured import ours, speed  # noqa: E402
+from measured import bench, ours  # noqa: E402
 from torch_step import Job, Network, TorchStep, nt_xent  # noqa: E402
 
 from simclr_jax.losses import nt_xent as own  # noqa: E402
@@ -20,7 +20,7 @@ from simclr_jax.losses import nt_xent as own  # noqa: E402
     ],
 )
 def test_both_networks_have_the_same_parameters(recipe, depth):
-    fields = {"model.width": 0.25, **speed.GIVEN}
+    fields = {"model.width": 0.25, **bench.GIVEN}
     job = ours.job(recipe, fields, 32)
     assert job["depth"] == depth
     state = ours.case(recipe, fields, 2, 32).state()
