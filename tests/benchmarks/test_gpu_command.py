@@ -13,14 +13,14 @@ ROOT = Path(__file__).parents[2]
 MISSING = ("simplejpeg", "tensorflow", "tensorflow_datasets", "torch")
 
 
-def run(tmp_path, *arguments, timeout=1500):
-    """Run the command where packages are missing; return how it ended, and its rows."""
+def run(tmp_path, *arguments, command="gpu.py", timeout=1500):
+    """Run a command where packages are missing; return how it ended, and its rows."""
     for name in MISSING:
         text = f"raise ModuleNotFoundError(\"No module named '{name}'\", name='{name}')\n"
         (tmp_path / f"{name}.py").write_text(text)
     out = tmp_path / "rows.jsonl"
     done = subprocess.run(
-        [sys.executable, ROOT / "benchmarks" / "gpu.py", f"--out={out}", *arguments],
+        [sys.executable, ROOT / "benchmarks" / command, f"--out={out}", *arguments],
         cwd=tmp_path,
         env=os.environ | {"PYTHONPATH": str(tmp_path), "XLA_FLAGS": one_device()},
         capture_output=True,
@@ -113,3 +113,17 @@ def test_every_section_in_small(tmp_path):
     (resumed,) = found["resume"]
     assert resumed["same_losses"] and resumed["steps"] == 12
     assert 5 <= resumed["killed_after"] < 12
+
+
+@pytest.mark.slow
+def test_our_step_where_there_is_no_pytorch(tmp_path):
+    small = ("--depth=10", "--width=0.0625", "--size=16", "--batch=4")
+    short = ("--turns=1", "--turn_s=0.05")
+    done, rows = run(tmp_path, *small, *short, command="against_torch.py")
+    assert done.returncode == 0, done.stderr
+    _, ours, theirs = rows
+    assert ours["views_per_s"] * ours["ms"] / 1e3 == pytest.approx(8)
+    assert theirs["failed"] == "No module named 'torch'"
+    done, _ = run(tmp_path, "--recipe=configs/none.py", command="against_torch.py")
+    (line,) = done.stderr.splitlines()
+    assert done.returncode == 1 and "configs/none.py" in line
