@@ -44,7 +44,7 @@ SECTIONS: dict[str, tuple[Callable[[Bench], None], float]] = {
     "resume": (proofs.resume, 90),
 }
 BFLOAT16 = {"train.dtype": "bfloat16"}
-LARGE, SMALL = (1024, 768, 512, 384, 256, 128, 64), (128, 512, 2048)
+LARGE, SMALL = (1280, 1024, 768, 512, 384, 256, 128, 64), (128, 512, 2048)
 FULL = Sizes(
     large=Network(
         "configs/imagenet.py", BFLOAT16, 256, (1024, 768, 512, 384, 256, 128, 64), build_s=100

@@ -138,16 +138,22 @@ def summary(
       kinds: for each kind, the longest first, its share of all kernels' time, milliseconds a step
         and kernels a step.
       parts: likewise for each part.
-      longest: kernel, operation, kind and share of those that took longest.
+      longest: likewise for the kernels that took longest, with their kind and `op_name`.
       busy: share of the time in which any kernel ran.
     """
     total = sum(event.length for event in found) or 1.0
     kinds: dict[str, list[float]] = defaultdict(list)
     parts: dict[str, list[float]] = defaultdict(list)
     single: dict[tuple[str, str], list[float]] = defaultdict(list)
+    # Kernels of a graph may not say of which operation they are, but XLA names its own after it.
+    by_kernel = {name.replace(".", "_").replace("-", "_"): where for name, where in named.items()}
+
+    def place(kernel: str, op: str) -> str:
+        return named.get(op) or by_kernel.get(kernel, "")
+
     for event in found:
         kinds[kind_of(event.kernel, event.op)].append(event.length)
-        parts[part_of(named.get(event.op, ""))].append(event.length)
+        parts[part_of(place(event.kernel, event.op))].append(event.length)
         single[event.kernel, event.op].append(event.length)
 
     def rows(groups: Mapping[Any, list[float]]) -> dict[Any, dict[str, float]]:
@@ -165,7 +171,7 @@ def summary(
         "kinds": rows(kinds),
         "parts": rows(parts),
         "longest": [
-            {"kernel": kernel[:100], "kind": kind_of(kernel, op), "where": named.get(op, op), **row}
+            {"kernel": kernel[:100], "kind": kind_of(kernel, op), "where": place(kernel, op), **row}
             for (kernel, op), row in longest
         ],
         "busy": busy(found),

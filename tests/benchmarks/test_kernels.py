@@ -39,7 +39,7 @@ planes {
   lines {
     name: "Stream #13(Compute)"
     events { metadata_id: 1 offset_ps: 0 duration_ps: 6000000 stats { metadata_id: 1 str_value: "cudnn-conv.3" } }
-    events { metadata_id: 2 offset_ps: 6000000 duration_ps: 3000000 stats { metadata_id: 1 str_value: "loop_add_fusion" } }
+    events { metadata_id: 2 offset_ps: 6000000 duration_ps: 3000000 }
   }
   lines {
     name: "Stream #14(MemcpyD2D)"
@@ -48,7 +48,7 @@ planes {
   }
   lines { name: "XLA Modules" events { metadata_id: 4 offset_ps: 0 duration_ps: 20000000 } }
   event_metadata { key: 1 value { id: 1 name: "sm90_xmma_fprop_implicit_gemm" } }
-  event_metadata { key: 2 value { id: 2 name: "loop_add_fusion" } }
+  event_metadata { key: 2 value { id: 2 name: "loop_add_fusion_7" } }
   event_metadata { key: 3 value { id: 3 name: "MemcpyD2D" } }
   event_metadata { key: 4 value { id: 4 name: "jit_steps" } }
   stat_metadata { key: 1 value { id: 1 name: "hlo_op" } }
@@ -62,7 +62,7 @@ planes {
 """  # noqa: E501
 TEXT = """
   %cudnn-conv.3 = bf16[8]{0} custom-call(%a), metadata={op_name="jit(steps)/transpose(jvp(ResNet))/stem_conv/conv"}
-  ROOT %loop_add_fusion = f32[8]{0} fusion(%b), kind=kLoop, metadata={op_name="jit(steps)/jvp(vmap())/add" source_file="x"}
+  ROOT %loop_add_fusion.7 = f32[8]{0} fusion(%b), kind=kLoop, metadata={op_name="jit(steps)/jvp(vmap())/add" source_file="x"}
 """  # noqa: E501
 
 
