@@ -19,8 +19,8 @@ published. Data: docs/imagenet.md. Arguments, with commas, as in
 
 We have run none of these: no ImageNet was at hand. `one_gpu` asks for a card of 80 GB: its batch of
 4096 passes in parts of 512 images, which make groups of batch normalisation, and is planned to need
-43 GiB (`python -m simclr_jax.plan --config=configs/imagenet.py:one_gpu --device=h100`; no GPU was at
-hand either). Hours are 35 600 divided by the images/s that `benchmarks/step_time.py` shows.
+43 GiB (`python -m simclr_jax.plan --config=configs/imagenet.py:one_gpu --device=h100`; no GPU has
+run it). Hours are 35 600 divided by the images/s that `benchmarks/step_time.py` shows.
 """
 
 from simclr_jax import recipes
