@@ -40,6 +40,7 @@ CHOICES: dict[str, tuple] = {
     "optim.name": ("lars", "sgd", "adam", "adamw"),
     "optim.lr_scaling": ("linear", "sqrt", "none"),
     "train.dtype": ("float32", "bfloat16", "float64"),
+    "train.reduce_dtype": ("float32", "bfloat16"),
     "train.remat": ("none", "block"),
 }
 

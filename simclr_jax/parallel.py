@@ -23,6 +23,11 @@ from simclr_jax import files
 
 AXIS = "data"
 
+# What a compiler for GPUs must be told for its programs to repeat to the bit: no sums by atomic
+# additions, and no kernels chosen by how fast they were a moment ago. It implies
+# xla_gpu_exclude_nondeterministic_ops. Compilers of all devices know the option.
+DETERMINISTIC = {"xla_gpu_deterministic_ops": True}
+
 
 def make_mesh(devices: int | None = None) -> Mesh:
     """Return the 1-D mesh over the first `devices` devices, or over all of them.
@@ -31,6 +36,20 @@ def make_mesh(devices: int | None = None) -> Mesh:
     """
     chosen = sorted(jax.devices(), key=lambda device: device.process_index)[:devices]
     return Mesh(np.array(chosen), (AXIS,), axis_types=(AxisType.Auto,))
+
+
+def compiler_options(mesh: Mesh, deterministic: bool) -> dict[str, bool] | None:
+    """Return the `compiler_options` of `jax.jit` for programs that are to repeat to the bit.
+
+    None where the devices of the mesh repeat themselves anyway, as CPUs and TPUs do, and where
+    nobody asks for it.
+    """
+    return dict(DETERMINISTIC) if deterministic and on_gpus(mesh) else None
+
+
+def on_gpus(mesh: Mesh) -> bool:
+    """Say whether the devices of a mesh are GPUs, whoever made them."""
+    return mesh.devices.flat[0].platform in ("gpu", "cuda", "rocm")
 
 
 def replicate(mesh: Mesh, tree: Any) -> Any:

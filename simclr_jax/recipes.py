@@ -227,6 +227,9 @@ def base(method: str = declaration.DEFAULT) -> ConfigDict:
             "epochs": 100.0,
             "steps": placeholder(int),  # overrides epochs
             "dtype": "float32",  # what the encoder computes in
+            # What gradients cross devices in: float32 (or what parameters are in) | bfloat16
+            "reduce_dtype": "float32",
+            "deterministic": False,  # GPUs repeat a run to the bit, slower: docs/interruptions.md
             "remat": "none",  # block: less memory for a little more work, see docs/planning.md
             # Parts of a batch that pass one after the other, with whole groups of bn.groups: less
             # memory for a second forward pass, the same result. See docs/planning.md

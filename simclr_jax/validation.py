@@ -81,6 +81,11 @@ def validate(config: ConfigDict, devices: int) -> None:
                 f"{name} is {steps}, no multiple of train.steps_per_call={call}: "
                 f"set --config.{name}={near}"
             )
+    if c.train.reduce_dtype == "bfloat16" and c.train.dtype == "float64":
+        raise UserError(
+            "train.reduce_dtype is bfloat16, but train.dtype is float64, of which it would leave "
+            "8 of 53 bits: set --config.train.reduce_dtype=float32"
+        )
     for name in ("train.dtype", "distill.teacher_dtype"):
         if get(c, name) == "float64" and not _x64():
             raise UserError(f"{name} is float64: set the environment variable JAX_ENABLE_X64=1")

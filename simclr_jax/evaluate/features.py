@@ -12,7 +12,7 @@ from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from simclr_jax.errors import UserError
-from simclr_jax.parallel import AXIS, replicate
+from simclr_jax.parallel import AXIS, DETERMINISTIC, compiler_options, replicate
 
 SMALLEST = 64  # images in a call
 
@@ -30,6 +30,7 @@ def extract(
     images: Images,
     mesh: Mesh,
     batch_size: int = 512,
+    deterministic: bool = False,
 ) -> Any:
     """Return `encode(variables, images)` for all `M` images as host arrays, in their order.
 
@@ -45,6 +46,7 @@ def extract(
         mesh: 1-D mesh with the axis "data".
         batch_size: images per call over all devices, rounded up to a multiple of them; less where
             there are few images.
+        deterministic: whether GPUs must find the same bits at every call.
 
     Returns:
         The pytree of `encode` with NumPy leaves `[M, ...]`, whole on every process.
@@ -62,7 +64,9 @@ def extract(
     batch_size = -(-batch_size // devices) * devices
     variables = replicate(mesh, variables)
     features: Any = None
-    for start, outputs in _outputs(encode, variables, images, mesh, batch_size):
+    run = _repeatable if compiler_options(mesh, deterministic) else _encode
+    run = functools.partial(run, encode, mesh, variables)
+    for start, outputs in _outputs(run, images, mesh, batch_size):
         if features is None:
             features = jax.tree.map(lambda x: np.empty((count, *x.shape[1:]), x.dtype), outputs)
         jax.tree.map(functools.partial(_store, start), features, outputs)
@@ -70,14 +74,14 @@ def extract(
 
 
 def _outputs(
-    encode: Callable, variables: Any, images: Images, mesh: Mesh, batch_size: int
+    run: Callable[[jax.Array], Any], images: Images, mesh: Mesh, batch_size: int
 ) -> Iterator[tuple[int, Any]]:
     """Yield each batch's first position and outputs, once the next batch is on its way."""
     running = None
     example = np.asarray(images[0:1])
     for start in range(0, len(images), batch_size):
         batch = _batch(images, example, start, batch_size, mesh)
-        outputs = _encode(encode, mesh, variables, batch)
+        outputs = run(batch)
         if running is not None:
             yield running
         running = start, outputs
@@ -108,8 +112,7 @@ def _batch(
     return jax.make_array_from_callback(shape, sharding, rows_of_a_device)
 
 
-@functools.partial(jax.jit, static_argnames=("encode", "mesh"))
-def _encode(encode: Callable, mesh: Mesh, variables: Any, images: jax.Array) -> Any:
+def _on_devices(encode: Callable, mesh: Mesh, variables: Any, images: jax.Array) -> Any:
     def on_device(variables, images):  # images [b / devices, H, W, C]
         outputs = encode(variables, images)
         # Gathered, so that every process can read all rows.
@@ -120,3 +123,9 @@ def _encode(encode: Callable, mesh: Mesh, variables: Any, images: jax.Array) -> 
         on_device, mesh=mesh, in_specs=(P(), P(AXIS)), out_specs=P(), check_vma=False
     )
     return mapped(variables, images)
+
+
+_encode = jax.jit(_on_devices, static_argnames=("encode", "mesh"))
+_repeatable = jax.jit(
+    _on_devices, static_argnames=("encode", "mesh"), compiler_options=DETERMINISTIC
+)

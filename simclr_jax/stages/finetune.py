@@ -82,4 +82,6 @@ def make_stage(config: ConfigDict, timetable: Timetable, inputs: Inputs, mesh: M
         formats=FORMATS,
         look=make_views,
         parts=config.train.accumulate,
+        reduce_dtype=config.train.reduce_dtype,
+        deterministic=config.train.deterministic,
     )

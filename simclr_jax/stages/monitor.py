@@ -161,7 +161,7 @@ class Monitor:
                 variables, self._inputs.prepare(images)
             )
         images = self._inputs.for_evaluation(self._train)
-        found = features.extract(self._encoders[tap], variables, images, self._mesh)[tap]
+        found = self._run(self._encoders[tap], variables, images)[tap]
         readable = self._inputs.readable(self._train, images)
         numbers = np.arange(len(found)) if readable is None else readable
         return found[numbers], numbers
@@ -170,9 +170,7 @@ class Monitor:
         """Look at embeddings of held-out views, which are the same at every evaluation."""
         views = pair(self._make_views(self._inputs.held_out(PAIRS)))
         first, *second = (
-            features.extract(
-                self._encode_views, state.variables, np.asarray(view, np.float32), self._mesh
-            )
+            self._run(self._encode_views, state.variables, np.asarray(view, np.float32))
             for view in views
         )
         return {
@@ -183,10 +181,14 @@ class Monitor:
             ).items()
         }
 
+    def _run(self, encode: Callable, variables: Any, images: Any) -> Any:
+        repeats = self._config.train.deterministic
+        return features.extract(encode, variables, images, self._mesh, deterministic=repeats)
+
     def _extract(self, encode: Callable, variables: Variables | None, source: Source) -> Any:
         """Return what `encode` makes of all images that count, with their `label`."""
         images = self._inputs.for_evaluation(source)
-        found = features.extract(encode, variables, images, self._mesh)
+        found = self._run(encode, variables, images)
         found = found if isinstance(found, dict) else {"h": found}
         count = scored(source, self._inputs.readable(source, images))
         role = "training" if source is self._train else "held_out"

@@ -137,6 +137,8 @@ def make_stage(config: ConfigDict, timetable: Timetable, inputs: Inputs, mesh: M
         look=network.look,
         views_per_image=network.views_per_image,
         parts=config.train.accumulate,
+        reduce_dtype=config.train.reduce_dtype,
+        deterministic=config.train.deterministic,
         before_epoch=before_epoch if method.before_epoch else None,
     )
 

@@ -10,13 +10,19 @@ import jax
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from simclr_jax import documents, files, processes, tables
+from simclr_jax import documents, files, parallel, processes, tables
 from simclr_jax.evaluate import chance
 from simclr_jax.train.stage import Stage, TrainState
 from simclr_jax.train.timetable import Timetable
 from simclr_jax.train.workdir import Workdir
 
 DEVICES = "devices.json"
+
+# What train.deterministic comes to, by whether the devices are GPUs.
+_REPEATING = {
+    True: ", by kernels that repeat to the bit",
+    False: ", which repeats to the bit without train.deterministic",
+}
 
 
 class Devices(TypedDict):
@@ -50,7 +56,8 @@ def announce(
     say(f"run       {workdir.path}")
     for line in about:
         say(line)
-    say(f"devices   {devices}, computing in {config.train.dtype}")
+    repeating = _REPEATING[parallel.on_gpus(mesh)] if config.train.deterministic else ""
+    say(f"devices   {devices}, computing in {config.train.dtype}{repeating}")
     say(
         f"batch     {timetable.batch_size} images ({views} views), "
         f"{timetable.batch_size // mesh.size} images a device"

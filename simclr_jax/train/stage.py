@@ -108,6 +108,9 @@ class Stage:
       parts: of a batch that pass through the network one after the other, for want of memory; the
         result is that of all at once (`train/gradients.py`). What `forward` and `watch` return as
         outputs are then arrays `[n, ...]` throughout.
+      reduce_dtype: what gradients are summed over devices in: "bfloat16", or "float32" for the
+        dtype of the parameters, whatever it is.
+      deterministic: whether GPUs must repeat a step to the bit.
       before_epoch: `(state, epoch) -> state`: called before the first chunk whose first image lies
         in a new epoch, also before the first of all; it may replace parts of `extra`.
     """
@@ -129,4 +132,6 @@ class Stage:
     after_update: Callable[[Extra, Update], Extra] = nothing_more
     views_per_image: int = 1
     parts: int = 1
+    reduce_dtype: str = "float32"
+    deterministic: bool = False
     before_epoch: Callable[[TrainState, int], TrainState] | None = None

@@ -12,9 +12,18 @@ from jax import lax
 from jax.sharding import Mesh
 from jax.sharding import PartitionSpec as P
 
-from simclr_jax.parallel import AXIS
+from simclr_jax.parallel import AXIS, compiler_options
 from simclr_jax.train.gradients import at_once, in_parts
-from simclr_jax.train.stage import Batch, Extra, Metrics, Stage, TrainState, Update, joined
+from simclr_jax.train.stage import (
+    Batch,
+    Extra,
+    Metrics,
+    Params,
+    Stage,
+    TrainState,
+    Update,
+    joined,
+)
 
 Step = Callable[..., tuple[TrainState, Metrics]]
 
@@ -50,7 +59,8 @@ def make_step(stage: Stage, mesh: Mesh) -> Step:
         extra = joined(state.extra, frozen)
         batch = batch | {"row": _rows(batch)}
         found = passes(stage, params, state, extra, batch)
-        gradients, metrics = lax.psum((found.gradients, found.metrics), AXIS)
+        gradients, metrics = lax.psum((_sent(found.gradients, stage), found.metrics), AXIS)
+        gradients = jax.tree.map(lambda g, p: g.astype(p.dtype), gradients, params)
 
         updates, opt_state = stage.optimizer.update(gradients, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
@@ -80,7 +90,15 @@ def make_step(stage: Stage, mesh: Mesh) -> Step:
     def steps(state: TrainState, batches: Batch, frozen: Extra | None = None):
         return sharded(state, batches, frozen or {})
 
-    return jax.jit(steps, donate_argnums=0)
+    options = compiler_options(mesh, stage.deterministic)
+    return jax.jit(steps, donate_argnums=0, compiler_options=options)
+
+
+def _sent(gradients: Params, stage: Stage) -> Params:
+    """Return gradients as they go from device to device: rounded, if asked and if any go."""
+    if stage.reduce_dtype != "bfloat16" or lax.axis_size(AXIS) == 1:
+        return gradients
+    return jax.tree.map(lambda g: g.astype(jnp.bfloat16), gradients)
 
 
 def _on_cpus(mesh: Mesh) -> bool:

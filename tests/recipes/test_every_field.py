@@ -167,6 +167,14 @@ SEEN: dict[tuple[str, str], tuple[str, ...]] = {
     ),
     (NETWORK, "test_the_network_computes_in_the_dtype_of_the_recipe"): ("train.dtype",),
     (NETWORK, "test_blocks_are_computed_again_if_asked"): ("train.remat",),
+    (
+        "train/test_reduce_dtype.py",
+        "test_half_the_bytes_of_gradients_are_sent_and_all_else_as_it_was",
+    ): ("train.reduce_dtype",),
+    (
+        "train/test_repeating.py",
+        "test_the_step_is_compiled_with_it_if_the_recipe_says_deterministic",
+    ): ("train.deterministic",),
     (NETWORK, "test_steps_are_taken_in_chunks"): ("train.steps_per_call",),
     ("train/test_gradients.py", "test_parts_take_less_memory"): ("train.accumulate",),
     # Labels
