@@ -66,7 +66,13 @@ def said_beside(ready: Prepared, before: Mapping[str, Any] | None) -> dict[str, 
     return found | ({"chance": chance(ready.config, ready.train)} if chance else {})
 
 
-def run(config: ConfigDict, workdir: str, resume: str = "auto", profile_steps: str = "") -> int:
+def run(
+    config: ConfigDict,
+    workdir: str,
+    resume: str = "auto",
+    profile_steps: str = "",
+    by: Callable[..., loop.Result] | None = None,
+) -> int:
     """Train by a recipe, then say what was learned.
 
     Args:
@@ -74,6 +80,7 @@ def run(config: ConfigDict, workdir: str, resume: str = "auto", profile_steps: s
       workdir: directory of the run.
       resume: see `train.workdir.open_workdir`.
       profile_steps: `a:b` writes a trace of these steps to `workdir/profile`.
+      by: what trains in the place of `train.loop.train`, to measure it.
 
     Returns:
       0 when the run is complete; 75 (ask me again) when SIGTERM stopped it, 130 when Ctrl-C did.
@@ -108,7 +115,7 @@ def run(config: ConfigDict, workdir: str, resume: str = "auto", profile_steps: s
         summary.announce(opened, config, timetable, stage, mesh, about)
         if processes.rank() == 0:
             views.draw(inputs, opened, stage.look)
-        result = loop.train(stage, timetable, mesh, opened, profiler)
+        result = (by or loop.train)(stage, timetable, mesh, opened, profiler)
         if result.stopped_by:
             return EXIT_CODES[result.stopped_by]
         summary.conclude(opened, timetable, stage, result.state, ready.protocol)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
 
 import jax
 from jax.sharding import Mesh
@@ -13,7 +14,7 @@ from simclr_jax.train.interrupt import StopRequest
 from simclr_jax.train.log import Log
 from simclr_jax.train.profile import Profiler
 from simclr_jax.train.stage import Stage, TrainState
-from simclr_jax.train.step import make_step
+from simclr_jax.train.step import Step, make_step
 from simclr_jax.train.timetable import Timetable, due
 from simclr_jax.train.workdir import Workdir, check_nothing_was_saved
 
@@ -32,6 +33,7 @@ def train(
     mesh: Mesh,
     workdir: Workdir,
     profiler: Profiler,
+    make: Callable[[Stage, Mesh], Step] | None = None,
 ) -> Result:
     """Train from the newest whole checkpoint, or from the start, to the end or a stop request.
 
@@ -45,6 +47,7 @@ def train(
       mesh: the devices.
       workdir: where metrics, checkpoints and lines go.
       profiler: records a trace of some steps, if asked to.
+      make: makes the step in the place of `make_step`, to measure it.
 
     Raises:
       UserError: if the loss is not finite; what was saved before stays.
@@ -61,7 +64,7 @@ def train(
         console.say(f"resumed at step {first_step} of {timetable.total_steps}{lost}")
 
     profiler.begin(first_step, console.say)
-    step = make_step(stage, mesh)
+    step = (make or make_step)(stage, mesh)
     log = Log(timetable, stage.formats, workdir, first_step)
     stop, stopped_by, done = StopRequest(), 0, first_step
     with Closing() as closing:
