@@ -63,6 +63,7 @@ VARIANTS: dict[str, tuple[str, ...]] = {
     ),
     "memory": ("",),
     "rotation": ("", "cifar10"),
+    "speedrun_cifar10": ("",),
     "v2_pipeline_cifar10": ("", "draws=1,small,path=images", "draws=1,no_teacher,seed=3"),
     "v2_pipeline_digits": ("", "draws=1,seed=3"),
 }
