@@ -1,5 +1,6 @@
 """Recipes: every choice is one that the code knows, every rule refuses what it should."""
 
+import types
 from pathlib import Path
 
 import jax
@@ -19,6 +20,7 @@ from simclr_jax.losses.nt_xent import nt_xent
 from simclr_jax.parallel import AXIS
 from simclr_jax.stages import build, run, views
 from simclr_jax.stages.inputs import Inputs
+from simclr_jax.train import step
 from simclr_jax.train import timetable as timetables
 
 
@@ -130,6 +132,12 @@ def _is_read(c):
     assert c.stage in LABELLED
 
 
+def _sent(c):
+    stage = types.SimpleNamespace(reduce_dtype=c.train.reduce_dtype)
+    send = jax.vmap(lambda gradients: step._sent(gradients, stage), axis_name=AXIS)
+    assert jax.eval_shape(send, jnp.ones((2, 3))).dtype == c.train.reduce_dtype
+
+
 BUILDERS = {
     "stage": lambda c: run.STAGES[c.stage],
     "finetune.encoder_bn": _is_read,
@@ -153,6 +161,7 @@ BUILDERS = {
     "optim.name": _optimizer,
     "optim.lr_scaling": _optimizer,
     "train.dtype": _views,
+    "train.reduce_dtype": _sent,
     "train.remat": lambda c: modules.encoder(c),
 }
 EACH = [(name, choice) for name, choices in CHOICES.items() for choice in choices]

@@ -64,8 +64,8 @@ def extract(
     batch_size = -(-batch_size // devices) * devices
     variables = replicate(mesh, variables)
     features: Any = None
-    run = _repeatable if compiler_options(mesh, deterministic) else _encode
-    run = functools.partial(run, encode, mesh, variables)
+    program = _repeatable if compiler_options(mesh, deterministic) else _encode
+    run = functools.partial(program, encode, mesh, variables)
     for start, outputs in _outputs(run, images, mesh, batch_size):
         if features is None:
             features = jax.tree.map(lambda x: np.empty((count, *x.shape[1:]), x.dtype), outputs)
