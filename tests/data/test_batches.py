@@ -123,9 +123,9 @@ def test_device_batches_are_the_host_batches(source, devices, per_call, resident
     assert seen == list(range(7))
 
 
-@pytest.mark.parametrize("first", [3, 4, 7])
-def test_resumed_run_sees_the_rest_of_a_straight_one(source, first):
-    """Also from inside a chunk of the straight run."""
+@pytest.mark.parametrize("first, devices", [(3, 8), (4, 8), (4, 1), (7, 8)])
+def test_resumed_run_sees_the_rest_of_a_straight_one(source, first, devices):
+    """Also from inside a chunk of the straight run, and with images kept on the devices or not."""
 
     def flat(batches):
         return [
@@ -135,10 +135,12 @@ def test_resumed_run_sees_the_rest_of_a_straight_one(source, first):
         ]
 
     straight = flat(device_batches(source, per_call=3))[first:]
-    resumed = flat(device_batches(source, first=first, per_call=3))
-    assert [step for step, _ in resumed] == [step for step, _ in straight]
-    for (_, a), (_, b) in zip(resumed, straight, strict=True):
-        jax.tree.map(np.testing.assert_array_equal, a, b)
+    for resident in (False, True):
+        where = {"devices": devices, "resident": resident}
+        resumed = flat(device_batches(source, first=first, per_call=3, **where))
+        assert [step for step, _ in resumed] == [step for step, _ in straight]
+        for (_, a), (_, b) in zip(resumed, straight, strict=True):
+            jax.tree.map(np.testing.assert_array_equal, a, b)
 
 
 def test_a_failure_to_load_is_not_swallowed():
