@@ -16,7 +16,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
-from jax.sharding import AxisType, Mesh, NamedSharding, Sharding
+from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding, Sharding
 from jax.sharding import PartitionSpec as P
 
 from simclr_jax import files
@@ -38,7 +38,7 @@ def make_mesh(devices: int | None = None) -> Mesh:
     return Mesh(np.array(chosen), (AXIS,), axis_types=(AxisType.Auto,))
 
 
-def compiler_options(mesh: Mesh, deterministic: bool) -> dict[str, bool] | None:
+def compiler_options(mesh: Mesh | AbstractMesh, deterministic: bool) -> dict[str, bool] | None:
     """Return the `compiler_options` of `jax.jit` for programs that are to repeat to the bit.
 
     None where the devices of the mesh repeat themselves anyway, as CPUs and TPUs do, and where
@@ -47,9 +47,13 @@ def compiler_options(mesh: Mesh, deterministic: bool) -> dict[str, bool] | None:
     return dict(DETERMINISTIC) if deterministic and on_gpus(mesh) else None
 
 
-def on_gpus(mesh: Mesh) -> bool:
-    """Say whether the devices of a mesh are GPUs, whoever made them."""
-    return mesh.devices.flat[0].platform in ("gpu", "cuda", "rocm")
+def on_gpus(mesh: Mesh | AbstractMesh) -> bool:
+    """Say whether the devices of a mesh are GPUs, whoever made them; of no devices they are not."""
+    return not isinstance(mesh, AbstractMesh) and mesh.devices.flat[0].platform in (
+        "gpu",
+        "cuda",
+        "rocm",
+    )
 
 
 def replicate(mesh: Mesh, tree: Any) -> Any:

@@ -13,6 +13,7 @@ from train import tiny
 
 from simclr_jax import parallel
 from simclr_jax.evaluate import features
+from simclr_jax.planning import program
 from simclr_jax.stages import summary
 from simclr_jax.train.step import make_step
 
@@ -31,6 +32,10 @@ def test_gpus_are_told_and_nothing_else_is(platform):
     assert parallel.compiler_options(mesh, False) is None
     want = {"xla_gpu_deterministic_ops": True} if platform not in ("cpu", "tpu") else None
     assert parallel.compiler_options(mesh, True) == want
+
+
+def test_a_plan_for_devices_that_are_not_there_needs_none():
+    assert parallel.compiler_options(program.abstract_mesh(8), True) is None
 
 
 @pytest.fixture
