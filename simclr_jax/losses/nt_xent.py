@@ -73,19 +73,14 @@ def nt_xent(
         first_row = lax.axis_index(axis_name) * n
         all1, all2 = lax.all_gather((z1, z2), axis_name, tiled=True)  # [N, d] each
     partner = first_row + jnp.arange(n)  # [n] row of each image in the global batch
-    rows, fixed = {"z1": z1, "z2": z2, "partner": partner}, {}
+    rows, kept, fixed = {"partner": partner}, [], {}
     if memory is not None:
         if example is None:
             raise ValueError("a memory needs the number of each image: give `example`")
-        rows["example"] = example
-        kept, number = memory
-        fixed = {"kept": lax.stop_gradient(kept).astype(wide), "number": number}
-    if at_once is None:
-        others = 2 * len(all1) + (0 if memory is None else len(memory[0]))
-        at_once = tiles.rows_at_once(n, others, wide)
-
-    candidates = {"all1": all1, "all2": all2, "temperature": temperature}
-    losses, nearest, entropy = tiles.by_rows(_contrast, rows, candidates, fixed, at_once)
+        kept, rows["example"], fixed["kept"] = [memory[0].astype(wide)], example, memory[1]
+    losses, nearest, entropy = tiles.by_rows(
+        _contrast, [z1, z2], [all1, all2], kept, rows, fixed, temperature, at_once
+    )
 
     count = jnp.asarray(all1.shape[0], wide)
     if weights is not None:
@@ -102,46 +97,41 @@ def nt_xent(
 
 
 def _contrast(
+    similarities: tiles.Similarities,
     rows: dict[str, jax.Array],
-    candidates: dict[str, jax.Array],
-    memory: dict[str, jax.Array],
+    fixed: dict[str, jax.Array],
+    temperature: float | jax.Array,
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
     """Compare the two views of some images with all views.
 
     Args:
-      rows: the images: `z1` and `z2` `[r, d]`, `partner` `[r]`, with a memory `example` `[r]`.
-      candidates: `all1` and `all2` `[N, d]`, and the `temperature`.
-      memory: nothing, or `kept` `[K, d]` and `number` `[K]`.
+      similarities: of first and of second views, each with all first views, all second ones
+        `[r, N]`, and with a memory those kept `[r, K]`.
+      rows: of the images: `partner` `[r]`, with a memory `example` `[r]`.
+      fixed: with a memory `kept` `[K]`, the number of each kept image.
+      temperature: divides the similarities.
 
     Returns:
       For each image, `[r]`: the losses of both views, added; the first view's nearest of all second
       views; the entropy of its softmax over them.
     """
-    z1, z2, partner = rows["z1"], rows["z2"], rows["partner"]
-    all1, all2, temperature = candidates["all1"], candidates["all2"], candidates["temperature"]
-    itself = partner[:, None] == jnp.arange(len(all1))  # [r, N]
+    partner = rows["partner"]
+    logits = [[some / temperature for some in of_view] for of_view in similarities]
+    itself = partner[:, None] == jnp.arange(logits[0][0].shape[1])  # [r, N]
 
-    def similarity(anchors, others):
-        # Full precision: a low temperature magnifies what accelerators round away by default.
-        return (
-            jnp.matmul(anchors, others.T, precision=lax.Precision.HIGHEST) / temperature
-        )  # [r, N]
-
-    def cross_entropy(anchors, to_other_view, to_same_view):
-        logits = [to_other_view, jnp.where(itself, -jnp.inf, to_same_view)]  # [r, N] each
-        if memory:
-            number = memory["number"]
+    def cross_entropy(view: int) -> jax.Array:
+        to_same, to_other, *to_kept = logits[view][view], logits[view][1 - view], *logits[view][2:]
+        among = [to_other, jnp.where(itself, -jnp.inf, to_same)]  # [r, N] each
+        if to_kept:
+            number = fixed["kept"]
             negative = (number != NO_IMAGE) & (number != rows["example"][:, None])  # [r, K]
-            to_kept = similarity(anchors, memory["kept"])  # [r, K]
-            logits.append(jnp.where(negative, to_kept, -jnp.inf))
+            among.append(jnp.where(negative, to_kept[0], -jnp.inf))
         return optax.softmax_cross_entropy_with_integer_labels(
-            jnp.concatenate(logits, axis=1), partner
+            jnp.concatenate(among, axis=1), partner
         )
 
-    between = similarity(z1, all2)
-    losses = cross_entropy(z1, between, similarity(z1, all1))
-    losses += cross_entropy(z2, similarity(z2, all1), similarity(z2, all2))
-    seen = lax.stop_gradient(between)
+    losses = cross_entropy(0) + cross_entropy(1)
+    seen = lax.stop_gradient(logits[0][1])
     probabilities = jax.nn.softmax(seen)
     entropy = -jnp.sum(probabilities * jnp.log(probabilities + 1e-8), axis=1)
     return losses, jnp.argmax(seen, axis=1), entropy
