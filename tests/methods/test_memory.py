@@ -134,7 +134,8 @@ def test_devices_exchange_the_new_rows_and_nothing_else_beside_what_they_do_with
     statistics = sum(leaf.size for leaf in jax.tree.leaves(state.extra["average"]["batch_stats"]))
     rows = tiny.BATCH * (8 * recipe().head.dim + 4)  # embeddings, and numbers of images
     assert found.sent == {kind: 2 * size for kind, size in without.sent.items()} | {
-        "all-reduce": 2 * without.sent["all-reduce"] + 8 * statistics + rows
+        "all-gather": 2 * without.sent["all-gather"] + 8 * DEVICES * statistics,
+        "all-reduce": 2 * without.sent["all-reduce"] + rows,
     }
     assert found.convolutions == without.convolutions + 1
 
