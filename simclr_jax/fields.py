@@ -50,17 +50,14 @@ PATHS = ("data.path", "data.index", "init.run", "distill.teacher", "labels.use")
 # What numbers must hold: the fields, the rule in words, the rule.
 RULES: tuple[tuple[tuple[str, ...], str, Callable[[float], bool]], ...] = (
     (
-        (
-            "loss.temperature",
-            "model.width",
-            "optim.base_lr",
-            "bn.epsilon",
-            "eval.knn_temperature",
-            "optim.trust_coefficient",
-            "distill.temperature",
-        ),
+        ("model.width", "optim.base_lr", "bn.epsilon", "optim.trust_coefficient"),
         "greater than 0",
         lambda value: value > 0,
+    ),
+    (
+        ("loss.temperature", "eval.knn_temperature", "distill.temperature"),
+        "1e-6 or more: less would magnify the rounding of similarities, 6e-8, above all else",
+        lambda value: value >= 1e-6,
     ),
     (
         (

@@ -195,6 +195,13 @@ def test_every_other_choice_is_refused(name):
 
 REFUSED_BY = {
     "greater than 0": (0.0, -1.0, float("nan"), float("inf")),
+    "1e-6 or more: less would magnify the rounding of similarities, 6e-8, above all else": (
+        0.0,
+        -1.0,
+        1e-39,  # of which 32 bits hold no inverse
+        float("nan"),
+        float("inf"),
+    ),
     "1 or more": (0, -5),
     "0 or more": (-0.5, float("nan")),
     "0, for none, or more": (-1,),

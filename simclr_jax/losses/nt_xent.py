@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import chex
 import jax
 import jax.numpy as jnp
 import optax
 from jax import lax
 
 from simclr_jax.errors import choose
-from simclr_jax.losses import tiles
-from simclr_jax.losses.unit import l2_normalize
+from simclr_jax.losses import batch, tiles
 
 SCALES = ("sum", "mean")
 NO_IMAGE = -1  # in place of the number of an image
@@ -32,9 +30,7 @@ def nt_xent(
     """Return this device's share of NT-Xent: each view must find its partner among 2N - 1 others.
 
     Row i of `z1` and row i of `z2` are two views of one image. The rows of this device are compared
-    with the rows of all devices, so the batch that supplies negatives is the global one. The
-    gathered copies carry gradient: an embedding is moved as an anchor *and* as everybody else's
-    positive or negative. Without that the gradient is wrong by half.
+    with the rows of all devices, so the batch that supplies negatives is the global one.
 
     Args:
       z1: `[n, d]` projections of first views; computed in float32, or float64 if they are.
@@ -61,37 +57,21 @@ def nt_xent(
         and `contrast_entropy` (nats, of a first view's softmax over all second views).
     """
     choose("loss scale", scale, SCALES)
-    chex.assert_equal_shape((z1, z2))
-    wide = jnp.promote_types(z1.dtype, jnp.float32)
-    z1, z2 = z1.astype(wide), z2.astype(wide)
-    if normalize:
-        z1, z2 = l2_normalize(z1), l2_normalize(z2)
-
-    n, all1, all2 = z1.shape[0], z1, z2
-    first_row = jnp.zeros((), jnp.int32)
-    if axis_name is not None:
-        first_row = lax.axis_index(axis_name) * n
-        all1, all2 = lax.all_gather((z1, z2), axis_name, tiled=True)  # [N, d] each
-    partner = first_row + jnp.arange(n)  # [n] row of each image in the global batch
-    rows, kept, fixed = {"partner": partner}, [], {}
+    z = batch.gather((z1, z2), normalize=normalize, axis_name=axis_name)
+    rows, kept, fixed = {"partner": z.row}, [], {}
     if memory is not None:
         if example is None:
             raise ValueError("a memory needs the number of each image: give `example`")
-        kept, rows["example"], fixed["kept"] = [memory[0].astype(wide)], example, memory[1]
+        kept, rows["example"] = [memory[0].astype(z.own[0].dtype)], example
+        fixed["kept"] = memory[1]
     losses, nearest, entropy = tiles.by_rows(
-        _contrast, [z1, z2], [all1, all2], kept, rows, fixed, temperature, at_once
+        _contrast, z.own, z.everyone, kept, rows, fixed, temperature, at_once
     )
-
-    count = jnp.asarray(all1.shape[0], wide)
-    if weights is not None:
-        losses, count = losses * weights, jnp.sum(weights != 0).astype(wide)
-        if axis_name is not None:
-            count = lax.psum(count, axis_name)
-    total = jnp.sum(losses) / count
+    total = batch.mean(losses, weights, axis_name=axis_name)
     metrics = {
         "loss_mean": total / 2,
-        "contrast_accuracy": jnp.sum(nearest == partner) / all1.shape[0],
-        "contrast_entropy": jnp.sum(entropy) / all1.shape[0],
+        "contrast_accuracy": batch.mean(nearest == z.row, axis_name=axis_name),
+        "contrast_entropy": batch.mean(entropy, axis_name=axis_name),
     }
     return (total if scale == "sum" else total / 2), lax.stop_gradient(metrics)
 

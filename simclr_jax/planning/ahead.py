@@ -6,8 +6,8 @@ stands in for the devices.
 
 from __future__ import annotations
 
-import collections
 import dataclasses
+import functools
 import importlib.util
 import math
 import os
@@ -48,13 +48,18 @@ class Compiled:
       needed: bytes of all of it, with the program itself; or what the compiler says it lacks room
         for, which may be its temporaries alone.
       flops: of one device and step, with those of elementwise operations.
+      accessed: bytes that a device reads and writes in a step, in memory of any kind. Bodies of
+        loops, such as the parts of a batch, are counted once by XLA, here and in `flops`.
       collectives: bytes each device receives in a step, by kind.
+      exchanges: how many collectives there are in a step, by kind.
     """
 
     memory: Footprint | None
     needed: float
     flops: float
+    accessed: float
     collectives: dict[str, int]
+    exchanges: dict[str, int]
 
 
 def available() -> bool:
@@ -101,13 +106,20 @@ def compile_step(step: Any, state: Any, batch: Any, *, quick: bool = True) -> Co
         needed = out_of_memory(str(error))
         if needed is None:
             raise
-        return Compiled(None, needed, math.nan, {})
+        return Compiled(None, needed, math.nan, math.nan, {}, {})
     found, text = compiled.memory_analysis(), compiled.as_text()
     kept = found.alias_size_in_bytes
     memory = Footprint(kept, found.argument_size_in_bytes - kept, found.temp_size_in_bytes)
     more = found.output_size_in_bytes - kept + found.generated_code_size_in_bytes
-    flops = compiled.cost_analysis()["flops"]
-    return Compiled(memory, memory.peak + more, flops, collectives(text))
+    cost = compiled.cost_analysis()
+    return Compiled(
+        memory,
+        memory.peak + more,
+        cost["flops"],
+        cost["bytes accessed"],
+        collectives(text),
+        {kind: len(sizes) for kind, sizes in _received(text).items()},
+    )
 
 
 def out_of_memory(text: str) -> float | None:
@@ -124,13 +136,61 @@ COLLECTIVE = re.compile(
 ARRAY = re.compile(r"\b(?P<dtype>pred|[a-z]+(?P<bits>\d+))\[(?P<shape>[\d,]*)\]")
 
 
+COMPUTATION = re.compile(r"^(?P<entry>ENTRY )?%?(?P<name>[\w.\-]+) \(.*\{$")
+CALLED = re.compile(r"(?P<how>body|condition|calls|to_apply)=%?(?P<name>[\w.\-]+)")
+TRIPS = re.compile(r'known_trip_count":\s*\{"n":"(\d+)"')
+BOUND = re.compile(r"= s32\[\](?:\{[^}]*\})? constant\((\d+)\)")
+
+
 def collectives(text: str) -> dict[str, int]:
     """Return the bytes each device receives in a compiled program, by kind of collective."""
-    received: collections.Counter[str] = collections.Counter()
+    return {kind: sum(sizes) for kind, sizes in _received(text).items()}
+
+
+def _received(text: str) -> dict[str, list[int]]:
+    """Return the bytes that each collective of a compiled program brings, by its kind.
+
+    Those in a loop come as often as it runs, where the program says how often.
+    """
+    bodies: dict[str, list[str]] = {}
+    entry, lines = "", list[str]()
     for line in text.splitlines():
-        # An asynchronous collective is a pair; the type of its end is the result alone.
-        if (found := COLLECTIVE.search(line)) and found["phase"] != "-start":
-            for array in ARRAY.finditer(found["type"]):
-                count = math.prod(map(int, filter(None, array["shape"].split(","))))
-                received[found["kind"]] += count * (int(array["bits"] or 8) // 8)
-    return dict(received)
+        if head := COMPUTATION.match(line):
+            lines = bodies[head["name"]] = []
+            entry = head["name"] if head["entry"] else entry
+        else:
+            lines.append(line)
+
+    @functools.cache
+    def inside(name: str) -> dict[str, list[int]]:
+        received: dict[str, list[int]] = {}
+        for line in bodies.get(name, ()):
+            found = COLLECTIVE.search(line)
+            # An asynchronous collective is a pair; the type of its end is the result alone.
+            if found and found["phase"] != "-start":
+                received.setdefault(found["kind"], []).append(_bytes(found["type"]))
+            called = {each["how"]: each["name"] for each in CALLED.finditer(line)}
+            times = _trips(line, bodies.get(called.get("condition", ""), []))
+            for each in called.values():
+                for kind, sizes in inside(each).items():
+                    received.setdefault(kind, []).extend(times * sizes)
+        return received
+
+    return inside(entry)
+
+
+def _trips(line: str, condition: list[str]) -> int:
+    """Return how often what a line calls runs: 1, or in a loop to the bound of its condition."""
+    if known := TRIPS.search(line):
+        return int(known[1])
+    bounds = [int(found[1]) for each in condition if (found := BOUND.search(each))]
+    return bounds[0] if len(bounds) == 1 else 1
+
+
+def _bytes(type_: str) -> int:
+    """Return the bytes of the arrays of a type."""
+    return sum(
+        math.prod(map(int, filter(None, array["shape"].split(","))))
+        * (int(array["bits"] or 8) // 8)
+        for array in ARRAY.finditer(type_)
+    )

@@ -249,12 +249,23 @@ def report(case: Case, asked: Asked, plan: dict[str, Any], compiled: Compiled | 
         f"{plan['flops_per_view'] / 1e9:.2f} GFLOP for a view (convolutions and matrix products)",
         f"          {1e3 * plan['flops'] / device.flops:.1f} ms at the {device.flops / 1e12:.0f} "
         "TFLOP/s of bfloat16 that the maker names; expect a half of that speed or less",
+        *_accessed(compiled, views, c.train.accumulate),
         "",
         _traffic_table(plan, compiled),
         "",
         _choices_table(asked, plan),
     ]
     return "\n".join(lines)
+
+
+def _accessed(compiled: Compiled | None, views: int, parts: int) -> list[str]:
+    """Return a line about the bytes of a compiled step, of which one in parts counts only some."""
+    if compiled is None or compiled.memory is None or parts > 1:
+        return []
+    found = compiled.accessed
+    return [
+        f"bytes     {found / 1e9:.2f} GB in a step as compiled, {found / 1e6 / views:.0f} MB a view"
+    ]
 
 
 def _gib(size: float) -> str:
@@ -294,7 +305,10 @@ def _traffic_table(plan: dict[str, Any], compiled: Compiled | None) -> str:
     rows = [[kind, f"{plan['collectives'].get(kind, 0) / 1e6:.3f}"] for kind in kinds]
     if found:
         header.append("compiled")
-        rows = [[*row, f"{found.get(row[0], 0) / 1e6:.3f}"] for row in rows]
+        times = compiled.exchanges if compiled else {}
+        rows = [
+            [*row, f"{found.get(row[0], 0) / 1e6:.3f} in {times.get(row[0], 0)}"] for row in rows
+        ]
     return table(header, rows)
 
 
