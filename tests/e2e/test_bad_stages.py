@@ -137,7 +137,7 @@ FEW = {
     "a temperature of zero": (
         "distill",
         TEACHER | {"distill.temperature": 0.0},
-        ["distill.temperature is 0.0", "greater than 0"],
+        ["distill.temperature is 0.0", "1e-6 or more"],
     ),
     "a teacher in float64": (
         "distill",

@@ -18,7 +18,8 @@ from jax.flatten_util import ravel_pytree
 from train import tiny
 
 from simclr_jax import parallel
-from simclr_jax.losses import nt_xent
+from simclr_jax.losses import batch as batch_losses
+from simclr_jax.losses.nt_xent import nt_xent
 from simclr_jax.models.normalization import BatchNorm
 from simclr_jax.models.resnet import ResNet
 from simclr_jax.stages import views
@@ -41,9 +42,9 @@ class Faulty:
 
 def gather_without_gradient(monkeypatch):
     def all_gather(*args, **options):
-        return lax.stop_gradient(lax.all_gather(*args, **options))
+        return jax.tree.map(lax.stop_gradient, lax.all_gather(*args, **options))
 
-    monkeypatch.setattr(nt_xent, "lax", Faulty(all_gather=all_gather))
+    monkeypatch.setattr(batch_losses, "lax", Faulty(all_gather=all_gather))
 
 
 # One device against many, in float64 ------------------------------------------------------------
@@ -271,7 +272,7 @@ def test_inspection_sees_a_view_major_batch():
     def loss(variables, views):
         images = views.reshape(-1, *views.shape[2:])  # [2N, h, w, c]
         h1, h2 = jnp.split(encoder.apply(variables, images, train=False)["h"], 2)
-        return nt_xent.nt_xent(h1, h2, temperature=0.1)[0]
+        return nt_xent(h1, h2, temperature=0.1)[0]
 
     report = inspect(jax.jit(jax.grad(loss)), variables, views)
     with pytest.raises(AssertionError, match="all-gather larger"):
