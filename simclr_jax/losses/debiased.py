@@ -28,7 +28,7 @@ def debiased(
     axis_name: str | None = None,
     at_once: int | None = None,
 ) -> tuple[jax.Array, dict[str, jax.Array]]:
-    """Return this device's share of the debiased loss (eq. 7, 8), with `beta` of hard negatives.
+    """Return this device's share of the debiased loss, and by `beta` of that of hard negatives.
 
     Of an anchor it is -log(e^(s+/t) / (e^(s+/t) + G)). With K = 2N - 2 negatives, of which the one
     at similarity s counts by a = e^(beta s/t), made to have the mean 1,
@@ -47,7 +47,7 @@ def debiased(
       z2: `[n, d]` projections of second views of the same images.
       temperature: divides the similarities.
       tau_plus: how likely a negative is of the anchor's class, at least 0, below 1. With 0 and a
-        beta of 0 it is NT-Xent: the "easy" estimator of HCL, and DCL's without `--debiased`.
+        beta of 0 it is NT-Xent: the "easy" estimator of HCL, and DCL's where it does not debias.
       beta: how much more hard negatives weigh; 0 is the debiased loss.
       scale: "mean" is the mean over 2N views, as both codes have it; "sum" is twice that.
       normalize: compare by cosine rather than by inner product; the codes do so in their networks.

@@ -28,7 +28,7 @@ def decoupled(
     axis_name: str | None = None,
     at_once: int | None = None,
 ) -> tuple[jax.Array, dict[str, jax.Array]]:
-    """Return this device's share of the decoupled contrastive loss (eq. 6), or DCLW (eq. 7).
+    """Return this device's share of the decoupled contrastive loss, DCL, or of DCLW.
 
     Of an anchor it is -w s+/t + log sum exp(s-/t), over the 2N - 2 views of other images: NT-Xent
     without the positive in the denominator. It has no lower bound at 0.
@@ -46,8 +46,8 @@ def decoupled(
       normalize: compare by cosine rather than by inner product; that code leaves it to its network.
       both_directions: False takes first views alone as anchors, as one call of that code does.
       added_to_own: is added to the logits of an anchor's own two views, which are thereby no
-        negatives. That code adds log(1e-45) = -103.6, and where the logits of all negatives are as
-        far below (a temperature of 0.01) they are negatives nevertheless; here they never are.
+        negatives. That code adds log(1e-45) = -103.6. At a temperature of 0.01 that takes them from
+        100 to -3.6, among the others, and they are negatives after all; here they never are.
       weights: `[n]` weight of each image's loss; the mean is over images of nonzero weight. None
         weighs all equally.
       axis_name: mesh axis over which the global batch is spread; None if this is all of it.
