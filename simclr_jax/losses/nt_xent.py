@@ -5,12 +5,10 @@ from __future__ import annotations
 import jax
 import jax.numpy as jnp
 import optax
-from jax import lax
 
 from simclr_jax.errors import choose
-from simclr_jax.losses import batch, tiles
+from simclr_jax.losses import batch, tiles, two_views
 
-SCALES = ("sum", "mean")
 NO_IMAGE = -1  # in place of the number of an image
 
 
@@ -56,7 +54,7 @@ def nt_xent(
         `contrast_accuracy` (how often a first view's partner is the nearest of all second views)
         and `contrast_entropy` (nats, of a first view's softmax over all second views).
     """
-    choose("loss scale", scale, SCALES)
+    choose("loss scale", scale, two_views.SCALES)
     z = batch.gather((z1, z2), normalize=normalize, axis_name=axis_name)
     rows, kept, fixed = {"partner": z.row}, [], {}
     if memory is not None:
@@ -64,16 +62,12 @@ def nt_xent(
             raise ValueError("a memory needs the number of each image: give `example`")
         kept, rows["example"] = [memory[0].astype(z.own[0].dtype)], example
         fixed["kept"] = memory[1]
-    losses, nearest, entropy = tiles.by_rows(
+    losses, told = tiles.by_rows(
         _contrast, z.own, z.everyone, kept, rows, fixed, temperature, at_once
     )
     total = batch.mean(losses, weights, axis_name=axis_name)
-    metrics = {
-        "loss_mean": total / 2,
-        "contrast_accuracy": batch.mean(nearest == z.row, axis_name=axis_name),
-        "contrast_entropy": batch.mean(entropy, axis_name=axis_name),
-    }
-    return (total if scale == "sum" else total / 2), lax.stop_gradient(metrics)
+    metrics = two_views.metrics(total / 2, told, axis_name=axis_name)
+    return (total if scale == "sum" else total / 2), metrics
 
 
 def _contrast(
@@ -81,7 +75,7 @@ def _contrast(
     rows: dict[str, jax.Array],
     fixed: dict[str, jax.Array],
     temperature: float | jax.Array,
-) -> tuple[jax.Array, jax.Array, jax.Array]:
+) -> tuple[jax.Array, dict[str, jax.Array]]:
     """Compare the two views of some images with all views.
 
     Args:
@@ -92,8 +86,8 @@ def _contrast(
       temperature: divides the similarities.
 
     Returns:
-      For each image, `[r]`: the losses of both views, added; the first view's nearest of all second
-      views; the entropy of its softmax over them.
+      For each image, `[r]`: the losses of both views, added, and what `two_views.found` tells of
+      the first view among all second ones.
     """
     partner = rows["partner"]
     logits = [[some / temperature for some in of_view] for of_view in similarities]
@@ -111,7 +105,4 @@ def _contrast(
         )
 
     losses = cross_entropy(0) + cross_entropy(1)
-    seen = lax.stop_gradient(logits[0][1])
-    probabilities = jax.nn.softmax(seen)
-    entropy = -jnp.sum(probabilities * jnp.log(probabilities + 1e-8), axis=1)
-    return losses, jnp.argmax(seen, axis=1), entropy
+    return losses, two_views.found(similarities[0][1], partner, temperature)
