@@ -108,6 +108,7 @@ EXPLAINED: dict[str, tuple[dict[str, Any] | str, ...]] = {
     ),
     "ntxent": ("returns grad_sum grad_mean",),
     "pairwise": (),
+    "pcl": (),
     "preprocess": ("color_jitter_strength output_range draw_order calls[].err",),
     "rgb2lab": (),
     "rotation": ("height width",),
@@ -135,7 +136,7 @@ NOT_YET = {
     *("decoupled", "denoising_autoencoder"),
     *("hard_negative", "infonce", "infonce_cpc", "instdisc_nce"),
     *("instdisc_sampled_softmax", "instdisc_softmax", "jigsaw_permutations", "margin", "moco"),
-    *("moco_queue", "moco_shuffle", "nt_logistic", "patch_concat", "patches", "pcl"),
+    *("moco_queue", "moco_shuffle", "nt_logistic", "patch_concat", "patches"),
     *("pcl_density", "relative_location", "simsiam", "simsiam_loss"),
 }
 
