@@ -79,8 +79,8 @@ def proto_nce(
     losses, found = [], []
     for prototypes, concentration, assigned, negatives in clusterings:
         chosen = jnp.concatenate([batch.of_everyone(assigned, axis_name), negatives])  # [N + r]
-        kept = prototypes.astype(queries.dtype)[chosen]
-        fixed = {"concentration": concentration.astype(queries.dtype)[chosen]}
+        kept = jnp.asarray(prototypes, queries.dtype)[chosen]
+        fixed = {"concentration": jnp.asarray(concentration, queries.dtype)[chosen]}
         cost, nearest = tiles.by_rows(
             _entropy, [queries], [], [kept], {"row": row}, fixed, {}, at_once
         )

@@ -1,7 +1,6 @@
 """Losses of labelled rows against recordings of SupContrast, cleverhans and TensorFlow Addons.
 
-All in float64: where the recorded program computed in float32, a part of what is allowed is its
-rounding.
+All in float64; what may differ is the rounding of the recorded program.
 """
 
 from __future__ import annotations
@@ -42,12 +41,17 @@ def labels_of(recording, n):
     return labels
 
 
-def compare(recording, record_parity, found, tolerance):
-    """Enter errors relative to the largest entry, or to a least one, of what is found by name."""
-    recorded = "float32" if recording.arrays["loss"].dtype == np.float32 else "float64"
+def compare(recording, record_parity, found, float32=16 * golden.EPS32):
+    """Enter errors relative to the largest entry, or to a least one, of what is found by name.
+
+    `float32` is what may differ if the recorded program computed so.
+    """
     for (name, floor), got in found.items():
-        error = golden.error(got, recording.arrays[name], floor)
-        record_parity(recording.spec["kind"], recording.name, error, tolerance, recorded)
+        wanted = recording.arrays[name]
+        narrow = wanted.dtype == np.float32
+        limit, precision = (float32, "float32") if narrow else (1e-12, "float64")
+        error = golden.error(got, wanted, floor)
+        record_parity(recording.spec["kind"], recording.name, error, limit, precision)
 
 
 def listed(mask):
@@ -82,7 +86,7 @@ def test_supervised_contrastive(recording, record_parity):
 
     value, gradient = loss(features)
     found = {("loss", 1.0): value, ("grad", 0.0): gradient}
-    compare(recording, record_parity, found, 1e-12)
+    compare(recording, record_parity, found)
 
 
 def alone(labels):
@@ -122,17 +126,15 @@ def test_pairwise(recording, record_parity):
     if "distance" in arrays:  # of pairs that are not averaged; TensorFlow Addons
         loss = functools.partial(pairwise.of_distances, same=same, margin=margin, form="addons")
         distance = checked(recording, "distance", (n,))
-        gradients = [jax.grad(lambda d: jnp.sum(loss(d)))(distance)]
-        pairs = [(loss(distance), "losses", 1.0), (gradients[0], "grad", 0.0)]
+        gradients = [jax.jit(jax.grad(lambda d: jnp.sum(loss(d))))(distance)]
+        found = {("losses", 1.0): loss(distance), ("grad", 0.0): gradients[0]}
     else:
         a, b = (checked(recording, name, (n, settings["dim"])) for name in ("a", "b"))
         loss = functools.partial(pairwise.pairwise, same=same, margin=margin, form="hadsell")
-        value, gradients = jax.value_and_grad(loss, argnums=(0, 1))(a, b)
-        pairs = [(value, "loss", 1.0)]
-        pairs += [(g, f"grad_{of}", 0.0) for g, of in zip(gradients, "ab", strict=True)]
-    for got, name, floor in pairs:
-        error = golden.error(got, arrays[name], floor)
-        record_parity("pairwise", recording.name, error, 1e-12, "float64")
+        value, gradients = jax.jit(jax.value_and_grad(loss, argnums=(0, 1)))(a, b)
+        found = {("loss", 1.0): value}
+        found |= {(f"grad_{of}", 0.0): g for g, of in zip(gradients, "ab", strict=True)}
+    compare(recording, record_parity, found)
 
 
 def triplets(recording, record_parity, law):
@@ -149,7 +151,7 @@ def triplets(recording, record_parity, law):
     found = {("loss", 1.0): value}
     if len(np.unique(x, axis=0)) == len(x):
         found["grad", 0.0] = gradient
-    compare(recording, record_parity, found, 16 * golden.EPS32)
+    compare(recording, record_parity, found)
 
 
 @pytest.mark.parametrize("recording", golden.cases("triplet_semi_hard"))
