@@ -130,7 +130,10 @@ def all_pairs(
         margin,
         at_once,
     )
-    pulled, pushed, close, positives, negatives = map(jnp.sum, sums)
+    # Pairs of large batches are more than 32 bits count.
+    pulled, pushed, close, positives, negatives = (
+        jnp.sum(some, dtype=sums[0].dtype) for some in sums
+    )
     positives, negatives = (
         jnp.maximum(batch.total(count, axis_name), 1) for count in (positives, negatives)
     )

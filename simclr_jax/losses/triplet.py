@@ -126,7 +126,8 @@ def _triplets(
     sums = tiles.by_rows(
         function, *distances.comparable(z, distance), [], rows, fixed, margin, at_once
     )
-    loss, active, counted = map(jnp.sum, sums)
+    # Pairs of large batches are more than 32 bits count.
+    loss, active, counted = (jnp.sum(some, dtype=sums[0].dtype) for some in sums)
     triplets = jnp.maximum(batch.total(counted, axis_name), 1)
     return loss / triplets, {"active_triplets": active / triplets}
 
