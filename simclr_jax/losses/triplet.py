@@ -21,13 +21,16 @@ from simclr_jax.unlabelled import NO_LABEL
 
 NORMALIZED = ("rows", "batch", "none")
 Loss = tuple[jax.Array, dict[str, jax.Array]]
+Sums = tuple[jax.Array, jax.Array, jax.Array]  # of losses, of those that cost, of triplets: `[r]`
+Margin = float | jax.Array
+Law = Callable[[jax.Array, jax.Array, jax.Array, Margin], Sums]
 
 
 def semi_hard(
     views: Sequence[jax.Array],
     labels: jax.Array | None = None,
     *,
-    margin: float | jax.Array,
+    margin: Margin,
     distance: str = "L2",
     normalize: str = "rows",
     axis_name: str | None = None,
@@ -73,7 +76,7 @@ def hard(
     views: Sequence[jax.Array],
     labels: jax.Array | None = None,
     *,
-    margin: float | jax.Array | None,
+    margin: Margin | None,
     distance: str = "L2",
     normalize: str = "rows",
     axis_name: str | None = None,
@@ -105,10 +108,10 @@ def hard(
 
 
 def _triplets(
-    law: Callable[..., tuple[jax.Array, jax.Array, jax.Array]],
+    law: Law,
     views: Sequence[jax.Array],
     labels: jax.Array | None,
-    margin: float | jax.Array,
+    margin: Margin,
     distance: str,
     normalize: str,
     axis_name: str | None,
@@ -141,18 +144,18 @@ def _over_batch(z: batch.Views) -> batch.Views:
 
 
 def _of_rows(
-    law: Callable[..., tuple[jax.Array, jax.Array, jax.Array]],
+    law: Law,
     distance: str,
     products: tiles.Similarities,
     rows: dict[str, jax.Array],
     fixed: dict[str, jax.Array],
-    margin: float | jax.Array,
-) -> tuple[jax.Array, jax.Array, jax.Array]:
+    margin: Margin,
+) -> Sums:
     """Return, for some images `[r]`, what `law` says of each of their views, added up.
 
     Args:
       law: from distances `[r, v N]` of anchors, which of the candidates are positives, which are
-        negatives, and the margin, to sums of losses, of those that cost, and of triplets, `[r]`.
+        negatives, and the margin, to sums over the triplets of each anchor.
       distance: what products of rows stand for.
       products: of each view, with all views `[r, N]`.
       rows: of the images: `row` and `label`, `[r]`.
@@ -174,8 +177,11 @@ def _of_rows(
     return losses, active, counted
 
 
-def _semi_hard(apart, positive, negative, margin):
-    """Find the negatives of all positives of a row in its sorted ones: no array is [r, p, n]."""
+def _semi_hard(apart: jax.Array, positive: jax.Array, negative: jax.Array, margin: Margin) -> Sums:
+    """Find the negatives of all positives of a row in its sorted ones: no array is [r, p, n].
+
+    Sorting is most of the work: on a CPU some twenty times that of the other losses.
+    """
     seen = lax.stop_gradient(jnp.where(negative, apart, jnp.inf))
     order = jnp.argsort(seen, axis=1)
     rising = jnp.take_along_axis(seen, order, axis=1)
@@ -190,19 +196,22 @@ def _semi_hard(apart, positive, negative, margin):
     return jnp.sum(costs, axis=1), jnp.sum(costs > 0, axis=1), jnp.sum(positive, axis=1)
 
 
-def _hardest(apart, positive, negative):
+def _hardest(
+    apart: jax.Array, positive: jax.Array, negative: jax.Array
+) -> tuple[jax.Array, jax.Array]:
+    """Return for each row its largest distance to a positive, its smallest to a negative."""
     far = jnp.max(jnp.where(positive, apart, 0), axis=1)
     near = jnp.min(jnp.where(negative, apart, jnp.inf), axis=1)
     return far, jnp.where(jnp.any(negative, axis=1), near, far)
 
 
-def _hard(apart, positive, negative, margin):
+def _hard(apart: jax.Array, positive: jax.Array, negative: jax.Array, margin: Margin) -> Sums:
     far, near = _hardest(apart, positive, negative)
     costs = jnp.maximum(margin + far - near, 0)
     return costs, costs > 0, jnp.ones_like(costs)
 
 
-def _soft_hard(apart, positive, negative, margin):
+def _soft_hard(apart: jax.Array, positive: jax.Array, negative: jax.Array, margin: Margin) -> Sums:
     del margin
     far, near = _hardest(apart, positive, negative)
     return jax.nn.softplus(far - near), far > near, jnp.ones_like(far)

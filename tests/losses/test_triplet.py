@@ -60,6 +60,13 @@ def test_one_class_alone():
     assert value == pytest.approx(0.5) and not np.any(gradient)
 
 
+def test_a_negative_as_far_as_the_positive_is_not_farther():
+    """Of row 0 both are at distance 1, and the next negative at 3, which costs nothing."""
+    line, labels = [[0.0], [1.0], [-1.0], [3.0]], np.array([0, 0, 1, 1])
+    value, _, _ = cost(triplet.semi_hard, line, labels, margin=0.5)
+    assert value == (0 + 0 + (0.5 + 4 - 2) + (0.5 + 4 - 3)) / 4
+
+
 def test_without_pairs_or_labels_there_is_no_loss():
     line = [[0.0], [1.0], [3.0]]
     value, _, gradient = cost(triplet.semi_hard, line, np.arange(3), margin=0.5)
