@@ -10,7 +10,6 @@ from jax import lax
 
 from simclr_jax.errors import choose
 from simclr_jax.losses import batch, candidates, tiles
-from simclr_jax.losses.nt_xent import NO_IMAGE
 from simclr_jax.unlabelled import NO_LABEL
 
 ANCHORS = ("all", "one")
@@ -51,10 +50,10 @@ def supervised_contrastive(
       base_temperature: of which the temperature is a multiple in the loss; equal to it: no factor.
       anchors: "all" views, or first views alone ("one"), which are still compared with all.
       positives: instead of labels, int `[n, k]`: the images whose views are positives of each, by
-        their numbers in `example`, `NO_IMAGE` (-1) where there are fewer than k. It need not be
-        mutual, and an image that is not in its own list has no positive in its other views. That is
-        the official `mask`, of which row i lists the columns.
-      example: int `[n]`, the number of each image; needed with `positives`.
+        their numbers in `example`, -1 where there are fewer than k. It need not be mutual, and an
+        image that is not in its own list has no positive in its other views. That is the official
+        `mask`, of which row i lists the columns.
+      example: int `[n]`, the number of each image, not negative; needed with `positives`.
       normalize: compare by cosine rather than by inner product.
       axis_name: mesh axis over which the global batch is spread; None if this is all of it.
       at_once: images whose views are compared with all at a time (`tiles.by_rows`).
@@ -110,7 +109,7 @@ def _contrast(
     else:  # one of the list after another: all at once would be [r, k, N]
         listed = jnp.zeros((len(row), images), bool)
         for number in rows["wanted"].T:
-            listed |= (number[:, None] == offered) & (number[:, None] != NO_IMAGE)
+            listed |= number[:, None] == offered
         friends = jnp.tile(listed, (1, views))
 
     losses, found = [], []

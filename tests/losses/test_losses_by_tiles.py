@@ -37,7 +37,7 @@ def fnc(views, labels, cancel="attraction", kept=False, **options):
     memory = {}
     if kept:
         keys = [jnp.roll(view, 1, axis=1) for view in views]
-        old = jnp.asarray(draw(3 * CLASSES, views[0].shape[1], seed=5), views[0].dtype)
+        old = jnp.asarray(draw(3 * CLASSES, views[0].shape[1], seed=5))
         number = jnp.arange(3 * CLASSES) % (CLASSES + 2) - 1
         memory = {"keys": keys, "memory": old, "kept": number, "example": labels}
     return false_negative_cancellation(
@@ -95,13 +95,16 @@ LOSSES = {
 }
 # One of each file; the others are options of these.
 USUAL = {"supcon", "soft_nearest_neighbour_tuned", "semi_hard", "pairs", "attraction", "proto_nce"}
-each = pytest.mark.parametrize(
-    "name", [n if n in USUAL else pytest.param(n, marks=pytest.mark.slow) for n in LOSSES]
-)
+
+
+def each(usual):
+    """Return the parametrisation over all losses, those that are not `usual` marked slow."""
+    names = [n if n in usual else pytest.param(n, marks=pytest.mark.slow) for n in LOSSES]
+    return pytest.mark.parametrize("name", names)
 
 
 @pytest.mark.x64
-@each
+@each(USUAL)
 def test_eight_devices_and_their_tiles_give_the_value_and_gradient_of_one(name):
     """In tiles of two images, and one that is left of the three of a device."""
     z, labels = draw(2, 3 * DEVICES, 6), labels_of(3 * DEVICES)
@@ -109,7 +112,7 @@ def test_eight_devices_and_their_tiles_give_the_value_and_gradient_of_one(name):
     assert_equal(on_eight(function, z, labels), on_one(LOSSES[name], z, labels))
 
 
-@each
+@each(USUAL)
 def test_tiles_hold_no_matrix_of_all_pairs(name):
     """What the compiled program holds is a few tiles, and grows with the number of images."""
     n, rows = 512, 4
@@ -123,7 +126,7 @@ def test_tiles_hold_no_matrix_of_all_pairs(name):
     assert held < n * 2 * n * 4 / 2, held
 
 
-@each
+@each({"supcon", "proto_nce"})
 def test_bfloat16_is_reduced_in_float32(name):
     z, labels = jnp.asarray(draw(2, 16, 8), jnp.bfloat16), labels_of(16)
     both = jax.jit(lambda *zs: [LOSSES[name](list(z), labels) for z in zs])
