@@ -49,6 +49,17 @@ def gather(views: Sequence[jax.Array], *, normalize: bool, axis_name: str | None
     return Views(own, lax.all_gather(own, axis_name, tiled=True), first + row)
 
 
+def of_everyone(rows: jax.Array, axis_name: str | None) -> jax.Array:
+    """Return `[N, ...]`, of all images in the order of `gather`, such as labels, of `[n, ...]`."""
+    return rows if axis_name is None else lax.all_gather(rows, axis_name, tiled=True)
+
+
+def total(value: jax.Array, axis_name: str | None) -> jax.Array:
+    """Return the sum over all devices of a number that carries no gradient, such as a count."""
+    value = lax.stop_gradient(value)
+    return value if axis_name is None else lax.psum(value, axis_name)
+
+
 def mean(values: jax.Array, weights: jax.Array | None = None, *, axis_name: str | None = None):
     """Return this device's share of a mean over the images of all devices.
 
