@@ -49,6 +49,7 @@ INHERITED = (
     "model.input",
     "augment.placement",
     "augment.grid",
+    "augment.crop_law",
 )
 # Likewise in each view of the recipe, from the first view of that run.
 INHERITED_CROP = (
@@ -136,6 +137,10 @@ def base(method: str = declaration.DEFAULT) -> ConfigDict:
         {
             "placement": "device",  # device | split | host: see data/placements
             "grid": "corner",  # corner (TF1) | half_pixel (TF2) | antialias (torchvision) | opencv
+            # How crops are drawn: height (TensorFlow's law, uniform in it) | area (torchvision's,
+            # uniform in area) | area_cut (BYOL's, likewise, cut to the image)
+            "crop_law": "height",
+            "clip_resized": False,  # to [0, 1] before the first colour operation (BYOL)
             "brightness_mode": "multiply",  # multiply (the code) | add (the v1 paper)
             "sigma_per": "image",  # one blur width per image | batch
             "views": {"first": view(), "second": view()},
@@ -213,10 +218,13 @@ def base(method: str = declaration.DEFAULT) -> ConfigDict:
             "base_lr": 0.3,
             "lr_scaling": "linear",  # linear: base * batch/256 | sqrt: base * sqrt(batch) | none
             "momentum": 0.9,  # lars and sgd
+            "nesterov": True,  # sgd: look ahead, as officially; what PyTorch calls SGD does not
             "rate_in_momentum": False,  # sgd: momentum of updates (TF2), or of gradients (TF1)
             "rate_after_momentum": False,  # lars: as BYOL; officially the momentum is of updates
             "weight_decay": 1e-4,
+            "decayed": "usual",  # what it acts on: usual (as optim/masks.py says) | all parameters
             "warmup_epochs": 10.0,
+            "rate_per": "step",  # after the warm-up the rate falls with each step | epoch
             "trust_coefficient": 0.001,  # lars
             "adapt_classifier": False,  # lars: the classifier's rate too (the official notebook)
         }

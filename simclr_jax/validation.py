@@ -122,6 +122,14 @@ def _check_converted(said: Any) -> None:
 
 def _check_placement(c: ConfigDict) -> None:
     placement, grid = c.augment.placement, c.augment.grid
+    usual = recipes.view().min_object_covered
+    for name, policy in c.augment.views.items():
+        if c.augment.crop_law != "height" and policy.min_object_covered != usual:
+            raise UserError(
+                f"augment.views.{name}.min_object_covered is {policy.min_object_covered}, but "
+                f"augment.crop_law={c.augment.crop_law} does not read it: leave it at {usual}, or "
+                "set --config.augment.crop_law=height"
+            )
     if placement == "split" and grid != "opencv":
         raise UserError(
             f"augment.placement=split resizes by OpenCV, not by the grid {grid}: "

@@ -264,6 +264,14 @@ def project(net: Net, views: jax.Array, **how: Any) -> list[jax.Array]:
     return [image_major(hidden, n) for hidden in hiddens]
 
 
+def apart(views: jax.Array) -> list[jax.Array]:
+    """Return `[n, 1, h, w, c]` for each view of `[n, v, h, w, c]`: each is to pass by itself.
+
+    It is then normalised by its own statistics, and moves the averages of them by itself.
+    """
+    return jnp.split(views, views.shape[1], axis=1)
+
+
 def view_major(views: jax.Array) -> jax.Array:
     """Return rows `[v * n, ...]` of `[n, v, ...]`, all first views first."""
     return jnp.moveaxis(views, 1, 0).reshape(-1, *views.shape[2:])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 
+import numpy as np
 from ml_collections import ConfigDict
 
 from simclr_jax.errors import UserError
@@ -26,11 +27,18 @@ class Timetable:
     log_every: int
     evaluate_every: int  # 0: only at the end
     save_every: int
+    cosine_epochs: tuple[float, float] | None = None  # where a rate by the epoch falls: from, to
 
     @property
     def epochs(self) -> float:
         """How often the run sees each example."""
         return self.total_steps * self.batch_size / self.examples
+
+    @property
+    def epoch_starts(self) -> np.ndarray:
+        """Return the first step of each epoch whose first image the run sees, int64."""
+        epochs = np.arange(-(-self.total_steps * self.batch_size // self.examples))
+        return -(-epochs * self.examples // self.batch_size)
 
     def new_epoch(self, steps: range) -> int | None:
         """Return the epoch in which a chunk begins, if the chunk before began in another."""
@@ -70,7 +78,15 @@ def make(config: ConfigDict, examples: int) -> Timetable:
         log_every=c.log.every_steps,
         evaluate_every=max(1, round(every)) * per_call if every else 0,
         save_every=c.checkpoint.every_steps,
+        cosine_epochs=_cosine_epochs(c, total * batch / examples),
     )
+
+
+def _cosine_epochs(config: ConfigDict, seen: float) -> tuple[float, float] | None:
+    """Return the epochs between which a rate by the epoch falls; `seen` are those of the run."""
+    if config.optim.rate_per == "step":
+        return None
+    return config.optim.warmup_epochs, seen if config.train.steps else config.train.epochs
 
 
 def _fitting(examples: int) -> int:

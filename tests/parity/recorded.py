@@ -107,6 +107,8 @@ EXPLAINED: dict[str, tuple[dict[str, Any] | str, ...]] = {
     "rgb2lab": (),
     "rotation": ("height width",),
     "schedule": (NETWORK, HEAD, NORM, TRAINING, "scaled_lr"),
+    "simsiam": (),
+    "simsiam_loss": ("n dim",),
     "solarize": (),
     "trajectory": (
         "other_flags global_step_after global_batch float64 labels step_arrays initial_values",
@@ -127,7 +129,7 @@ NOT_YET = {
     *("fnc_elimination", "fnc_memory", "hard_negative", "infonce", "infonce_cpc", "instdisc_nce"),
     *("instdisc_sampled_softmax", "instdisc_softmax", "jigsaw_permutations", "margin", "moco"),
     *("moco_queue", "moco_shuffle", "nt_logistic", "pairwise", "patch_concat", "patches", "pcl"),
-    *("pcl_density", "relative_location", "simsiam", "simsiam_loss", "soft_nearest_neighbour"),
+    *("pcl_density", "relative_location", "soft_nearest_neighbour"),
     *("supcon", "triplet_hard", "triplet_semi_hard"),
 }
 
