@@ -225,6 +225,8 @@ def base(method: str = declaration.DEFAULT) -> ConfigDict:
             "decayed": "usual",  # what it acts on: usual (as optim/masks.py says) | all parameters
             "warmup_epochs": 10.0,
             "rate_per": "step",  # after the warm-up the rate falls with each step | epoch
+            "drops": "",  # not as a cosine but by drop_factor at these epochs, such as 120,160
+            "drop_factor": 0.1,
             "trust_coefficient": 0.001,  # lars
             "adapt_classifier": False,  # lars: the classifier's rate too (the official notebook)
         }

@@ -213,6 +213,7 @@ REFUSED_BY = {
     "0 to 5": (-1, 6),
     "1 to 16384": (0, 16385),
     "greater than 0 and at most 1 (labels alone are stage finetune)": (0.0, 1.1, float("nan")),
+    "greater than 0 and at most 1": (0.0, 1.1, float("nan")),
     "between 0 and 1": (0.0, 1.0, 1.5),
     "greater than 0 and at most 178.0, Pillow's own limit": (0.0, 178.1, float("nan")),
 }

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -57,6 +59,23 @@ def warmup_cosine_by_epoch(
         epoch = jnp.sum(jnp.asarray(step) >= jnp.asarray(starts, jnp.int32)) - 1
         share = jnp.clip((epoch - first) / max(last - first, 1e-9), 0, 1)
         fallen = peak * (1 + jnp.cos(jnp.pi * share)) / 2
+        return jnp.where(step < warmup, peak * step / max(warmup, 1), fallen)
+
+    return rate
+
+
+def warmup_drops(
+    peak: float, warmup: int, drops: Sequence[int], factor: float = 0.1
+) -> optax.Schedule:
+    """Rise like `warmup_cosine`; then stay, but for a factor from each step of `drops` on.
+
+    facebookresearch/moco `main_moco.py: adjust_learning_rate` without `--cos`, and most programs of
+    before. A drop inside the warm-up counts from its end on.
+    """
+
+    def rate(step: jax.Array) -> jax.Array:
+        passed = jnp.sum(jnp.asarray(step) >= jnp.asarray(drops, jnp.int32))
+        fallen = peak * jnp.asarray(factor, float) ** passed
         return jnp.where(step < warmup, peak * step / max(warmup, 1), fallen)
 
     return rate

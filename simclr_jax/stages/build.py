@@ -99,8 +99,10 @@ def policies(config: ConfigDict) -> dict[str, tuple[Policy, ...]]:
 
 
 def schedule(timetable: Timetable) -> optax.Schedule:
-    """Return the learning rate over a run: warm-up, then a cosine, by the step or by the epoch."""
+    """Return the learning rate over a run: warm-up, then a cosine, by step or epoch, or drops."""
     t = timetable
+    if t.drops:
+        return schedules.warmup_drops(t.peak_rate, t.warmup_steps, t.drops, t.drop_factor)
     if t.cosine_epochs is None:
         return schedules.warmup_cosine(t.peak_rate, t.warmup_steps, t.total_steps)
     return schedules.warmup_cosine_by_epoch(

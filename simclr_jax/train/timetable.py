@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 
 import numpy as np
 from ml_collections import ConfigDict
 
+from simclr_jax import fields
 from simclr_jax.errors import UserError
 from simclr_jax.optim import schedules
 
@@ -28,6 +30,8 @@ class Timetable:
     evaluate_every: int  # 0: only at the end
     save_every: int
     cosine_epochs: tuple[float, float] | None = None  # where a rate by the epoch falls: from, to
+    drops: tuple[int, ...] = ()  # steps at which the rate drops, in place of a cosine
+    drop_factor: float = 0.1
 
     @property
     def epochs(self) -> float:
@@ -51,7 +55,8 @@ def make(config: ConfigDict, examples: int) -> Timetable:
     """Work out the timetable of a recipe for a data set of `examples` images.
 
     Raises:
-      UserError: if the batch is larger than the data set, or the warm-up longer than the run.
+      UserError: if the batch is larger than the data set, or the run over before the warm-up or a
+        drop of the rate.
     """
     c, batch = config, config.train.batch_size
     if batch > examples:
@@ -79,7 +84,21 @@ def make(config: ConfigDict, examples: int) -> Timetable:
         evaluate_every=max(1, round(every)) * per_call if every else 0,
         save_every=c.checkpoint.every_steps,
         cosine_epochs=_cosine_epochs(c, total * batch / examples),
+        drops=_drops(c, examples, total),
+        drop_factor=c.optim.drop_factor,
     )
+
+
+def _drops(config: ConfigDict, examples: int, total: int) -> tuple[int, ...]:
+    """Return the steps at which the rate drops: the first that begin at those epochs or later."""
+    epochs, batch = fields.drop_epochs(config), config.train.batch_size
+    steps = tuple(math.ceil(epoch * examples / batch) for epoch in epochs)
+    if steps and steps[-1] >= total:
+        raise UserError(
+            f"optim.drops has epoch {epochs[-1]:g}, but the run of {total} steps is over after "
+            f"{total * batch / examples:.4g}: name earlier ones, or train for more epochs"
+        )
+    return steps
 
 
 def _cosine_epochs(config: ConfigDict, seen: float) -> tuple[float, float] | None:
