@@ -62,6 +62,7 @@ VARIANTS: dict[str, tuple[str, ...]] = {
         *("depth=152,width=3,sk", "memory", "epochs=200", "official=tf1", "official=tf2"),
     ),
     "memory": ("",),
+    "moco": ("", "cifar10", "v1", "v2", "v2,epochs=800"),
     "rotation": ("", "cifar10"),
     "speedrun_cifar10": ("",),
     "v2_pipeline_cifar10": ("", "draws=1,small,path=images", "draws=1,no_teacher,seed=3"),

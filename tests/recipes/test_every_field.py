@@ -20,6 +20,7 @@ TESTS = Path(__file__).parents[1]
 
 VIEW = "recipes/test_view_fields.py"
 TRAINING = "recipes/test_training_fields.py"
+PYTORCH = "recipes/test_pytorch_fields.py"
 NETWORK = "recipes/test_network_fields.py"
 DATA = "recipes/test_data_fields.py"
 RUN = "recipes/test_run_fields.py"
@@ -135,6 +136,10 @@ SEEN: dict[tuple[str, str], tuple[str, ...]] = {
     (NETWORK, "test_normalisations_of_an_mlp"): ("head.norm",),
     (NETWORK, "test_the_predictor_of_byol_is_as_wide_as_asked"): ("byol.hidden",),
     ("methods/test_byol.py", "test_eight_devices_do_what_one_does"): ("byol.momentum",),
+    ("methods/test_moco.py", "test_eight_devices_do_what_one_does"): (
+        "moco.queue",
+        "moco.momentum",
+    ),
     # Training
     (TRAINING, "test_the_loss_is_that_of_the_recipe"): (
         "loss.temperature",
@@ -165,6 +170,9 @@ SEEN: dict[tuple[str, str], tuple[str, ...]] = {
         "train.epochs",
         "train.steps",
     ),
+    (PYTORCH, "test_sgd_is_that_of_pytorch"): ("optim.nesterov", "optim.decayed"),
+    (PYTORCH, "test_a_cosine_by_epoch_is_that_of_moco"): ("optim.rate_per",),
+    (PYTORCH, "test_the_rate_drops_at_epochs"): ("optim.drops", "optim.drop_factor"),
     (NETWORK, "test_the_network_computes_in_the_dtype_of_the_recipe"): ("train.dtype",),
     (NETWORK, "test_blocks_are_computed_again_if_asked"): ("train.remat",),
     (
@@ -292,6 +300,7 @@ def test_every_field_of_text_or_number_has_a_rule_or_choices_or_means_a_name():
     free = {
         *("method", "data.name", "data.path", "data.split", "data.eval_split", "data.index"),
         *("labels.use", "init.run", "init.parts", "distill.teacher", "data.white_level"),
+        "optim.drops",  # numbers with commas
     }
     checked = {*LISTS["CHOICES"], *free}
     texts = {n for n, v in freeze.leaves(recipes.base()) if isinstance(v, str)}
