@@ -24,7 +24,7 @@ from simclr_jax.errors import UserError
 from simclr_jax.frame.average import Average
 from simclr_jax.frame.keys import Keys
 from simclr_jax.frame.method import Method, Setting, Views
-from simclr_jax.frame.net import Averages, Net, project
+from simclr_jax.frame.net import Averages, Net, check_shuffling, project
 from simclr_jax.frame.queue import Queue, check_size, rows_of
 from simclr_jax.losses.queue_contrast import queue_contrast
 from simclr_jax.train.stage import Batch, Extra, Metrics, Outputs, Update
@@ -85,13 +85,14 @@ def _apart(config: ConfigDict) -> float:
 
 
 def check(config: ConfigDict) -> None:
-    """Raise `UserError` if the queue holds no batch, or there are no groups to shuffle."""
+    """Raise `UserError` if the queue holds no batch, or groups cannot be shuffled."""
     check_size("moco.queue", config.moco.queue, config.train.batch_size)
     if config.bn.groups == 0:
         raise UserError(
             "bn.groups is 0, each device by its own images, among which moco cannot shuffle: set "
             "the number of devices or another, such as --config.bn.groups=8"
         )
+    check_shuffling(config.train.accumulate)
 
 
 DECLARATION = Declaration(

@@ -21,6 +21,7 @@ from simclr_jax.frame import modules
 from simclr_jax.frame.keys import Keys
 from simclr_jax.frame.method import Setting
 from simclr_jax.stages import pretrain
+from simclr_jax.stages.inputs import Inputs
 from simclr_jax.train import timetable as timetables
 from simclr_jax.train.stage import Update
 
@@ -81,8 +82,8 @@ def test_eight_devices_do_what_one_does(small, monkeypatch):
 
 
 @pytest.mark.x64
-def test_keys_are_normalised_in_groups_that_each_step_draws(small, monkeypatch):
-    """Not shuffled, the very first keys would be others; queries are never shuffled."""
+def test_keys_are_normalised_in_shuffled_groups(small, monkeypatch):
+    """Not shuffled, the first keys would be others; queries are never shuffled."""
     plain, _ = toys.run(recipe(train__dtype="float64"), 1, steps=1)
     as_they_lie = lambda rows, key, batch: rows.group  # noqa: E731
     monkeypatch.setattr(pretrain.Rows, "shuffled", as_they_lie)
@@ -95,8 +96,13 @@ def test_keys_are_normalised_in_groups_that_each_step_draws(small, monkeypatch):
 @pytest.mark.parametrize("groups, parts", [(8, 2), (4, 4)])
 def test_a_batch_in_parts_is_refused_by_name(small, groups, parts):
     """Also where a part holds one group, in which nothing could be shuffled."""
-    stage, _ = tiny.make_stage(recipe(bn__groups=groups, train__accumulate=parts), 1)
-    with pytest.raises(UserError, match=rf"accumulate is {parts}, but the method shuffles.*ate=1"):
+    refused = rf"accumulate is {parts}, but the method shuffles.*accumulate=1"
+    c = recipe(bn__groups=groups, train__accumulate=parts)
+    with pytest.raises(UserError, match=refused):
+        validation.validate(c, 1)
+    inputs = Inputs(c, tiny.sorted_images(), tiny.sorted_images())
+    stage = pretrain.make_stage(c, tiny.timetable(c), inputs, parallel.make_mesh(1))
+    with pytest.raises(UserError, match=refused):
         jax.eval_shape(stage.init)
 
 

@@ -145,7 +145,7 @@ FREE = {
 }
 
 
-@pytest.mark.parametrize("method", ["simclr", "byol"])
+@pytest.mark.parametrize("method", ["simclr", "byol", "moco"])
 def test_a_resumed_run_may_change_what_changes_no_result_and_nothing_else(method):
     old, named = recipes.base(method).to_dict(), set()
     for name, value in leaves(old):
