@@ -1,14 +1,15 @@
 """BYOL (arXiv 2006.07733): predict what a moving average of the network sees in the other view.
 
-    python -m simclr_jax.main --config=configs/byol.py                        digits, minutes on a CPU
-    python -m simclr_jax.main --config=configs/byol.py:cifar10                data as configs/cifar10.py
-    python -m simclr_jax.main --config=configs/byol.py:imagenet,epochs=300    data: docs/imagenet.md
+    python -m simclr_jax.main --config=configs/byol.py              digits, minutes on a CPU
+    python -m simclr_jax.main --config=configs/byol.py:cifar10      data as configs/cifar10.py
+    python -m simclr_jax.main --config=configs/byol.py:imagenet     data: docs/imagenet.md
 
-`imagenet` has the presets of deepmind-research `byol/configs/byol.py`, of 40, 100, 300 and 1000
-epochs: ResNet-50, batch 4096. Published, top-1 of a linear classifier: 72.5 % after 300 epochs, 74.3
-after 1000 (paper); 74.0 to 74.5 after 1000 by the program (its README); nothing after 40 and 100, nor
-for the two other data sets. We have run none of these, and not trained `cifar10` to its end. What
-differs from the program: docs/fidelity.md.
+`imagenet` (or `imagenet,epochs=300`, and so on) has the presets of deepmind-research
+`byol/configs/byol.py`, of 40, 100, 300 and 1000 epochs: ResNet-50, batch 4096. Published, top-1 of
+a linear classifier on ImageNet: 72.5 % after 300 epochs, 74.3 after 1000 (paper); 74.0 to 74.5
+after 1000 by the program (its README); nothing after 40 and 100, nor for the two other data sets.
+We have run no ImageNet, and not trained `cifar10` to its end. docs/fidelity.md has what differs
+from the program.
 """
 
 from simclr_jax import recipes

@@ -1,4 +1,4 @@
-"""Crops uniform in area, as torchvision and BYOL draw them, against loops; and what is clipped when."""
+"""Crops uniform in area, as torchvision and BYOL draw them, against loops; what is clipped when."""
 
 from __future__ import annotations
 
@@ -90,15 +90,16 @@ def test_what_the_resize_overshot_is_clipped_if_asked(placement):
     """Before the first colour operation, here brightness; else only after it."""
     if placement == "host":
         pytest.importorskip("tensorflow")
-    module = {"device": on_device, "host": on_host}[placement]
+    crop_resize, augment = on_host.crop_resize, on_host.augment
+    if placement == "device":
+        crop_resize = jax.jit(on_device.crop_resize, static_argnums=(2, 3))
+        augment = jax.jit(on_device.augment, static_argnums=2)
     image = (255 * (np.random.default_rng(0).random((8, 8, 3)) > 0.5)).astype(np.uint8)
     box, amount = np.array([0, 0, 8, 8], np.int32), np.float32(-0.3)
-    resized = np.asarray(module.crop_resize(image / np.float32(255), box, 20, "half_pixel"))
+    resized = np.asarray(crop_resize(image / np.float32(255), box, 20, "half_pixel"))
     assert resized.max() > 1.05
-    drawn = draws.sample(jax.random.key(0), Policy(20), 8, 8)._replace(
-        box=box, brightness=amount, jitter=True, flip=False, order=np.arange(4, dtype=np.int32)
-    )
-    drawn = jax.tree.map(np.asarray, drawn)
+    done, order = np.True_, np.arange(4, dtype=np.int32)
+    drawn = draws.Draws(box, done, done, order, amount, *[amount] * 3, done, done, amount, done)
     for clipped in (False, True):
         policy = Policy(
             *(20, True),
@@ -111,7 +112,7 @@ def test_what_the_resize_overshot_is_clipped_if_asked(placement):
             **dict.fromkeys(("contrast", "saturation", "hue"), 0.0),
         )
         want = np.clip((np.clip(resized, 0, 1) if clipped else resized) + amount, 0, 1)
-        found = np.asarray(module.augment(image, drawn, policy))
+        found = np.asarray(augment(image, drawn, policy))
         np.testing.assert_allclose(found, want, atol=2e-6)
 
 
