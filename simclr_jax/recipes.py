@@ -351,6 +351,18 @@ def on_cifar10(config: ConfigDict) -> None:
     config.log.every_steps, config.checkpoint.every_steps = 50, 970
 
 
+def on_imagenet(config: ConfigDict) -> None:
+    """Set data and network of ImageNet: ResNet-50, views of 224 pixels made by TensorFlow."""
+    config.data.source, config.data.name = "tfds", "imagenet2012"
+    config.data.eval_split, config.data.image_size = "validation", 224
+    config.augment.placement = "host"
+    config.model.depth, config.model.stem = 50, "imagenet"
+    config.train.dtype = "bfloat16"  # of convolutions and hidden layers; the rest: float32
+    # The probe watches on the side. Features of 1.3 million images do not fit a host's memory.
+    config.eval.knn, config.eval.compare, config.eval.every_epochs = False, False, 10.0
+    config.log.every_steps, config.checkpoint.every_steps = 100, 625
+
+
 def crop_and_flip(config: ConfigDict) -> None:
     """Leave one view, of crop and flip alone, as for labelled images (official `data_util.py`)."""
     with config.unlocked():

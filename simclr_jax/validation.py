@@ -66,7 +66,7 @@ def validate(config: ConfigDict, devices: int) -> None:
             "eval.seen is True, but there is no init.run or teacher that may have trained on what "
             "is scored: leave it at False"
         )
-    _check_optimiser(c, known)
+    _check_rate(c, known)
     _check_placement(c)
     _check_tap(c, "eval.probe_tap", c.eval.probe_tap)
     _check_tap(c, "finetune.tap", c.finetune.tap)
@@ -121,14 +121,9 @@ def _check_converted(said: Any) -> None:
         )
 
 
-def _check_optimiser(c: ConfigDict, known: dict) -> None:
-    """Check that nothing is set which the optimiser or the schedule of a recipe does not read."""
+def _check_rate(c: ConfigDict, known: dict) -> None:
+    """Check that nothing is set which the schedule of a recipe does not read."""
     o = c.optim
-    if o.name != "sgd" and not o.nesterov:
-        raise UserError(
-            f"optim.nesterov is False, but optim.name={o.name} does not read it: leave it at True, "
-            "or set --config.optim.name=sgd"
-        )
     if not o.drops and o.drop_factor != known["optim"]["drop_factor"]:
         raise UserError(
             f"optim.drop_factor is {o.drop_factor}, but the rate falls as a cosine: name the "

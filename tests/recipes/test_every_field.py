@@ -20,7 +20,6 @@ TESTS = Path(__file__).parents[1]
 
 VIEW = "recipes/test_view_fields.py"
 TRAINING = "recipes/test_training_fields.py"
-PYTORCH = "recipes/test_pytorch_fields.py"
 NETWORK = "recipes/test_network_fields.py"
 DATA = "recipes/test_data_fields.py"
 RUN = "recipes/test_run_fields.py"
@@ -74,6 +73,10 @@ SEEN: dict[tuple[str, str], tuple[str, ...]] = {
     # Views
     ("data/test_placements.py", "test_host_makes_the_views_of_the_device"): ("augment.placement",),
     (VIEW, "test_the_grid_is_the_law_of_the_resize"): ("augment.grid",),
+    ("augment/test_crop_laws.py", "test_the_law_of_crops_is_that_of_a_loop"): ("augment.crop_law",),
+    ("augment/test_crop_laws.py", "test_what_the_resize_overshot_is_clipped_if_asked"): (
+        "augment.clip_resized",
+    ),
     (VIEW, "test_brightness_may_be_added"): ("augment.brightness_mode",),
     (VIEW, "test_a_width_may_be_one_of_the_batch"): ("augment.sigma_per",),
     (VIEW, "test_crops_fill_their_limits"): ("augment.views.*.crop",),
@@ -134,7 +137,10 @@ SEEN: dict[tuple[str, str], tuple[str, ...]] = {
     ),
     (NETWORK, "test_biases_of_an_mlp"): ("head.bias",),
     (NETWORK, "test_normalisations_of_an_mlp"): ("head.norm",),
-    (NETWORK, "test_the_predictor_of_byol_is_as_wide_as_asked"): ("byol.hidden",),
+    (NETWORK, "test_the_predictor_is_as_wide_as_asked"): ("byol.hidden", "simsiam.hidden"),
+    ("methods/test_simsiam.py", "test_the_rate_of_the_predictor_stays_where_the_others_fall"): (
+        "simsiam.constant_rate",
+    ),
     ("methods/test_byol.py", "test_eight_devices_do_what_one_does"): ("byol.momentum",),
     ("methods/test_moco.py", "test_eight_devices_do_what_one_does"): (
         "moco.queue",
@@ -156,9 +162,11 @@ SEEN: dict[tuple[str, str], tuple[str, ...]] = {
     (TRAINING, "test_the_optimiser_is_that_of_the_recipe"): (
         "optim.name",
         "optim.momentum",
+        "optim.nesterov",
         "optim.rate_in_momentum",
         "optim.rate_after_momentum",
         "optim.weight_decay",
+        "optim.decayed",
         "optim.trust_coefficient",
         "optim.adapt_classifier",
     ),
@@ -170,9 +178,11 @@ SEEN: dict[tuple[str, str], tuple[str, ...]] = {
         "train.epochs",
         "train.steps",
     ),
-    (PYTORCH, "test_sgd_is_that_of_pytorch"): ("optim.nesterov", "optim.decayed"),
-    (PYTORCH, "test_a_cosine_by_epoch_is_that_of_moco"): ("optim.rate_per",),
-    (PYTORCH, "test_the_rate_drops_at_epochs"): ("optim.drops", "optim.drop_factor"),
+    ("recipes/test_rate_drops.py", "test_the_rate_drops_at_epochs"): (
+        "optim.drops",
+        "optim.drop_factor",
+    ),
+    (TRAINING, "test_a_rate_may_fall_by_the_epoch"): ("optim.rate_per",),
     (NETWORK, "test_the_network_computes_in_the_dtype_of_the_recipe"): ("train.dtype",),
     (NETWORK, "test_blocks_are_computed_again_if_asked"): ("train.remat",),
     (
