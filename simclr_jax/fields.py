@@ -9,7 +9,7 @@ from collections.abc import Callable
 from ml_collections import ConfigDict
 
 from simclr_jax import declaration, flag_kinds
-from simclr_jax.errors import UserError, choose, nearest
+from simclr_jax.errors import UserError, choose, nearest, number
 from simclr_jax.recipes import OPEN, base, get, view
 
 LABELLED = ("finetune", "distill")  # stages that train a classifier
@@ -25,6 +25,7 @@ CHOICES: dict[str, tuple] = {
     "data.if_changed": ("say", "refuse"),
     "augment.placement": ("device", "split", "host"),
     "augment.grid": ("corner", "half_pixel", "antialias", "opencv"),
+    "augment.crop_law": ("height", "area", "area_cut"),
     "augment.brightness_mode": ("multiply", "add"),
     "augment.sigma_per": ("image", "batch"),
     "model.depth": (10, 18, 34, 50, 101, 152, 200),
@@ -39,6 +40,8 @@ CHOICES: dict[str, tuple] = {
     "distill.teacher_dtype": ("float32", "bfloat16", "float64"),
     "optim.name": ("lars", "sgd", "adam", "adamw"),
     "optim.lr_scaling": ("linear", "sqrt", "none"),
+    "optim.decayed": ("usual", "all"),
+    "optim.rate_per": ("step", "epoch"),
     "train.dtype": ("float32", "bfloat16", "float64"),
     "train.reduce_dtype": ("float32", "bfloat16"),
     "train.remat": ("none", "block"),
@@ -99,6 +102,7 @@ RULES: tuple[tuple[tuple[str, ...], str, Callable[[float], bool]], ...] = (
         "in [0, 1)",
         lambda value: 0 <= value < 1,
     ),
+    (("optim.drop_factor",), "greater than 0 and at most 1", lambda value: 0 < value <= 1),
     (("data.holdout_fraction",), "between 0 and 1", lambda value: 0 < value < 1),
     (("data.max_bad_fraction",), "in [0, 1)", lambda value: 0 <= value < 1),
     (
@@ -159,10 +163,24 @@ def check_values(c: ConfigDict) -> None:
             f"data.white_level is {c.data.white_level}: choose full, range, or a number greater "
             "than 0, the value that is white in images of more than 8 bits"
         )
+    drop_epochs(c)
     if c.data.threads is not None:
         _require(c, "data.threads", lambda value: value >= 1, "1 or more")
     for name in c.augment.views:
         _check_view(c, f"augment.views.{name}.")
+
+
+def drop_epochs(c: ConfigDict) -> tuple[float, ...]:
+    """Return the epochs at which the learning rate drops, of the field `optim.drops`.
+
+    Raises:
+      UserError: if they are no rising numbers above 0.
+    """
+    text = c.optim.drops
+    found = tuple(number("optim.drops", part, above=0) for part in text.split(",") if text)
+    if list(found) != sorted(set(found)):
+        raise UserError(f"optim.drops is {text[:80]}: give epochs that rise, such as 120,160")
+    return found
 
 
 def check_paths(c: ConfigDict) -> None:

@@ -49,6 +49,7 @@ INHERITED = (
     "model.input",
     "augment.placement",
     "augment.grid",
+    "augment.crop_law",
 )
 # Likewise in each view of the recipe, from the first view of that run.
 INHERITED_CROP = (
@@ -136,6 +137,10 @@ def base(method: str = declaration.DEFAULT) -> ConfigDict:
         {
             "placement": "device",  # device | split | host: see data/placements
             "grid": "corner",  # corner (TF1) | half_pixel (TF2) | antialias (torchvision) | opencv
+            # How crops are drawn: height (TensorFlow's law, uniform in it) | area (torchvision's,
+            # uniform in area) | area_cut (BYOL's, likewise, cut to the image)
+            "crop_law": "height",
+            "clip_resized": False,  # to [0, 1] before the first colour operation (BYOL)
             "brightness_mode": "multiply",  # multiply (the code) | add (the v1 paper)
             "sigma_per": "image",  # one blur width per image | batch
             "views": {"first": view(), "second": view()},
@@ -213,10 +218,15 @@ def base(method: str = declaration.DEFAULT) -> ConfigDict:
             "base_lr": 0.3,
             "lr_scaling": "linear",  # linear: base * batch/256 | sqrt: base * sqrt(batch) | none
             "momentum": 0.9,  # lars and sgd
+            "nesterov": True,  # sgd: look ahead, as officially; what PyTorch calls SGD does not
             "rate_in_momentum": False,  # sgd: momentum of updates (TF2), or of gradients (TF1)
             "rate_after_momentum": False,  # lars: as BYOL; officially the momentum is of updates
             "weight_decay": 1e-4,
+            "decayed": "usual",  # what it acts on: usual (as optim/masks.py says) | all parameters
             "warmup_epochs": 10.0,
+            "rate_per": "step",  # after the warm-up the rate falls with each step | epoch
+            "drops": "",  # not as a cosine but by drop_factor at these epochs, such as 120,160
+            "drop_factor": 0.1,
             "trust_coefficient": 0.001,  # lars
             "adapt_classifier": False,  # lars: the classifier's rate too (the official notebook)
         }
@@ -339,6 +349,18 @@ def on_cifar10(config: ConfigDict) -> None:
     config.train.batch_size, config.train.epochs = 512, 1000.0
     config.eval.every_epochs = 20.0
     config.log.every_steps, config.checkpoint.every_steps = 50, 970
+
+
+def on_imagenet(config: ConfigDict) -> None:
+    """Set data and network of ImageNet: ResNet-50, views of 224 pixels made by TensorFlow."""
+    config.data.source, config.data.name = "tfds", "imagenet2012"
+    config.data.eval_split, config.data.image_size = "validation", 224
+    config.augment.placement = "host"
+    config.model.depth, config.model.stem = 50, "imagenet"
+    config.train.dtype = "bfloat16"  # of convolutions and hidden layers; the rest: float32
+    # The probe watches on the side. Features of 1.3 million images do not fit a host's memory.
+    config.eval.knn, config.eval.compare, config.eval.every_epochs = False, False, 10.0
+    config.log.every_steps, config.checkpoint.every_steps = 100, 625
 
 
 def crop_and_flip(config: ConfigDict) -> None:

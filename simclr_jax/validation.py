@@ -66,6 +66,7 @@ def validate(config: ConfigDict, devices: int) -> None:
             "eval.seen is True, but there is no init.run or teacher that may have trained on what "
             "is scored: leave it at False"
         )
+    _check_rate(c, known)
     _check_placement(c)
     _check_tap(c, "eval.probe_tap", c.eval.probe_tap)
     _check_tap(c, "finetune.tap", c.finetune.tap)
@@ -120,8 +121,31 @@ def _check_converted(said: Any) -> None:
         )
 
 
+def _check_rate(c: ConfigDict, known: dict) -> None:
+    """Check that nothing is set which the schedule of a recipe does not read."""
+    o = c.optim
+    if not o.drops and o.drop_factor != known["optim"]["drop_factor"]:
+        raise UserError(
+            f"optim.drop_factor is {o.drop_factor}, but the rate falls as a cosine: name the "
+            "epochs at which it drops, such as --config.optim.drops=120,160"
+        )
+    if o.drops and o.rate_per != "step":
+        raise UserError(
+            f"optim.rate_per is {o.rate_per}, of a cosine, but the rate drops at the epochs "
+            f"{o.drops}: set --config.optim.rate_per=step"
+        )
+
+
 def _check_placement(c: ConfigDict) -> None:
     placement, grid = c.augment.placement, c.augment.grid
+    usual = recipes.view().min_object_covered
+    for name, policy in c.augment.views.items():
+        if c.augment.crop_law != "height" and policy.min_object_covered != usual:
+            raise UserError(
+                f"augment.views.{name}.min_object_covered is {policy.min_object_covered}, but "
+                f"augment.crop_law={c.augment.crop_law} does not read it: leave it at {usual}, or "
+                "set --config.augment.crop_law=height"
+            )
     if placement == "split" and grid != "opencv":
         raise UserError(
             f"augment.placement=split resizes by OpenCV, not by the grid {grid}: "

@@ -67,6 +67,7 @@ COMMANDS = {
     "pretrain": Command(_main("pretrain")),
     "negatives": Command(_main("negatives")),
     "byol": Command(_main("byol")),
+    "moco": Command(_main("moco")),
     "finetune": Command(_main("finetune", "--config.init.run=source/run"), needs="pretrain"),
     "pipeline": Command(_main("pipeline")),
     "embed": Command(

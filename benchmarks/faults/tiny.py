@@ -8,16 +8,18 @@ STEPS = 12
 
 
 def get_config(kind="pretrain"):
-    """Return a recipe: pretrain, negatives, byol, finetune, folder (of pictures) or pipeline."""
+    """Return a recipe: pretrain, negatives, byol, moco, finetune, folder or pipeline."""
     if kind == "pipeline":
         return _pipeline().lock()
-    c = recipes.base("byol" if kind == "byol" else "simclr")
+    c = recipes.base(kind if kind in ("byol", "moco") else "simclr")
     _shrink(c)
     if kind == "negatives":
         c.memory.size = 64
     elif kind == "byol":
         c.head.hidden, c.head.dim, c.byol.hidden = 16, 8, 16
         c.model.input = "rgb"  # the images have one channel
+    elif kind == "moco":
+        c.moco.queue, c.model.input = 40, "rgb"
     elif kind == "finetune":
         c.stage = "finetune"
         c.eval.probe = c.eval.knn = False

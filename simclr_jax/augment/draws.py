@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Mapping
 from typing import NamedTuple
 
@@ -15,6 +16,7 @@ from simclr_jax.augment.policy import Policy
 # would do for ordinary photographs (each try succeeds with 0.9 or so), but not for a panorama.
 # They cost little: two numbers a try, and none of them is a pixel.
 ATTEMPTS = 100
+AREA_ATTEMPTS = {"area": 10, "area_cut": 1}  # of the laws that draw the area
 
 
 class Draws(NamedTuple):
@@ -129,7 +131,52 @@ def sample(
 def crop_box(
     key: jax.Array, policy: Policy, height: int | jax.Array, width: int | jax.Array
 ) -> jax.Array:
-    """Draw a crop, int32 [4] (y, x, height, width), by TensorFlow's law.
+    """Draw a crop, int32 [4] (y, x, height, width), by `policy.crop_law`.
+
+    "height" is TensorFlow's law, see `_box_by_height`. Under the two others the area is uniform,
+    and so is the logarithm of the aspect: "area" is torchvision's `RandomResizedCrop`, where a crop
+    that does not fit is drawn again, ten times in all, and then is the largest one about the centre
+    whose aspect is allowed; "area_cut" is deepmind-research `byol/utils/dataset.py:
+    _decode_and_random_crop`, where its sides are cut to those of the image.
+    """
+    if policy.crop_law == "height":
+        return _box_by_height(key, policy, height, width)
+    return _box_by_area(key, policy, height, width)
+
+
+def _box_by_area(
+    key: jax.Array, policy: Policy, height: int | jax.Array, width: int | jax.Array
+) -> jax.Array:
+    attempts, (narrow, wide) = AREA_ATTEMPTS[policy.crop_law], policy.aspect
+    uniform = jax.random.uniform(key, (2 * attempts + 2,), jnp.float32)
+    least, most = policy.area
+    area = (least + uniform[:attempts] * (most - least)) * jnp.float32(height) * jnp.float32(width)
+    aspect = narrow * jnp.exp(uniform[attempts:-2] * math.log(wide / narrow))
+    sizes = _rint(jnp.sqrt(jnp.stack([area / aspect, area * aspect], 1)))  # [attempts, 2]
+    whole = jnp.stack([jnp.int32(height), jnp.int32(width)])
+
+    def placed(size: jax.Array) -> jax.Array:
+        room = whole - size
+        return jnp.concatenate([jnp.minimum(_floor(uniform[-2:] * (room + 1)), room), size])
+
+    if policy.crop_law == "area_cut":
+        return placed(jnp.clip(sizes[0], 1, whole))
+    valid = ((sizes > 0) & (sizes <= whole)).all(1)
+    box = placed(jnp.minimum(sizes[jnp.argmax(valid)], whole))
+    return jnp.where(valid.any(), box, _central(height, width, narrow, wide))
+
+
+def _central(height, width, narrow, wide):
+    """Return the largest crop about the centre whose aspect lies between two others."""
+    columns = jnp.minimum(jnp.int32(width), _rint(jnp.float32(height) * wide))
+    rows = jnp.minimum(jnp.int32(height), _rint(jnp.float32(width) / narrow))
+    return jnp.stack([(height - rows) // 2, (width - columns) // 2, rows, columns])
+
+
+def _box_by_height(
+    key: jax.Array, policy: Policy, height: int | jax.Array, width: int | jax.Array
+) -> jax.Array:
+    """Draw a crop by TensorFlow's law.
 
     The aspect is uniform and the crop's *height* a uniform integer among those that the aspect
     and the area allow (so the area is not uniform). A crop smaller than the image never touches

@@ -44,6 +44,8 @@ def augment(image: jax.Array, draws: Draws, policy: Policy) -> jax.Array:
         image = crop_resize(image, draws.box, policy.size, policy.grid)
     elif (height, width) != (policy.size, policy.size):
         image = crop_resize(image, np.array([0, 0, height, width]), policy.size, policy.grid)
+    if policy.clip_resized:
+        image = jnp.clip(image, 0, 1)
     if policy.flip > 0:
         image = jnp.where(draws.flip, flip(image), image)
     turns_gray = policy.grayscale > 0 and channels == 3

@@ -32,6 +32,8 @@ def augment(image: Tensor, draws: Draws, policy: Policy) -> Tensor:
         image = crop_resize(image, draws.box, policy.size, policy.grid)
     else:
         image = _resize(to_float(image), policy.size, policy.grid)
+    if policy.clip_resized:
+        image = tf.clip_by_value(image, 0.0, 1.0)
     if policy.flip > 0:
         image = _apply_if(draws.flip, flip, image)
     turns_gray = policy.grayscale > 0 and channels == 3

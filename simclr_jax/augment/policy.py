@@ -6,6 +6,7 @@ import dataclasses
 
 from simclr_jax.errors import UserError, choose
 
+CROP_LAWS = ("height", "area", "area_cut")  # see `draws.crop_box`
 GRIDS = ("corner", "half_pixel", "antialias")  # that operations here resize by
 BRIGHTNESS_MODES = ("multiply", "add")
 
@@ -27,8 +28,11 @@ class Policy:
     crop: bool = True  # False: the whole image, resized if it has another size
     area: tuple[float, float] = (0.08, 1.0)  # of the crop, as a fraction of the image
     aspect: tuple[float, float] = (3 / 4, 4 / 3)  # of the crop, width / height
-    min_object_covered: float = 0.1  # crops below this fraction of the image are drawn again
+    crop_law: str = "height"  # how crops are drawn: "height", "area" or "area_cut"
+    # Of the law "height": crops below this fraction of the image are drawn again.
+    min_object_covered: float = 0.1
     grid: str = "corner"  # the resize law, see `resize.py`; "opencv": resized before, on the host
+    clip_resized: bool = False  # to [0, 1] at once (BYOL), not after the first colour operation
     flip: float = 0.5  # probability
     jitter: float = 0.8  # probability of all four colour operations together
     brightness: float = 0.8  # maximum strengths: factors come from 1 - strength .. 1 + strength
@@ -50,6 +54,7 @@ class Policy:
         if self.size < 1:
             raise UserError(f"augmentation size is {self.size}: give at least 1 pixel")
         choose("augmentation grid", self.grid, (*GRIDS, "opencv"))
+        choose("augmentation crop_law", self.crop_law, CROP_LAWS)
         choose("augmentation brightness_mode", self.brightness_mode, BRIGHTNESS_MODES)
         for name in ("flip", "jitter", "grayscale", "blur", "solarize"):
             self._check_number(name, 1.0, "a probability")

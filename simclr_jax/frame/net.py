@@ -63,14 +63,22 @@ class Rows:
           UserError: if the batch passes in parts, which hold whole groups only without shuffling.
           ValueError: if there is one group, in which nothing can be shuffled.
         """
-        if self.parts > 1:
-            raise UserError(
-                f"train.accumulate is {self.parts}, but the method shuffles images among the "
-                "normalisation groups of the whole batch: set --config.train.accumulate=1"
-            )
+        check_shuffling(self.parts)
         if self.groups < 2:
             raise ValueError(f"bn.groups is {self.groups}: to shuffle them takes 2 or more")
         return jax.random.permutation(key, batch_size)[self.number].astype(jnp.int32) % self.groups
+
+
+def check_shuffling(parts: int) -> None:
+    """Raise `UserError` if a batch passes in parts, of which none knows the groups of the others.
+
+    For the `check` of a method that shuffles: a recipe is then refused before a run begins.
+    """
+    if parts > 1:
+        raise UserError(
+            f"train.accumulate is {parts}, but the method shuffles images among the normalisation "
+            "groups of the whole batch: set --config.train.accumulate=1"
+        )
 
 
 class Net:
@@ -262,6 +270,14 @@ def project(net: Net, views: jax.Array, **how: Any) -> list[jax.Array]:
     images = view_major(views)  # [v * n, h, w, c]
     hiddens = net("head", net("encoder", images, **how)["h"], **how)  # [v * n, d] each
     return [image_major(hidden, n) for hidden in hiddens]
+
+
+def apart(views: jax.Array) -> list[jax.Array]:
+    """Return `[n, 1, h, w, c]` for each view of `[n, v, h, w, c]`: each is to pass by itself.
+
+    It is then normalised by its own statistics, and moves the averages of them by itself.
+    """
+    return jnp.split(views, views.shape[1], axis=1)
 
 
 def view_major(views: jax.Array) -> jax.Array:

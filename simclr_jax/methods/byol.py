@@ -20,7 +20,7 @@ from simclr_jax.frame import modules
 from simclr_jax.frame.average import Average
 from simclr_jax.frame.keys import Keys
 from simclr_jax.frame.method import Method, Setting, Views
-from simclr_jax.frame.net import Averages, Net, project
+from simclr_jax.frame.net import Averages, Net, apart, project
 from simclr_jax.losses.byol import regression
 from simclr_jax.train.stage import Batch, Extra, Metrics, Outputs
 
@@ -64,11 +64,6 @@ DECLARATION = Declaration(
 )
 
 
-def apart(views: Views) -> list[jax.Array]:
-    """Return the two views, `[n, 1, h, w, c]` each: each is normalised by itself."""
-    return jnp.split(views["views"], 2, axis=1)
-
-
 def momentum(base: float, total_steps: int, step: jax.Array) -> jax.Array:
     """Return the target's momentum: official `byol/utils/schedules.py: target_ema`."""
     done = jnp.minimum(step, total_steps) / jnp.asarray(total_steps, float)
@@ -81,14 +76,15 @@ def make(config: ConfigDict, setting: Setting) -> Method:
     tau = functools.partial(momentum, c.momentum, setting.total_steps)
 
     def forward(net: Net, views: Views, extra: Extra, batch: Batch, keys: Keys) -> Outputs:
-        taps = [project(net, view) for view in apart(views)]
+        taps = [project(net, view) for view in apart(views["views"])]
         return {
             "taps": taps[0],  # of first views, as officially
             "prediction": [net("predictor", tap[-1][:, 0])[-1] for tap in taps],  # [n, dim]
         }
 
     def watch(averages: Averages, views: Views, extra: Extra, batch: Batch, keys: Keys) -> Outputs:
-        return {"target": [project(averages["target"], v)[-1][:, 0] for v in apart(views)]}
+        seen = apart(views["views"])
+        return {"target": [project(averages["target"], view)[-1][:, 0] for view in seen]}
 
     def loss(
         outputs: Outputs, extra: Extra, keys: Keys, axis_name: str

@@ -18,14 +18,12 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from simclr_jax.declaration import Chart, Declaration
-from simclr_jax.errors import UserError
 from simclr_jax.frame.average import Average
 from simclr_jax.frame.keys import Keys
 from simclr_jax.frame.method import Method, Setting, Views
 from simclr_jax.frame.net import Averages, Net, by_view, project
-from simclr_jax.frame.queue import Queue
+from simclr_jax.frame.queue import Queue, check_size, rows_of
 from simclr_jax.losses.nt_xent import nt_xent
-from simclr_jax.losses.unit import l2_normalize
 from simclr_jax.train.stage import Batch, Extra, Metrics, Outputs, Update
 
 FOUND = "How often the other view of an image is nearer than all other images of the batch."
@@ -66,16 +64,14 @@ def _scale(config: ConfigDict) -> int:
 
 def _candidates(config: ConfigDict, steps: np.ndarray) -> np.ndarray:
     """Return among how many embeddings a view looks for its partner."""
-    batch, size = config.train.batch_size, config.memory.size
-    kept = np.minimum(size, steps * batch) if size else np.zeros(len(steps))
-    return 2 * batch - 1 + kept
+    batch = config.train.batch_size
+    return 2 * batch - 1 + Queue(config.memory.size).pushed(batch, steps)
 
 
 def check(config: ConfigDict) -> None:
     """Raise `UserError` if the memory cannot hold a batch."""
-    size, batch = config.memory.size, config.train.batch_size
-    if size and batch is not None and size < batch:
-        raise UserError(f"memory.size is {size}, less than one batch: set 0, or {batch} or more")
+    if config.memory.size:
+        check_size("memory.size", config.memory.size, config.train.batch_size, or_else="0, or ")
 
 
 DECLARATION = Declaration(
@@ -101,8 +97,8 @@ def make(config: ConfigDict, setting: Setting) -> Method:
 
     def watch(averages: Averages, views: Views, extra: Extra, batch: Batch, keys: Keys) -> Outputs:
         second = views["views"][:, 1:]  # [n, 1, h, w, c]
-        z = project(averages["average"], second)[-1][:, 0]  # [n, dim]
-        return {"kept": {"z": l2_normalize(z) if c.normalize else z, "example": batch["example"]}}
+        z = rows_of(averages["average"], second, normalize=c.normalize)  # [n, dim]
+        return {"kept": {"z": z, "example": batch["example"]}}
 
     def loss(
         outputs: Outputs, extra: Extra, keys: Keys, axis_name: str

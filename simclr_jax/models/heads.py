@@ -63,7 +63,7 @@ class ProjectionHead(nn.Module):
     predictor (deepmind-research `byol/utils/networks.py:MLP`). Others are, as (biased, normalised):
 
     * ("all", "none") in MoCo v1 (one layer), MoCo v2 and SupCon (two);
-    * ("none", "all_plain") in SimSiam's projector, ("last", "hidden") in its predictor.
+    * ("last", "all_plain") in SimSiam's projector, ("last", "hidden") in its predictor.
 
     Attributes:
       kind: "nonlinear", "linear", "mlp" or "none".

@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
+import jax
+import jax.numpy as jnp
+import numpy as np
 import optax
 
 
@@ -32,3 +37,45 @@ def warmup_cosine(peak: float, warmup: int, total: int) -> optax.Schedule:
     the batch statistics and nothing else.
     """
     return optax.warmup_cosine_decay_schedule(0.0 if warmup else peak, peak, warmup, total)
+
+
+def warmup_cosine_by_epoch(
+    peak: float, warmup: int, epochs: tuple[float, float], starts: np.ndarray
+) -> optax.Schedule:
+    """Rise like `warmup_cosine`; then the rate falls as a cosine from one epoch to the next.
+
+    In epoch e, counted from 0, it is `peak * (1 + cos(pi * e / epochs)) / 2` without a warm-up:
+    facebookresearch/simsiam `main_simsiam.py: adjust_learning_rate`, and MoCo's.
+
+    Args:
+      peak: rate.
+      warmup: steps, each of which has a rate of its own.
+      epochs: at which the cosine begins and ends; an epoch in which it begins has the peak.
+      starts: the first step of each epoch, increasing from 0.
+    """
+    first, last = epochs
+
+    def rate(step: jax.Array) -> jax.Array:
+        epoch = jnp.sum(jnp.asarray(step) >= jnp.asarray(starts, jnp.int32)) - 1
+        share = jnp.clip((epoch - first) / max(last - first, 1e-9), 0, 1)
+        fallen = peak * (1 + jnp.cos(jnp.pi * share)) / 2
+        return jnp.where(step < warmup, peak * step / max(warmup, 1), fallen)
+
+    return rate
+
+
+def warmup_drops(
+    peak: float, warmup: int, drops: Sequence[int], factor: float = 0.1
+) -> optax.Schedule:
+    """Rise like `warmup_cosine`; then stay, but for a factor from each step of `drops` on.
+
+    facebookresearch/moco `main_moco.py: adjust_learning_rate` without `--cos`, and most programs of
+    before. A drop inside the warm-up counts from its end on.
+    """
+
+    def rate(step: jax.Array) -> jax.Array:
+        passed = jnp.sum(jnp.asarray(step) >= jnp.asarray(drops, jnp.int32))
+        fallen = peak * jnp.asarray(factor, float) ** passed
+        return jnp.where(step < warmup, peak * step / max(warmup, 1), fallen)
+
+    return rate

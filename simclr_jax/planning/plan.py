@@ -209,9 +209,9 @@ def _in_parts(case: Case, asked: Asked, whole: Choice) -> Choice | None:
         _say(f"reading the step with {_flags(change)}")
         try:
             changed = case.changed(**change)
-        except UserError:  # the images of a device are not so many parts
+            found = _choice(_flags(change), changed, changed.at_any_batch(), asked)
+        except UserError:  # the images of a device are not so many parts, or the method takes none
             return None
-        found = _choice(_flags(change), changed, changed.at_any_batch(), asked)
         if found.peak <= asked.room:
             return found
     return None

@@ -76,8 +76,10 @@ def policies(config: ConfigDict) -> dict[str, tuple[Policy, ...]]:
             crop=view.crop,
             area=(view.area_min, view.area_max),
             aspect=(view.aspect_min, view.aspect_max),
+            crop_law=config.augment.crop_law,
             min_object_covered=view.min_object_covered,
             grid=config.augment.grid,
+            clip_resized=config.augment.clip_resized,
             flip=view.flip,
             jitter=view.jitter,
             brightness=view.strength * view.brightness,
@@ -97,9 +99,15 @@ def policies(config: ConfigDict) -> dict[str, tuple[Policy, ...]]:
 
 
 def schedule(timetable: Timetable) -> optax.Schedule:
-    """Return the learning rate over a run: warm-up, then a cosine."""
+    """Return the learning rate over a run: warm-up, then a cosine, by step or epoch, or drops."""
     t = timetable
-    return schedules.warmup_cosine(t.peak_rate, t.warmup_steps, t.total_steps)
+    if t.drops:
+        return schedules.warmup_drops(t.peak_rate, t.warmup_steps, t.drops, t.drop_factor)
+    if t.cosine_epochs is None:
+        return schedules.warmup_cosine(t.peak_rate, t.warmup_steps, t.total_steps)
+    return schedules.warmup_cosine_by_epoch(
+        t.peak_rate, t.warmup_steps, t.cosine_epochs, t.epoch_starts
+    )
 
 
 def optimizer(
@@ -143,6 +151,9 @@ def _one_rate(
     def mask(*of: str) -> optimizers.Mask:
         return functools.partial(masks.mask, roles=of, declared=roles)
 
+    def decayed(usual: tuple[str, ...]) -> optimizers.Mask:
+        return mask(*(masks.ROLES if o.decayed == "all" else usual))
+
     if o.name == "lars":
         adapted = (*masks.LARS_ADAPTED, *(["classifier"] if o.adapt_classifier else []))
         return optimizers.lars(
@@ -151,7 +162,7 @@ def _one_rate(
             weight_decay=o.weight_decay,
             trust_coefficient=o.trust_coefficient,
             rate_in_momentum=not o.rate_after_momentum,
-            decayed=mask(*masks.LARS_DECAYED),
+            decayed=decayed(masks.LARS_DECAYED),
             adapted=mask(*adapted),
         )
     if o.name == "sgd":
@@ -159,14 +170,15 @@ def _one_rate(
             rate,
             momentum=o.momentum,
             weight_decay=o.weight_decay,
+            nesterov=o.nesterov,
             rate_in_momentum=o.rate_in_momentum,
-            decayed=mask(*masks.SGD_DECAYED),
+            decayed=decayed(masks.SGD_DECAYED),
         )
-    make, decayed = {
+    make, usual = {
         "adam": (optimizers.adam, masks.SGD_DECAYED),
         "adamw": (optimizers.adamw, masks.ADAMW_DECAYED),
     }[o.name]
-    return make(rate, weight_decay=o.weight_decay, decayed=mask(*decayed))
+    return make(rate, weight_decay=o.weight_decay, decayed=decayed(usual))
 
 
 def check_images(config: ConfigDict, train: Source, test: Source) -> None:

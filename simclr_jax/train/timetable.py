@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 
+import numpy as np
 from ml_collections import ConfigDict
 
+from simclr_jax import fields
 from simclr_jax.errors import UserError
 from simclr_jax.optim import schedules
 
@@ -26,11 +29,20 @@ class Timetable:
     log_every: int
     evaluate_every: int  # 0: only at the end
     save_every: int
+    cosine_epochs: tuple[float, float] | None = None  # where a rate by the epoch falls: from, to
+    drops: tuple[int, ...] = ()  # steps at which the rate drops, in place of a cosine
+    drop_factor: float = 0.1
 
     @property
     def epochs(self) -> float:
         """How often the run sees each example."""
         return self.total_steps * self.batch_size / self.examples
+
+    @property
+    def epoch_starts(self) -> np.ndarray:
+        """Return the first step of each epoch whose first image the run sees, int64."""
+        epochs = np.arange(-(-self.total_steps * self.batch_size // self.examples))
+        return -(-epochs * self.examples // self.batch_size)
 
     def new_epoch(self, steps: range) -> int | None:
         """Return the epoch in which a chunk begins, if the chunk before began in another."""
@@ -43,7 +55,8 @@ def make(config: ConfigDict, examples: int) -> Timetable:
     """Work out the timetable of a recipe for a data set of `examples` images.
 
     Raises:
-      UserError: if the batch is larger than the data set, or the warm-up longer than the run.
+      UserError: if the batch is larger than the data set, or the run over before the warm-up or a
+        drop of the rate.
     """
     c, batch = config, config.train.batch_size
     if batch > examples:
@@ -70,7 +83,29 @@ def make(config: ConfigDict, examples: int) -> Timetable:
         log_every=c.log.every_steps,
         evaluate_every=max(1, round(every)) * per_call if every else 0,
         save_every=c.checkpoint.every_steps,
+        cosine_epochs=_cosine_epochs(c, total * batch / examples),
+        drops=_drops(c, examples, total),
+        drop_factor=c.optim.drop_factor,
     )
+
+
+def _drops(config: ConfigDict, examples: int, total: int) -> tuple[int, ...]:
+    """Return the steps at which the rate drops: the first that begin at those epochs or later."""
+    epochs, batch = fields.drop_epochs(config), config.train.batch_size
+    steps = tuple(math.ceil(epoch * examples / batch) for epoch in epochs)
+    if steps and steps[-1] >= total:
+        raise UserError(
+            f"optim.drops has epoch {epochs[-1]:g}, but the run of {total} steps is over after "
+            f"{total * batch / examples:.4g}: name earlier ones, or train for more epochs"
+        )
+    return steps
+
+
+def _cosine_epochs(config: ConfigDict, seen: float) -> tuple[float, float] | None:
+    """Return the epochs between which a rate by the epoch falls; `seen` are those of the run."""
+    if config.optim.rate_per == "step":
+        return None
+    return config.optim.warmup_epochs, seen if config.train.steps else config.train.epochs
 
 
 def _fitting(examples: int) -> int:

@@ -11,6 +11,7 @@ from simclr_jax.errors import UserError
     [
         ("size", 0),
         ("grid", "halfpixel"),
+        ("crop_law", "width"),
         ("brightness_mode", "multiplicative"),
         ("flip", 1.5),
         ("jitter", -0.1),

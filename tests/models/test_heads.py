@@ -136,7 +136,7 @@ def test_an_mlp_has_the_biases_and_normalisations_it_is_told(bias, norm, count, 
 SIZES = {
     "moco v1": (1, 0, 128, ("all", "none"), 2048 * 128 + 128),
     "moco v2": (2, 0, 128, ("all", "none"), 2048 * 2048 + 2048 + 2048 * 128 + 128),
-    "simsiam": (3, 0, 2048, ("none", "all_plain"), 3 * 2048 * 2048 + 2 * 2 * 2048),
+    "simsiam": (3, 0, 2048, ("last", "all_plain"), 3 * 2048 * 2048 + 2048 + 2 * 2 * 2048),
     "simsiam's predictor": (2, 512, 2048, ("last", "hidden"), 2 * 2048 * 512 + 2048 + 2 * 512),
     "byol": (2, 4096, 256, ("hidden", "hidden"), 2048 * 4096 + 4096 + 2 * 4096 + 4096 * 256),
 }

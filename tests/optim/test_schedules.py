@@ -50,3 +50,19 @@ def test_lengths_of_the_published_runs():
     assert schedules.warmup_steps(10, 1_281_167, 4096) == 3127
     assert schedules.total_steps(60, 12_811, 1024) == 751
     assert schedules.warmup_steps(0.7, 777, 64) == 8  # fractions of an epoch round down
+
+
+@pytest.mark.x64
+@pytest.mark.parametrize("warmup, first", [(0, 0.0), (7, 2.5)])
+def test_a_rate_by_the_epoch_stays_inside_each(warmup, first):
+    """Epochs of 3.4 steps; those of a warm-up have a rate for each step."""
+    epoch = np.arange(60) * 5 // 17  # of which each step sees the first image
+    starts = np.flatnonzero(np.diff(epoch, prepend=-1))
+    assert len(starts) == epoch[-1] + 1
+    schedule = schedules.warmup_cosine_by_epoch(4.8, warmup, (first, 12.0), starts)
+    want = [
+        closed_form(max(e, first), 4.8, first, 12.0) if k >= warmup else 4.8 * k / warmup
+        for k, e in enumerate(epoch)
+    ]
+    got = jax.jit(jax.vmap(schedule))(np.arange(60))
+    np.testing.assert_allclose(got, want, rtol=1e-13, atol=1e-14)

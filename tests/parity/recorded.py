@@ -112,7 +112,13 @@ EXPLAINED: dict[str, tuple[dict[str, Any] | str, ...]] = {
         *(HEAD, LENGTH, TRAINING, "image_size endpoint_* activation_shapes.* moved trainable*"),
         "update_ops parameters_* all_parameters",
     ),
+<<<<<<< HEAD
     "nt_logistic": (),
+=======
+    "moco": (),
+    "moco_queue": (),
+    "moco_shuffle": (),
+>>>>>>> 0c9c5d1f05850e98eec88c880ad70c206e489781
     "ntxent": ("returns grad_sum grad_mean",),
     "pairwise": (),
     "pcl": (),
@@ -120,6 +126,8 @@ EXPLAINED: dict[str, tuple[dict[str, Any] | str, ...]] = {
     "rgb2lab": (),
     "rotation": ("height width",),
     "schedule": (NETWORK, HEAD, NORM, TRAINING, "scaled_lr"),
+    "simsiam": (),
+    "simsiam_loss": ("n dim",),
     "solarize": (),
     "soft_nearest_neighbour": (),
     "supcon": (),
@@ -141,8 +149,7 @@ EXPLAINED: dict[str, tuple[dict[str, Any] | str, ...]] = {
 NOT_YET = {
     *("autoencoder", "colour_bins", "colourisation", "context_encoder", "counting"),
     *("denoising_autoencoder", "instdisc_nce", "instdisc_sampled_softmax", "instdisc_softmax"),
-    *("jigsaw_permutations", "moco", "moco_queue", "moco_shuffle", "patch_concat", "patches"),
-    *("pcl_density", "relative_location", "simsiam", "simsiam_loss"),
+    *("jigsaw_permutations", "patch_concat", "patches", "pcl_density", "relative_location"),
 }
 
 

@@ -31,7 +31,11 @@ DEFAULTS = "defaults"
 
 # For each recipe the arguments it is frozen with: each that it knows, and those that interact.
 VARIANTS: dict[str, tuple[str, ...]] = {
-    "byol": ("", "cifar10"),
+    "byol": (
+        "",
+        *("cifar10", "imagenet", "imagenet,epochs=40", "imagenet,epochs=100"),
+        "imagenet,epochs=300",
+    ),
     "cifar10": ("", "strong", "official=tf1", "official=tf2"),
     "digits": ("",),
     "distill": ("", "self", "epochs=100"),
@@ -62,7 +66,9 @@ VARIANTS: dict[str, tuple[str, ...]] = {
         *("depth=152,width=3,sk", "memory", "epochs=200", "official=tf1", "official=tf2"),
     ),
     "memory": ("",),
+    "moco": ("", "cifar10", "v1", "v2", "v2,epochs=800"),
     "rotation": ("", "cifar10"),
+    "simsiam": ("", "cifar10", "imagenet", "imagenet,batch=256,epochs=200"),
     "speedrun_cifar10": ("",),
     "v2_pipeline_cifar10": ("", "draws=1,small,path=images", "draws=1,no_teacher,seed=3"),
     "v2_pipeline_digits": ("", "draws=1,seed=3"),

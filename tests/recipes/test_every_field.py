@@ -73,6 +73,10 @@ SEEN: dict[tuple[str, str], tuple[str, ...]] = {
     # Views
     ("data/test_placements.py", "test_host_makes_the_views_of_the_device"): ("augment.placement",),
     (VIEW, "test_the_grid_is_the_law_of_the_resize"): ("augment.grid",),
+    ("augment/test_crop_laws.py", "test_the_law_of_crops_is_that_of_a_loop"): ("augment.crop_law",),
+    ("augment/test_crop_laws.py", "test_what_the_resize_overshot_is_clipped_if_asked"): (
+        "augment.clip_resized",
+    ),
     (VIEW, "test_brightness_may_be_added"): ("augment.brightness_mode",),
     (VIEW, "test_a_width_may_be_one_of_the_batch"): ("augment.sigma_per",),
     (VIEW, "test_crops_fill_their_limits"): ("augment.views.*.crop",),
@@ -133,8 +137,15 @@ SEEN: dict[tuple[str, str], tuple[str, ...]] = {
     ),
     (NETWORK, "test_biases_of_an_mlp"): ("head.bias",),
     (NETWORK, "test_normalisations_of_an_mlp"): ("head.norm",),
-    (NETWORK, "test_the_predictor_of_byol_is_as_wide_as_asked"): ("byol.hidden",),
+    (NETWORK, "test_the_predictor_is_as_wide_as_asked"): ("byol.hidden", "simsiam.hidden"),
+    ("methods/test_simsiam.py", "test_the_rate_of_the_predictor_stays_where_the_others_fall"): (
+        "simsiam.constant_rate",
+    ),
     ("methods/test_byol.py", "test_eight_devices_do_what_one_does"): ("byol.momentum",),
+    ("methods/test_moco.py", "test_eight_devices_do_what_one_does"): (
+        "moco.queue",
+        "moco.momentum",
+    ),
     # Training
     (TRAINING, "test_the_loss_is_that_of_the_recipe"): (
         "loss.temperature",
@@ -151,9 +162,11 @@ SEEN: dict[tuple[str, str], tuple[str, ...]] = {
     (TRAINING, "test_the_optimiser_is_that_of_the_recipe"): (
         "optim.name",
         "optim.momentum",
+        "optim.nesterov",
         "optim.rate_in_momentum",
         "optim.rate_after_momentum",
         "optim.weight_decay",
+        "optim.decayed",
         "optim.trust_coefficient",
         "optim.adapt_classifier",
     ),
@@ -165,6 +178,11 @@ SEEN: dict[tuple[str, str], tuple[str, ...]] = {
         "train.epochs",
         "train.steps",
     ),
+    ("recipes/test_rate_drops.py", "test_the_rate_drops_at_epochs"): (
+        "optim.drops",
+        "optim.drop_factor",
+    ),
+    (TRAINING, "test_a_rate_may_fall_by_the_epoch"): ("optim.rate_per",),
     (NETWORK, "test_the_network_computes_in_the_dtype_of_the_recipe"): ("train.dtype",),
     (NETWORK, "test_blocks_are_computed_again_if_asked"): ("train.remat",),
     (
@@ -292,6 +310,7 @@ def test_every_field_of_text_or_number_has_a_rule_or_choices_or_means_a_name():
     free = {
         *("method", "data.name", "data.path", "data.split", "data.eval_split", "data.index"),
         *("labels.use", "init.run", "init.parts", "distill.teacher", "data.white_level"),
+        "optim.drops",  # numbers with commas
     }
     checked = {*LISTS["CHOICES"], *free}
     texts = {n for n, v in freeze.leaves(recipes.base()) if isinstance(v, str)}

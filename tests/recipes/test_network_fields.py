@@ -101,18 +101,21 @@ def test_normalisations_of_an_mlp(small, choice):
     assert ("bn2" in made["params"]["head"]) == (choice == "all")
 
 
-def test_the_predictor_of_byol_is_as_wide_as_asked(small):
+@pytest.mark.parametrize("method", ["byol", "simsiam"])
+def test_the_predictor_is_as_wide_as_asked(small, method):
     for hidden in (6, 11):
-        c = recipes.base("byol")
+        c = recipes.base(method)
         tiny.shrink(c)
-        c.byol.hidden = hidden
+        c[method].hidden = hidden
         stage, _ = tiny.make_stage(c, 1)
         predictor = jax.eval_shape(stage.init).params["predictor"]
         assert predictor["dense1"]["kernel"].shape == (5, hidden)
         assert predictor["dense2"]["kernel"].shape == (hidden, 5)
 
 
-@pytest.mark.parametrize("method, part", [("byol", "predictor"), ("rotation", "turn")])
+@pytest.mark.parametrize(
+    "method, part", [("byol", "predictor"), ("simsiam", "predictor"), ("rotation", "turn")]
+)
 def test_the_method_says_which_parts_there_are(small, method, part):
     c = recipes.base(method)
     tiny.shrink(c)

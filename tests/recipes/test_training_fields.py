@@ -65,6 +65,19 @@ def test_the_rate_of_every_step(fields, expected):
     np.testing.assert_allclose(found, want, rtol=1e-4, atol=1e-6 * peak)
 
 
+def test_a_rate_may_fall_by_the_epoch():
+    """In epochs of 15.6 steps: the epochs asked for, or those that the steps come to."""
+    for fields, epochs, total in (({}, 4.0, 63), ({"train.steps": 50}, 50 * 64 / EXAMPLES, 50)):
+        fields = {**LENGTH, "optim.warmup_epochs": 1.0, "optim.rate_per": "epoch", **fields}
+        schedule = build.schedule(timetables.make(changed(fields), EXAMPLES))
+        found, want = jax.vmap(schedule)(np.arange(total)), []
+        for k in range(total):
+            epoch = max(k * 64 // EXAMPLES, 1)
+            falls = (1 + math.cos(math.pi * (epoch - 1) / (epochs - 1))) / 2
+            want.append(0.3 / 4 * (k / 15 if k < 15 else falls))
+        np.testing.assert_allclose(found, want, rtol=1e-5, atol=1e-7)
+
+
 DUE = [
     ({}, (31, 10, 20)),
     ({"eval.every_epochs": 1.0}, (16, 10, 20)),
@@ -103,7 +116,7 @@ GRADIENTS = [
 def follow(o, path, w):
     """Return a parameter after the steps of the optimiser that the group `optim` names."""
     norm, kernel = path[-2] == "bn", path[-1] == "kernel"
-    decayed = not norm and (kernel or o.name in ("sgd", "adam"))
+    decayed = (not norm and (kernel or o.name in ("sgd", "adam"))) or o.decayed == "all"
     adapted = kernel and (path[0] != "classifier" or o.adapt_classifier)
     buffer = second = 0.0
     for step, (rate, tree) in enumerate(zip(SCHEDULE, GRADIENTS, strict=True), start=1):
@@ -118,7 +131,8 @@ def follow(o, path, w):
         elif o.name == "sgd":
             inside = rate if o.rate_in_momentum else 1.0
             buffer = o.momentum * buffer + inside * slope
-            w = w - (inside * slope + o.momentum * buffer) * (rate / inside)
+            ahead = inside * slope + o.momentum * buffer if o.nesterov else buffer
+            w = w - ahead * (rate / inside)
         else:
             buffer, second = 0.9 * buffer + 0.1 * slope, 0.999 * second + 0.001 * slope**2
             move = buffer / (1 - 0.9**step) / np.sqrt(second / (1 - 0.999**step))
@@ -136,10 +150,18 @@ OPTIMISERS = {
         {"trust_coefficient": 0.01},
         {"rate_after_momentum": True},
         {"adapt_classifier": True},
+        {"weight_decay": 0.2, "decayed": "all"},
     ),
-    "sgd": ({}, {"momentum": 0.5}, {"weight_decay": 0.2}, {"rate_in_momentum": True}),
-    "adam": ({}, {"weight_decay": 0.2}),
-    "adamw": ({}, {"weight_decay": 0.2}),
+    "sgd": (
+        {},
+        {"momentum": 0.5},
+        {"weight_decay": 0.2},
+        {"rate_in_momentum": True},
+        {"nesterov": False},
+        {"weight_decay": 0.2, "decayed": "all"},
+    ),
+    "adam": ({}, {"weight_decay": 0.2}, {"weight_decay": 0.2, "decayed": "all"}),
+    "adamw": ({}, {"weight_decay": 0.2}, {"weight_decay": 0.2, "decayed": "all"}),
 }
 UPDATES = [(name, fields) for name, several in OPTIMISERS.items() for fields in several]
 

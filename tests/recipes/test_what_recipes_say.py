@@ -17,6 +17,13 @@ PUBLISHED = [
     ("imagenet", "paper,width=4", 1281167, {"steps": 312785, "decay": 1e-6, "peak": 4.8}),
     ("imagenet", "small_batch=1024", 1281167, {"peak": 2.4, "steps": 125114}),
     ("imagenet", "one_gpu", 1281167, {"peak": 4.8, "steps": 31279}),
+    ("byol", "imagenet,epochs=40", 1281167, {"peak": 7.2, "steps": 12512, "decay": 1e-6}),
+    ("byol", "imagenet,epochs=100", 1281167, {"peak": 7.2, "steps": 31279, "warmup": 3127}),
+    ("byol", "imagenet,epochs=300", 1281167, {"peak": 4.8, "steps": 93836, "decay": 1e-6}),
+    ("byol", "imagenet", 1281167, {"peak": 3.2, "steps": 312785, "decay": 1.5e-6}),
+    ("simsiam", "cifar10", 50_000, {"peak": 0.06, "steps": 78126, "warmup": 0, "decay": 5e-4}),
+    ("simsiam", "imagenet", 1281167, {"peak": 0.1, "steps": 250228, "warmup": 0, "decay": 1e-4}),
+    ("simsiam", "imagenet,batch=256", 1281167, {"peak": 0.05, "steps": 500456}),
     ("imagenet_v2", "depth=152,width=3,sk", 1281167, {"peak": 6.4, "steps": 250228, "decay": 1e-4}),
 ]
 
@@ -145,7 +152,7 @@ FREE = {
 }
 
 
-@pytest.mark.parametrize("method", ["simclr", "byol"])
+@pytest.mark.parametrize("method", ["simclr", "byol", "moco", "simsiam"])
 def test_a_resumed_run_may_change_what_changes_no_result_and_nothing_else(method):
     old, named = recipes.base(method).to_dict(), set()
     for name, value in leaves(old):

@@ -41,6 +41,7 @@ STRENGTHS = {"brightness": 0.51, "contrast": 0.52, "saturation": 0.53, "hue": 0.
 def test_each_field_of_a_view_reaches_its_own_policy(name):
     c = recipes.base()
     c.data.image_size, c.augment.grid, c.augment.brightness_mode = 32, "half_pixel", "add"
+    c.augment.crop_law, c.augment.clip_resized = "area_cut", True
     view = c.augment.views[name]
     view.update(PLAIN | STRENGTHS | {"strength": 0.7})
     for low, high, least, most in PAIRS.values():
@@ -55,6 +56,7 @@ def test_each_field_of_a_view_reaches_its_own_policy(name):
         assert getattr(changed, field) == pytest.approx(0.7 * value), field
     for policy in (changed, other):
         assert (policy.grid, policy.brightness_mode) == ("half_pixel", "add")
+        assert (policy.crop_law, policy.clip_resized) == ("area_cut", True)
     assert (other.size, other.area, other.aspect, other.hue) == (
         32,
         (0.08, 1.0),

@@ -126,6 +126,7 @@ OTHER = {  # in the other run, unlike any default
     "model.input": "standardised",
     "augment.placement": "host",
     "augment.grid": "antialias",
+    "augment.crop_law": "area",
     "augment.brightness_mode": "add",
     "augment.sigma_per": "batch",
     "seed": 5,
@@ -154,6 +155,7 @@ INHERITED = {
     *(f"model.{field}" for field in ("depth", "width", "stem", "sk_ratio", "se_ratio", "input")),
     "augment.placement",
     "augment.grid",
+    "augment.crop_law",
 }
 
 
