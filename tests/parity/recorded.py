@@ -94,6 +94,9 @@ EXPLAINED: dict[str, tuple[dict[str, Any] | str, ...]] = {
         "trainable* no_gradient variables_in_block_5 update_ops",
     ),
     "init": (HEAD, NORM, LENGTH, TRAINING),
+    "instdisc_nce": (),
+    "instdisc_sampled_softmax": ("Z eps",),  # of the other loss of that program
+    "instdisc_softmax": (),
     "lars": (
         "made_by keras_config.name keras_config.is_legacy_optimizer keras_config.jit_compile",
         "keras_config.ema_* keras_config.momentum",
@@ -124,8 +127,8 @@ EXPLAINED: dict[str, tuple[dict[str, Any] | str, ...]] = {
 NOT_YET = {
     *("autoencoder", "colour_bins", "colourisation", "context_encoder", "counting", "debiased"),
     *("decoupled", "denoising_autoencoder", "exemplar_triplet", "fnc_attraction"),
-    *("fnc_elimination", "fnc_memory", "hard_negative", "infonce", "infonce_cpc", "instdisc_nce"),
-    *("instdisc_sampled_softmax", "instdisc_softmax", "jigsaw_permutations", "margin", "moco"),
+    *("fnc_elimination", "fnc_memory", "hard_negative", "infonce", "infonce_cpc"),
+    *("jigsaw_permutations", "margin", "moco"),
     *("moco_queue", "moco_shuffle", "nt_logistic", "pairwise", "patch_concat", "patches", "pcl"),
     *("pcl_density", "relative_location", "simsiam", "simsiam_loss", "soft_nearest_neighbour"),
     *("supcon", "triplet_hard", "triplet_semi_hard"),
