@@ -141,7 +141,10 @@ DECLARATION = Declaration(
         "negatives": Field(4096, "rows drawn for an image", "1 or more", lambda x: x > 0),
         "momentum": Field(0.5, "share of its old row", "in [0, 1)", lambda x: 0 <= x < 1),
         "partition": Field(
-            0.0, "Z of nce; 0: as the first batch has it", "0 or more", lambda x: 0 <= x < math.inf
+            0.0,
+            "Z of nce; 0: as the first batch has it",
+            "a number, 0 or more",
+            lambda x: 0 <= x < math.inf,
         ),
     },
     check=check,

@@ -61,6 +61,7 @@ VARIANTS: dict[str, tuple[str, ...]] = {
         "",
         *("depth=152,width=3,sk", "memory", "epochs=200", "official=tf1", "official=tf2"),
     ),
+    "instdisc": ("", "cifar10", "imagenet"),
     "memory": ("",),
     "rotation": ("", "cifar10"),
     "speedrun_cifar10": ("",),
