@@ -8,9 +8,10 @@ from typing import Any, NamedTuple
 
 # Instructions that move nothing: names for what others have made, or control of what is counted.
 FREE = {
-    "parameter", "constant", "tuple", "get-tuple-element", "bitcast", "while", "conditional",
-    "call", "after-all", "partition-id", "replica-id",
+    "parameter", "constant", "tuple", "get-tuple-element", "bitcast", "after-all", "partition-id",
+    "replica-id",
 }  # fmt: skip
+CONTROL = {"while", "conditional", "call"}  # of instructions that are counted by themselves
 SLICES = {"slice", "dynamic-slice", "gather"}  # read as much as they make
 UPDATES = {"dynamic-update-slice": 1, "scatter": 2}  # write this argument into the first
 COMPUTATION = re.compile(r"^(ENTRY )?%?([\w.\-]+) \(.*\{$")
@@ -54,7 +55,7 @@ def moved_bytes(text: str) -> float:
 
 
 def moved_by_instruction(text: str) -> dict[str, float]:
-    """Return what each instruction of a program's entry reads and writes; see `moved_bytes`."""
+    """Return what each instruction of a program reads and writes in a call; see `moved_bytes`."""
     return _Counting(text).by_instruction(_entry(text))
 
 
@@ -71,7 +72,6 @@ class _Counting:
 
     def __init__(self, text: str):
         self._bodies: dict[str, dict[str, _Instruction]] = {}
-        self._known: dict[str, float] = {}
         current: dict[str, _Instruction] = {}
         for line in text.splitlines():
             if head := COMPUTATION.match(line):
@@ -84,20 +84,19 @@ class _Counting:
                     opcode, _bytes(type_), arguments, called, int(trips[1]) if trips else 1
                 )
 
-    def of(self, name: str) -> float:
-        """Return the bytes that a computation moves."""
-        if name not in self._known:
-            self._known[name] = sum(self.by_instruction(name).values())
-        return self._known[name]
-
     def by_instruction(self, name: str) -> dict[str, float]:
-        """Return the bytes that each instruction of a computation moves."""
-        body = self._bodies.get(name, {})
-        return {label: self._moved(body, one) for label, one in body.items()}
+        """Return the bytes that each instruction of a computation, and of its loops, moves."""
+        body, found = self._bodies.get(name, {}), dict[str, float]()
+        for label, one in body.items():
+            if one.opcode not in CONTROL:
+                found[label] = found.get(label, 0) + self._moved(body, one)
+                continue
+            for called in one.called:
+                for inner, size in self.by_instruction(called).items():
+                    found[inner] = found.get(inner, 0) + one.trips * size
+        return found
 
     def _moved(self, body: dict[str, _Instruction], one: _Instruction) -> float:
-        if one.opcode in ("while", "conditional", "call"):
-            return one.trips * sum(map(self.of, one.called))
         if one.opcode in FREE or one.opcode.endswith("-done"):
             return 0
         sizes = [body[name].size if name in body else 0 for name in one.arguments]

@@ -179,12 +179,12 @@ def _changes(program: Program, rules: Rules) -> list[int]:
 def _sources(program: Program, rules: Rules) -> dict[int, tuple[int, ...]]:
     """Return for each array those in memory that it is computed from: itself, if it is there."""
     made, read, products = _stored(program)
+    sizes = {array: program.bytes(array) for array in program.shapes}  # asked for 100 times each
     sources: dict[int, tuple[int, ...]] = {array: (array,) for array in program.inputs}
     for op in program.ops:
         found = tuple(dict.fromkeys(s for array in op.inputs for s in sources[array]))
         for array in op.outputs:
-            size = program.bytes(array)
-            joined = sum(2 * program.bytes(source) >= size for source in found) > 1
+            joined = sum(2 * sizes[source] >= sizes[array] for source in found) > 1
             stored = array in made or array in read
             stored |= array in products and (joined or not rules.reads_through)
             sources[array] = (array,) if stored else found

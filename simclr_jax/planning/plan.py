@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import sys
 from typing import Any
 
 import jax
@@ -90,9 +91,12 @@ def run(config: ConfigDict, asked: Asked, json_file: str = "") -> dict[str, Any]
     compiles = _compiles(asked)
     if compiles:
         ahead.mesh(asked.device, asked.count)  # its complaints need not wait for the estimate
+    _say("reading the step of the recipe")
     case = Case.of(config, asked.count, asked.images, asked.classes)
     steps = case.at_any_batch()
     plan = estimate(case, steps, asked)
+    if compiles:
+        _say("compiling the step, which takes minutes")
     compiled = case.compile(asked.device) if compiles else None
     if compiled:
         plan["compiled"] = dataclasses.asdict(compiled)
@@ -184,6 +188,7 @@ def choices(case: Case, steps: AnyBatch, asked: Asked) -> list[Choice]:
     for change in CHANGES:
         if any(_get(case.config, name) == value for name, value in change.items()):
             continue
+        _say(f"reading the step with {_flags(change)}")
         changed = case.changed(**change)
         found.append(_choice(_flags(change), changed, changed.at_any_batch(), asked))
     if found[0].peak > asked.room and (parts := _in_parts(case, asked, found[0])):
@@ -201,6 +206,7 @@ def _in_parts(case: Case, asked: Asked, whole: Choice) -> Choice | None:
             "train__accumulate": parts,
             "bn__groups": math.lcm(max(case.config.bn.groups, 1), parts),
         }
+        _say(f"reading the step with {_flags(change)}")
         try:
             changed = case.changed(**change)
         except UserError:  # the images of a device are not so many parts
@@ -209,6 +215,11 @@ def _in_parts(case: Case, asked: Asked, whole: Choice) -> Choice | None:
         if found.peak <= asked.room:
             return found
     return None
+
+
+def _say(line: str) -> None:
+    """Say what is going on, apart from the plan."""
+    print(line, file=sys.stderr, flush=True)
 
 
 def _get(config: ConfigDict, name: str) -> Any:
@@ -221,6 +232,7 @@ def _flags(change: dict[str, Any]) -> str:
 
 
 def _choice(name: str, case: Case, steps: AnyBatch, asked: Asked) -> Choice:
+    _say(f"looking for the largest batch {name}")
     memory = steps.footprint(case.images, asked.rules)
     held = beside(case, memory, asked)
     room = asked.room - held.get("resident images", 0)
