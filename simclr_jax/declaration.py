@@ -90,6 +90,8 @@ class Declaration:
         of the steps that follow, where it is another at first; None: it is `chance` all along.
       floor: likewise to the loss of one that has learned all; "hardly anything has been learned"
         is said by the way from chance to there.
+      of_images: whether these three depend on how many training images there are, of each of which
+        the method keeps something; they take that number as one more argument.
       parts: of its network beside encoder, head and probe, all that there always are. They can be
         taken over by `init.parts`, and are not judged.
       roles: what the optimiser takes parameters for whose names do not say it, by the beginning of
@@ -106,9 +108,10 @@ class Declaration:
     fields: Mapping[str, Field] = dataclasses.field(default_factory=dict)
     check: Callable[[ConfigDict], None] = _nothing
     labels: bool = False
-    chance: Callable[[ConfigDict], float | None] = _unknown
-    chance_at: Callable[[ConfigDict, np.ndarray], np.ndarray] | None = None
-    floor: Callable[[ConfigDict], float] = _nothing_left
+    chance: Callable[..., float | None] = _unknown
+    chance_at: Callable[..., np.ndarray] | None = None
+    floor: Callable[..., float] = _nothing_left
+    of_images: bool = False
     parts: tuple[str, ...] = ()
     roles: Mapping[str, str] = dataclasses.field(default_factory=dict)
     charts: tuple[Chart, ...] = ()

@@ -1,7 +1,8 @@
 """The program of a step at any batch size, worked out from the programs at two batch sizes.
 
 Above some size a loss goes by tiles (`losses/tiles.py`), which is another program: that is read as
-it is, at each size that is asked about.
+it is, at each size that is asked about. So is any program where tiles begin below the larger of the
+two sizes, as they do where an image is compared with very many rows.
 """
 
 from __future__ import annotations
@@ -50,6 +51,11 @@ class AnyBatch:
         read = functools.cache(read)
         return cls(read, read(SMALL * parts), read(LARGE * parts), state_arrays, parts)
 
+    @functools.cached_property
+    def alike(self) -> bool:
+        """Tell whether the two programs are one, but for the lengths of axes."""
+        return _form(self.small) == _form(self.large)
+
     def at(self, images: int) -> Program:
         """Return the program for so many images on a device."""
         return self._between(images) if self._plain(images) else self.read(images)
@@ -76,12 +82,13 @@ class AnyBatch:
             found = footprint.analyse(program, self.state_arrays, rules)
             return found.peak + waiting * found.batch
 
-        most = largest(lambda n: needs(self._between(n * self.parts)) <= room)
-        if not most or self._plain(most * self.parts):
-            return most * self.parts
+        most, more = 0, 1
+        if self.alike:
+            most = more = largest(lambda n: needs(self._between(n * self.parts)) <= room)
+            if not most or self._plain(most * self.parts):
+                return most * self.parts
         # Tiles take less, so more may fit. What is needed grows in proportion, from some state on:
         # each step falls short of the largest, and the last is within 1 % of it.
-        more = most
         while (ratio := room / needs(self.read(more * self.parts))) >= 1:
             most, more = more, int(more * ratio)
             if more <= 1.01 * most:
@@ -90,14 +97,21 @@ class AnyBatch:
 
     def _plain(self, images: int) -> bool:
         """Tell whether at this size there are no loops but those of a small batch."""
-        return _loops(self.read(images)) == _loops(self.small)
+        return self.alike and _loops(self.read(images)) == _loops(self.small)
 
     def _between(self, images: int) -> Program:
         return _between(self.small, self.large, images // self.parts)
 
 
-def _loops(program: Program) -> int:
-    return sum(1 + _loops(op.inside) for op in program.ops if op.inside)
+def _loops(program: Program) -> list:
+    """Return how many turns each loop takes, and the loops in it."""
+    return [(op.times, _loops(op.inside)) for op in program.ops if op.inside]
+
+
+def _form(program: Program) -> tuple:
+    """Return what must be equal of programs for their axes to be compared one by one."""
+    ops = [(op.name, op.times, op.inside and _form(op.inside)) for op in program.ops]
+    return ops, [len(array.shape) for array in program.shapes.values()]
 
 
 def _between(small: Program, large: Program, images: int) -> Program:

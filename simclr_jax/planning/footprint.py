@@ -201,7 +201,7 @@ def _stored(program: Program) -> tuple[set[int], set[int], set[int]]:
     read: set[int] = set()
     products: set[int] = set()
     for op in program.ops:
-        if op.name in VIEWS:
+        if op.name in VIEWS and op.inputs:  # a literal has no name
             first[op.outputs[0]] = first[op.inputs[0]]
         if op.name in PRODUCTS:
             products |= {first[array] for array in op.inputs}

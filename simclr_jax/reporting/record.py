@@ -157,8 +157,12 @@ def read(run: str, flag: str = "--checkpoint") -> Record:
         alive=_alive(path / "lock.json"),
         unreadable=there.unreadable(),
         method=method,
-        chances=levels.chances(config, resolved, method, found.get("loss")),
-        floor=levels.floor(config, resolved, method),
+    )
+    known_of = config, resolved, method
+    record = dataclasses.replace(
+        record,
+        chances=levels.chances(*known_of, found.get("loss"), record.examples),
+        floor=levels.floor(*known_of, record.examples),
     )
     if known is None:
         there.damaged += _missing(record)

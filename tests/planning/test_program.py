@@ -12,7 +12,7 @@ from jax import lax
 from train import tiny
 from train.test_step import DEVICES, arguments, expected, inspect
 
-from simclr_jax.losses import tiles
+from simclr_jax.losses import instance, tiles
 from simclr_jax.losses.nt_xent import nt_xent
 from simclr_jax.planning import footprint, program
 from simclr_jax.planning.any_batch import LARGE, SMALL, AnyBatch, largest
@@ -228,6 +228,39 @@ def test_a_loss_that_goes_by_tiles_is_planned_so(monkeypatch):
     assert most > 150
     assert footprint.analyse(read(most), 0).peak <= room
     assert footprint.analyse(read(int(1.03 * most)), 0).peak > room
+
+
+def test_tiles_that_begin_below_the_two_sizes_are_read_as_they_are(monkeypatch):
+    """As where an image is compared with a bank of a million rows: of 13 images some are left."""
+    rows, dim = 300, 5
+
+    def read(images):
+        def loss(z, bank, example):
+            return instance.softmax(z, bank, example, temperature=0.1)[0]
+
+        example = described(images, dtype=jnp.int32)
+        return flat(jax.grad(loss), described(images, dim), described(rows, dim), example)
+
+    monkeypatch.setattr(tiles, "TILE", 4 * F32 * rows)
+    for whole in (20 * F32 * rows, F32):  # between the two sizes, or below both
+        monkeypatch.setattr(tiles, "WHOLE", whole)
+        steps = AnyBatch.of(read, 0)
+        assert not steps.alike
+        for images in (13, 40):
+            direct = read(images)
+            assert steps.flops(images) == program.flops(direct)
+            assert steps.flops(images) >= 3 * 2 * images * rows * dim
+            assert steps.footprint(images, footprint.GPU) == footprint.analyse(direct, 0)
+        room = footprint.analyse(read(200), 0).peak
+        most = steps.most_images(room, footprint.GPU)
+        assert 190 <= most <= 200
+        assert steps.most_images(1, footprint.GPU) == 0
+
+
+def test_a_view_of_a_number_that_is_written_out_takes_no_memory():
+    found = flat(lambda x: x * lax.reshape(2.0, (1,)) @ jnp.ones((3, 3)), described(4, 3))
+    assert any(op.name == "reshape" and not op.inputs for op in found.ops)
+    assert footprint.analyse(found, 0).temporary <= F32 * (12 + 9)
 
 
 @pytest.mark.parametrize("most", [0, 1, 2, 3, 31, 32, 33, 1000])

@@ -65,6 +65,7 @@ VARIANTS: dict[str, tuple[str, ...]] = {
         "",
         *("depth=152,width=3,sk", "memory", "epochs=200", "official=tf1", "official=tf2"),
     ),
+    "instdisc": ("", "cifar10", "imagenet"),
     "memory": ("",),
     "moco": ("", "cifar10", "v1", "v2", "v2,epochs=800"),
     "rotation": ("", "cifar10"),

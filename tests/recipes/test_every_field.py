@@ -146,6 +146,14 @@ SEEN: dict[tuple[str, str], tuple[str, ...]] = {
         "moco.queue",
         "moco.momentum",
     ),
+    ("methods/test_instdisc.py", "test_eight_devices_do_what_one_does"): ("instdisc.loss",),
+    ("methods/test_instdisc.py", "test_a_step_is_that_written_out"): (
+        "instdisc.negatives",
+        "instdisc.momentum",
+    ),
+    ("methods/test_instdisc.py", "test_a_partition_that_is_given_is_the_one"): (
+        "instdisc.partition",
+    ),
     # Training
     (TRAINING, "test_the_loss_is_that_of_the_recipe"): (
         "loss.temperature",
