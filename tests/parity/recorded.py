@@ -115,13 +115,10 @@ EXPLAINED: dict[str, tuple[dict[str, Any] | str, ...]] = {
         *(HEAD, LENGTH, TRAINING, "image_size endpoint_* activation_shapes.* moved trainable*"),
         "update_ops parameters_* all_parameters",
     ),
-<<<<<<< HEAD
     "nt_logistic": (),
-=======
     "moco": (),
     "moco_queue": (),
     "moco_shuffle": (),
->>>>>>> 0c9c5d1f05850e98eec88c880ad70c206e489781
     "ntxent": ("returns grad_sum grad_mean",),
     "pairwise": (),
     "pcl": (),
