@@ -146,7 +146,7 @@ def _mended(
     if "crc32" in seal and not said and not any(REPAIRED in line.values for line in lines):
         said.append("other numbers were written then, of which nothing is left")
     if said and (None in read or kept != found):
-        said.append(f"what was there is kept as {_set_aside(path, raw)}")
+        said.append(f"what was there is kept as {files.keep_damaged(path, raw)}")
     if said:
         say(f"{path.name} is not as it was when step {step} was saved; {'; '.join(said)}")
     return lines
@@ -172,15 +172,6 @@ def _missing(kept: Iterable[Line], known: Iterable[events.Line]) -> list[Line]:
             content: Content = {**lacking, REPAIRED: 1}
             made.append(Line(documents.line({"step": step, **content}), step, content))
     return made
-
-
-def _set_aside(path: epath.Path, raw: bytes) -> str:
-    aside, number = path.parent / f"{path.name}.damaged", 2
-    while aside.exists():
-        aside, number = path.parent / f"{path.name}.damaged-{number}", number + 1
-    with files.explaining(aside):
-        files.write_atomically(aside, raw)
-    return aside.name
 
 
 def _shown(steps: Sequence[int]) -> str:
