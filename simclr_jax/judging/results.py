@@ -26,6 +26,8 @@ from etils import epath
 from simclr_jax import archives, documents, files
 from simclr_jax.documents import Unfit
 from simclr_jax.errors import BadFile, UserError
+from simclr_jax.train import manifest, stored
+from simclr_jax.train.manifest import Damaged
 
 PACKAGES = ("simclr-jax", "jax", "jaxlib", "flax", "optax", "numpy", "scikit-learn", "pillow")
 # They decode or resize images, where they are installed.
@@ -101,10 +103,15 @@ class Result(TypedDict):
 
 
 class Summary(TypedDict):
-    """The content of `SUMMARY`: what was compared, each thing's scores by name."""
+    """The content of `SUMMARY`: what was compared, each thing's scores by name.
+
+    `weights` of the checkpoint is `manifest.identity`; `minutes` is what the run took.
+    """
 
     scores: dict[str, dict[str, Score]]
     protocol: NotRequired[dict[str, Any]]
+    checkpoint: NotRequired[Weights]
+    minutes: NotRequired[Annotated[float, msgspec.Meta(ge=0, le=1e9)] | None]
 
 
 def write(workdir: epath.PathLike, result: Mapping[str, Any], arrays: Mapping[str, Any]) -> str:
@@ -163,9 +170,25 @@ def read_summary(workdir: epath.PathLike) -> dict[str, Any]:
 
     Raises:
       FileNotFoundError: if there is none.
-      UserError: if it cannot be read, was altered, or is no summary.
+      UserError: if it cannot be read, was altered, is no summary, or is that of other weights than
+        the checkpoint of its step.
     """
-    return _read(epath.Path(workdir) / "results" / SUMMARY, Summary)
+    path = epath.Path(workdir) / "results" / SUMMARY
+    found = _read(path, Summary)
+    about = found.get("checkpoint", {})  # of a run that is not too old for it
+    step, weights, newest = about.get("step"), about.get("weights"), stored.newest_saved(workdir)
+    if step is None or weights is None:
+        return found
+    why = f"it is of step {step}, and step {newest} was saved" if newest not in (0, step) else ""
+    with contextlib.suppress(Damaged):  # who reads that checkpoint will say so
+        if weights != manifest.identity(epath.Path(workdir) / stored.CHECKPOINTS / str(step), step):
+            why = f"it is of other weights than the checkpoint of step {step}"
+    if why:
+        raise BadFile(
+            f"{documents.shown(path)} cannot be used ({why}): put back the one that belongs to the "
+            "run, or remove it and give the command of the run again"
+        )
+    return found
 
 
 def _read(path: epath.Path, schema: Any) -> dict[str, Any]:
