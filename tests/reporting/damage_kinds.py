@@ -63,6 +63,8 @@ def damage(root: Path, file: str, kind: str, random: np.random.Generator) -> boo
 def _swap(root: Path, file: str, random: np.random.Generator) -> bool:
     """Exchange a file with another: each second time one of the same name, if there is any."""
     path = root / file
+    if path.suffix == ".png":  # a picture of views does not tell of which run it is
+        return False
     others = [name for name in files(root) if name != file and Path(name).suffix == path.suffix]
     namesakes = [name for name in others if Path(name).name == path.name]
     if namesakes and random.integers(2):

@@ -99,16 +99,17 @@ def silent(line: str) -> None:
 # Who reads what -----------------------------------------------------------------------------------
 
 R, P = damage_readers, damaged_pipeline
-ALL = (R.page, R.loaded, R.embedded, R.probed, R.transferred, R.tuned, R.taught)
-OF_PIPELINE = (P.recorded, P.compared, P.completed, P.continued)
+ALL = (R.page, R.loaded, R.embedded, R.probed, R.transferred, R.tuned)
+OF_PIPELINE = (P.recorded, P.compared, P.continued)
+STARTED_FROM = r"(first|tuned)/(config|saved|checkpoints|index).*"  # by the last run
 READERS: tuple[tuple[str, tuple[Callable[[Path], Read], ...]], ...] = (
     (r"all\.npz", (R.searched(".npz"),)),
     (r"all\.parquet", (R.searched(".parquet"),)),
     (r"pipeline/(log|results).*", (P.continued,)),
-    (r"pipeline/student/.*", (P.recorded, P.compared, P.continued)),
+    (rf"pipeline/{STARTED_FROM}", (P.completed, *OF_PIPELINE)),
     (r"pipeline/.*", OF_PIPELINE),
-    (r"run/config\.json", (R.curves, R.planned, *ALL)),
-    (r"run/checkpoints/.*manifest\.json", (R.curves, R.planned, *ALL)),
+    (r"run/config\.json", (R.curves, R.planned, *ALL, R.taught)),
+    (r"run/checkpoints/.*manifest\.json", (R.curves, R.planned, *ALL, R.taught)),
     (r"run/checkpoints/.*", ALL),
     (r"run/saved\.json", (R.curves, *ALL)),
     (r"run/(features|index).*", (R.page, R.embedded, R.probed, R.transferred)),
