@@ -111,7 +111,7 @@ class Summary(TypedDict):
     scores: dict[str, dict[str, Score]]
     protocol: NotRequired[dict[str, Any]]
     checkpoint: NotRequired[Weights]
-    minutes: NotRequired[Annotated[float, msgspec.Meta(ge=0, le=1e9)] | None]
+    minutes: NotRequired[float | None]
 
 
 def write(workdir: epath.PathLike, result: Mapping[str, Any], arrays: Mapping[str, Any]) -> str:
@@ -147,6 +147,13 @@ def paths(workdir: epath.PathLike) -> list[epath.Path]:
     """Return the JSON files of a run's results, by name; SUMMARY is another kind of file."""
     found = (epath.Path(workdir) / "results").glob("*.json")
     return sorted(path for path in found if path.name != SUMMARY)
+
+
+def without_result(workdir: epath.PathLike) -> list[epath.Path]:
+    """Return the files of arrays whose result is not there any more, by name."""
+    found = (epath.Path(workdir) / "results").glob("*.npz")
+    there = {path.stem for path in paths(workdir)}
+    return sorted(path for path in found if path.stem not in there)
 
 
 def read(path: epath.Path) -> dict[str, Any]:

@@ -88,10 +88,15 @@ class Place:
             if self.done(name):
                 results.read_summary(self.of(name))
 
-    def sources(self, name: str) -> list[str]:
-        """Return the runs of this pipeline that a run starts from or learns from."""
-        named = (recipes.get(self._config.runs[name], pointer) for pointer in recipe.POINTERS)
-        return [source for source in named if source in self._config.runs]
+    def check_start(self, name: str) -> None:
+        """Check the runs of this pipeline that a run starts from or learns from.
+
+        One that has begun knows by which of their checkpoints.
+        """
+        for pointer in recipe.POINTERS:
+            source = recipes.get(self._config.runs[name], pointer)
+            if source in self._config.runs and not self.begun(name):
+                self.check_whole(source)
 
     def check_whole(self, name: str) -> None:
         """Raise `UserError` unless the newest checkpoint of a run can be read.

@@ -11,7 +11,6 @@ from __future__ import annotations
 import contextlib
 import functools
 from collections.abc import Iterator, Mapping
-from typing import Any
 
 import jax
 from etils import epath
@@ -72,8 +71,7 @@ def run(config: ConfigDict, workdir: str, resume: str = "auto", profile_steps: s
                 console.say(f"done      {which}")
             else:
                 console.say(f"pipeline  {which}")
-                for source in place.sources(name):
-                    place.check_whole(source)
+                place.check_start(name)
                 code = runs.run(place.recipe(name), str(place.of(name)), "auto", profile_steps)
                 if code:
                     console.say(f"stopped   {which}; the same command continues")
@@ -193,21 +191,9 @@ def _conclude(config: ConfigDict, place: Place, console: Console) -> None:
 
     entries = []
     for row, column, name in config.table:
-        if name in config.probes:
-            result = results.read(place.result(name))
-            found, level = result["scores"], result.get("level", {}).get("scores", {})
-            accuracy, guessed, spent = found.get("top-1"), level.get("top-1"), None
-        else:
-            found = results.read_summary(place.of(name))["scores"]
-            accuracy = found.get("classifier", {}).get("top-1")
-            guessed, spent = found.get(chance.COMMONEST, {}).get("top-1"), cost(name)
-        if (value := _value(accuracy)) is None:
-            raise UserError(
-                f"what {place.path} holds of {name} has no accuracy, which the table needs: remove "
-                "the results of that run, and the same command makes them again"
-            )
-        draw = recipe.draw(config, name)
-        entries.append(Entry(row, column, name, draw, value, spent, _value(guessed)))
+        accuracy, level = _scored(config, place, name)
+        spent, draw = None if name in config.probes else cost(name), recipe.draw(config, name)
+        entries.append(Entry(row, column, name, draw, accuracy, spent, level))
     others = {name: cost(name) for name in config.order if name not in {e.name for e in entries}}
     summary = pipeline_table.summarise(entries, config.differences, others)
     path = place.path / "results" / "pipeline.json"
@@ -219,6 +205,24 @@ def _conclude(config: ConfigDict, place: Place, console: Console) -> None:
     console.say(f"written   {path}")
 
 
-def _value(score: Mapping[str, Any] | None) -> float | None:
-    """Return the number of a score, which results and summaries call by different names."""
-    return (score or {}).get("value", (score or {}).get("accuracy"))
+def _scored(config: ConfigDict, place: Place, name: str) -> tuple[float, float | None]:
+    """Return the accuracy of a run or a probe, and that of always guessing the commonest class.
+
+    Raises:
+      UserError: if they cannot be read, or say nothing of it.
+    """
+    if name in config.probes:
+        result = results.read(place.result(name))
+        found, level = result["scores"], result.get("level", {}).get("scores", {})
+    else:
+        summary = results.read_summary(place.of(name))["scores"]
+        found, level = summary.get("classifier", {}), summary.get(chance.COMMONEST, {})
+    tops = [scores.get("top-1", {}) for scores in (found, level)]
+    # The value has one name in results and another in summaries.
+    values = [top.get("value", top.get("accuracy")) for top in tops]
+    if values[0] is None:
+        raise UserError(
+            f"what {place.path} holds of {name} has no accuracy, which the table needs: remove the "
+            "results of that run, and the same command makes them again"
+        )
+    return values[0], values[1]

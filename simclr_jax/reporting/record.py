@@ -304,6 +304,11 @@ class _Files:
             elif result.get("arrays") and not file.with_suffix(".npz").exists():
                 missing = documents.shown(file.with_suffix(".npz"))
                 self.damaged.append(f"{missing} is missing: restore it.")
+        self.damaged += [
+            f"{documents.shown(file.with_suffix('.json'))} is missing, and {file.name} is there: "
+            "restore it."
+            for file in self.said(results.without_result, self.path) or []
+        ]
         return found, outputs
 
     def views(self) -> bytes | None:

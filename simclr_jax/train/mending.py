@@ -122,11 +122,9 @@ def _mended(
     Where a checkpoint of an earlier version knows nothing of them, events and lines are compared.
     """
     known = [line for line in known if line.step <= step]
-    there = {
-        (line.step, name): (x, i) for i, line in enumerate(known) for name, x in line[1].items()
-    }
+    there = places(known)
     found = [line for line in read if line and line.step <= step]
-    kept = [line for line in found if _agrees(line, there)]
+    kept = [line for line in found if agrees(line, there)]
     made = _missing(kept, known)
 
     def place(line: Line) -> tuple[int, float]:
@@ -152,7 +150,14 @@ def _mended(
     return lines
 
 
-def _agrees(line: Line, there: Mapping[tuple[int, str], tuple[float, int]]) -> bool:
+def places(known: Iterable[events.Line]) -> dict[tuple[int, str], tuple[float, int]]:
+    """Return, of each step and name that TensorBoard was given, the number and the line's place."""
+    return {
+        (line.step, name): (x, i) for i, line in enumerate(known) for name, x in line[1].items()
+    }
+
+
+def agrees(line: Line, there: Mapping[tuple[int, str], tuple[float, int]]) -> bool:
     """Tell whether TensorBoard was given no other number than one of a line."""
     for name, value in line.values.items():
         given, _ = there.get((line.step, name), (value, 0))

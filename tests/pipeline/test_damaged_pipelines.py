@@ -8,6 +8,7 @@ import shutil
 import pytest
 from pipeline.short import result, runs_of
 
+from simclr_jax import documents
 from simclr_jax.errors import UserError
 from simclr_jax.pipeline import run as pipeline
 from simclr_jax.train import manifest
@@ -60,6 +61,15 @@ def test_nothing_starts_from_an_older_checkpoint_of_a_run_that_has_ended(
     assert "first had saved step 4, and step 2 is the newest" in again(moved, images, capsys)
 
 
+def test_a_run_that_has_begun_needs_its_start_no_more(piped, images, tmp_path, monkeypatch):
+    moved = shutil.copytree(piped, tmp_path / "moved")
+    (moved / "student" / "results" / "summary.json").unlink()
+    shutil.rmtree(moved / "first" / "checkpoints")
+    shutil.rmtree(moved / "second" / "checkpoints" / "4")
+    monkeypatch.setattr(pipeline.runs, "run", lambda *_: 75)
+    assert pipeline.run(runs_of(images), str(moved)) == 75
+
+
 def edit_step(path, step):
     """Make a manifest that of another step."""
     found = json.loads(path.read_text()) | {"step": step}
@@ -91,3 +101,11 @@ def test_a_table_that_cannot_be_written_is_one_line(piped, images, tmp_path, cap
     shutil.rmtree(moved / "results")
     (moved / "results").write_text("")
     assert "results/pipeline.json cannot be written" in again(moved, images, capsys)
+
+
+def test_a_summary_without_the_accuracy_of_the_table_is_one_line(piped, images, tmp_path, capsys):
+    """As runs wrote it that did not say of which weights it is."""
+    moved = shutil.copytree(piped, tmp_path / "moved")
+    scores = {"raw pixels": {"kNN": {"accuracy": 0.5}}}
+    documents.write(moved / "second" / "results" / "summary.json", {"scores": scores})
+    assert "holds of second has no accuracy, which the table needs" in again(moved, images, capsys)
