@@ -40,10 +40,11 @@ class Views:
             c.augment.placement, c.augment.grid = "split", "opencv"
         self._encoder, self._inputs = encoder, Inputs(c, source, source)
         (view,), a = c.augment.views.values(), c.augment
+        law = "" if a.crop_law == "height" else f", crop law {a.crop_law}"
         self.protocol = {
             "views": "crop and flip, new in each epoch",
             "crop": f"area {view.area_min:g} to {view.area_max:g} of the image",
-            "made by": f"placement {a.placement}, grid {a.grid}",
+            "made by": f"placement {a.placement}, grid {a.grid}{law}",
         }
         self._view = jax.jit(view_maker(c))
 

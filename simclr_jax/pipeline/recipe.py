@@ -26,7 +26,7 @@ POINTERS = ("init.run", "distill.teacher")  # fields that may name an earlier ru
 # What a run on labels has from the pretraining it is compared with. Views come apart.
 SHARED: dict[str, tuple[str, ...]] = {
     "data": tuple(name for name in recipes.base().data if name != "labels"),
-    "augment": ("placement", "grid", "brightness_mode", "sigma_per"),
+    "augment": tuple(name for name in recipes.base().augment if name != "views"),
     "model": tuple(recipes.base().model),
     "bn": tuple(recipes.base().bn),
     "head": tuple(recipes.base().head),

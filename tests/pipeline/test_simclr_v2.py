@@ -144,8 +144,7 @@ def test_no_draws_are_refused():
 
 
 # What must be as in the pretraining, or a run on labels is not comparable with it.
-SAME = {"data", "model", "bn", "head", "log", "checkpoint"}
-SAME_FIELDS = {f"augment.{name}" for name in ("placement", "grid", "brightness_mode", "sigma_per")}
+SAME = {"data", "augment", "model", "bn", "head", "log", "checkpoint"}
 
 
 def another(value):
@@ -174,7 +173,7 @@ def test_a_run_on_labels_has_images_model_and_normalisation_of_the_pretraining(k
     wanted = {}
     for name, value in leaves(pretrain).items():
         section = name.partition(".")[0]
-        same = section in SAME or name in SAME_FIELDS or name == "train.dtype"
+        same = section in SAME or name == "train.dtype"
         if name in ("data.labels", "seed", "stage", "method"):  # its own, or of the whole pipeline
             continue
         wanted[name] = another(value) if same else before.get(name)
