@@ -12,6 +12,8 @@
 | `v2,epochs=800` | | linear 71.1 (v2 paper, table 2) |
 
 These are published; we have run none of them. With `cifar10` 400 and 800 epochs gave 86.3 and 88.7.
+The digits, seed 0: kNN 28.1 %, probe of all labels 42.8 % (untrained: kNN 8.6), 450 steps, 2 CPU
+cores that had other work, 2026-11-30.
 """
 
 from simclr_jax import recipes
