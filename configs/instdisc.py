@@ -13,7 +13,8 @@ These are published, for batches of 128 and 256 and 200 epochs; we have run neit
 rate drops to a tenth after 120 and after 160 epochs, ours falls as a cosine; the official SGD does
 not look ahead (Nesterov) and decays normalisations too.
 
-Digits: DIGITS
+Digits, seeds 0 and 1 (`--config.seed=1`), 2 CPU cores under other load, 2026-11-30, 3 to 7 minutes:
+kNN 56.1 and 61.1 %, raw pixels 50.8, untrained 8.6 and 8.3; docs/methods.md has the probes.
 """
 
 from simclr_jax import recipes
