@@ -82,13 +82,18 @@ class AnyBatch:
             found = footprint.analyse(program, self.state_arrays, rules)
             return found.peak + waiting * found.batch
 
-        most, more = 0, 1
         if self.alike:
-            most = more = largest(lambda n: needs(self._between(n * self.parts)) <= room)
+            most = largest(lambda n: needs(self._between(n * self.parts)) <= room)
             if not most or self._plain(most * self.parts):
                 return most * self.parts
+        elif needs(self.large) > room:  # few are tried one by one
+            few = largest(lambda n: n < LARGE and needs(self.read(n * self.parts)) <= room)
+            return few * self.parts
+        else:
+            most = LARGE
         # Tiles take less, so more may fit. What is needed grows in proportion, from some state on:
         # each step falls short of the largest, and the last is within 1 % of it.
+        more = most
         while (ratio := room / needs(self.read(more * self.parts))) >= 1:
             most, more = more, int(more * ratio)
             if more <= 1.01 * most:

@@ -249,18 +249,18 @@ def test_tiles_that_begin_below_the_two_sizes_are_read_as_they_are(monkeypatch):
         for images in (13, 40):
             direct = read(images)
             assert steps.flops(images) == program.flops(direct)
-            assert steps.flops(images) >= 3 * 2 * images * rows * dim
+            assert steps.flops(images) >= 2 * 2 * images * rows * dim
             assert steps.footprint(images, footprint.GPU) == footprint.analyse(direct, 0)
-        room = footprint.analyse(read(200), 0).peak
-        most = steps.most_images(room, footprint.GPU)
-        assert 190 <= most <= 200
-        assert steps.most_images(1, footprint.GPU) == 0
+    room = footprint.analyse(read(203), 0).peak  # with three beside the tiles
+    most = steps.most_images(room, footprint.GPU)
+    assert 190 <= most <= 210 and footprint.analyse(read(most), 0).peak <= room
+    assert steps.most_images(1, footprint.GPU) == 0
 
 
 def test_a_view_of_a_number_that_is_written_out_takes_no_memory():
     found = flat(lambda x: x * lax.reshape(2.0, (1,)) @ jnp.ones((3, 3)), described(4, 3))
     assert any(op.name == "reshape" and not op.inputs for op in found.ops)
-    assert footprint.analyse(found, 0).temporary <= F32 * (12 + 9)
+    assert footprint.analyse(found, 0).temporary == F32 * (12 + 9 + 12)  # the product and its sides
 
 
 @pytest.mark.parametrize("most", [0, 1, 2, 3, 31, 32, 33, 1000])
