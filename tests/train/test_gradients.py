@@ -40,6 +40,7 @@ KINDS = {
     "simsiam": {"head__hidden": 7, "simsiam__hidden": 3},
     "instdisc": {"instdisc__negatives": 9, "loss__temperature": 0.3},
     "rotation": {},
+    "supcon": {"head__hidden": 7},
     "averages": {},
     "finetune": {"finetune__tap": 1},
     "frozen": {"finetune__tap": 1, "finetune__train_from_block": 5},
