@@ -89,7 +89,7 @@ class Declaration:
       chance_at: likewise from a recipe and numbers of finished steps, `[n]`, to that loss in each
         of the steps that follow, where it is another at first; None: it is `chance` all along.
       floor: likewise to the loss of one that has learned all; "hardly anything has been learned"
-        is said by the way from chance to there.
+        is said by the way from chance to there, and not at all of a method that returns None.
       of_images: whether these three depend on how many training images there are, of each of which
         the method keeps something; they take that number as one more argument.
       parts: of its network beside encoder, head and probe, all that there always are. They can be
@@ -110,7 +110,7 @@ class Declaration:
     labels: bool = False
     chance: Callable[..., float | None] = _unknown
     chance_at: Callable[..., np.ndarray] | None = None
-    floor: Callable[..., float] = _nothing_left
+    floor: Callable[..., float | None] = _nothing_left
     of_images: bool = False
     parts: tuple[str, ...] = ()
     roles: Mapping[str, str] = dataclasses.field(default_factory=dict)

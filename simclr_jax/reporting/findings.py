@@ -85,10 +85,12 @@ def _not_finite(record: Record) -> Iterator[Finding]:
 def _collapse(record: Record, geometry: Mapping[str, float]) -> Iterator[Finding]:
     if record.curves and not record.step:
         return  # nothing has been trained: low ranks are to be expected
+    # Who learns labels is to keep a direction for each class, which may be two, and no more.
+    taught = record.method is not None and record.method.labels
     for name in ("h", "z"):
         rank, at = geometry.get(f"effective_rank_{name}"), f"effective_rank_{name}"
         before = record.curves.get(at)
-        if rank is None:
+        if rank is None or taught:
             continue
         if rank < FEW_DIMENSIONS:
             yield Finding(

@@ -37,6 +37,13 @@ VARIANTS: dict[str, tuple[str, ...]] = {
         "imagenet,epochs=300",
     ),
     "cifar10": ("", "strong", "official=tf1", "official=tf2"),
+    "contrastive": (
+        "",
+        *("loss=decoupled", "loss=debiased", "loss=margin"),
+        *("cifar10", "cifar10,loss=margin", "cifar10,loss=decoupled"),
+        *("cifar10,loss=decoupled_weighted", "cifar10,loss=debiased"),
+        "cifar10,loss=hard_negative",
+    ),
     "digits": ("",),
     "distill": ("", "self", "epochs=100"),
     "distill_imagenet": ("", "depth=152,width=3,sk", "self", "epochs=100"),
@@ -71,6 +78,7 @@ VARIANTS: dict[str, tuple[str, ...]] = {
     "rotation": ("", "cifar10"),
     "simsiam": ("", "cifar10", "imagenet", "imagenet,batch=256,epochs=200"),
     "speedrun_cifar10": ("",),
+    "supcon": ("", "cifar10"),
     "v2_pipeline_cifar10": ("", "draws=1,small,path=images", "draws=1,no_teacher,seed=3"),
     "v2_pipeline_digits": ("", "draws=1,seed=3"),
 }

@@ -154,6 +154,18 @@ SEEN: dict[tuple[str, str], tuple[str, ...]] = {
     ("methods/test_instdisc.py", "test_a_partition_that_is_given_is_the_one"): (
         "instdisc.partition",
     ),
+    ("methods/test_contrastive.py", "test_the_loss_is_that_of_its_definition"): (
+        "contrastive.loss",
+        "contrastive.sigma",
+        "contrastive.tau_plus",
+        "contrastive.beta",
+        "contrastive.margin",
+        "contrastive.negatives",
+    ),
+    ("methods/test_supcon.py", "test_the_loss_is_that_of_its_definition"): (
+        "supcon.base_temperature",
+        "supcon.anchors",
+    ),
     # Training
     (TRAINING, "test_the_loss_is_that_of_the_recipe"): (
         "loss.temperature",

@@ -45,6 +45,7 @@ KINDS = {
         "augment__views__first__hue": 0.0,
     },
     "rotation": {},
+    "supcon": {"head__hidden": 7},
     "averages": {},
     "finetune": {"finetune__tap": 1},
     "frozen": {"finetune__tap": 1, "finetune__train_from_block": 5},
