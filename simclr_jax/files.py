@@ -285,6 +285,20 @@ def explaining(path: epath.PathLike, done: str = "written") -> Iterator[None]:
         ) from error
 
 
+def keep_damaged(path: epath.Path, content: bytes) -> str:
+    """Keep what a file held that is about to be written anew, and return the name it is kept by.
+
+    Raises:
+      UserError: if it cannot be written.
+    """
+    aside, number = path.parent / f"{path.name}.damaged", 2
+    while aside.exists():
+        aside, number = path.parent / f"{path.name}.damaged-{number}", number + 1
+    with explaining(aside):
+        write_atomically(aside, content)
+    return aside.name
+
+
 def make_workdir(path: epath.PathLike) -> epath.Path:
     """Create the directory of a run, with its parents, and return it.
 

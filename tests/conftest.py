@@ -50,7 +50,7 @@ ORDER = (
     "parity",
 )
 
-SHARED = {"finished"}  # session fixtures that take long to make
+SHARED = {"finished", "piped"}  # session fixtures that take long to make
 
 X64 = os.environ.get("JAX_ENABLE_X64", "0").lower() in ("1", "true")
 
@@ -74,10 +74,10 @@ def pytest_collection_modifyitems(config, items):
         parts[bool(item.get_closest_marker("x64")) == X64].append(item)
     config.hook.pytest_deselected(items=parts[False])
     items[:] = sorted(parts[True], key=_rank)  # stable: files stay together
-    dear = {item.path for item in items if SHARED & set(item.fixturenames)}
+    dear = {item.path: name for item in items for name in SHARED & {*item.fixturenames}}
     for item in items:
         if item.path.parent.name != "parity":  # whose tests share nothing
-            group = "shared" if item.path in dear else item.path.stem  # names are unique
+            group = dear.get(item.path, item.path.stem)  # names are unique
             item.add_marker(pytest.mark.xdist_group(group))
 
 

@@ -12,6 +12,7 @@ a word of the command (the newest checkpoint, the images) is no reason to lose t
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import hashlib
 import json
@@ -95,7 +96,12 @@ def set_aside(workdir: epath.PathLike, result: Mapping[str, Any]) -> Iterator[st
     path = directory / f"{result['name']}.json"
     try:
         old = results.read(path)
-    except (FileNotFoundError, BadFile):  # nothing that could be kept
+    except FileNotFoundError:
+        return
+    except BadFile as error:  # it may be another result, under this name by mistake
+        with contextlib.suppress(FileNotFoundError, BadFile):
+            kept = files.keep_damaged(path, documents.content(path))
+            yield f"the older result {path.stem} is kept as {kept}, for {error}"
         return
     if _judged(old) == _judged(result):
         return

@@ -26,6 +26,8 @@ from etils import epath
 from simclr_jax import archives, documents, files
 from simclr_jax.documents import Unfit
 from simclr_jax.errors import BadFile, UserError
+from simclr_jax.train import manifest, stored
+from simclr_jax.train.manifest import Damaged
 
 PACKAGES = ("simclr-jax", "jax", "jaxlib", "flax", "optax", "numpy", "scikit-learn", "pillow")
 # They decode or resize images, where they are installed.
@@ -101,10 +103,15 @@ class Result(TypedDict):
 
 
 class Summary(TypedDict):
-    """The content of `SUMMARY`: what was compared, each thing's scores by name."""
+    """The content of `SUMMARY`: what was compared, each thing's scores by name.
+
+    `weights` of the checkpoint is `manifest.identity`; `minutes` is what the run took.
+    """
 
     scores: dict[str, dict[str, Score]]
     protocol: NotRequired[dict[str, Any]]
+    checkpoint: NotRequired[Weights]
+    minutes: NotRequired[float | None]
 
 
 def write(workdir: epath.PathLike, result: Mapping[str, Any], arrays: Mapping[str, Any]) -> str:
@@ -142,6 +149,13 @@ def paths(workdir: epath.PathLike) -> list[epath.Path]:
     return sorted(path for path in found if path.name != SUMMARY)
 
 
+def without_result(workdir: epath.PathLike) -> list[epath.Path]:
+    """Return the files of arrays whose result is not there any more, by name."""
+    found = (epath.Path(workdir) / "results").glob("*.npz")
+    there = {path.stem for path in paths(workdir)}
+    return sorted(path for path in found if path.stem not in there)
+
+
 def read(path: epath.Path) -> dict[str, Any]:
     """Return the content of a result's JSON file, all of it: at least what `Result` says.
 
@@ -163,9 +177,25 @@ def read_summary(workdir: epath.PathLike) -> dict[str, Any]:
 
     Raises:
       FileNotFoundError: if there is none.
-      UserError: if it cannot be read, was altered, or is no summary.
+      UserError: if it cannot be read, was altered, is no summary, or is that of other weights than
+        the checkpoint of its step.
     """
-    return _read(epath.Path(workdir) / "results" / SUMMARY, Summary)
+    path = epath.Path(workdir) / "results" / SUMMARY
+    found = _read(path, Summary)
+    about = found.get("checkpoint", {})  # of a run that is not too old for it
+    step, weights, newest = about.get("step"), about.get("weights"), stored.newest_saved(workdir)
+    if step is None or weights is None:
+        return found
+    why = f"it is of step {step}, and step {newest} was saved" if newest not in (0, step) else ""
+    with contextlib.suppress(Damaged):  # who reads that checkpoint will say so
+        if weights != manifest.identity(epath.Path(workdir) / stored.CHECKPOINTS / str(step), step):
+            why = f"it is of other weights than the checkpoint of step {step}"
+    if why:
+        raise BadFile(
+            f"{documents.shown(path)} cannot be used ({why}): put back the one that belongs to the "
+            "run, or remove it and give the command of the run again"
+        )
+    return found
 
 
 def _read(path: epath.Path, schema: Any) -> dict[str, Any]:

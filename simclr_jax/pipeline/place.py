@@ -79,6 +79,38 @@ class Place:
         if resume == "must" and not there:
             raise UserError(f"--resume=must, but {self.path} holds no run of this pipeline")
 
+    def check_done(self) -> None:
+        """Raise `UserError` if a complete run does not say what it has found.
+
+        The table would say so at its end, after days of training the others.
+        """
+        for name in self._config.runs:
+            if self.done(name):
+                results.read_summary(self.of(name))
+
+    def check_start(self, name: str) -> None:
+        """Check the runs of this pipeline that a run starts from or learns from.
+
+        One that has begun knows by which of their checkpoints.
+        """
+        for pointer in recipe.POINTERS:
+            source = recipes.get(self._config.runs[name], pointer)
+            if source in self._config.runs and not self.begun(name):
+                self.check_whole(source)
+
+    def check_whole(self, name: str) -> None:
+        """Raise `UserError` unless the newest checkpoint of a run can be read.
+
+        What is made with it would be taken from an older one, and the table would not say so.
+        """
+        run, known = self.of(name), stored.newest_saved(self.of(name))
+        if (step := saved.describe(str(run), f"runs.{name}").step) < known:
+            raise UserError(
+                f"{run} had saved step {known}, and step {step} is the newest that is whole: "
+                f"restore {run / stored.CHECKPOINTS / str(known)}, or remove "
+                f"{run / 'results' / results.SUMMARY}, and the same command trains it to its end"
+            )
+
     def settler(self, profile_steps: str) -> Settle:
         """Return how a recipe's open fields are filled: by what its run has, or by the images."""
         opened: dict[Any, Opened] = {}  # images of all runs that have the same

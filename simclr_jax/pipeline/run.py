@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 
 import jax
 from etils import epath
@@ -59,6 +59,7 @@ def run(config: ConfigDict, workdir: str, resume: str = "auto", profile_steps: s
     place = Place(config, workdir)
     place.check_resume(resume)
     settle(config, jax.device_count(), place.settler(profile_steps))
+    place.check_done()
     files.make_workdir(place.path)
     with Closing() as stack:
         console = Console(place.path)
@@ -70,6 +71,7 @@ def run(config: ConfigDict, workdir: str, resume: str = "auto", profile_steps: s
                 console.say(f"done      {which}")
             else:
                 console.say(f"pipeline  {which}")
+                place.check_start(name)
                 code = runs.run(place.recipe(name), str(place.of(name)), "auto", profile_steps)
                 if code:
                     console.say(f"stopped   {which}; the same command continues")
@@ -168,6 +170,7 @@ def _probe(config: ConfigDict, place: Place, name: str, console: Console) -> Non
     if place.result(name).exists():
         console.say(f"done      {name}  probe of {probe.run}")
         return
+    place.check_whole(probe.run)
     options = linear_probe.Options(
         solvers=(SOLVER,),
         taps=(probe.tap,),
@@ -181,25 +184,45 @@ def _probe(config: ConfigDict, place: Place, name: str, console: Console) -> Non
 
 def _conclude(config: ConfigDict, place: Place, console: Console) -> None:
     """Write and print the table, from the files of runs and probes."""
-    cost: Callable[[str], Cost] = functools.cache(lambda name: pipeline_table.cost(place.of(name)))
+
+    @functools.cache
+    def cost(name: str) -> Cost:
+        return pipeline_table.cost(place.of(name), lambda line: console.say(f"note      {line}"))
+
     entries = []
     for row, column, name in config.table:
-        if name in config.probes:
-            result = results.read(place.result(name))
-            accuracy = result["scores"]["top-1"]["value"]
-            level = result.get("level", {}).get("scores", {}).get("top-1", {}).get("value")
-        else:
-            summary = results.read_summary(place.of(name))
-            accuracy = summary["scores"]["classifier"]["top-1"]["accuracy"]
-            level = summary["scores"].get(chance.COMMONEST, {}).get("top-1", {}).get("accuracy")
-        spent = None if name in config.probes else cost(name)
-        draw = recipe.draw(config, name)
+        accuracy, level = _scored(config, place, name)
+        spent, draw = None if name in config.probes else cost(name), recipe.draw(config, name)
         entries.append(Entry(row, column, name, draw, accuracy, spent, level))
     others = {name: cost(name) for name in config.order if name not in {e.name for e in entries}}
     summary = pipeline_table.summarise(entries, config.differences, others)
     path = place.path / "results" / "pipeline.json"
-    path.parent.mkdir(exist_ok=True)
-    documents.write(path, {"seed": config.seed, **summary})
+    with files.explaining(path):
+        path.parent.mkdir(exist_ok=True)
+        documents.write(path, {"seed": config.seed, **summary})
     for line in pipeline_table.lines(summary):
         console.say(line)
     console.say(f"written   {path}")
+
+
+def _scored(config: ConfigDict, place: Place, name: str) -> tuple[float, float | None]:
+    """Return the accuracy of a run or a probe, and that of always guessing the commonest class.
+
+    Raises:
+      UserError: if they cannot be read, or say nothing of it.
+    """
+    if name in config.probes:
+        result = results.read(place.result(name))
+        found, level = result["scores"], result.get("level", {}).get("scores", {})
+    else:
+        summary = results.read_summary(place.of(name))["scores"]
+        found, level = summary.get("classifier", {}), summary.get(chance.COMMONEST, {})
+    tops = [scores.get("top-1", {}) for scores in (found, level)]
+    # The value has one name in results and another in summaries.
+    values = [top.get("value", top.get("accuracy")) for top in tops]
+    if values[0] is None:
+        raise UserError(
+            f"what {place.path} holds of {name} has no accuracy, which the table needs: remove the "
+            "results of that run, and the same command makes them again"
+        )
+    return values[0], values[1]

@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
-import datetime
 import math
-import re
 import statistics
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -18,11 +15,8 @@ from simclr_jax import tables
 from simclr_jax.errors import UserError
 from simclr_jax.evaluate import chance
 from simclr_jax.reporting import record
-from simclr_jax.train import saved
+from simclr_jax.train import progress, saved
 
-STAMP = "%Y-%m-%d %H:%M:%S"  # of a line in log.txt, whose first line of a session begins so:
-SESSION = "  run       "
-BEGUN = re.compile(rf"\d{{4}}(-\d\d){{2}} \d\d(:\d\d){{2}}{SESSION}")  # also behind a torn line
 STANDARD_ERRORS = 2  # within so many of 0 a mean difference is not separable from it
 ROUGH = 3  # up to so many draws a standard deviation is a rough one
 
@@ -35,8 +29,8 @@ class Cost:
       parameters: of its encoder; None without a checkpoint.
       images_per_second: of training alone, the median over the log without its first line, whose
         clock starts late; None of a run too short to tell.
-      minutes: from the first to the last line of log.txt, over all sessions: everything counts;
-        None without a line that says when it was written.
+      minutes: from the first to the last line of log.txt, over all sessions: everything counts. The
+        end of the run has sealed them; of one too old for that the log tells, None if it does not.
     """
 
     parameters: int | None
@@ -65,45 +59,32 @@ class Entry:
     level: float | None = None
 
 
-def cost(workdir: epath.PathLike) -> Cost:
-    """Read what a run took from its files."""
+def cost(workdir: epath.PathLike, say: Callable[[str], object] = lambda line: None) -> Cost:
+    """Read what a run took from its files; say what of them is damaged."""
     path, parameters = epath.Path(workdir), None
-    with contextlib.suppress(UserError):
+    try:
         leaves = saved.describe(str(path)).leaves
+    except UserError as error:
+        say(f"the size of the encoder of {path.name} is not known: {error}")
+    else:
         encoder = [leaf.shape for name, leaf in leaves.items() if name.startswith("params/encoder")]
         parameters = sum(math.prod(shape) for shape in encoder)
-    speed = record.read(str(path)).curves.get("images_per_second")
+    found = record.read(str(path))
+    for sentence in found.damaged:
+        say(f"{path.name}: {sentence}")
+    minutes = (found.summary or {}).get("minutes")
+    if minutes is None and (minutes := progress.minutes(path)) is None:
+        say(f"the minutes that {path.name} took are not known: its {progress.LOG} does not tell")
+    speed = found.curves.get("images_per_second")
+    if found.gaps:
+        speed = None
+        say(f"the images a second of {path.name} are not known: its metrics have gaps")
     later = speed.values[1:] if speed else np.array([])
     return Cost(
         parameters=parameters,
         images_per_second=float(np.median(later)) if len(later) else None,
-        minutes=_minutes(_log(path / "log.txt")),
+        minutes=minutes,
     )
-
-
-def _log(path: epath.Path) -> list[str]:
-    """Return the lines of a log, whose end a full disk or a power cut may have torn."""
-    try:
-        return path.read_bytes().decode(errors="replace").splitlines()
-    except FileNotFoundError:
-        return []
-
-
-def _minutes(log: Iterable[str]) -> float | None:
-    total, start, last = 0.0, None, None
-    for line in log:
-        if begun := BEGUN.search(line):
-            line = line[begun.start() :]
-        try:
-            now = datetime.datetime.strptime(line[:19], STAMP)
-        except ValueError:  # a line that was torn
-            continue
-        if start is None or line[19:].startswith(SESSION):
-            total += (last - start).total_seconds() if start and last else 0.0
-            start = now
-        last = now
-    total += (last - start).total_seconds() if start and last else 0.0
-    return None if last is None else total / 60
 
 
 def summarise(

@@ -13,7 +13,7 @@ from etils import epath
 
 from simclr_jax import documents
 from simclr_jax.documents import Unfit
-from simclr_jax.train import mending
+from simclr_jax.train import events, mending
 
 LATEST = 2**53  # steps up to here are exact as floats
 # What is farther from 1 than this is no value of a metric, and no chart has room for it.
@@ -112,6 +112,12 @@ def read(path: epath.Path, known: Known | None = None) -> tuple[dict[str, Curve]
                 f"{documents.shown(path)} has other numbers than when step {known.step} was saved: "
                 "none of them is shown.",
             ]
+        if lost and _of_another(path, taken):  # no checksum is left to tell
+            return {}, [
+                *wrong,
+                f"{documents.shown(path)} has other numbers than TensorBoard was given: none of "
+                "them is shown.",
+            ]
         if lost:
             more = ", ..." if len(lost) > MOST_SHOWN else ""
             steps = ", ".join(map(str, lost[:MOST_SHOWN]))
@@ -125,6 +131,13 @@ def _compared(known: Known, taken: Sequence[tuple[int, bytes]]) -> tuple[list[in
     had, have = Counter(known.lines), Counter(step for step, _ in until)
     text = [line.decode() + "\n" for _, line in until]
     return sorted((had - have).elements()), had == have and mending.checksum(text) != known.crc32
+
+
+def _of_another(path: epath.Path, taken: Sequence[tuple[int, bytes]]) -> bool:
+    """Tell whether TensorBoard's events of a run have another number than one of these lines."""
+    there = mending.places(events.read(path.parent / "tensorboard"))
+    lines = (mending.parsed(line.decode()) for _, line in taken)
+    return not all(line is None or mending.agrees(line, there) for line in lines)
 
 
 def missing(

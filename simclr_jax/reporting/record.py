@@ -53,6 +53,7 @@ class Record:
       results: contents of results/NAME.json, the newest last.
       outputs: by name of a result: the arrays of results/NAME.npz, where there are any.
       damaged: what of the run's files is left out or missing, and why: a sentence each.
+      gaps: lines of metrics are among that.
       summary: of results/summary.json, or None.
       views: the picture of views, or None.
       saved: steps that have a checkpoint.
@@ -72,6 +73,7 @@ class Record:
     results: list[dict[str, Any]]
     outputs: Mapping[str, Mapping[str, np.ndarray]]
     damaged: Sequence[str]
+    gaps: bool
     summary: dict[str, Any] | None
     views: bytes | None
     saved: list[int]
@@ -129,7 +131,7 @@ def read(run: str, flag: str = "--checkpoint") -> Record:
     there = _Files(path)
     steps = there.saved()
     known = there.known(steps)
-    found = there.curves(known)
+    found, gaps = there.curves(known), bool(there.damaged)
     if not found and not steps:
         why = "; ".join(there.damaged) or (
             "there is neither a metrics.jsonl with numbers in it nor a checkpoint"
@@ -150,6 +152,7 @@ def read(run: str, flag: str = "--checkpoint") -> Record:
         results=listed,
         outputs=outputs,
         damaged=there.damaged,
+        gaps=gaps,
         summary=there.said(results.read_summary, path),
         views=there.views(),
         saved=steps,
@@ -165,7 +168,9 @@ def read(run: str, flag: str = "--checkpoint") -> Record:
         floor=levels.floor(*known_of, record.examples),
     )
     if known is None:
-        there.damaged += _missing(record)
+        missing = _missing(record)
+        there.damaged += missing
+        record = dataclasses.replace(record, gaps=gaps or bool(missing))
     there.damaged += _without_scores(record)
     return record
 
@@ -303,6 +308,11 @@ class _Files:
             elif result.get("arrays") and not file.with_suffix(".npz").exists():
                 missing = documents.shown(file.with_suffix(".npz"))
                 self.damaged.append(f"{missing} is missing: restore it.")
+        self.damaged += [
+            f"{documents.shown(file.with_suffix('.json'))} is missing, and {file.name} is there: "
+            "restore it."
+            for file in self.said(results.without_result, self.path) or []
+        ]
         return found, outputs
 
     def views(self) -> bytes | None:

@@ -7,11 +7,14 @@ from collections.abc import Mapping
 from typing import Any, TypedDict
 
 import jax
+from etils import epath
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from simclr_jax import documents, files, parallel, processes, tables
 from simclr_jax.evaluate import chance
+from simclr_jax.train import manifest, progress, stored
+from simclr_jax.train.manifest import Damaged
 from simclr_jax.train.stage import Stage, TrainState
 from simclr_jax.train.timetable import Timetable
 from simclr_jax.train.workdir import Workdir
@@ -90,7 +93,8 @@ def conclude(
     if results:
         path.parent.mkdir(exist_ok=True)
         protocol = {"step": timetable.total_steps, **stage.protocol(), **more}
-        documents.write(path, {"protocol": protocol, "scores": results})
+        about = {"protocol": protocol, "scores": results, "minutes": progress.minutes(workdir.path)}
+        documents.write(path, about | _scored(workdir.path, timetable.total_steps))
         say("")
         say(tables.scores(results))
         say("in brackets: 95 % bootstrap interval over the held-out images")
@@ -101,3 +105,12 @@ def conclude(
     found = [name for name in names if (workdir.path / name).exists()]
     say(f"checkpoint {os.fspath(workdir.path / 'checkpoints')}/{timetable.total_steps}")
     say(f"also in {workdir.path}: {', '.join([*found, *(['results'] if results else [])])}")
+
+
+def _scored(workdir: epath.Path, step: int) -> dict[str, Any]:
+    """Say of which weights the scores are, so that they are not taken for those of another run."""
+    try:
+        weights = manifest.identity(workdir / stored.CHECKPOINTS / str(step), step)
+    except Damaged:
+        return {}
+    return {"checkpoint": {"step": step, "weights": weights}}

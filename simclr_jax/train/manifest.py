@@ -291,6 +291,16 @@ def about(directory: epath.Path, step: int) -> dict[str, Any]:
     return dict(_record(directory, step).get("about", {}))
 
 
+def identity(directory: epath.Path, step: int) -> str:
+    """Return a digest of the arrays that a checkpoint must hold, by what its manifest says of them.
+
+    Raises:
+      Damaged: the manifest is missing or altered, or belongs to another step.
+      UserError: it cannot be read for a reason that is not its own.
+    """
+    return _digest(_record(directory, step)["leaves"])[:16]
+
+
 def _record(directory: epath.Path, step: int) -> _Record:
     try:
         record = documents.parse(documents.content(directory / NAME), dict[str, Any])

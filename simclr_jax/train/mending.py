@@ -122,11 +122,9 @@ def _mended(
     Where a checkpoint of an earlier version knows nothing of them, events and lines are compared.
     """
     known = [line for line in known if line.step <= step]
-    there = {
-        (line.step, name): (x, i) for i, line in enumerate(known) for name, x in line[1].items()
-    }
+    there = places(known)
     found = [line for line in read if line and line.step <= step]
-    kept = [line for line in found if _agrees(line, there)]
+    kept = [line for line in found if agrees(line, there)]
     made = _missing(kept, known)
 
     def place(line: Line) -> tuple[int, float]:
@@ -146,13 +144,20 @@ def _mended(
     if "crc32" in seal and not said and not any(REPAIRED in line.values for line in lines):
         said.append("other numbers were written then, of which nothing is left")
     if said and (None in read or kept != found):
-        said.append(f"what was there is kept as {_set_aside(path, raw)}")
+        said.append(f"what was there is kept as {files.keep_damaged(path, raw)}")
     if said:
         say(f"{path.name} is not as it was when step {step} was saved; {'; '.join(said)}")
     return lines
 
 
-def _agrees(line: Line, there: Mapping[tuple[int, str], tuple[float, int]]) -> bool:
+def places(known: Iterable[events.Line]) -> dict[tuple[int, str], tuple[float, int]]:
+    """Return, of each step and name that TensorBoard was given, the number and the line's place."""
+    return {
+        (line.step, name): (x, i) for i, line in enumerate(known) for name, x in line[1].items()
+    }
+
+
+def agrees(line: Line, there: Mapping[tuple[int, str], tuple[float, int]]) -> bool:
     """Tell whether TensorBoard was given no other number than one of a line."""
     for name, value in line.values.items():
         given, _ = there.get((line.step, name), (value, 0))
@@ -172,15 +177,6 @@ def _missing(kept: Iterable[Line], known: Iterable[events.Line]) -> list[Line]:
             content: Content = {**lacking, REPAIRED: 1}
             made.append(Line(documents.line({"step": step, **content}), step, content))
     return made
-
-
-def _set_aside(path: epath.Path, raw: bytes) -> str:
-    aside, number = path.parent / f"{path.name}.damaged", 2
-    while aside.exists():
-        aside, number = path.parent / f"{path.name}.damaged-{number}", number + 1
-    with files.explaining(aside):
-        files.write_atomically(aside, raw)
-    return aside.name
 
 
 def _shown(steps: Sequence[int]) -> str:

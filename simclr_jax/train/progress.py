@@ -2,22 +2,28 @@
 
 from __future__ import annotations
 
+import datetime
+import re
 import shutil
 import sys
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import TextIO, TypeVar
 
 from etils import epath
 
-from simclr_jax import closing, files
-from simclr_jax.errors import printable
+from simclr_jax import closing, documents, files
+from simclr_jax.errors import BadFile, printable
 from simclr_jax.train.timetable import Timetable
 
 Batch = TypeVar("Batch")
 
 STATUS_SECS = 5.0  # in a file, progress is written no more often than this
 BUCKET_SECS = 60.0  # and to a bucket, the log
+LOG = "log.txt"
+STAMP = "%Y-%m-%d %H:%M:%S"  # of a line in it, whose first line of a session begins so:
+SESSION = "  run       "
+BEGUN = re.compile(rf"\d{{4}}(-\d\d){{2}} \d\d(:\d\d){{2}}{SESSION}")  # also behind a torn line
 
 
 class Console:
@@ -29,7 +35,7 @@ class Console:
 
     def __init__(self, workdir: epath.Path, stream: TextIO | None = None):
         self._stream = stream or sys.stdout
-        self._log = files.Growing(workdir / "log.txt", every_secs=BUCKET_SECS)
+        self._log = files.Growing(workdir / LOG, every_secs=BUCKET_SECS)
         self._terminal = self._stream.isatty()
         self._width = 0
         self._last_status = 0.0
@@ -73,7 +79,7 @@ class Console:
             self._stream.flush()
 
     def _keep(self, text: str) -> None:
-        stamp = time.strftime("%Y-%m-%d %H:%M:%S")
+        stamp = time.strftime(STAMP)
         self._log.write("".join(f"{stamp}  {line}\n" for line in text.splitlines() or [""]))
         self._log.flush()
 
@@ -97,6 +103,37 @@ class Silence(Console):
 
     def close(self) -> None:
         """Do nothing."""
+
+
+def minutes(workdir: epath.Path) -> float | None:
+    """Return the minutes from the first to the last line of a run's log, over all its sessions.
+
+    None without a log, or a line in it that says when it was written.
+    """
+    try:
+        content = documents.content(workdir / LOG)
+    except (FileNotFoundError, BadFile):
+        return None
+    # A full disk or a power cut may have torn a line.
+    return minutes_of(content.decode(errors="replace").splitlines())
+
+
+def minutes_of(log: Iterable[str]) -> float | None:
+    """Return the minutes in the lines of a log, see `minutes`."""
+    total, start, last = 0.0, None, None
+    for line in log:
+        if begun := BEGUN.search(line):
+            line = line[begun.start() :]
+        try:
+            now = datetime.datetime.strptime(line[:19], STAMP)
+        except ValueError:  # a line that was torn
+            continue
+        if start is None or line[19:].startswith(SESSION):
+            total += (last - start).total_seconds() if start and last else 0.0
+            start = now
+        last = now
+    total += (last - start).total_seconds() if start and last else 0.0
+    return None if last is None else total / 60
 
 
 class Speed:

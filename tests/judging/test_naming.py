@@ -188,7 +188,13 @@ def test_a_damaged_result_of_the_name_is_no_reason_to_stop(run, tmp_path):
     path = tmp_path / "results" / "knn3-h.json"
     result = results.read(run / "results" / "knn3-h.json")
     assert list(naming.set_aside(tmp_path, result)) == []
-    path.write_text('{"name": "knn')
+    for name in ("knn3-h.json.damaged", "knn3-h.json.damaged-2"):
+        path.write_text(name)
+        (said,) = naming.set_aside(tmp_path, result)
+        assert f"is kept as {name}, for {path} cannot be used" in said
+        assert (path.parent / name).read_text() == name
+    path.unlink()
+    path.mkdir()  # then it cannot be written over, which `results.write` says
     assert list(naming.set_aside(tmp_path, result)) == []
 
 

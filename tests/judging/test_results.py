@@ -5,6 +5,7 @@ from __future__ import annotations
 import html
 import json
 import re
+import shutil
 from importlib import metadata
 
 import numpy as np
@@ -16,6 +17,7 @@ from simclr_jax import documents
 from simclr_jax.errors import UserError
 from simclr_jax.judging import results
 from simclr_jax.reporting import published, record, score_sections
+from simclr_jax.train import manifest
 
 UNSEALED = ("crc32", "arrays")  # what results of earlier versions lack
 SEVERAL = {  # of images that may have several of 3 labels
@@ -230,3 +232,33 @@ def test_versions_are_of_everything_that_decides_a_number(monkeypatch):
     assert found["pillow"] == installed("pillow")
     assert found["tensorflow-datasets"] == found["opencv-python-headless"] == "4.9"
     assert "simplejpeg" not in found and "tensorflow" not in found
+
+
+def write_summary(run, checksum):
+    """Write a run whose checkpoint of step 7 has one array, and what is said of it."""
+    place = run / "checkpoints" / "7"
+    place.mkdir(parents=True)
+    manifest.write(epath.Path(place), 7, {"w": manifest.Leaf((1,), "float32", checksum)})
+    about = {"step": 7, "weights": manifest.identity(epath.Path(place), 7)}
+    (run / "results").mkdir()
+    documents.write(run / "results" / "summary.json", {"scores": {}, "checkpoint": about})
+    return run
+
+
+def test_a_summary_is_that_of_the_checkpoint_beside_it(tmp_path):
+    one, other = write_summary(tmp_path / "one", "00"), write_summary(tmp_path / "other", "01")
+    assert results.read_summary(one)["checkpoint"]["step"] == 7
+    documents.write(one / "saved.json", {"step": 9})
+    with pytest.raises(UserError, match=r"it is of step 7, and step 9 was saved.: put back"):
+        results.read_summary(one)
+    documents.write(one / "saved.json", {"step": 7})
+    shutil.copy(other / "results" / "summary.json", one / "results")
+    with pytest.raises(UserError, match=r"summary.json cannot be used .it is of other weights"):
+        results.read_summary(one)
+    found = record.read(str(one))
+    assert found.summary is None and "is of other weights" in found.damaged[0]
+    shutil.rmtree(one / "checkpoints" / "7")  # then nobody knows
+    assert results.read_summary(one)
+    summary = {"scores": {}}  # as runs wrote it before
+    documents.write(other / "results" / "summary.json", summary)
+    assert results.read_summary(other) == summary

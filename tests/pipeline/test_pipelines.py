@@ -11,79 +11,18 @@ import signal
 import logged
 import numpy as np
 import pytest
-from ml_collections import ConfigDict
+from pipeline.short import ORDER, result, runs_of
 from stages import noisy
 from train import tiny
 
-from simclr_jax import recipes
 from simclr_jax.errors import UserError
 from simclr_jax.pipeline import recipe
 from simclr_jax.pipeline import run as pipeline
 from simclr_jax.pipeline import table as pipeline_table
 from simclr_jax.pipeline.place import Place
 from simclr_jax.pipeline.table import Cost, Entry
-from simclr_jax.train import saved
+from simclr_jax.train import progress, saved
 from simclr_jax.train.metrics import MetricsWriter
-
-ORDER = ("first", "second", "student")
-RUN = {"train__steps": 4, "log__every_steps": 1, "eval__probe": False, "eval__knn": False}
-# A step or two; and statistics and weights that move so far in four steps.
-RUN |= {"eval__every_epochs": 1.0, "bn__momentum": 0.3, "optim__trust_coefficient": 0.03}
-
-
-def learns(stage, **fields):
-    c = tiny.recipe(stage=stage, **RUN, **fields)
-    recipes.crop_and_flip(c)
-    return c
-
-
-def runs_of(images):
-    """Return a pipeline of three short runs, the later of which inherit, and a probe."""
-    data = {"data__source": "memory", "data__path": str(images)}
-    first = learns("finetune", labels__use="50%", **data)
-    second = learns("finetune", labels__seed=1, init__run="first")
-    student = learns("distill", distill__teacher="second", init__run="first")
-    for c in (second, student):
-        recipes.inherit_all(c)
-    runs = {"first": first, "second": second, "student": student}
-    c = ConfigDict({"stage": "pipeline", "seed": 0, "runs": runs, "order": ORDER})
-    for run in c.runs.values():
-        run.seed = c.get_oneway_ref("seed")
-    c.probes = {"seen": {"run": "first", "tap": "h", "labels": "25%", "seed": 1}}
-    c.table = (
-        ("tuned", "50%", "first"),
-        ("tuned", "50%", "second"),
-        ("distilled", "50%", "student"),
-        ("probe", "50%", "seen"),
-    )
-    c.differences = (("tuned", "distilled"), ("distilled", "probe"))
-    return c.lock()
-
-
-@pytest.fixture(scope="module")
-def images(tmp_path_factory):
-    """An archive whose classes are of one size, and whose images are often those of another."""
-    path, random = tmp_path_factory.mktemp("images") / "images.npz", np.random.RandomState(0)
-    arrays = {}
-    for split, count in (("train", 48), ("test", 91)):
-        labels = np.arange(count) % noisy.CLASSES
-        wrong = random.rand(count) < 0.2
-        truth = np.where(wrong, random.randint(0, noisy.CLASSES, count), labels)
-        arrays |= {f"{split}_images": noisy.pixels(truth, count), f"{split}_labels": labels}
-    np.savez(path, **arrays)
-    return path
-
-
-@pytest.fixture(scope="module")
-def whole(images, tmp_path_factory):
-    """A pipeline that was made at one go."""
-    workdir = tmp_path_factory.mktemp("whole") / "pipeline"
-    assert pipeline.run(runs_of(images), str(workdir)) == 0
-    return workdir
-
-
-def result(workdir):
-    return json.loads((workdir / "results" / "pipeline.json").read_text())
 
 
 def content(workdir):
@@ -100,7 +39,7 @@ def content(workdir):
 
 
 @pytest.mark.slow
-def test_stopped_in_each_stage_it_ends_as_if_never_stopped(whole, images, tmp_path, monkeypatch):
+def test_stopped_in_each_stage_it_ends_as_if_never_stopped(piped, images, tmp_path, monkeypatch):
     workdir, write, struck = tmp_path / "pipeline", MetricsWriter.write, {"first"}
 
     def strike(writer, step, values):
@@ -117,15 +56,15 @@ def test_stopped_in_each_stage_it_ends_as_if_never_stopped(whole, images, tmp_pa
         assert (workdir / run / "checkpoints").exists()
         assert not (workdir / run / "results" / "summary.json").exists()
     assert pipeline.run(runs_of(images), str(workdir)) == 0
-    assert content(workdir) == content(whole)
+    assert content(workdir) == content(piped)
     assert "done      second  run 2 of 3" in (workdir / "log.txt").read_text()
 
 
-def test_when_all_is_there_the_table_alone_is_made_again(whole, images, tmp_path, monkeypatch):
+def test_when_all_is_there_the_table_alone_is_made_again(piped, images, tmp_path, monkeypatch):
     monkeypatch.setattr(pipeline.runs, "run", lambda *_: pytest.fail("a run was made again"))
     monkeypatch.setattr(pipeline.linear_probe, "run", lambda *_: pytest.fail("a probe was"))
-    moved = shutil.copytree(whole, tmp_path / "moved")
-    before = result(whole)
+    moved = shutil.copytree(piped, tmp_path / "moved")
+    before = result(piped)
     (moved / "results" / "pipeline.json").unlink()
     assert pipeline.run(runs_of(images), str(moved), "must") == 0
     assert result(moved) == before
@@ -133,20 +72,20 @@ def test_when_all_is_there_the_table_alone_is_made_again(whole, images, tmp_path
         pipeline.run(runs_of(images), str(moved), "never")
 
 
-def test_the_table_holds_what_the_runs_have_written(whole):
+def test_the_table_holds_what_the_runs_have_written(piped):
     """Read apart from the code that wrote it: accuracies are those of the last evaluation."""
     accuracy, speeds, sizes = {}, {}, {}
     for name in ORDER:
-        lines = [json.loads(s) for s in (whole / name / "metrics.jsonl").read_text().splitlines()]
+        lines = [json.loads(s) for s in (piped / name / "metrics.jsonl").read_text().splitlines()]
         accuracy[name] = [line["accuracy"] for line in lines if "accuracy" in line][-1]
         logged = [line["images_per_second"] for line in lines if "images_per_second" in line]
         speeds[name] = np.median(logged[1:])
-        leaves = saved.read(str(whole / name)).leaves
+        leaves = saved.read(str(piped / name)).leaves
         sizes[name] = sum(x.size for leaf, x in leaves.items() if "params/encoder" in leaf)
-    (found,) = (whole / "first" / "results").glob("seen-*.npz")
+    (found,) = (piped / "first" / "results").glob("seen-*.npz")
     with np.load(found) as arrays:
         accuracy["seen"] = np.mean(arrays["labels"] == arrays["predictions"])
-    rows = {row["row"]: row for row in result(whole)["rows"]}
+    rows = {row["row"]: row for row in result(piped)["rows"]}
     tuned = [accuracy["first"], accuracy["second"]]
     assert rows["tuned"]["cells"]["50%"]["mean"] == pytest.approx(np.mean(tuned))
     assert rows["tuned"]["cells"]["50%"]["std"] == pytest.approx(np.std(tuned, ddof=1))
@@ -155,35 +94,35 @@ def test_the_table_holds_what_the_runs_have_written(whole):
         assert entry["accuracy"] == pytest.approx(accuracy[name]) and entry["draw"] == 1
     assert rows["tuned"]["parameters"] == [sizes["first"]]
     assert rows["distilled"]["images_per_second"] == pytest.approx(speeds["student"])
-    first, second = result(whole)["differences"]
+    first, second = result(piped)["differences"]
     same_draw = accuracy["second"] - accuracy["student"]  # whose teacher has draw 1
     assert (first["cells"]["50%"]["mean"], first["cells"]["50%"]["n"]) == (
         pytest.approx(same_draw),
         1,
     )
     assert second["cells"]["50%"]["mean"] == pytest.approx(accuracy["student"] - accuracy["seen"])
-    assert result(whole)["runs"] == 3 and not result(whole)["other runs"]
+    assert result(piped)["runs"] == 3 and not result(piped)["other runs"]
 
 
-def test_accuracies_are_those_of_the_last_weights_on_the_held_out_images(whole, images):
+def test_accuracies_are_those_of_the_last_weights_on_the_held_out_images(piped, images):
     """Computed again from checkpoints and images, without the package's evaluation."""
     with np.load(images) as arrays:
         shown = [noisy.evaluation_view(image, 8) for image in arrays["test_images"]]
         learned = [noisy.evaluation_view(image, 8) for image in arrays["train_images"]]
         truth, labels = arrays["test_labels"], arrays["train_labels"]
     shown, learned = np.float32(shown), np.float32(learned)
-    found = {e["name"]: e["accuracy"] for r in result(whole)["rows"] for e in entries(r)}
+    found = {e["name"]: e["accuracy"] for r in result(piped)["rows"] for e in entries(r)}
     best = {}
     for name in ORDER:
-        run = saved.read(str(whole / name))
+        run = saved.read(str(piped / name))
         parts = {part: run.variables(part) for part in ("encoder", "head", "classifier")}
         kinds = ("params", "batch_stats")
         variables = {kind: {part: v[kind] for part, v in parts.items()} for kind in kinds}
         logits = noisy.outputs(run.config, variables, shown, "classifier")
         assert found[name] == pytest.approx(noisy.top(logits, truth)), name
-        summary = json.loads((whole / name / "results" / "summary.json").read_text())
+        summary = json.loads((piped / name / "results" / "summary.json").read_text())
         assert summary["protocol"]["step"] == run.step == 4
-        lines = [json.loads(s) for s in (whole / name / "metrics.jsonl").read_text().splitlines()]
+        lines = [json.loads(s) for s in (piped / name / "metrics.jsonl").read_text().splitlines()]
         best[name] = max(line["accuracy"] for line in lines if "accuracy" in line)
         if name == "first":
             bank, queries = (noisy.features(run.config, variables, x)[0] for x in (learned, shown))
@@ -198,28 +137,28 @@ def entries(row):
     return [entry for cell in row["cells"].values() for entry in cell["entries"]]
 
 
-def test_runs_are_what_the_door_makes_and_take_what_they_leave_open(whole):
-    student = json.loads((whole / "student" / "config.json").read_text())
+def test_runs_are_what_the_door_makes_and_take_what_they_leave_open(piped):
+    student = json.loads((piped / "student" / "config.json").read_text())
     assert student["model"]["width"] == 1 / 16 and student["head"]["dim"] == 5
-    assert student["distill"]["teacher"].rpartition("@")[0] == str(whole / "second")
-    assert not list(whole.rglob("lock.json"))
+    assert student["distill"]["teacher"].rpartition("@")[0] == str(piped / "second")
+    assert not list(piped.rglob("lock.json"))
 
 
-def test_another_recipe_is_refused_by_name_and_nothing_is_touched(whole, images):
-    before = {path: path.stat().st_mtime_ns for path in whole.rglob("*") if path.is_file()}
+def test_another_recipe_is_refused_by_name_and_nothing_is_touched(piped, images):
+    before = {path: path.stat().st_mtime_ns for path in piped.rglob("*") if path.is_file()}
     c = runs_of(images)
     c.runs.first.optim.base_lr = 0.7
     with pytest.raises(UserError, match=r"runs.first: .*another recipe.*base_lr: 0.3 -> 0.7"):
-        pipeline.run(c, str(whole))
+        pipeline.run(c, str(piped))
     with pytest.raises(UserError, match=r"runs.first: .*another recipe.*seed: 0 -> 3"):
         c = runs_of(images)
         c.seed = 3
-        pipeline.run(c, str(whole))
+        pipeline.run(c, str(piped))
     assert before == {path: path.stat().st_mtime_ns for path in before}
 
 
-def test_a_run_whose_origin_is_gone_is_refused(whole, images, tmp_path):
-    workdir = shutil.copytree(whole, tmp_path / "pipeline")
+def test_a_run_whose_origin_is_gone_is_refused(piped, images, tmp_path):
+    workdir = shutil.copytree(piped, tmp_path / "pipeline")
     shutil.rmtree(workdir / "first")
     with pytest.raises(UserError, match=r"second was made with .*first, which is not there"):
         pipeline.run(runs_of(images), str(workdir))
@@ -439,4 +378,4 @@ def test_minutes_are_those_of_all_sessions_without_the_time_between():
         "2026-11-23 09:00:00  run       runs/a",
         "2026-11-23 09:00:30  done",
     ]
-    assert pipeline_table._minutes(log) == 2.5
+    assert progress.minutes_of(log) == 2.5

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 
 import numpy as np
 import pytest
 from scipy import stats
 
+from simclr_jax import documents
 from simclr_jax.pipeline import table
 from simclr_jax.pipeline.table import Cost, Entry
+from simclr_jax.train import progress
 
 RANDOM = np.random.RandomState(0)
 DRAWS = {"a": (0, 1, 2, 3, 4), "b": (4, 3, 2, 0), "c": (1, 2), "d": (7,)}
@@ -187,13 +190,36 @@ def test_one_line_tells_no_speed(tmp_path):
     assert table.cost(tmp_path).images_per_second is None
 
 
+def test_a_speed_of_some_lines_is_not_taken_for_that_of_all(tmp_path):
+    lines = [documents.line({"step": i, "images_per_second": 10.0 * i}) for i in range(1, 6)]
+    (tmp_path / "metrics.jsonl").write_text("".join(lines))
+    said = []
+    assert table.cost(tmp_path, said.append).images_per_second == 35.0
+    assert len(said) == 2 and "encoder" in said[0] and "minutes" in said[1]  # there is neither
+    (tmp_path / "metrics.jsonl").write_text("".join(lines).replace("30.0", "90.0"))
+    said.clear()
+    assert table.cost(tmp_path, said.append).images_per_second is None
+    assert any("line 3 of" in line.lower() and "it was altered" in line for line in said)
+    assert f"the images a second of {tmp_path.name} are not known" in " ".join(said)
+
+
+@pytest.mark.parametrize("kind", ["directory", "pipe", "loop"])
+def test_a_log_that_is_no_file_tells_no_minutes(tmp_path, kind):
+    (tmp_path / "metrics.jsonl").write_text('{"step": 1, "images_per_second": 9}\n')
+    log, said = tmp_path / "log.txt", []
+    make = {"directory": log.mkdir, "pipe": lambda: os.mkfifo(log)}
+    make.get(kind, lambda: log.symlink_to(log))()
+    assert table.cost(tmp_path, said.append).minutes is None
+    assert f"the minutes that {tmp_path.name} took are not known" in " ".join(said)
+
+
 def test_minutes_count_every_session_from_its_first_line_to_its_last():
     log = ["2026-01-01 10:00:00  run       a", "2026-01-01 10:07:30  step 1"]
-    assert table._minutes(log) == 7.5
+    assert progress.minutes_of(log) == 7.5
     log += ["2026-01-02 00:00:00  run       a", "2026-01-02 01:00:15  step 2"]
     log += ["2026-01-02 23:59:45  run       a", "2026-01-03 00:00:30  done"]
-    assert table._minutes(log) == pytest.approx(7.5 + 60.25 + 0.75)
-    assert table._minutes([]) is None and table._minutes(log[:1]) == 0
+    assert progress.minutes_of(log) == pytest.approx(7.5 + 60.25 + 0.75)
+    assert progress.minutes_of([]) is None and progress.minutes_of(log[:1]) == 0
 
 
 @pytest.mark.parametrize(

@@ -13,6 +13,7 @@ import pytest
 from reporting import damages
 from reporting.test_page import Reader
 from reporting.test_report import healthy, write_record, written
+from tensorboardX import SummaryWriter
 
 from simclr_jax import documents
 from simclr_jax.errors import UserError
@@ -218,6 +219,30 @@ def test_the_checkpoint_knows_which_lines_there_were(tmp_path):
         "1 lines of metrics are of TensorBoard's events, in float32."
     ]
     assert Known.of(3, {"lines": "x"}) is Known.of(3, None) is Known.of(3, {}) is None
+
+
+def test_lines_of_another_run_are_not_believed_where_some_are_lost(tmp_path):
+    """No checksum is left to tell them; TensorBoard's events are."""
+    run, lines = write_record(tmp_path / "run", []), healthy()
+    texts, steps = [documents.line(line) for line in lines], [line["step"] for line in lines]
+    known, file = Known(100, steps, mending.checksum(texts)), record.epath.Path(run)
+    with SummaryWriter(str(run / "tensorboard")) as writer:
+        for line in lines:
+            if "loss" in line:
+                writer.add_scalar("loss", line["loss"], line["step"])
+    (run / "metrics.jsonl").write_text("".join(texts[2:]))
+    found, wrong = record.curves.read(file / "metrics.jsonl", known)
+    assert found["loss"].last == lines[-2]["loss"] and "2 lines of metrics are lost" in wrong[0]
+    others = [documents.line(line | {"loss": 9.0} if "loss" in line else line) for line in lines]
+    (run / "metrics.jsonl").write_text("".join(others[2:]))
+    found, wrong = record.curves.read(file / "metrics.jsonl", known)
+    assert not found and "has other numbers than TensorBoard was given" in wrong[0]
+
+
+def test_arrays_whose_result_is_missing_are_said(run):
+    (run / "results" / "knn-h.json").unlink()
+    (text,) = problems(run)
+    assert text == f"{run}/results/knn-h.json is missing, and knn-h.npz is there: restore it."
 
 
 def test_lines_that_an_older_run_misses_are_noticed_where_they_can_be(tmp_path):
