@@ -95,7 +95,7 @@ def _collapse(record: Record, geometry: Mapping[str, float]) -> Iterator[Finding
         if rank < FEW_DIMENSIONS:
             yield Finding(
                 f"{name} has collapsed: its embeddings fill only {rank:.1f} dimensions (effective "
-                "rank). Look at the learning rate, the temperature and the normalisation."
+                f"rank). Look at the learning rate{_temperature(record)} and the normalisation."
             )
         elif before and before.steps[0] == 0 and rank < RANK_LOST * before.values[0]:
             yield Finding(
@@ -104,6 +104,12 @@ def _collapse(record: Record, geometry: Mapping[str, float]) -> Iterator[Finding
             )
         if geometry.get(f"uniformity_{name}", -1.0) > ONE_DIRECTION:
             yield Finding(f"All {name} point in nearly the same direction (uniformity near 0).")
+
+
+def _temperature(record: Record) -> str:
+    """Name the temperature among what to look at, if the loss has one."""
+    read = record.method.reads if record.method else ()
+    return ", the temperature" if {"loss", "loss.temperature"} & {*read} else ""
 
 
 def _baselines(record: Record) -> Iterator[Finding]:
@@ -147,7 +153,7 @@ def _easy(record: Record) -> Iterator[Finding]:
     if curve is not None and curve.last > TOO_EASY:
         yield Finding(
             f"The partner is found in {curve.last:.1%} of all cases: the task is solved. Stronger "
-            "augmentation or a larger batch would leave more to learn."
+            "augmentation or more negatives would leave more to learn."
         )
 
 

@@ -89,11 +89,15 @@ def simplest(config, setting, **changed) -> Method:
 def run(config, devices: int, steps: int = tiny.STEPS, state=None):
     """Train a recipe; return the states from the first on, and the metrics of each step."""
     stage, mesh = tiny.make_stage(config, devices)
+    return go(stage, mesh, make_step(stage, mesh), tiny.timetable(config), steps, state)
+
+
+def go(stage, mesh, step, timetable, steps: int = tiny.STEPS, state=None):
+    """Take steps of a stage; see `run`."""
     state = stage.init() if state is None else parallel.replicate(mesh, state)
     states, metrics = [jax.tree.map(np.array, state)], []
-    step = make_step(stage, mesh)
     for chunk, batch in stage.batches(0, steps):
-        epoch = tiny.timetable(config).new_epoch(chunk)
+        epoch = timetable.new_epoch(chunk)
         if stage.before_epoch and epoch is not None:
             state = stage.before_epoch(state, epoch)
         state, found = step(state, batch)

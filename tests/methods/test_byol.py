@@ -47,12 +47,6 @@ def test_eight_devices_do_what_one_does():
     assert set(states[0].extra["target"]["params"]) == set(PARTS)
 
 
-@pytest.mark.slow
-def test_normalisation_groups_do_not_depend_on_devices():
-    """Eight groups on one device are eight devices, target and predictor included."""
-    toys.both(recipe(bn__groups=8))
-
-
 def test_each_view_is_normalised_by_its_own_statistics():
     """And averages move twice a step: once for each view."""
     c = recipe(bn__momentum=0.5, optim__base_lr=1e-12)

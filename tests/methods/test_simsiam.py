@@ -42,11 +42,6 @@ def test_eight_devices_do_what_one_does():
     assert said.floor(None) == -1
 
 
-@pytest.mark.slow
-def test_normalisation_groups_do_not_depend_on_devices():
-    toys.both(recipe(bn__groups=8))
-
-
 def test_the_bias_before_the_last_normalisation_keeps_its_first_value():
     """Decay acts on all others, and would pull at this one too."""
     start = tiny.perturbed(toys.run(recipe(), 1, steps=0)[0][0])

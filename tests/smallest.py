@@ -1,0 +1,42 @@
+"""The smallest recipe of every method, for tests that ask all of them the same.
+
+A method that is added is asked too, with nothing but `COMMON`. If that is not enough for it, the
+tests say so, and it gets a line in `SMALL`.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from frame import toys
+from train import tiny
+
+from simclr_jax import declaration, validation
+from simclr_jax.errors import UserError
+from simclr_jax.stages import pretrain
+
+METHODS = declaration.known()
+GROUPS = 8  # of normalisation, of two images each: as many as there are devices
+
+COMMON: dict[str, Any] = {"bn__groups": GROUPS}
+SMALL: dict[str, dict[str, Any]] = {
+    "byol": {"head__hidden": 7, "byol__hidden": 6, "byol__momentum": 0.6},
+    "instdisc": {"instdisc__negatives": 9, "loss__temperature": 0.3},
+    "moco": {"moco__queue": tiny.BATCH + 8, "moco__momentum": 0.6},
+    "rotation": {"optim__base_lr": 0.01},
+    "simclr": {"memory__size": tiny.BATCH + 8},
+    "simsiam": {"head__hidden": 7, "simsiam__hidden": 3},
+}
+
+
+def recipe(method: str, **fields):
+    """Return the smallest recipe of a method, with other `fields`; fail if it is none."""
+    c = toys.recipe(method, **{**COMMON, **SMALL.get(method, {}), **fields})
+    try:
+        validation.validate(c, 1)
+        pretrain.check(c, tiny.timetable(c), tiny.sorted_images())
+    except UserError as error:
+        table = f"give it what it needs in SMALL of {__file__}"
+        pytest.fail(f"the smallest recipe is none for method {method} ({error}): {table}")
+    return c
