@@ -38,6 +38,12 @@ KINDS = {
     "memory": {"memory__size": 2 * tiny.BATCH, "memory__momentum": 0.5},
     "byol": {"head__hidden": 7, "byol__hidden": 6, "byol__momentum": 0.6},
     "simsiam": {"head__hidden": 7, "simsiam__hidden": 3},
+    "fnc": {
+        "augment__views__support__copies": 1,
+        "fnc__memory": 3 * tiny.BATCH + 20,
+        "fnc__momentum": 0.6,
+        "fnc__threshold": 0.5,
+    },
     "instdisc": {"instdisc__negatives": 9, "loss__temperature": 0.3},
     "rotation": {},
     "averages": {},
