@@ -74,7 +74,8 @@ def test_a_step(recording, monkeypatch, record_parity):
         extra["queue"] = oldest_first(memory[now:], n)
     for found, given in ((state.params, network(hidden)), (state.extra, extra)):
         assert jax.tree.map(np.shape, found) == jax.tree.map(np.shape, given)
-    state = state._replace(params=network(hidden), extra=extra)
+    started = stage.optimizer.init(network(hidden))
+    state = state._replace(params=network(hidden), opt_state=started, extra=extra)
     shown = np.eye(now).reshape(-1, n, 1, 1, now).swapaxes(0, 1)  # [n, views, 1, 1, views n]
     batch = {
         "views/views": shown[:, :2],
