@@ -3,7 +3,8 @@
 What the memory of SimCLRv2 and the queue of MoCo share is here: a moving average of the network
 embeds one view of each image, its rows replace the oldest ones after the loss has looked at these,
 and there is room for a batch at least. They differ in how the queue starts (without rows; with
-random ones) and in what a row is (with the number of its image; without).
+random ones) and in what a row is (with the number of its image; without). FNC keeps every view of
+an image, in turn, and what is left of a batch where there is room for less.
 """
 
 from __future__ import annotations
@@ -30,7 +31,7 @@ class Queue:
     there is none yet. A batch need not divide the size: the oldest rows leave one by one.
 
     Attributes:
-      size: rows kept, at least those of a batch.
+      size: rows kept; of a larger batch, its last rows.
     """
 
     size: int

@@ -21,6 +21,18 @@ def by_view(recording, name):
     return x.reshape(settings["views"], settings["n"], settings["dim"])
 
 
+def tolerances(recording, hidden):
+    """Return the largest error, in what it was recorded, and what a gradient is measured by."""
+    settings = recording.settings
+    # Roundings of the largest logit, which a softmax turns into relative errors.
+    largest = 1 if settings.get("hidden_norm", True) else np.max(np.sum(hidden**2, -1))
+    roundings = 8 * (1 + largest / settings["temperature"])
+    wide = recording.arrays["loss"].dtype == np.float64
+    # Terms as large as 1 / (temperature n), which cancel where all has been found.
+    floor = 1e-3 / (settings["temperature"] * settings["n"])
+    return (1e-12, "float64", floor) if wide else (roundings * golden.EPS32, "float32", floor)
+
+
 def compare(recording, record_parity, cancel, **memory):
     """Compare value and gradient of a recording under its settings."""
     settings, arrays = recording.settings, recording.arrays
@@ -40,14 +52,8 @@ def compare(recording, record_parity, cancel, **memory):
         )[0]
 
     value, gradient = loss(hidden)
-    # Roundings of the largest logit, which a softmax turns into relative errors.
-    largest = 1 if settings.get("hidden_norm", True) else np.max(np.sum(hidden**2, -1))
-    roundings = 8 * (1 + largest / settings["temperature"])
-    wide = arrays["loss"].dtype == np.float64
-    limit, recorded = (1e-12, "float64") if wide else (roundings * golden.EPS32, "float32")
+    limit, recorded, floor = tolerances(recording, hidden)
     wanted = arrays["grad_hidden" if "grad_hidden" in arrays else "grad"]
-    # Terms as large as 1 / (temperature n), which cancel where all has been found.
-    floor = 1e-3 / (settings["temperature"] * settings["n"])
     for error in (
         golden.error(value, arrays["loss"], 1.0),
         golden.error(np.asarray(gradient).reshape(wanted.shape), wanted, floor),

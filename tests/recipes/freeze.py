@@ -62,6 +62,7 @@ VARIANTS: dict[str, tuple[str, ...]] = {
         *("labels=10%", "labels=100%", "labels=100%,tap=1,epochs=60", "large", "v1", "linear"),
         *("official=tf1", "official=tf2", "linear,official=tf1", "linear,official=tf2"),
     ),
+    "fnc": ("", "cifar10", "imagenet", "no_memory,support=0", "imagenet,epochs=100,elimination"),
     "folder": ("",),
     "imagenet": (
         "",

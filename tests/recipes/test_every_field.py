@@ -146,6 +146,18 @@ SEEN: dict[tuple[str, str], tuple[str, ...]] = {
         "moco.queue",
         "moco.momentum",
     ),
+    ("methods/test_fnc.py", "test_eight_devices_do_what_one_does"): (
+        "fnc.memory",
+        "fnc.momentum",
+    ),
+    (
+        "methods/test_fnc.py",
+        "test_without_support_views_memory_and_false_negatives_it_is_simclr",
+    ): ("fnc.threshold",),
+    ("methods/test_fnc.py", "test_embeddings_that_are_all_equal_have_the_loss_declared"): (
+        "fnc.cancel",
+        "fnc.top_k",
+    ),
     ("methods/test_instdisc.py", "test_eight_devices_do_what_one_does"): ("instdisc.loss",),
     ("methods/test_instdisc.py", "test_a_step_is_that_written_out"): (
         "instdisc.negatives",

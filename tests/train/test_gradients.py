@@ -44,6 +44,12 @@ KINDS = {
         # Drawn in float32, which programs round each in its way: a turn of 0.4 by 2e-8.
         "augment__views__first__hue": 0.0,
     },
+    "fnc": {
+        "augment__views__support__copies": 1,
+        "fnc__memory": 3 * tiny.BATCH + 20,
+        "fnc__momentum": 0.6,
+        "fnc__threshold": 0.5,
+    },
     "rotation": {},
     "supcon": {"head__hidden": 7},
     "averages": {},
