@@ -19,6 +19,7 @@ import jax
 import numpy as np
 from ml_collections import ConfigDict
 
+from simclr_jax import declaration
 from simclr_jax.declaration import Chart, Declaration, Field
 from simclr_jax.errors import UserError
 from simclr_jax.frame.average import Average
@@ -61,7 +62,7 @@ def first_version(config: ConfigDict) -> None:
 
 def chance(config: ConfigDict) -> float:
     """Return the loss of embeddings that are all equal, once the queue is full of them."""
-    return math.log(1 + config.moco.queue)
+    return math.log(1 + own(config).queue)
 
 
 def chance_at(config: ConfigDict, steps: np.ndarray) -> np.ndarray:
@@ -70,13 +71,19 @@ def chance_at(config: ConfigDict, steps: np.ndarray) -> np.ndarray:
     Each row of theirs in the queue counts as much as the key; a random one, at right angles to
     them as almost all directions are, e^(-1/t) of that.
     """
-    pushed = Queue(config.moco.queue).pushed(config.train.batch_size, steps)
-    return np.log1p(pushed + (config.moco.queue - pushed) * _apart(config))
+    queue = own(config).queue
+    pushed = Queue(queue).pushed(config.train.batch_size, steps)
+    return np.log1p(pushed + (queue - pushed) * _apart(config))
 
 
 def floor(config: ConfigDict) -> float:
     """Return the loss of a key that is its query, at right angles to all the queue."""
-    return math.log1p(config.moco.queue * _apart(config))
+    return math.log1p(own(config).queue * _apart(config))
+
+
+def own(config: ConfigDict) -> ConfigDict:
+    """Return the group with `queue` and `momentum`: of MoCo, or of a method that builds on it."""
+    return config[declaration.group(config.method)]
 
 
 def _apart(config: ConfigDict) -> float:
@@ -86,36 +93,41 @@ def _apart(config: ConfigDict) -> float:
 
 def check(config: ConfigDict) -> None:
     """Raise `UserError` if the queue holds no batch, or groups cannot be shuffled."""
-    check_size("moco.queue", config.moco.queue, config.train.batch_size)
+    group = declaration.group(config.method)
+    check_size(f"{group}.queue", own(config).queue, config.train.batch_size)
     if config.bn.groups == 0:
         raise UserError(
-            "bn.groups is 0, each device by its own images, among which moco cannot shuffle: set "
-            "the number of devices or another, such as --config.bn.groups=8"
+            f"bn.groups is 0, each device by its own images, among which {group} cannot shuffle: "
+            "set the number of devices or another, such as --config.bn.groups=8"
         )
     check_shuffling(config.train.accumulate)
 
+
+FIELDS = {
+    "queue": Field(
+        65536, "keys of earlier batches that are negatives", "1 or more", lambda x: x > 0
+    ),
+    "momentum": Field(0.999, "of the network of keys", "in [0, 1)", lambda x: 0 <= x < 1),
+}
+KEY_FOUND = Chart("Key found", {"contrast_accuracy": "key found"}, True, FOUND)
 
 DECLARATION = Declaration(
     title="MoCo",
     recipe=recipe,
     reads=("head", "loss.temperature"),
     check=check,
-    fields={
-        "queue": Field(
-            65536, "keys of earlier batches that are negatives", "1 or more", lambda x: x > 0
-        ),
-        "momentum": Field(0.999, "of the network of keys", "in [0, 1)", lambda x: 0 <= x < 1),
-    },
+    fields=FIELDS,
     chance=chance,
     chance_at=chance_at,
     floor=floor,
-    charts=(Chart("Key found", {"contrast_accuracy": "key found"}, True, FOUND),),
+    charts=(KEY_FOUND,),
 )
 
 
 def make(config: ConfigDict, setting: Setting) -> Method:
     """Build MoCo."""
-    c, queue = config.moco, Queue(config.moco.queue)
+    c = own(config)
+    queue = Queue(c.queue)
 
     def forward(net: Net, views: Views, extra: Extra, batch: Batch, keys: Keys) -> Outputs:
         taps = project(net, views["views"][:, :1])  # [n, 1, d] each

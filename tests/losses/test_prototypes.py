@@ -1,4 +1,4 @@
-"""ProtoNCE against its definition; PCL's own numbers are in parity/test_proto_nce.py."""
+"""ProtoNCE against its definition; PCL's own numbers are in parity/test_pcl_steps.py."""
 
 from __future__ import annotations
 

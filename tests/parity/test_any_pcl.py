@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import functools
+
 import made
 import numpy as np
 import pytest
-import test_proto_nce
+import test_pcl_steps
 from losses import brute_force
 
 pytestmark = [pytest.mark.x64, pytest.mark.slow]
@@ -84,15 +86,21 @@ def two_layers(tmp_path_factory):
     return recording(tmp_path_factory.mktemp("made"))
 
 
-def judge(recording):
-    """Judge as the suite does, by what differences in NumPy are good for."""
+@pytest.fixture
+def judge(monkeypatch):
+    """Return the judgement of the suite, by what differences in NumPy are good for."""
+    return functools.partial(judged, monkeypatch)
+
+
+def judged(monkeypatch, recording):
     errors = []
-    test_proto_nce.test_steps(recording, lambda kind, file, error, *_: errors.append(error))
+    record = lambda kind, file, error, *_: errors.append(error)  # noqa: E731
+    test_pcl_steps.test_steps(recording, monkeypatch, record)
     recording.check_all_read()
     return max(errors)
 
 
-def test_steps_of_two_layers(two_layers):
+def test_steps_of_two_layers(two_layers, judge):
     assert judge(two_layers) < 1e-7
 
 
@@ -106,11 +114,11 @@ def test_steps_of_two_layers(two_layers):
         {"sgd_momentum": 0.71},
     ],
 )
-def test_steps_of_other_settings_fail(wrong, two_layers):
+def test_steps_of_other_settings_fail(wrong, two_layers, judge):
     assert judge(two_layers.with_settings(**wrong)) > 1e-5
 
 
-def test_shapes_that_contradict_the_settings_fail(two_layers):
+def test_shapes_that_contradict_the_settings_fail(two_layers, judge):
     for wrong in ({"clusters": [8, 8]}, {"mlp": False}, {"images": 8}, {"n": 3}):
         with pytest.raises(AssertionError, match="pcl-torch-made"):
             judge(two_layers.with_settings(**wrong))

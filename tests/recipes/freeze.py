@@ -76,6 +76,7 @@ VARIANTS: dict[str, tuple[str, ...]] = {
     "instdisc": ("", "cifar10", "imagenet"),
     "memory": ("",),
     "moco": ("", "cifar10", "v1", "v2", "v2,epochs=800"),
+    "pcl": ("", "imagenet", "imagenet,v1"),
     "rotation": ("", "cifar10"),
     "simsiam": ("", "cifar10", "imagenet", "imagenet,batch=256,epochs=200"),
     "speedrun_cifar10": ("",),

@@ -158,6 +158,15 @@ SEEN: dict[tuple[str, str], tuple[str, ...]] = {
         "fnc.cancel",
         "fnc.top_k",
     ),
+    ("methods/test_pcl.py", "test_each_field_of_its_own_is_read"): (
+        "pcl.queue",
+        "pcl.momentum",
+        "pcl.clusters",
+        "pcl.negatives",
+        "pcl.warmup_epochs",
+        "pcl.iterations",
+        "pcl.starts",
+    ),
     ("methods/test_instdisc.py", "test_eight_devices_do_what_one_does"): ("instdisc.loss",),
     ("methods/test_instdisc.py", "test_a_step_is_that_written_out"): (
         "instdisc.negatives",

@@ -152,7 +152,7 @@ FREE = {
 }
 
 
-@pytest.mark.parametrize("method", ["simclr", "byol", "moco", "simsiam"])
+@pytest.mark.parametrize("method", ["simclr", "byol", "moco", "simsiam", "pcl"])
 def test_a_resumed_run_may_change_what_changes_no_result_and_nothing_else(method):
     old, named = recipes.base(method).to_dict(), set()
     for name, value in leaves(old):
