@@ -79,6 +79,8 @@ def test_the_largest_batch_leaves_room_for_what_a_run_holds(monkeypatch):
     class Steps(AnyBatch):
         """Whose program is the number of images."""
 
+        alike = True
+
         def _plain(self, images):
             return True
 

@@ -21,7 +21,7 @@ from simclr_jax.embedding import embed, search
 from simclr_jax.judging import linear_probe, results, transfer
 from simclr_jax.judging.datasets import Wanted
 from simclr_jax.planning import plan
-from simclr_jax.reporting import record, report
+from simclr_jax.reporting import record, report, run_sections
 from simclr_jax.stages import run as runs
 from simclr_jax.stages.encoder import Encoder
 from simclr_jax.train import saved
@@ -81,7 +81,8 @@ def curves(root: Path, run: str = "run") -> Read:
     pixels = one.views and decode.decode(one.views).tobytes()  # whatever follows them in the file
     numbers |= {"views": pixels, "devices": one.devices, "saved": str(one.saved)}
     numbers["unreadable"] = one.unreadable  # at least so many, which is true of fewer
-    return Read(numbers, 0, tuple(one.damaged))
+    no_picture = re.findall("There is no [^<]*", str(run_sections.views([one])))
+    return Read(numbers, 0, (*one.damaged, *no_picture))
 
 
 def page(root: Path) -> Read:
