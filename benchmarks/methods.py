@@ -112,6 +112,7 @@ def recipe(method: str, changed: Sequence[tuple[str, Any]] = ()) -> Any:
     c.model.stem = "cifar" if FLAGS.size <= 64 else c.model.stem
     c.train.batch_size, c.train.steps = FLAGS.batch_size, FLAGS.steps + WARM_UP
     c.optim.warmup_epochs = 0.0
+    c.eval.compare, c.eval.knn = False, False  # no part of a step
     for name, value in changed:
         if _has(c, name):
             recipes.put(c, name, value)
