@@ -30,7 +30,7 @@ from simclr_jax.judging import linear_probe
 from simclr_jax.judging.datasets import Wanted
 from simclr_jax.judging.solvers import Settings
 from simclr_jax.planning import plan
-from simclr_jax.reporting import report
+from simclr_jax.reporting import record, report
 from simclr_jax.stages import run
 from simclr_jax.train import loop, saved
 
@@ -170,6 +170,8 @@ def test_the_report_shows_what_the_method_declares(trained, tmp_path):
     text, lines = page.read_text(), logged.lines(trained.workdir)
     assert spoken[-1] == f"report    {page}" and not [s for s in spoken if "nothing about" in s]
     assert f"{said.title} pretraining of a" in text
+    read = record.read(str(trained.workdir))  # six steps teach nobody everything:
+    assert read.floor is None or read.floor < read.curves["loss"].values.min()
     for chart in said.charts:
         assert chart.title in text
         for name in chart.metrics:
