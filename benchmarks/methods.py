@@ -20,6 +20,7 @@ A run that is complete is only read, one that was interrupted goes on.
 from __future__ import annotations
 
 import dataclasses
+import functools
 import statistics
 import subprocess
 import sys
@@ -67,7 +68,7 @@ def main() -> None:
     for method in FLAGS.methods:
         declaration.find(method)  # it complains of one that is not there
     methods = FLAGS.methods or declaration.known()
-    changed = [_field(text) for text in FLAGS.set]
+    changed = tuple(_field(text) for text in FLAGS.set)
     if FLAGS.memory or FLAGS.steps:
         print(_costs(methods, changed), flush=True)
     runs = [*FLAGS.runs, *(_train(method, seed) for method, seed in _wanted(methods))]
@@ -112,13 +113,14 @@ def recipe(method: str, changed: Sequence[tuple[str, Any]] = ()) -> Any:
     c.model.stem = "cifar" if FLAGS.size <= 64 else c.model.stem
     c.train.batch_size, c.train.steps = FLAGS.batch_size, FLAGS.steps + WARM_UP
     c.optim.warmup_epochs = 0.0
+    c.eval.compare, c.eval.knn = False, False  # no part of a step
     for name, value in changed:
         if _has(c, name):
             recipes.put(c, name, value)
     return c
 
 
-def _costs(methods: Sequence[str], changed: Sequence[tuple[str, Any]]) -> str:
+def _costs(methods: Sequence[str], changed: tuple[tuple[str, Any], ...]) -> str:
     rows = []
     for method in methods:
         try:
@@ -138,7 +140,7 @@ def _costs(methods: Sequence[str], changed: Sequence[tuple[str, Any]]) -> str:
     return f"{title}\n{table(header, rows)}"
 
 
-def _cost(method: str, changed: Sequence[tuple[str, Any]]) -> tuple[str, ...]:
+def _cost(method: str, changed: tuple[tuple[str, Any], ...]) -> tuple[str, ...]:
     cells: list[str] = [method]
     if FLAGS.memory:
         kept, peak = _memory(method, changed)
@@ -152,7 +154,8 @@ def _cost(method: str, changed: Sequence[tuple[str, Any]]) -> tuple[str, ...]:
     return tuple(cells)
 
 
-def _memory(method: str, changed: Sequence[tuple[str, Any]]) -> tuple[int, int]:
+@functools.cache
+def _memory(method: str, changed: tuple[tuple[str, Any], ...]) -> tuple[int, int]:
     """Return the bytes that the method keeps beside the network, and all that a device holds."""
     from simclr_jax.planning import devices, plan
     from simclr_jax.planning.described import Case

@@ -22,8 +22,18 @@ GROUPS = 8  # of normalisation, of two images each: as many as there are devices
 COMMON: dict[str, Any] = {"bn__groups": GROUPS}
 SMALL: dict[str, dict[str, Any]] = {
     "byol": {"head__hidden": 7, "byol__hidden": 6, "byol__momentum": 0.6},
+    "fnc": {"fnc__memory": 11 * tiny.BATCH, "fnc__momentum": 0.6, "fnc__top_k": 5},
     "instdisc": {"instdisc__negatives": 9, "loss__temperature": 0.3},
     "moco": {"moco__queue": tiny.BATCH + 8, "moco__momentum": 0.6},
+    "pcl": {
+        "pcl__queue": tiny.BATCH + 8,
+        "pcl__momentum": 0.6,
+        "pcl__clusters": "22,26",  # of 48 images
+        "pcl__negatives": 6,
+        "pcl__warmup_epochs": 0,
+        "pcl__iterations": 3,
+        "pcl__starts": 2,
+    },
     "rotation": {"optim__base_lr": 0.01},
     "simclr": {"memory__size": tiny.BATCH + 8},
     "simsiam": {"head__hidden": 7, "simsiam__hidden": 3},
