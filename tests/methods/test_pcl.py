@@ -160,6 +160,7 @@ def test_each_field_of_its_own_is_read(monkeypatch):
     c, asked = recipe(), []
 
     def kmeans(features, size, key, mesh, iterations, starts):
+        np.testing.assert_allclose(np.linalg.norm(features, axis=1), 1, rtol=1e-6)
         asked.append((size, iterations, starts, jax.random.key_data(key).tolist()))
         return features[:size]
 
@@ -169,7 +170,11 @@ def test_each_field_of_its_own_is_read(monkeypatch):
     assert extra["queue"].shape == (OWN["queue"], 5)
     assert method.averages["average"].momentum == OWN["momentum"]
     points = np.random.default_rng(0).normal(size=(EXAMPLES, 5)).astype(np.float32)
-    encode = lambda average, tap: (points, np.arange(EXAMPLES))  # noqa: E731
+
+    def encode(average, tap):
+        assert (average, tap) == ("average", "z")
+        return points, np.arange(EXAMPLES)
+
     assert method.before_epoch(extra, OWN["warmup_epochs"] - 1, encode) == {} and not asked
     for epoch in (1, 2):
         made = method.before_epoch(extra, epoch, encode)
