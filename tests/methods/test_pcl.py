@@ -160,6 +160,7 @@ def test_each_field_of_its_own_is_read(monkeypatch):
     c, asked = recipe(), []
 
     def kmeans(features, size, key, mesh, iterations, starts):
+        np.testing.assert_allclose(np.linalg.norm(features, axis=1), 1, rtol=1e-6)
         asked.append((size, iterations, starts, jax.random.key_data(key).tolist()))
         return features[:size]
 
@@ -169,7 +170,11 @@ def test_each_field_of_its_own_is_read(monkeypatch):
     assert extra["queue"].shape == (OWN["queue"], 5)
     assert method.averages["average"].momentum == OWN["momentum"]
     points = np.random.default_rng(0).normal(size=(EXAMPLES, 5)).astype(np.float32)
-    encode = lambda average, tap: (points, np.arange(EXAMPLES))  # noqa: E731
+
+    def encode(average, tap):
+        assert (average, tap) == ("average", "z")
+        return points, np.arange(EXAMPLES)
+
     assert method.before_epoch(extra, OWN["warmup_epochs"] - 1, encode) == {} and not asked
     for epoch in (1, 2):
         made = method.before_epoch(extra, epoch, encode)
@@ -260,7 +265,8 @@ def test_embeddings_that_are_all_equal_have_the_loss_declared():
     said = declaration.find("pcl")
     before, after = said.chance_at(c, np.array([2, 3]), EXAMPLES)
     assert loss(extra) == pytest.approx(before, rel=1e-5) == pytest.approx(math.log(25))
-    extra |= method.before_epoch(extra, 1, lambda *_: (z, np.arange(EXAMPLES)))
+    made = method.before_epoch(extra, 1, lambda *_: (z, np.arange(EXAMPLES)))
+    extra |= jax.tree.map(jnp.asarray, made)
     assert loss(extra) == pytest.approx(after, rel=1e-5)
     assert after == pytest.approx(math.log(25) + math.log(22))
     assert said.chance(c, EXAMPLES) == pytest.approx(after)
