@@ -79,6 +79,7 @@ def rounded(x):
     return x.astype(ml_dtypes.bfloat16).astype(np.float32)
 
 
+@pytest.mark.slow
 def test_the_sum_is_that_of_rounded_gradients():
     """Within what the order and the precision of the sum itself leave open: 8 terms, 8 bits."""
     narrow, wide = taken(DEVICES, "bfloat16")[0], taken(DEVICES, "float32")[0]
@@ -94,6 +95,7 @@ def test_the_sum_is_that_of_rounded_gradients():
     assert error(in_turn, wide) < 2**-7
 
 
+@pytest.mark.slow
 def test_metrics_and_statistics_are_not_touched():
     (_, narrow, metrics), (_, wide, want) = taken(DEVICES, "bfloat16"), taken(DEVICES, "float32")
     of_gradient = {"gradient_norm", "update_norm"}
@@ -103,6 +105,7 @@ def test_metrics_and_statistics_are_not_touched():
     assert {leaf.dtype for leaf in jax.tree.leaves(narrow.params)} == {np.dtype(np.float32)}
 
 
+@pytest.mark.slow
 def test_on_one_device_nothing_is_sent_and_nothing_rounded():
     jax.tree.map(np.testing.assert_array_equal, taken(1, "bfloat16"), taken(1, "float32"))
 

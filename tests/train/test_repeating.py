@@ -51,6 +51,7 @@ def compiled(monkeypatch):
     return compiled
 
 
+@pytest.mark.slow
 def test_xla_knows_the_option(compiled):
     assert compiled(train__deterministic=True)
 
@@ -62,6 +63,7 @@ def test_the_step_is_compiled_with_it_if_the_recipe_says_deterministic(compiled,
         compiled(train__deterministic=True)
 
 
+@pytest.mark.slow
 def test_features_that_may_come_back_into_the_state_repeat_too(monkeypatch):
     """A method may renew what it keeps before an epoch from features of all images."""
     asked, run = [], features.extract
