@@ -363,6 +363,6 @@ def test_a_path_that_is_no_run_is_one_line(tmp_path, path):
 @pytest.mark.slow
 def test_no_damage_is_silent_and_none_ends_in_a_traceback(tmp_path):
     root = damages.make(tmp_path / "first")
-    found = damages.survey(root, 40, 0)
+    found = damages.survey(root, 24, 0)
     assert not [row for row in found if row[3] in damages.BAD]
     assert {row[3] for row in found} == {"same", "one line", "said"}
