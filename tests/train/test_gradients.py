@@ -33,25 +33,11 @@ EXACT = 1e-8  # relative to the largest number of an array, after three updates
 ZERO = 1e-6  # an array of smaller numbers is rounding: biases that a normalisation takes away
 slow = pytest.mark.slow
 FIELDS = {"train__dtype": "float64", "bn__groups": GROUPS, "optim__base_lr": 0.1}
-KINDS = {
+KINDS = {  # methods of the package all come in `methods/test_every_method.py` once more
     "simclr": {},
     "memory": {"memory__size": 2 * tiny.BATCH, "memory__momentum": 0.5},
     "byol": {"head__hidden": 7, "byol__hidden": 6, "byol__momentum": 0.6},
-    "simsiam": {"head__hidden": 7, "simsiam__hidden": 3},
-    "instdisc": {
-        "instdisc__negatives": 9,
-        "loss__temperature": 0.3,
-        # Drawn in float32, which programs round each in its way: a turn of 0.4 by 2e-8.
-        "augment__views__first__hue": 0.0,
-    },
-    "fnc": {
-        "augment__views__support__copies": 1,
-        "fnc__memory": 3 * tiny.BATCH + 20,
-        "fnc__momentum": 0.6,
-        "fnc__threshold": 0.5,
-    },
     "rotation": {},
-    "supcon": {"head__hidden": 7},
     "averages": {},
     "finetune": {"finetune__tap": 1},
     "frozen": {"finetune__tap": 1, "finetune__train_from_block": 5},
