@@ -1,19 +1,23 @@
 """A short CIFAR-10 run like one that was made with the official code, scored in the same way.
 
     python benchmarks/cifar10_subset.py --path=cifar10 --seeds=0,1,2 --placement=device
+    python benchmarks/cifar10_subset.py --path=cifar10 --set=model.depth=10 --set=train.epochs=5 \
+        --recipe=configs/cifar10.py --recipe=configs/moco.py:cifar10
 
 `path` holds train/CLASS/*.jpg and test/CLASS/*.jpg. The first 1000 images of each class train a
 ResNet-18 of width 1/4 for 10 epochs by `configs/cifar10.py`, batch 256, one epoch of warm-up,
-TensorFlow 2's resize grid; all test images test it. Scores on h in inference mode: kNN by cosine,
-k = 200 weighted by exp(s / 0.1) and k = 10 unweighted, and scikit-learn's logistic regression
-(C = 1) on standardised features. A run that is complete is only scored again. On an idle CPU of two
-cores a run takes some 20 minutes with XLA_FLAGS=--xla_force_host_platform_device_count=8 (80
-images/s) and twice that without (37 images/s).
+TensorFlow 2's resize grid; all test images test it. `--recipe` gives others, with the same encoder,
+batch and length, and what else they say of themselves; `--set` changes fields of all. Scores on h
+in inference mode: kNN by cosine, k = 200 weighted by exp(s / 0.1) and k = 10 unweighted, and
+scikit-learn's logistic regression (C = 1) on standardised features. A run that is complete is only
+scored again. On an idle CPU of two cores a run of the first kind takes some 20 minutes with
+XLA_FLAGS=--xla_force_host_platform_device_count=8 (80 images/s), twice that without (37 images/s).
 """
 
 from __future__ import annotations
 
 import functools
+import re
 import statistics
 import subprocess
 import sys
@@ -37,6 +41,8 @@ FLAGS = flags.FLAGS
 flags.DEFINE_string("path", None, "Directory of CIFAR-10 as JPEGs.")
 flags.DEFINE_integer("per_class", 1000, "Training images of each class.", lower_bound=1)
 flags.DEFINE_list("seeds", ["0"], "Seeds to run, with commas.")
+flags.DEFINE_multi_string("recipe", ["configs/cifar10.py"], "A recipe to run; may be repeated.")
+flags.DEFINE_multi_string("set", [], "FIELD=VALUE for all of them; may be repeated.")
 flags.DEFINE_enum("placement", "device", ("device", "host"), "Who makes the views.")
 flags.DEFINE_string("workdir", "runs/cifar10_subset", "Where the runs live.")
 flags.DEFINE_boolean("debug", False, "Show the traceback of an error.")
@@ -45,6 +51,7 @@ SETTINGS = {
     "data.source": "folder",
     "data.name": "",
     "augment.grid": "half_pixel",
+    "model.depth": 18,
     "model.width": 0.25,
     "train.batch_size": 256,
     "train.epochs": 10.0,
@@ -61,16 +68,30 @@ def main() -> None:
     if not FLAGS.path:
         raise errors.UserError("no images: give --path=DIRECTORY")
     subset = _subset(Path(FLAGS.path), Path(FLAGS.workdir) / "images", FLAGS.per_class)
-    rows = {seed: _scores(_run(int(seed), subset), subset) for seed in FLAGS.seeds}
-    names = list(next(iter(rows.values())))
-    shown = [
-        (f"seed {seed}", *(f"{100 * row[n]:.1f}" for n in names)) for seed, row in rows.items()
-    ]
-    if len(rows) > 1:
-        columns = [[100 * row[name] for row in rows.values()] for name in names]
-        spread = (f"{statistics.mean(c):.1f} ± {statistics.stdev(c):.1f}" for c in columns)
-        shown.append(("mean, deviation", *spread))
-    print(table((f"placement {FLAGS.placement}", *names), shown))
+    scores = {}
+    for recipe in FLAGS.recipe:
+        scores[recipe] = [_scores(_run(recipe, int(seed), subset), subset) for seed in FLAGS.seeds]
+        print(f"{recipe}: {_shown(scores[recipe])}", flush=True)
+    names = list(next(iter(scores.values()))[0])
+    print(table((f"placement {FLAGS.placement}", *names), _rows(scores, names)))
+
+
+def _rows(scores: dict[str, list[dict[str, float]]], names: list[str]) -> list[tuple[str, ...]]:
+    rows = []
+    for recipe, found in scores.items():
+        for seed, row in zip(FLAGS.seeds, found, strict=True):
+            rows.append((f"{recipe} seed {seed}", *(f"{100 * row[n]:.1f}" for n in names)))
+        if len(found) > 1:
+            columns = [[100 * row[name] for row in found] for name in names]
+            spread = (f"{statistics.mean(c):.1f} ± {statistics.stdev(c):.1f}" for c in columns)
+            rows.append((f"{recipe} mean, deviation", *spread))
+    return rows
+
+
+def _shown(found: list[dict[str, float]]) -> str:
+    return "; ".join(
+        ", ".join(f"{name} {100 * value:.1f} %" for name, value in row.items()) for row in found
+    )
 
 
 def _subset(path: Path, images: Path, per_class: int) -> Path:
@@ -86,9 +107,10 @@ def _subset(path: Path, images: Path, per_class: int) -> Path:
     return images
 
 
-def _run(seed: int, images: Path) -> Path:
-    workdir = Path(FLAGS.workdir) / f"{FLAGS.placement}_{seed}"
-    command = [sys.executable, "-m", "simclr_jax.main", "--config=configs/cifar10.py"]
+def _run(recipe: str, seed: int, images: Path) -> Path:
+    kind = re.sub(r"\W+", "_", recipe.removeprefix("configs/"))
+    workdir = Path(FLAGS.workdir) / f"{kind}_{FLAGS.placement}_{seed}"
+    command = [sys.executable, "-m", "simclr_jax.main", f"--config={recipe}"]
     settings = SETTINGS | {
         "seed": seed,
         "data.path": images,
@@ -96,8 +118,9 @@ def _run(seed: int, images: Path) -> Path:
         "data.resident": FLAGS.placement == "device",
     }
     command += [f"--config.{name}={value}" for name, value in settings.items()]
+    command += [f"--config.{setting}" for setting in FLAGS.set]
     if subprocess.run([*command, f"--workdir={workdir}"], check=False).returncode:
-        raise errors.UserError(f"the run of seed {seed} did not finish: see {workdir}/log.txt")
+        raise errors.UserError(f"{recipe}, seed {seed}, did not finish: see {workdir}/log.txt")
     return workdir
 
 

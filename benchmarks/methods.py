@@ -13,14 +13,17 @@ machine does to a ratio. What a method does before an epoch is not in it.
 
 Accuracies are those that runs have written at their end, by method and number of steps: mean, and
 from the lowest to the highest where there are several. `--train=SEEDS` makes them first, by
-`configs/METHOD.py`, whose default are digits; SimCLR with network and length of most others.
-A run that is complete is only read, one that was interrupted goes on.
+`configs/METHOD.py`, whose default are digits; SimCLR with network and length of most others. Here
+`--methods=contrastive:loss=debiased` gives the recipe an argument. Runs of a method whose own
+fields differ are rows of their own, which say in what. A run that is complete is only read, one
+that was interrupted goes on.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import functools
+import re
 import statistics
 import subprocess
 import sys
@@ -35,7 +38,7 @@ from simclr_jax import declaration, documents, errors, recipes
 from simclr_jax.tables import table
 
 FLAGS = flags.FLAGS
-flags.DEFINE_list("methods", [], "Which; all that there are by default.")
+flags.DEFINE_list("methods", [], "METHOD or, for --train, METHOD:ARGUMENT; all by default.")
 flags.DEFINE_list("set", [], "Fields, FIELD=VALUE, of the methods that have them.")
 flags.DEFINE_integer("depth", 18, "Of the ResNet.")
 flags.DEFINE_float("width", 1.0, "Of the ResNet.")
@@ -65,11 +68,16 @@ AS_THE_OTHERS = (
 
 def main() -> None:
     """Print a table of costs and one of accuracies, as far as they are asked for."""
-    for method in FLAGS.methods:
-        declaration.find(method)  # it complains of one that is not there
+    for entry in FLAGS.methods:
+        declaration.find(entry.partition(":")[0])  # it complains of one that is not there
     methods = FLAGS.methods or declaration.known()
     changed = tuple(_field(text) for text in FLAGS.set)
     if FLAGS.memory or FLAGS.steps:
+        if argued := [entry for entry in methods if ":" in entry]:
+            raise errors.UserError(
+                f"--methods has {argued[0]}, an argument of a recipe: costs are of a method's "
+                "defaults (--steps=0 --memory=False leaves them out, --set changes fields)"
+            )
         print(_costs(methods, changed), flush=True)
     runs = [*FLAGS.runs, *(_train(method, seed) for method, seed in _wanted(methods))]
     if runs:
@@ -218,19 +226,20 @@ def _wanted(methods: Sequence[str]) -> list[tuple[str, int]]:
     return [(method, seed) for method in methods for seed in range(FLAGS.train)]
 
 
-def _train(method: str, seed: int) -> str:
-    """Train the method's digits, unless that is done; return where."""
+def _train(entry: str, seed: int) -> str:
+    """Train digits by the method and the argument of its recipe, unless done; return where."""
+    method, colon, argument = entry.partition(":")
     plain = method == declaration.DEFAULT
     file = ROOT / "configs" / f"{'digits' if plain else method}.py"
     if not file.exists():
         raise errors.UserError(f"--train: there is no {file} for method {method}")
-    workdir = Path(FLAGS.workdir).resolve() / f"{method}_{seed}"
+    workdir = Path(FLAGS.workdir).resolve() / f"{re.sub(r'[^a-z]+', '_', entry)}_{seed}"
     if not (workdir / "results" / "summary.json").exists():
-        command = [sys.executable, "-m", "simclr_jax.main", f"--config={file}"]
+        command = [sys.executable, "-m", "simclr_jax.main", f"--config={file}{colon}{argument}"]
         command += [f"--workdir={workdir}", f"--config.seed={seed}"]
         command += [*(AS_THE_OTHERS if plain else ()), *(f"--config.{f}" for f in FLAGS.set)]
         if subprocess.run(command, cwd=ROOT, stdout=subprocess.DEVNULL, check=False).returncode:
-            raise errors.UserError(f"{method}, seed {seed}, did not finish: see {workdir}/log.txt")
+            raise errors.UserError(f"{entry}, seed {seed}, did not finish: see {workdir}/log.txt")
     return str(workdir)
 
 
@@ -240,7 +249,7 @@ def accuracies(runs: Sequence[str]) -> str:
     Raises:
       UserError: if a run has not ended, or is of other held-out images than the first.
     """
-    found = [_read(Path(run)) for run in runs]
+    found = _named([_read(Path(run)) for run in runs])
     images = {said["protocol"]["held_out"]: run for run, (_, said) in zip(runs, found, strict=True)}
     if len(images) > 1:
         raise errors.UserError(
@@ -264,7 +273,30 @@ def accuracies(runs: Sequence[str]) -> str:
     return table(("accuracy, %", "steps", "runs", *names), rows)
 
 
-def _read(run: Path) -> tuple[str, dict[str, Any]]:
+def _named(
+    runs: Sequence[tuple[dict[str, Any], dict[str, Any]]],
+) -> list[tuple[str, dict[str, Any]]]:
+    """Return name and summary of each run: its method, and what runs of that differ in."""
+    own: dict[str, list[dict[str, Any]]] = {}
+    for config, _ in runs:
+        method = config.get("method", declaration.DEFAULT)
+        own.setdefault(method, []).append(config.get(method) or {})
+
+    def name(config: dict[str, Any]) -> str:
+        method = config.get("method", declaration.DEFAULT)
+        fields = config.get(method) or {}
+        differs = [
+            f"{field}={value}"
+            for field, value in fields.items()
+            if any(other.get(field) != value for other in own[method])
+        ]
+        return f"{method} {' '.join(differs)}".strip()
+
+    return [(name(config), summary) for config, summary in runs]
+
+
+def _read(run: Path) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Return recipe and summary of a run."""
     path = run / "results" / "summary.json"
     if not path.exists():
         raise errors.UserError(f"{run} has no results/summary.json: it is no run that has ended")
@@ -272,7 +304,7 @@ def _read(run: Path) -> tuple[str, dict[str, Any]]:
     said = documents.read(path, dict[str, Any])
     if TRAINED not in said["scores"]:
         raise errors.UserError(f"{run} is no run of pretraining that was scored (eval.compare)")
-    return config.get("method", declaration.DEFAULT), said
+    return config, said
 
 
 def _percent(scores: Sequence[dict], thing: str, name: str) -> str:

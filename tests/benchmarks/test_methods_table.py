@@ -26,10 +26,10 @@ def run(*arguments):
     )
 
 
-def write_run(workdir, method, accuracy, step=450, held_out=HELD_OUT):
+def write_run(workdir, method, accuracy, step=450, held_out=HELD_OUT, **fields):
     """Write what a run leaves of itself at its end."""
     (workdir / "results").mkdir(parents=True)
-    (workdir / "config.json").write_text(json.dumps({"method": method}))
+    (workdir / "config.json").write_text(json.dumps({"method": method, method: fields}))
     levels = {"raw pixels": 0.25, "untrained encoder": 0.125, "pretrained encoder": accuracy}
     scores = {thing: {"kNN": {"accuracy": value}} for thing, value in levels.items()}
     protocol = {"step": step, "held_out": held_out}
@@ -60,6 +60,20 @@ def test_runs_of_a_method_and_a_length_are_one_row(tmp_path):
     ]
 
 
+def test_runs_whose_own_fields_differ_are_rows_that_say_in_what(tmp_path):
+    losses = "debiased", "info_nce", "debiased"
+    runs = [
+        write_run(tmp_path / str(i), "contrastive", i / 4, loss=loss, tau_plus=0.1)
+        for i, loss in enumerate(losses)
+    ]
+    done = run(*ALONE, f"--runs={','.join(runs)}")
+    assert done.returncode == 0, done.stderr
+    assert [cells(line) for line in done.stdout.splitlines()[1:3]] == [
+        ["contrastive loss=debiased", "450", "2", "25.0 (0.0 to 50.0)"],
+        ["contrastive loss=info_nce", "450", "1", "25.0"],
+    ]
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("arguments", "said"),
@@ -67,6 +81,7 @@ def test_runs_of_a_method_and_a_length_are_one_row(tmp_path):
         ((*ALONE, "--runs={0},{1}"), "which are scored on other images"),
         ((*ALONE, "--runs={0}/no"), "no results/summary.json: it is no run that has ended"),
         (("--methods=mocco",), "moco"),
+        (("--methods=contrastive:loss=margin",), "costs are of a method's defaults"),
         (("--methods=moco", "--set=moco.queu=1"), "no FIELD=VALUE of any method"),
         (("--methods=moco", "--set=moco.queue=1.5"), "moco.queue is a whole number"),
         (("--methods=moco", "--set=moco.queue=8"), "moco cannot be measured so: moco.queue is 8"),
