@@ -2,7 +2,7 @@
 
     python -m simclr_jax.search --embeddings=photos.npz
     python -m simclr_jax.search --embeddings=photos.npz --query=dog.jpg,cats/7.jpg --k=20
-    python -m simclr_jax.search --embeddings=photos.npz --duplicates=0.95
+    python -m simclr_jax.search --embeddings=photos.npz --duplicates=0.99
 
 Without --query it takes some images spread over the set. Similarity is the cosine.
 """

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import io
+import math
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -26,6 +27,7 @@ from simclr_jax.stages.encoder import Encoder
 K = 12  # nearest images, where nothing else is asked for
 SPREAD = 12  # queries, where none is given
 SPOKEN_QUERIES, SPOKEN_IMAGES, SPOKEN_PAIRS = 4, 5, 20  # printed; the sheet has all
+ALIKE = 0.02  # of the images: those looked at where a threshold is proposed
 PICTURED_PAIRS, LISTED_PAIRS = 300, 20_000  # in the sheet, as thumbnails and as text
 
 
@@ -98,6 +100,8 @@ def run(options: Options, say: Say = print) -> None:
         say("\n".join((title, *lines[:SPOKEN_PAIRS])))
         if len(shown) > SPOKEN_PAIRS:
             say(f"... and {len(shown) - SPOKEN_PAIRS} more, in the sheet")
+        if note := _other_threshold(found, least, len(lines)):
+            say(f"note      {note}")
         sections.append((title, rows))
         listed = shown[PICTURED_PAIRS:]
     pictures.check(say)
@@ -221,6 +225,31 @@ def _pairs(
         for value, pair in zip(values[:PICTURED_PAIRS], pairs.tolist(), strict=False)
     ]
     return rows, lines
+
+
+def _other_threshold(found: Embeddings, least: float, pairs: int) -> str:
+    """Return a sentence that gives a better threshold than `least`, or "" where that is fine.
+
+    More pairs than images are no near duplicates, but the likeness of the whole set.
+    """
+    if 0 < pairs <= len(found):
+        return ""
+    similarity = retrieval.others(found.features, 1)[0][:, 0]  # of each to its nearest, [m]
+    if not pairs:
+        best = _rounded_down(float(similarity.max()))
+        return f"no two images are so alike: --duplicates={best} lists the nearest two"
+    high = _rounded_down(float(np.quantile(similarity, 1 - ALIKE)))
+    if high <= least:
+        return ""
+    return (
+        f"more pairs than images ({len(found)}), which all look much alike to this encoder: "
+        f"--duplicates={high} lists the {ALIKE:.0%} that have the nearest neighbours"
+    )
+
+
+def _rounded_down(similarity: float) -> float:
+    """Return a similarity with four digits, so that it finds what it was measured of."""
+    return math.floor(similarity * 1e4) / 1e4
 
 
 def _described(found: Embeddings, row: int) -> str:

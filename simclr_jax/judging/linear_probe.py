@@ -20,7 +20,6 @@ from simclr_jax.judging.feature_bank import Features, Say, cache_of
 from simclr_jax.judging.shown import Scored
 from simclr_jax.judging.solvers import CHOOSE, LEARN, SOLVERS, Outcome, Settings, Task, check
 from simclr_jax.stages import labels as label_choice
-from simclr_jax.stages import scored as run_scored
 from simclr_jax.stages.encoder import Encoder, taps
 from simclr_jax.train import saved
 from simclr_jax.unlabelled import counted
@@ -75,40 +74,78 @@ def run(checkpoints: Sequence[str], wanted: Wanted, options: Options, say: Say =
         taps=tuple(dict.fromkeys(options.taps)),
     )
     _check_runs(checkpoints, options.taps)
-    found: list[Scored] = []
-    written: set[str] = set()
-    untrained: set[str] = set()
-    for checkpoint in checkpoints:
-        run = saved.read(checkpoint)
-        encoder = Encoder.of(run)
-        if options.max_bad_fraction is not None:
-            encoder = encoder.changed({"data.max_bad_fraction": options.max_bad_fraction})
-        data = datasets.open_data(run.config, run.workdir, wanted)
-        _announce(encoder, data, options, say)
-        cache = cache_of(run.workdir, options.cache)
-        step = f"step{run.step}" if checkpoint.endswith(f"@{run.step}") else ""
-        # Before training the network is the same one at any step of a run.
-        both = options.untrained and str(run.workdir) not in untrained
-        untrained.add(str(run.workdir))
-        for judged in [encoder, encoder.untrained()] if both else [encoder]:
-            tail = step if judged is encoder else "untrained"
-            tasks = make_tasks(judged, data, options, cache, say)
-            if judged is not encoder:
-                tasks = [task for task in tasks if task.tap != "pixels"]  # which are the same
-            named = (options.name or data.slug, tail, naming.of_data(wanted, data))
-            for one in judge(judged, data, tasks, options, *named):
-                for line in naming.set_aside(run.workdir, one.result):
-                    say(f"note      {line}")
-                results.write(run.workdir, one.result, one.arrays)
-                written.add(f"{run.workdir}/results")
-                found.append(one)
-    for line in shown.table(found):
+    for checkpoint in checkpoints[1:]:  # the first is checked as its turn comes, which is now
+        _open(checkpoint, wanted, options)
+    done = _Done()
+    try:
+        for checkpoint in checkpoints:
+            _judge_run(_open(checkpoint, wanted, options), wanted, options, done, say)
+    finally:  # what is done is not lost where a later part fails
+        if done.found:
+            _say_found(done, say)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Opened:
+    """A checkpoint to judge and its images, checked; `step` ends the names of its results."""
+
+    encoder: Encoder
+    data: Data
+    workdir: epath.Path
+    step: str
+
+
+@dataclasses.dataclass
+class _Done:
+    """Results so far, where they were written, and workdirs whose untrained network was judged."""
+
+    found: list[Scored] = dataclasses.field(default_factory=list)
+    written: set[str] = dataclasses.field(default_factory=set)
+    untrained: set[str] = dataclasses.field(default_factory=set)
+
+
+def _open(checkpoint: str, wanted: Wanted, options: Options) -> _Opened:
+    """Open a checkpoint and its images, and raise what they tell before features are computed."""
+    run = saved.read(checkpoint)
+    encoder = Encoder.of(run)
+    if options.max_bad_fraction is not None:
+        encoder = encoder.changed({"data.max_bad_fraction": options.max_bad_fraction})
+    data = datasets.open_data(run.config, run.workdir, wanted)
+    _check_before(encoder, data, options)
+    step = f"step{run.step}" if checkpoint.endswith(f"@{run.step}") else ""
+    return _Opened(encoder, data, run.workdir, step)
+
+
+def _judge_run(opened: _Opened, wanted: Wanted, options: Options, done: _Done, say: Say) -> None:
+    """Judge a checkpoint and write its results."""
+    encoder, data, workdir = opened.encoder, opened.data, opened.workdir
+    shown.announce(encoder, data, options.solvers, _chooses(options), say)
+    cache = cache_of(workdir, options.cache)
+    # Before training the network is the same one at any step of a run.
+    both = options.untrained and str(workdir) not in done.untrained
+    done.untrained.add(str(workdir))
+    for judged in [encoder, encoder.untrained()] if both else [encoder]:
+        tail = opened.step if judged is encoder else "untrained"
+        tasks = make_tasks(judged, data, options, cache, say)
+        if judged is not encoder:
+            tasks = [task for task in tasks if task.tap != "pixels"]  # which are the same
+        named = (options.name or data.slug, tail, naming.of_data(wanted, data))
+        for one in judge(judged, data, tasks, options, *named):
+            for line in naming.set_aside(workdir, one.result):
+                say(f"note      {line}")
+            results.write(workdir, one.result, one.arrays)
+            done.written.add(f"{workdir}/results")
+            done.found.append(one)
+
+
+def _say_found(done: _Done, say: Say) -> None:
+    for line in shown.table(done.found):
         say(line)
-    for line in shown.notes(found):
+    for line in shown.notes(done.found):
         say(f"note      {line}")
-    for line in shown.comparisons(found):
+    for line in shown.comparisons(done.found):
         say(line)
-    say(f"written   {', '.join(sorted(written))}: settings, scores, predictions")
+    say(f"written   {', '.join(sorted(done.written))}: settings, scores, predictions")
 
 
 def _check_runs(checkpoints: Sequence[str], wanted: Sequence[str]) -> None:
@@ -141,16 +178,9 @@ def make_tasks(
     Raises:
       UserError: if there are no labels, or too few for the classes.
     """
-    for source, what in ((data.fit, "a probe"), (data.score, "a score")):
-        if not source.classes:
-            note = f" ({data.notes[0]})" if data.notes else ""
-            raise UserError(
-                f"the images of {data.name} have no labels, which {what} needs{note}: name others "
-                "with --data"
-            )
+    _check_before(encoder, data, options)
     classes = max(data.fit.classes, data.score.classes)
     learn = any(solver in LEARN for solver in options.solvers)
-    _check_before(encoder, data, options, classes, learn)
     score = feature_bank.extract(encoder, data.score, options.taps, cache, say)
     fit = feature_bank.extract(encoder, data.fit, options.taps, cache, say) if learn else {}
     choose = None
@@ -173,7 +203,7 @@ def make_tasks(
                 _say_labels_in_all(data, labelled, say)
         if tap == options.taps[0]:
             _check(labelled.known, scored.known, classes, data, learn)
-            _say_who_counts(labelled.known, scored.known, data, learn, say)
+            shown.who_counts(labelled.known, scored.known, data, learn, say)
         chosen = None if choose is None else _labelled(choose[tap])
         tasks.append(
             Task(encoder, tap, data.fit, labelled, chosen, scored, classes, metric, taught)
@@ -298,38 +328,6 @@ def _about_data(data: Data, task: Task, roles: Sequence[str]) -> dict[str, Any]:
     return found
 
 
-def _announce(encoder: Encoder, data: Data, options: Options, say: Say) -> None:
-    model, p = encoder.config.model, encoder.preprocessing
-    say(f"run       {encoder.run}: ResNet-{model.depth}, width {model.width:g}")
-    of = "all of it" if p.proportion == 1 else f"its central {p.proportion:.1%}"
-    say(f"images    {data.name}, each to {p.size}x{p.size} pixels, {of}, grid {p.grid}")
-    uses = {"fit": "to learn from", "choose": "to choose on", "score": "to be scored on"}
-    sources = {"fit": data.fit, "choose": data.choose, "score": data.score}
-    counts = [
-        f"{len(source)} {uses[role]} ({data.splits[role]})"
-        for role, source in sources.items()
-        if source is not None and (role != "choose" or _chooses(options))
-    ]
-    say(f"splits    {', '.join(counts)}")
-    if data.choose is not None and not _chooses(options):
-        say(
-            f"note      {data.splits['choose']} ({len(data.choose)} images) is not used: on such a "
-            "split lbfgs alone chooses, and only with --labels=all"
-        )
-    if data.fit.channels != encoder.channels:
-        how = "repeated" if encoder.channels == 3 else "reduced to their luminance"
-        say(
-            f"note      images have {data.fit.channels} channel(s), the encoder takes "
-            f"{encoder.channels}: they are {how}"
-        )
-    if data.slug and "classifier" in options.solvers:
-        say(
-            "note      the classifier's classes are taken to be those of these data, in their order"
-        )
-    for note in data.notes:
-        say(f"note      {note}")
-
-
 def _say_labels_in_all(data: Data, used: Features, say: Say) -> None:
     """Say how many labels there are in all, if the encoder has learned from others than a probe."""
     if line := datasets.labels_in_all(data, used.examples):
@@ -352,10 +350,17 @@ def _chooses(options: Options) -> bool:
     return options.labels == label_choice.ALL and any(name in CHOOSE for name in options.solvers)
 
 
-def _check_before(
-    encoder: Encoder, data: Data, options: Options, classes: int, learn: bool
-) -> None:
+def _check_before(encoder: Encoder, data: Data, options: Options) -> None:
     """Raise what labels and encoder tell, before features are computed."""
+    for source, what in ((data.fit, "a probe"), (data.score, "a score")):
+        if not source.classes:
+            note = f" ({data.notes[0]})" if data.notes else ""
+            raise UserError(
+                f"the images of {data.name} have no labels, which {what} needs{note}: name others "
+                "with --data"
+            )
+    classes = max(data.fit.classes, data.score.classes)
+    learn = any(solver in LEARN for solver in options.solvers)
     for solver in options.solvers:
         for tap in options.taps:
             check(solver, encoder, tap, data.fit, classes, options.settings)
@@ -374,21 +379,4 @@ def _check(fit: np.ndarray, score: np.ndarray, classes: int, data: Data, learn: 
         raise UserError(
             f"{data.name} has {len(fit)} labelled images to learn {classes} classes from: "
             "label at least one of each class"
-        )
-
-
-def _say_who_counts(fit: np.ndarray, score: np.ndarray, data: Data, learn: bool, say: Say) -> None:
-    """Say which images have no label, and which classes cannot be told apart or learned."""
-    parts = [("to be scored on", data.score), *([("to learn from", data.fit)] if learn else [])]
-    for which, source in parts:
-        if missing := len(source) - len(counted(source.labels)):
-            say(f"note      {missing} of {len(source)} images {which} have no label: left out")
-    if score.ndim == 1 and (score == score[0]).all():
-        say(f"note      {run_scored.ONE_CLASS}")
-    unseen = np.setdiff1d(score, fit) if learn and fit.ndim == 1 else np.zeros(0, int)
-    if len(unseen):
-        names = datasets.class_names(data.score)
-        say(
-            f"note      {len(unseen)} class(es) occur among the images scored on only, such as "
-            f"{names[int(unseen[0])]}: they count as errors"
         )

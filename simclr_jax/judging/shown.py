@@ -1,4 +1,7 @@
-"""What is printed of results: a table with what guessing would give, notes, comparisons."""
+"""What is printed of an evaluation.
+
+What is judged; then a table with what guessing would give, notes and comparisons.
+"""
 
 from __future__ import annotations
 
@@ -10,7 +13,12 @@ import numpy as np
 
 from simclr_jax import tables
 from simclr_jax.evaluate import chance, significance
+from simclr_jax.judging import datasets
+from simclr_jax.judging.datasets import Data
+from simclr_jax.judging.feature_bank import Say
+from simclr_jax.stages import scored as run_scored
 from simclr_jax.stages.encoder import Encoder
+from simclr_jax.unlabelled import counted
 
 MAIN = ("top-1", "mAP")  # of these the one there is, is compared with guessing
 
@@ -22,6 +30,56 @@ class Scored:
     encoder: Encoder
     result: dict[str, Any]
     arrays: dict[str, np.ndarray]
+
+
+def announce(encoder: Encoder, data: Data, solvers: Sequence[str], chooses: bool, say: Say) -> None:
+    """Say what is judged, on which images; `chooses`: settings are, on a split of its own."""
+    model, p = encoder.config.model, encoder.preprocessing
+    say(f"run       {encoder.run}: ResNet-{model.depth}, width {model.width:g}")
+    of = "all of it" if p.proportion == 1 else f"its central {p.proportion:.1%}"
+    say(f"images    {data.name}, each to {p.size}x{p.size} pixels, {of}, grid {p.grid}")
+    uses = {"fit": "to learn from", "choose": "to choose on", "score": "to be scored on"}
+    sources = {"fit": data.fit, "choose": data.choose, "score": data.score}
+    counts = [
+        f"{len(source)} {uses[role]} ({data.splits[role]})"
+        for role, source in sources.items()
+        if source is not None and (role != "choose" or chooses)
+    ]
+    say(f"splits    {', '.join(counts)}")
+    if data.choose is not None and not chooses:
+        say(
+            f"note      {data.splits['choose']} ({len(data.choose)} images) is not used: on such a "
+            "split lbfgs alone chooses, and only with --labels=all"
+        )
+    if data.fit.channels != encoder.channels:
+        how = "repeated" if encoder.channels == 3 else "reduced to their luminance"
+        say(
+            f"note      images have {data.fit.channels} channel(s), the encoder takes "
+            f"{encoder.channels}: they are {how}"
+        )
+    if data.slug and "classifier" in solvers:
+        say(
+            "note      the classifier's classes are taken to be those of these data, in their order"
+        )
+    for note in data.notes:
+        say(f"note      {note}")
+
+
+def who_counts(fit: np.ndarray, score: np.ndarray, data: Data, learn: bool, say: Say) -> None:
+    """Say which images have no label, and which classes cannot be told apart or learned."""
+    parts = [("to be scored on", data.score), *([("to learn from", data.fit)] if learn else [])]
+    for which, source in parts:
+        if missing := len(source) - len(counted(source.labels)):
+            say(f"note      {missing} of {len(source)} images {which} have no label: left out")
+    if score.ndim == 1 and (score == score[0]).all():
+        say(f"note      {run_scored.ONE_CLASS}")
+    unseen = np.setdiff1d(score, fit) if learn and fit.ndim == 1 else np.zeros(0, int)
+    if len(unseen):
+        names = datasets.class_names(data.score)
+        say(
+            f"note      {len(unseen)} class(es) occur among the images scored on only, such as "
+            f"{names[int(unseen[0])]}: they count as errors"
+        )
 
 
 def table(found: Sequence[Scored]) -> list[str]:

@@ -108,7 +108,8 @@ def run(
         say(f"note      {line}")
     for line in _beside_published(found, targets):
         say(line)
-    say(f"written   {read.workdir}/results/transfer-NAME.json of {', '.join(found)}")
+    names = ", ".join(f"{one.result['name']}.json" for one in found.values())
+    say(f"written   {read.workdir}/results: {names}")
 
 
 def _open(one: TransferSet, data_dir: str, unseen: Unseen) -> Target:

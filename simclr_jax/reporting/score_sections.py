@@ -34,9 +34,9 @@ def results(records: Sequence[Record]) -> Section:
         return section(
             "Results",
             paragraph(
-                "There are none yet: the end of pretraining writes some, and ",
-                element("code", "python -m simclr_jax.linear_probe --checkpoint=RUN"),
-                " more.",
+                "There are none. The end of a run on labelled images writes some; for others ",
+                element("code", "python -m simclr_jax.linear_probe --checkpoint=RUN --data=DATA"),
+                " scores the encoder on labelled images of your choice.",
             ),
         )
     parts.append(paragraph("In brackets: 95 % bootstrap interval over test images.", kind="note"))

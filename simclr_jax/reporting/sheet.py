@@ -15,6 +15,7 @@ from simclr_jax.reporting.page import Html
 SIDE = 160  # pixels of a thumbnail's longer side, at most
 SMALL = 64  # pixels: up to here, images are kept as they are and shown with their pixels
 PNG = b"\x89PNG"
+FOLDED, UNFOLDED = 60, 40  # rows: with more than the first, the second is shown at once
 LONGEST = 26  # characters of a name that are shown below its image
 # What a row compares with stands to the left; the others wrap, so that a page is never wider than
 # its window.
@@ -75,7 +76,14 @@ def thumbnail(pixels: np.ndarray) -> bytes:
 
 
 def _rows(rows: Sequence[Sequence[Cell]]) -> Html:
-    """Put rows below each other, and those of two images side by side."""
+    """Put rows below each other, and those of two images side by side; many are folded away."""
+    if len(rows) > FOLDED:
+        more = page.details(f"{len(rows) - UNFOLDED} more", _rows_all(rows[UNFOLDED:]))
+        return page.join((_rows_all(rows[:UNFOLDED]), more))
+    return _rows_all(rows)
+
+
+def _rows_all(rows: Sequence[Sequence[Cell]]) -> Html:
     if all(len(row) == 2 for row in rows):
         pairs = (page.element("div", *map(_figure, row), class_="row", style=PAIR) for row in rows)
         return page.element("div", *pairs, style=PAIRS)

@@ -17,6 +17,7 @@ from PIL import Image
 
 from simclr_jax.embedding import embed, embeddings, search
 from simclr_jax.errors import UserError
+from simclr_jax.reporting import sheet
 from simclr_jax.train import saved
 
 ANGLES = np.array([0, 10, 25, 45, 46, 90, 170, 175], float)
@@ -88,6 +89,30 @@ def test_pairs_that_the_sheet_has_no_room_for_are_counted(photos, monkeypatch):
     assert count > 7 and said[0] == title and title in page
     assert "... and 5 more, in the sheet" in said
     assert page.count("<img") == 6 and page.count(".png  ") == 4
+
+
+@pytest.mark.parametrize(("asked", "pairs"), [(0.5, 13), (0.99999, 0)])
+def test_a_threshold_of_no_use_gets_another_from_the_images(photos, asked, pairs):
+    """The nearest pair of eight images is what the better threshold finds."""
+    said, _ = find(photos, duplicates=asked)
+    assert said[0].startswith(f"{pairs} pairs of similarity")
+    (note,) = (line for line in said if line.startswith("note"))
+    assert ("more pairs than images (8)" if pairs else "no two images are so alike") in note
+    better = float(note.partition("--duplicates=")[2].split()[0])
+    nearest = COSINE[~np.eye(8, dtype=bool)].max()
+    assert nearest - 1e-3 < better <= nearest
+    again, _ = find(photos, duplicates=better)
+    assert again[0].startswith("1 pairs") and not any(line.startswith("note") for line in again)
+
+
+def test_a_sheet_of_many_pairs_folds_most_of_them(photos, monkeypatch):
+    monkeypatch.setattr(sheet, "FOLDED", 4)
+    monkeypatch.setattr(sheet, "UNFOLDED", 3)
+    _, page = find(photos, duplicates=0.5)
+    at_once, folded = page.split("<summary>10 more</summary>")
+    assert at_once.count("<img") == 6 and folded.count("<img") == 20
+    _, page = find(photos, duplicates=0.96)
+    assert "<summary>" not in page and page.count("<img") == 8
 
 
 def test_a_sheet_that_was_being_written_is_tidied_away(photos, monkeypatch):
