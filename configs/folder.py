@@ -29,6 +29,6 @@ def get_config():
 
     c.loss.temperature = 0.2
     c.optim.base_lr, c.optim.lr_scaling = 0.075, "sqrt"  # the paper's rate for smaller batches
-    c.optim.warmup_epochs = 10.0
+    c.optim.warmup_epochs = placeholder(float)
     c.log.every_steps, c.checkpoint.every_steps = 50, 500
     return c.lock()

@@ -23,6 +23,7 @@ OPEN = (
     "model.stem",
     "train.batch_size",
     "train.epochs",
+    "optim.warmup_epochs",
     "eval.probe",
     "eval.knn",
     "eval.every_epochs",

@@ -22,6 +22,8 @@ SMALL, LARGE = 32, 128  # largest side for the 3x3 stem; largest for batches of 
 FEW_IMAGES = 100_000  # up to here ResNet-18, above ResNet-50
 SEEN = 20_000_000  # images that a run should see, all epochs together (CIFAR-10: 400 epochs)
 EPOCHS = (100, 1000)  # fewest and most
+WARM_UP = 10.0  # epochs at most, and a tenth of the run
+EVALUATIONS = 20
 
 
 def as_before(config: ConfigDict, before: Mapping[str, Any]) -> ConfigDict:
@@ -75,7 +77,14 @@ def adapt(config: ConfigDict, train: Source, test: Source) -> tuple[ConfigDict, 
     if c.train.steps is None:
         seen = f"{epochs * count / 1e6:.3g} million images seen in all"
         choose("train.epochs", epochs, seen)
-    choose("eval.every_epochs", max(1.0, (c.train.epochs or epochs) // 20), "20 evaluations")
+    steps, batch = c.train.steps, c.train.batch_size
+    length = c.train.epochs if steps is None else steps * batch / count  # epochs
+    warmup = min(WARM_UP, float(f"{length / 10:.3g}"))
+    choose("optim.warmup_epochs", warmup, f"a tenth of the run, {WARM_UP:g} at most")
+    every = max(1.0, length // EVALUATIONS)
+    times = int(length // every)
+    few = f"{times} evaluation{'s' if times > 1 else ''}" if times else "the run is over before one"
+    choose("eval.every_epochs", every, few)
     if None in (c.eval.probe, c.eval.knn):
         why = lacking(train, test)
         labelled, why = not why, why or f"{train.classes} classes"

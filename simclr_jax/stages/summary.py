@@ -20,6 +20,7 @@ from simclr_jax.train.timetable import Timetable
 from simclr_jax.train.workdir import Workdir
 
 DEVICES = "devices.json"
+LONG_WARM_UP = 1 / 4  # of a run; published ones take 1 to 10 %
 
 # What train.deterministic comes to, by whether the devices are GPUs.
 _REPEATING = {
@@ -69,6 +70,12 @@ def announce(
         f"length    {timetable.total_steps} steps = {timetable.epochs:.1f} epochs of "
         f"{timetable.examples} images; {rising}"
     )
+    if warmup > LONG_WARM_UP * timetable.total_steps:
+        shorter = timetable.epochs / 10
+        say(
+            f"note      the learning rate rises in {warmup / timetable.total_steps:.0%} of the run:"
+            f" --config.optim.warmup_epochs={shorter:.3g} is a tenth of it"
+        )
     say(f"optimiser {o.name}, peak rate {timetable.peak_rate:g}, weight decay {o.weight_decay:g}")
     say(tables.parameters(params))
     say(f"views     {workdir.path / 'views.png'} shows what augmentation does: look at it")

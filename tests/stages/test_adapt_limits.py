@@ -101,6 +101,12 @@ def test_a_run_sees_20_million_images_in_100_to_1000_epochs(count, epochs):
     assert any(seen in line for line in lines)
 
 
+@pytest.mark.parametrize("epochs, warmup", [(1, 0.1), (7.77, 0.777), (99, 9.9), (400, 10.0)])
+def test_the_rate_rises_in_a_tenth_of_a_short_run(epochs, warmup):
+    c = chosen(Source(5000, [(64, 64)]), train__epochs=float(epochs))
+    assert c.optim.warmup_epochs == pytest.approx(warmup)
+
+
 @pytest.mark.parametrize("epochs, every", [(10, 1.0), (39, 1.0), (40, 2.0), (59, 2.0), (100, 5.0)])
 def test_there_are_20_evaluations_at_least_an_epoch_apart(epochs, every):
     c = chosen(Source(5000, [(64, 64)]), train__epochs=float(epochs))
@@ -112,7 +118,14 @@ def test_a_length_in_steps_leaves_epochs_open():
     found, lines = adapt(c, *[Source(5000, [(64, 64)])] * 2)
     assert found.train.epochs is None and found.train.steps == 50
     assert not any("train.epochs" in line for line in lines)
-    assert found.eval.every_epochs == 50.0  # a twentieth of the 1000 that would be chosen
+    assert found.eval.every_epochs == 1.0
+    assert any("every_epochs=1.0: 5 evaluations" in line for line in lines)
+    assert found.optim.warmup_epochs == pytest.approx(50 * 512 / 5000 / 10, rel=1e-2)
+
+
+def test_a_run_of_less_than_an_epoch_promises_no_evaluation():
+    _, lines = adapt(recipe(train__steps=3), *[Source(5000, [(64, 64)])] * 2)
+    assert "eval.every_epochs=1.0: the run is over before one" in "\n".join(lines)
 
 
 @pytest.mark.parametrize("train, test, want", [(3, 3, True), (3, 0, False), (0, 3, False)])

@@ -4,6 +4,7 @@ XLA takes the options of all devices wherever it compiles, and refuses one that 
 an option that does not exist shows whether options reach the compiler.
 """
 
+import dataclasses
 import types
 
 import jax
@@ -118,3 +119,16 @@ def test_a_run_says_what_it_comes_to(wanted, gpus, said, monkeypatch, tmp_path):
     workdir = types.SimpleNamespace(path=tmp_path, console=types.SimpleNamespace(say=lines.append))
     summary.announce(workdir, config, tiny.timetable(config), stage, mesh, [])
     assert [line.partition("cpu, ")[2] for line in lines if line.startswith("devices")] == [said]
+
+
+@pytest.mark.parametrize(("warmup", "said"), [(2, []), (3, ["30% of the run"])])
+def test_a_run_says_if_its_rate_rises_for_long(warmup, said, tmp_path):
+    config, lines = tiny.recipe(), []
+    stage, mesh = tiny.make_stage(config, 1)
+    workdir = types.SimpleNamespace(path=tmp_path, console=types.SimpleNamespace(say=lines.append))
+    length = dataclasses.replace(tiny.timetable(config), total_steps=10, warmup_steps=warmup)
+    summary.announce(workdir, config, length, stage, mesh, [])
+    notes = [line for line in lines if line.startswith("note")]
+    assert len(notes) == len(said)
+    for note, share in zip(notes, said, strict=True):
+        assert share in note and f"warmup_epochs={length.epochs / 10:.3g} " in note
