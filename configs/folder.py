@@ -1,13 +1,13 @@
 """Your own folder of images, any sizes, any depth of directories, no labels needed.
 
+    simclr train --data=photographs
     python -m simclr_jax.main --config=configs/folder.py --config.data.path=~/photographs
 
 Resolution, encoder, batch and length are chosen for the images it finds, and printed with the
 reason; set any of them to decide yourself. Index and choices stay with the run: files added
 later wait for the next one. If subdirectories are classes, `--config.data.labels=True` measures kNN
 and a linear probe; if they may be classes or splits, `--config.data.layout` says which. It needs
-OpenCV and simplejpeg: `pip install 'simclr-jax[images]'`. No published number belongs to this
-recipe.
+OpenCV and simplejpeg (the extra `images`). No published number belongs to this recipe.
 """
 
 from ml_collections.config_dict import placeholder

@@ -17,7 +17,7 @@ from typing import Any
 
 from etils import epath
 
-from simclr_jax import closing, errors
+from simclr_jax import closing, errors, extras
 from simclr_jax.errors import Unreachable, UserError
 
 # By scheme, the package through which fsspec reaches a bucket.
@@ -54,10 +54,8 @@ def reaching(path: epath.PathLike, others: tuple[type[Exception], ...] = ()) -> 
         if not package or is_local(path):
             raise
         gcs = package == PACKAGES["gs"]
-        install = "'simclr-jax[gcs]'" if gcs else package
-        raise UserError(
-            f"{os.fspath(path)} needs the package {package}: pip install {install}"
-        ) from error
+        install = extras.install("gcs") if gcs else f"pip install {package}"
+        raise UserError(f"{os.fspath(path)} needs the package {package}: {install}") from error
     except Exception as error:  # each bucket's library has errors of its own
         reason = " ".join(str(error).split())[:200] or type(error).__name__
         if isinstance(error, OSError) and error.errno == errno.ENOSPC:

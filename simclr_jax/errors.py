@@ -21,7 +21,7 @@ from typing import NoReturn
 
 from absl import app, flags, logging
 
-from simclr_jax import flag_kinds
+from simclr_jax import flag_kinds, shipped, usage
 
 
 class UserError(Exception):
@@ -170,13 +170,23 @@ def run(main: Callable[[], int | None]) -> None:
 
     Flags and recipes are read while flags are parsed, so their mistakes (a misspelt field, a wrong
     type, a missing file) surface there, as whatever absl and ml_collections raise.
+
+    Args:
+      main: of the door, whose docstring is its help. If the door has a function `arguments`, that
+        makes of what the user gave what is parsed; it may raise `UserError`.
     """
+    door = sys.modules[main.__module__]
     debug = "--debug" in sys.argv or "--debug=true" in sys.argv
 
     def parse(argv: list[str]) -> list[str]:
         logging.set_verbosity(logging.ERROR)
+        if usage.HELP & {*argv[1:]}:
+            print(usage.text(door, usage.called(door)))
+            flush()
+            sys.exit(0)
         try:
-            argv[:] = sys.argv[:] = [_at_home(argument) for argument in argv]
+            given = getattr(door, "arguments", list)(argv)
+            argv[:] = sys.argv[:] = _with_recipe(given)
             rest = flags.FLAGS(argv)
             _load_recipe()
         except Exception as error:  # whatever the code of a recipe may raise
@@ -224,19 +234,31 @@ def _allow_files() -> None:
         )
 
 
-def _at_home(argument: str) -> str:
-    """Return an argument whose `~` is replaced if it is the recipe, which is no kind of ours."""
-    name, is_recipe, path = argument.partition("config=")
-    return f"{name}{is_recipe}{flag_kinds.at_home(path)}" if name in ("-", "--") else argument
+def _with_recipe(argv: list[str]) -> list[str]:
+    """Return arguments in which the recipe is a file: its `~` replaced, its name by its path."""
+    found = list(argv)
+    for i, argument in enumerate(argv):
+        name, equals, recipe = argument.partition("=")
+        if name not in ("--config", "-config"):
+            continue
+        if equals:
+            found[i] = f"{name}={shipped.find(flag_kinds.at_home(recipe))}"
+        elif i + 1 < len(argv):
+            found[i + 1] = shipped.find(argv[i + 1])  # whose `~` the shell has replaced
+    return found
 
 
 def recipe_path() -> str:
     """Return the file named by --config on the command line, or ""."""
-    for argument, following in reversed([*zip(sys.argv, [*sys.argv[1:], ""], strict=True)]):
-        if argument in ("--config", "-config"):
-            return following.partition(":")[0]
-        if argument.startswith(("--config=", "-config=")):
-            return argument.partition("=")[2].partition(":")[0]
+    return argument(sys.argv, "config").partition(":")[0]
+
+
+def argument(argv: list[str], name: str) -> str:
+    """Return the value of a flag on a command line that is not parsed yet, or ""."""
+    for given, following in reversed([*zip(argv, [*argv[1:], ""], strict=True)]):
+        flag, equals, value = given.partition("=")
+        if flag in (f"--{name}", f"-{name}"):
+            return value if equals else following
     return ""
 
 
@@ -250,6 +272,16 @@ def _load_recipe() -> None:
 
 
 EXAMPLE = "configs/digits.py"
+
+
+def no_recipe(path: str) -> str:
+    """Return what to say of a recipe that is neither a file nor the name of one of ours."""
+    hint = nearest(shipped.name_of(path), shipped.names())
+    return (
+        f'recipe "{path}" is no file, and none of that name comes along{hint}: give a Python file '
+        f"such as {EXAMPLE}, or a name that `simclr recipes` lists"
+    )
+
 
 # What Python says to a value of the wrong type, and what to tell the user.
 WRONG_TYPE = {
@@ -277,7 +309,7 @@ def _explain(error: Exception) -> str:
         text = text.removeprefix("flag ")
         return f"{text} (see --help)" if isinstance(error, flags.UnrecognizedFlagError) else text
     if isinstance(error, OSError) and not Path(path).is_file():
-        return f'recipe "{path}" is no file: --config takes a Python file such as {EXAMPLE}'
+        return no_recipe(path)
     if "get_config" in text and isinstance(error, AttributeError):
         return f'recipe "{path}" has no get_config(): see {EXAMPLE} for the shape of a recipe'
     if isinstance(error, KeyError | AttributeError):

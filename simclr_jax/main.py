@@ -1,9 +1,11 @@
-"""Train by a recipe.
+"""Train by a recipe, or on a folder of images.
 
     python -m simclr_jax.main --config=configs/digits.py
     python -m simclr_jax.main --config=configs/digits.py --workdir=runs/try \\
         --config.train.epochs=20 --config.loss.temperature=0.2
+    python -m simclr_jax.main --data=photographs
 
+Without a recipe --data chooses one by its kind: configs/folder.py, configs/memory.py for FILE.npz.
 The same command continues a run that was interrupted. On several hosts each runs it with
 --distributed; launch/ has scripts for that.
 """
@@ -15,10 +17,19 @@ from pathlib import Path
 from absl import flags
 from ml_collections import config_flags
 
-from simclr_jax import errors, flag_kinds
+from simclr_jax import errors, flag_kinds, given_data
 
 FLAGS = flags.FLAGS
-config_flags.DEFINE_config_file("config", None, "Recipe, such as configs/digits.py.")
+config_flags.DEFINE_config_file(
+    "config", None, "Recipe: a file such as configs/digits.py, or the name of one that comes along."
+)
+flags.DEFINE(
+    flag_kinds.Path(),
+    "data",
+    "",
+    "Images to train on: DIRECTORY (splits:DIRECTORY or classes:DIRECTORY where it may have "
+    "either), FILE.npz, tfds:NAME or digits; the recipe's by default.",
+)
 flags.DEFINE(flag_kinds.Path(), "workdir", None, "Where the run lives; runs/RECIPE by default.")
 flags.DEFINE_string(
     "resume", "auto", "auto: continue what is in the workdir; never: refuse; must: insist."
@@ -47,10 +58,24 @@ flags.DEFINE(
 flags.DEFINE_boolean("debug", False, "Show the traceback of an error.")
 
 
+def arguments(argv: list[str]) -> list[str]:
+    """Return what is parsed: with the recipe for the images of --data, where none is named.
+
+    Raises:
+      UserError: if these images have no recipe of their own.
+    """
+    data = errors.argument(argv, "data")
+    if not data or errors.argument(argv, "config"):
+        return argv
+    return [argv[0], f"--config={given_data.recipe(flag_kinds.at_home(data))}", *argv[1:]]
+
+
 def main() -> int:
     """Run the stage that the recipe names; return the exit code."""
     if FLAGS.config is None:
-        raise errors.UserError("no recipe: give --config=configs/digits.py, say")
+        raise errors.UserError("no recipe: give --config=configs/digits.py, say, or --data=FOLDER")
+    if FLAGS.data:
+        put_data(FLAGS.data)
     # Imported late: --help and mistakes in flags answer without waiting for JAX.
     from simclr_jax import parallel, processes
     from simclr_jax.pipeline import run as pipeline
@@ -64,6 +89,19 @@ def main() -> int:
         FLAGS.distributed, FLAGS.coordinator, FLAGS.processes, FLAGS.process, FLAGS.heartbeat_secs
     ):
         return start(FLAGS.config, workdir, FLAGS.resume, FLAGS.profile_steps)
+
+
+def put_data(data: str) -> None:
+    """Let the recipe train on these images.
+
+    Raises:
+      UserError: if they are none, or fields of the recipe were given that say another thing.
+    """
+    given = config_flags.get_override_values(FLAGS["config"])
+    for field in given_data.FIELDS:
+        if f"data.{field}" in given:
+            raise errors.UserError(f"--data and --config.data.{field} are given: leave one out")
+    given_data.put(FLAGS.config, data)
 
 
 if __name__ == "__main__":

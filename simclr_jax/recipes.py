@@ -69,23 +69,23 @@ def view() -> ConfigDict:
     return ConfigDict(
         {
             "crop": True,  # random crop and resize; False resizes the whole image
-            "area_min": 0.08,  # smallest and largest share of the image's area
-            "area_max": 1.0,
+            "area_min": 0.08,  # smallest share of the image's area
+            "area_max": 1.0,  # largest share
             "min_object_covered": 0.1,  # smaller crops are drawn again: officially 0.1, above 0.08
-            "aspect_min": 3 / 4,  # width / height of the crop
-            "aspect_max": 4 / 3,
-            "flip": 0.5,  # probability of each operation; 0 switches it off
-            "jitter": 0.8,
-            "grayscale": 0.2,
-            "blur": 0.5,
-            "solarize": 0.0,
+            "aspect_min": 3 / 4,  # smallest width / height of the crop
+            "aspect_max": 4 / 3,  # largest
+            "flip": 0.5,  # probability of this operation; 0 switches it off
+            "jitter": 0.8,  # probability
+            "grayscale": 0.2,  # probability
+            "blur": 0.5,  # probability
+            "solarize": 0.0,  # probability
             "strength": 1.0,  # multiplies the four maximum strengths of the jitter
-            "brightness": 0.8,
-            "contrast": 0.8,
-            "saturation": 0.8,
-            "hue": 0.2,
-            "blur_sigma_min": 0.1,  # pixels
-            "blur_sigma_max": 2.0,
+            "brightness": 0.8,  # largest change by the jitter
+            "contrast": 0.8,  # likewise
+            "saturation": 0.8,  # likewise
+            "hue": 0.2,  # likewise, in turns of the colour circle
+            "blur_sigma_min": 0.1,  # smallest width of the blur, pixels
+            "blur_sigma_max": 2.0,  # largest, pixels
             "solarize_threshold": 0.5,  # values from here on are inverted, in [0, 1]
             "grayscale_first": False,  # before the jitter (InstDisc, MoCo v1), not after it
             "copies": 1,  # views drawn by this policy
@@ -113,8 +113,8 @@ def base(method: str = declaration.DEFAULT) -> ConfigDict:
             "source": "digits",  # digits | memory | folder | tfds | tfrecord
             "name": "",  # digits: which; tfds: the data set, such as cifar10 or imagenet2012
             "path": "",  # memory: the .npz; tfds: data_dir, or a builder's; others: the directory
-            "split": "train",
-            "eval_split": "test",
+            "split": "train",  # to learn from
+            "eval_split": "test",  # held out, to be scored on
             "layout": "auto",  # folder: subdirectories are splits | classes | auto, by their names
             "labels": True,  # use labels, where there are any; folder: the first subdirectory
             "image_size": 224,  # side of a view, in pixels
@@ -149,9 +149,9 @@ def base(method: str = declaration.DEFAULT) -> ConfigDict:
     )
     config.model = ConfigDict(
         {
-            "depth": 50,
-            "width": 1.0,
-            "stem": "imagenet",
+            "depth": 50,  # of the ResNet
+            "width": 1.0,  # multiplies the channels of all layers
+            "stem": "imagenet",  # imagenet: 7x7 with stride 2, and pooling | cifar: 3x3, none
             "sk_ratio": 0.0,  # selective kernels and ResNet-D: 0.0625 in SimCLRv2 | 0: without
             "se_ratio": 0.0,  # squeeze-excitation | 0: without
             # What the encoder makes of an image first: rgb (it is left as it is, in [0, 1]) |
@@ -162,8 +162,8 @@ def base(method: str = declaration.DEFAULT) -> ConfigDict:
     )
     config.bn = ConfigDict(
         {
-            "momentum": 0.9,
-            "epsilon": 1e-5,
+            "momentum": 0.9,  # of the moving statistics: the share that stays in a step
+            "epsilon": 1e-5,  # added to variances
             "groups": 1,  # of images, each with its own statistics | 0: each device by its images
             "unbiased_moving": False,  # but with 1 group: n/(n-1) times the variance, as TF1
         }
@@ -173,7 +173,7 @@ def base(method: str = declaration.DEFAULT) -> ConfigDict:
             "kind": "nonlinear",  # nonlinear | linear | none (SimCLR) | mlp (most others)
             "layers": 3,  # nonlinear and mlp
             "hidden": 0,  # width of all layers but the last; 0: that of h
-            "dim": 128,
+            "dim": 128,  # of z, which the loss sees
             # Which layers of an mlp have a bias: hidden (all but the last) | last | all | none
             "bias": "hidden",
             # Which are normalised: hidden | all | all_plain (all; the last without scale and bias)
@@ -181,7 +181,13 @@ def base(method: str = declaration.DEFAULT) -> ConfigDict:
             "norm": "hidden",
         }
     )
-    config.loss = ConfigDict({"temperature": 0.1, "scale": "sum", "normalize": True})
+    config.loss = ConfigDict(
+        {
+            "temperature": 0.1,  # that similarities are divided by
+            "scale": "sum",  # of the two directions, as officially | mean, as the paper
+            "normalize": True,  # embeddings to length 1: similarities are cosines
+        }
+    )
     config.memory = ConfigDict(
         {
             "size": 0,  # negatives kept from earlier batches: 65536 in SimCLRv2 | 0: without
@@ -216,26 +222,26 @@ def base(method: str = declaration.DEFAULT) -> ConfigDict:
     config.optim = ConfigDict(
         {
             "name": "lars",
-            "base_lr": 0.3,
+            "base_lr": 0.3,  # of which lr_scaling makes the peak of the learning rate
             "lr_scaling": "linear",  # linear: base * batch/256 | sqrt: base * sqrt(batch) | none
             "momentum": 0.9,  # lars and sgd
             "nesterov": True,  # sgd: look ahead, as officially; what PyTorch calls SGD does not
             "rate_in_momentum": False,  # sgd: momentum of updates (TF2), or of gradients (TF1)
             "rate_after_momentum": False,  # lars: as BYOL; officially the momentum is of updates
-            "weight_decay": 1e-4,
+            "weight_decay": 1e-4,  # strength
             "decayed": "usual",  # what it acts on: usual (as optim/masks.py says) | all parameters
-            "warmup_epochs": 10.0,
+            "warmup_epochs": 10.0,  # in which the rate rises from 0 to its peak
             "rate_per": "step",  # after the warm-up the rate falls with each step | epoch
             "drops": "",  # not as a cosine but by drop_factor at these epochs, such as 120,160
-            "drop_factor": 0.1,
-            "trust_coefficient": 0.001,  # lars
+            "drop_factor": 0.1,  # that the rate is multiplied by at each of drops
+            "trust_coefficient": 0.001,  # lars: rate of a layer per its norm over its gradient's
             "adapt_classifier": False,  # lars: the classifier's rate too (the official notebook)
         }
     )
     config.train = ConfigDict(
         {
             "batch_size": 4096,  # source images in a step, over all devices
-            "epochs": 100.0,
+            "epochs": 100.0,  # length of the run; fractions are allowed
             "steps": placeholder(int),  # overrides epochs
             "dtype": "float32",  # what the encoder computes in
             # What gradients cross devices in: float32 (or what parameters are in) | bfloat16
@@ -245,8 +251,8 @@ def base(method: str = declaration.DEFAULT) -> ConfigDict:
             # Parts of a batch that pass one after the other, with whole groups of bn.groups: less
             # memory for a second forward pass, the same result. See docs/planning.md
             "accumulate": 1,
-            "steps_per_call": 1,  # steps scanned on the device between returns to Python; a last,
-            # shorter chunk is compiled apart
+            # Scanned on the device between returns to Python; a last, shorter chunk is compiled too
+            "steps_per_call": 1,
         }
     )
     config.init = ConfigDict(
@@ -257,20 +263,28 @@ def base(method: str = declaration.DEFAULT) -> ConfigDict:
     )
     config.eval = ConfigDict(
         {
-            "every_epochs": 10.0,
+            "every_epochs": 10.0,  # between evaluations on held-out images
             "probe": True,  # train a linear probe on the side, behind a stop-gradient
             "probe_tap": 0,  # on h: 0 | after layer k of the head: k | on z: -1
-            "knn": True,
-            "knn_k": 200,
-            "knn_temperature": 0.1,
+            "knn": True,  # score nearest neighbours of held-out images
+            "knn_k": 200,  # how many
+            "knn_temperature": 0.1,  # of the weights of their votes
             "compare": True,  # at the end, score raw pixels, untrained and trained encoder alike
             "few_labels": 10,  # labels per class of the small probe in that comparison
             "seen": False,  # score also images that init.run or the teacher may have trained on
         }
     )
-    config.log = ConfigDict({"every_steps": 100})
+    config.log = ConfigDict(
+        {
+            "every_steps": 100,  # between lines of metrics, each the mean since the one before
+        }
+    )
     config.checkpoint = ConfigDict(
-        {"every_steps": 1000, "keep": 3, "keep_period": placeholder(int)}
+        {
+            "every_steps": 1000,  # between saves
+            "keep": 3,  # the newest so many
+            "keep_period": placeholder(int),  # and for good each whose step is a multiple of this
+        }
     )
     if method != declaration.DEFAULT:
         _declared(config, method)

@@ -16,7 +16,7 @@ from absl import flags
 from PIL import Image
 
 import simclr_jax
-from simclr_jax import declaration, errors, fields, flag_kinds, recipes, validation
+from simclr_jax import command, declaration, errors, fields, flag_kinds, recipes, validation
 from simclr_jax.data import sources
 from simclr_jax.errors import UserError
 from simclr_jax.judging import linear_probe
@@ -24,10 +24,10 @@ from simclr_jax.planning import devices
 from simclr_jax.stages import labels
 
 PACKAGE = Path(simclr_jax.__file__).parent
-DOORS = ("main", "linear_probe", "transfer", "embed", "search", "report", "convert", "plan")
+DOORS = tuple(command.DOORS.values())
 
 PATHS = {
-    "main": ("workdir",),
+    "main": ("workdir", "data"),
     "linear_probe": ("checkpoint", "data", "data_dir", "labels", "cache"),
     "transfer": ("checkpoint", "data", "data_dir", "cache"),
     "embed": ("checkpoint", "out", "data", "data_dir", "cache"),
@@ -35,6 +35,8 @@ PATHS = {
     "report": ("checkpoint", "out"),
     "convert": ("source", "workdir"),
     "plan": ("json",),
+    "list_recipes": (),
+    "list_fields": (),
 }
 # Of each number what is good, and what is not beside what never is.
 NUMBERS = {
@@ -55,6 +57,8 @@ NUMBERS = {
     "report": {},
     "convert": {"image_size": ("1", "0"), "tap": ("0", "101")},
     "plan": {"devices": ("1", "0"), "images": ("0", "-1"), "classes": ("0", "-1")},
+    "list_recipes": {},
+    "list_fields": {},
 }
 # Text; what of it is made of numbers is read by a function of its own, below.
 TEXT = {
@@ -68,6 +72,8 @@ TEXT = {
     "report": (),
     "convert": ("dataset",),
     "plan": ("device", "device_memory"),
+    "list_recipes": (),
+    "list_fields": ("prefix",),
 }
 NEVER = ("nan", "inf", "-inf", "1e400", "-1", "9" * 400, "9" * 5000, "x", "", "0x1")
 
@@ -92,7 +98,7 @@ def flags_of(door):
 
 def test_all_doors_are_here():
     found = {path.stem for path in PACKAGE.glob("*.py") if "errors.run(main)" in path.read_text()}
-    assert found == {*DOORS}
+    assert found == {*DOORS}, "the table is command.DOORS"
 
 
 @pytest.mark.parametrize("door", DOORS)
@@ -165,9 +171,9 @@ def test_memory_is_an_amount(text):
 @pytest.mark.parametrize("equals", ["--config=", "-config="])
 def test_the_recipe_may_be_at_home(monkeypatch, equals):
     monkeypatch.setenv("HOME", "/h")
-    assert errors._at_home(f"{equals}~/a.py:width=2") == f"{equals}/h/a.py:width=2"
+    assert errors._with_recipe([f"{equals}~/a.py:width=2"]) == [f"{equals}/h/a.py:width=2"]
     for other in ("--config.data.path=~/a", "--workdir=~/config=x", "--config=a.py", "--config"):
-        assert errors._at_home(other) == other
+        assert errors._with_recipe([other]) == [other]
 
 
 # Recipes ------------------------------------------------------------------------------------------

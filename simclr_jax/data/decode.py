@@ -28,6 +28,7 @@ import numpy as np
 from ml_collections import ConfigDict
 from PIL import Image
 
+from simclr_jax import extras
 from simclr_jax.data import depth, formats
 from simclr_jax.data.depth import Depth
 from simclr_jax.data.formats import BadImage, remedy, suffixes
@@ -372,7 +373,7 @@ def _scaled_colour(
     except ImportError as error:
         raise UserError(
             f"data.white_level={white_level} needs OpenCV for colours of 16 bits, and it is not "
-            "installed: pip install 'simclr-jax[images]'"
+            f"installed: {extras.install('images')}"
         ) from error
     stored: Any = cv2.imdecode(np.frombuffer(encoded, np.uint8), cv2.IMREAD_UNCHANGED)
     if image.mode in ("RGB", "RGBA") and stored is not None and stored.dtype == np.uint16:

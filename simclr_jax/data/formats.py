@@ -10,6 +10,7 @@ from typing import IO
 
 from PIL import Image, UnidentifiedImageError, features
 
+from simclr_jax import extras
 from simclr_jax.errors import UserError
 
 # Formats that are read in the process, and the suffixes of their files. EPS, for one, is not among
@@ -29,7 +30,6 @@ SUFFIXES = {
 PART = {"WEBP": "webp", "AVIF": "avif", "JPEG2000": "jpg_2000"}  # of Pillow, which it may lack
 HEIF = "pillow_heif"  # the package that reads HEIC
 REMEDIES = {
-    "HEIF": "pip install 'simclr-jax[heic]'",
     "AVIF": "pip install 'pillow>=11.3'",
     "JPEG2000": "install a Pillow that is built with OpenJPEG",
     "WEBP": "install a Pillow that is built with libwebp",
@@ -80,8 +80,13 @@ def remedy(suffix: str) -> str:
     """Return what would make files of a suffix readable that are not; "" where nothing would."""
     for name, of_format in SUFFIXES.items():
         if suffix.lower() in of_format and name not in readable():
-            return REMEDIES[name]
+            return _install(name)
     return ""
+
+
+def _install(name: str) -> str:
+    """Return what makes a format readable that is not."""
+    return extras.install("heic") if name == "HEIF" else REMEDIES[name]
 
 
 def opened(file: IO[bytes], beginning: bytes) -> Image.Image:
@@ -153,7 +158,7 @@ def _what_it_is(encoded: bytes) -> str:
     kind = _kind(encoded)
     absent = {"HEIC": "HEIF", "AVIF": "AVIF", "JPEG 2000": "JPEG2000", "WebP": "WEBP"}.get(kind)
     if absent and absent not in readable():
-        return f"{kind}, which cannot be read here: {REMEDIES[absent]}"
+        return f"{kind}, which cannot be read here: {_install(absent)}"
     if kind:
         return f"{kind} with a header that is truncated, damaged or of a rare kind"
     for magic, name in FOREIGN:

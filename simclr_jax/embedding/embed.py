@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from ml_collections import ConfigDict
 
-from simclr_jax import files
+from simclr_jax import files, given_data
 from simclr_jax.data import sources
 from simclr_jax.data.sources import Source, Trained, Unseen
 from simclr_jax.data.sources.folder import Folder
@@ -141,7 +141,7 @@ def _about(
     first = next(iter(parts.values()))
     labelled = next((source for source in parts.values() if source.classes), first)
     data = options.data
-    layout, path = datasets.layout_of(data)
+    layout, path = given_data.layout_of(data)
     if data and Path(path).expanduser().exists():  # found again from any directory
         prefix = "" if layout == "auto" else f"{layout}:"
         data = f"{prefix}{_absolute(path)}"

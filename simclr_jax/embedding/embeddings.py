@@ -25,7 +25,7 @@ from typing import Any, NotRequired, TypedDict
 
 import numpy as np
 
-from simclr_jax import archives, documents, files
+from simclr_jax import archives, documents, extras, files
 from simclr_jax.closing import Closing
 from simclr_jax.documents import Unfit
 from simclr_jax.embedding import own
@@ -339,5 +339,7 @@ def pyarrow() -> Any:
         import pyarrow as pa
         import pyarrow.parquet
     except ImportError:
-        raise UserError("Parquet files need pyarrow: pip install pyarrow, or use .npz") from None
+        raise UserError(
+            f"Parquet files need pyarrow: {extras.install('parquet')}, or use .npz"
+        ) from None
     return pa

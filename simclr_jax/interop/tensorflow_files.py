@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 from etils import epath
 
-from simclr_jax import buckets, documents, files
+from simclr_jax import buckets, documents, extras, files
 from simclr_jax.errors import UserError, printable
 
 OBJECT_GRAPH = "_CHECKPOINTABLE_OBJECT_GRAPH"
@@ -173,7 +173,7 @@ def _reader(prefix: str) -> Any:
             raise
         raise UserError(
             "official checkpoints are read with TensorFlow, which is not installed: "
-            "pip install 'simclr-jax[tf]'"
+            f"{extras.install('tf')}"
         ) from None
     return _guarded(prefix, lambda: tf.train.load_checkpoint(prefix))
 

@@ -5,23 +5,17 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from etils import epath
 from ml_collections import ConfigDict
 
-from simclr_jax import recipes
+from simclr_jax import given_data, recipes
 from simclr_jax.data import sources
 from simclr_jax.data.sources import Opened, Source, Splits, Trained, Unseen, trained
 from simclr_jax.errors import UserError, choose
 from simclr_jax.stages import heritage
 
-HELP = (
-    "DIRECTORY (splits:DIRECTORY or classes:DIRECTORY where its subdirectories may be either), "
-    "FILE.npz, tfds:NAME or digits; the run's own data by default."
-)
-LAYOUTS = ("splits", "classes")  # what may stand before a directory
 REMEDY = "name other images by --data or --eval_split, or score these all the same by --seen"
 VALIDATION = ("validation", "valid", "val")  # what data sets call the split to choose by
 
@@ -31,7 +25,7 @@ class Wanted:
     """Which images a door was asked for; "" leaves it to the run's recipe or the data set.
 
     Attributes:
-      data: see `HELP`.
+      data: see `given_data.KINDS`.
       data_dir: where TFDS keeps its data sets.
       split: to learn from.
       eval_split: to be scored on.
@@ -192,7 +186,7 @@ def recipe_data(config: ConfigDict, wanted: Wanted) -> ConfigDict:
         if wanted.data:
             data.update({"name": "", "path": "", "split": "train", "eval_split": "test"})
             data.layout = "auto"
-            data.update(_parsed(wanted.data))
+            data.update(given_data.fields(wanted.data))
         if wanted.data_dir:
             if data.source != "tfds":
                 raise UserError(
@@ -216,29 +210,6 @@ def check_one_label(source: Source, what: str) -> None:
         raise UserError(f"the images have no labels, which {what} needs: give --data with labels")
     if source.multi_label:
         raise UserError(f"an image may have several labels here, {what} needs one each")
-
-
-def layout_of(data: str) -> tuple[str, str]:
-    """Return the layout that `--data` asks for and the path, as in `classes:DIRECTORY`."""
-    kind, colon, rest = data.partition(":")
-    if colon and kind in LAYOUTS:
-        return kind, rest
-    return "auto", data
-
-
-def _parsed(data: str) -> dict[str, Any]:
-    kind, colon, rest = data.partition(":")
-    if data == "digits" or kind == "digits":
-        return {"source": "digits", "name": rest or "placed"}
-    if kind == "tfds" and colon:
-        return {"source": "tfds", "name": rest}
-    layout, directory = layout_of(data)
-    path = Path(directory).expanduser()
-    if layout != "auto" or path.is_dir():
-        return {"source": "folder", "path": directory, "layout": layout}
-    if path.suffix == ".npz":
-        return {"source": "memory", "path": data}
-    raise UserError(f"--data={data} is no directory: give {HELP}")
 
 
 def _validation(wanted: Wanted, data: ConfigDict, found: Splits) -> str:

@@ -62,7 +62,7 @@ def run(
       checkpoint: a workdir, or `WORKDIR@STEP`.
       data_dir: where the data sets lie, see `transfer_sets.open_set`.
       sets: which of the protocol's, by name.
-      others: further ones, as `datasets.HELP` has them.
+      others: further ones, as `given_data.KINDS` has them.
       cache: where features are kept, see `linear_probe.Options`.
       seed: of the intervals, and of the validation images of `others`.
       max_bad_fraction: of unreadable images in a split; None is that of the run's recipe.

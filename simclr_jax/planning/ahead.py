@@ -1,6 +1,6 @@
 """What the TPU's own compiler says of a program, on a machine without a TPU.
 
-PyPI's `libtpu` (`pip install 'simclr-jax[plan]'`) holds the compiler; a description of a topology
+PyPI's `libtpu` (the extra `plan`) holds the compiler; a description of a topology
 stands in for the devices.
 """
 
@@ -18,6 +18,7 @@ import jax
 import numpy as np
 from jax.sharding import AxisType, Mesh
 
+from simclr_jax import extras
 from simclr_jax.errors import UserError
 from simclr_jax.parallel import AXIS
 from simclr_jax.planning import devices
@@ -76,7 +77,7 @@ def mesh(device: str, chips: int) -> Mesh:
     name, options = devices.topology(device, chips)
     if not available():
         raise UserError(
-            "libtpu is not installed: pip install 'simclr-jax[plan]', or leave --compile out"
+            f"libtpu is not installed: {extras.install('plan')}, or leave --compile out"
         )
     for name_of_setting, value in SETTINGS.items():
         os.environ.setdefault(name_of_setting, value)

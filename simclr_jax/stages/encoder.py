@@ -16,13 +16,14 @@ from ml_collections import ConfigDict, FrozenConfigDict
 
 from simclr_jax import parallel, recipes
 from simclr_jax.augment.resize import to_float
+from simclr_jax.data.decode import Rules
 from simclr_jax.errors import UserError, choose
 from simclr_jax.evaluate import features
 from simclr_jax.evaluate.logistic import Weights
 from simclr_jax.frame import modules
 from simclr_jax.models.inputs import COLOURED
 from simclr_jax.recipes import head_layers
-from simclr_jax.stages import build
+from simclr_jax.stages import build, in_hand
 from simclr_jax.stages.preprocessing import Preprocessing
 from simclr_jax.train import manifest
 from simclr_jax.train.saved import Saved
@@ -191,8 +192,9 @@ class Encoder:
         Args:
           images: uint8, uint16 (scaled by the run's `data.white_level`), or floats in [0, 1]: one
             image `[h, w]` or `[h, w, c]`, a batch `[n, h, w, c]`, or a sequence of images of any
-            sizes; c is 1 or 3. They are resized and cropped as at the run's evaluations. Take
-            nothing else off them: a mean and deviation (`model.input`) are the encoder's own.
+            sizes; c is 1 or 3. An image may also be the path of a file, or one of Pillow's. They
+            are resized and cropped as at the run's evaluations. Take nothing else off them: a mean
+            and deviation (`model.input`) are the encoder's own.
           tap: which vector, one of `taps`.
           batch_size: images in a forward pass, over all devices.
 
@@ -203,10 +205,12 @@ class Encoder:
           UserError: for an unknown tap, or something that is no image.
         """
         choose("tap", tap, self.taps)
-        several = isinstance(images, list | tuple) or (
-            np.ndim(images) not in (2, 3) and np.iterable(images)
-        )
-        views = [self.preprocessing(image) for image in (images if several else [images])]
+        several = not in_hand.is_one(images)
+        rules = Rules.of(self.config.data)
+        views = [
+            self.preprocessing(in_hand.pixels(image, rules))
+            for image in (images if several else [images])
+        ]
         if not views:
             raise UserError("there are no images to encode: give at least one")
         # Powers of 2, so that few sizes are compiled.

@@ -110,11 +110,13 @@ def test_suffixes_are_those_that_can_be_read_here(fresh, monkeypatch):
     monkeypatch.setattr(features, "get_supported", lambda: ["pil", "jpg", "zlib", "webp"])
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     assert decode.suffixes() == OLD
-    assert decode.remedy("HEIC") == "pip install 'simclr-jax[heic]'"
+    assert decode.remedy("HEIC") == "pip install 'pillow-heif>=0.18'"
     assert decode.remedy("avif") == "pip install 'pillow>=11.3'"
     assert "OpenJPEG" in decode.remedy("jp2") and decode.remedy("png") == ""
     heic = b"\0\0\0\x18ftypheic\0\0\0\0mif1heic" + bytes(40)
-    with pytest.raises(BadImage, match=r"HEIC, which cannot be read here: pip install 'simclr"):
+    with pytest.raises(
+        BadImage, match=r"HEIC, which cannot be read here: pip install 'pillow-heif"
+    ):
         decode.decode(heic)
     formats.readable.cache_clear()
     monkeypatch.setattr(features, "get_supported", lambda: ["pil", "webp", "avif", "jpg_2000"])

@@ -167,5 +167,5 @@ def test_a_checkpoint_of_another_program_is_refused(tmp_path):
 
 def test_without_tensorflow_the_remedy_is_named(saved, monkeypatch):
     monkeypatch.setitem(sys.modules, "tensorflow", None)
-    with pytest.raises(UserError, match=r"pip install 'simclr-jax\[tf\]'"):
+    with pytest.raises(UserError, match=r"pip install 'tensorflow<2.22,>=2.20' "):
         open_checkpoint(str(saved))

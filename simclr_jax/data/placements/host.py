@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from simclr_jax import extras
 from simclr_jax.augment import on_host
 from simclr_jax.augment.draws import Draws
 from simclr_jax.closing import Closing
@@ -141,7 +142,7 @@ def _tensorflow() -> Any:
     except ImportError as error:
         raise UserError(
             "augment.placement=host needs TensorFlow, which is not installed: "
-            "pip install 'simclr-jax[tf]'"
+            f"{extras.install('tf')}"
         ) from error
     tf.config.set_visible_devices([], "GPU")  # it would take the memory that JAX needs
     return tf

@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 
+from simclr_jax import extras
 from simclr_jax.closing import Closing
 from simclr_jax.data.placements import Loading, Request, blocks
 from simclr_jax.data.reader import ahead
@@ -110,7 +111,7 @@ def _opencv() -> Any:
     except ImportError as error:
         raise UserError(
             "augment.placement=split needs OpenCV, which is not installed: "
-            "pip install 'simclr-jax[images]'"
+            f"{extras.install('images')}"
         ) from error
     cv2.setNumThreads(0)  # the threads are ours
     return cv2

@@ -22,6 +22,7 @@ import numpy as np
 from etils import epath
 from ml_collections import ConfigDict
 
+from simclr_jax import extras
 from simclr_jax.data.decode import BadImage, Decoder, Rules
 from simclr_jax.data.read_ahead import ReadAhead
 from simclr_jax.data.sources.source import Split
@@ -172,7 +173,7 @@ def _import_tfds() -> Any:
             raise
         raise UserError(
             "TensorFlow Datasets is not installed, which data of the source tfds need: "
-            "pip install 'simclr-jax[tf]'"
+            f"{extras.install('tf')}"
         ) from None
     return tfds
 

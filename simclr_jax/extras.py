@@ -1,0 +1,24 @@
+"""How to install what is optional: the packages of an extra of pyproject.toml, by their own names.
+
+Nobody holds the name of this package at PyPI, so `pip install` of it with an extra could bring
+anybody's.
+"""
+
+from __future__ import annotations
+
+import re
+import shlex
+from importlib import metadata
+
+
+def install(extra: str) -> str:
+    """Return the command that installs the packages of an extra."""
+    try:
+        lines = metadata.requires("simclr-jax") or []
+    except metadata.PackageNotFoundError:  # a clone on PYTHONPATH
+        lines = []
+    asked = [re.fullmatch(rf"([^;]+);\s*extra\s*==\s*['\"]{extra}['\"]\s*", line) for line in lines]
+    packages = [shlex.quote(found[1].replace(" ", "")) for found in asked if found]
+    if not packages:
+        return f"pip install -e '.[{extra}]' in a clone of the repository"
+    return f"pip install {' '.join(packages)}"
