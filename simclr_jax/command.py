@@ -54,8 +54,7 @@ def main() -> int:
         said = completion.script(rest[0], flags_of_all(), shipped.names())
     else:
         return _refuse(name, rest)
-    print(said)
-    errors.flush()
+    errors.show(said)
     return 0
 
 

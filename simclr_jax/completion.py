@@ -28,7 +28,7 @@ _simclr() {{
   fi
   if [[ -n $flag ]]; then
     [[ $flag == --config ]] && words="{recipes}"
-    type compopt &>/dev/null && compopt -o filenames
+    compopt -o filenames 2>/dev/null  # which zsh does not have
     COMPREPLY=($(compgen -P "$prefix" -W "$words" -- "$word") $(compgen -P "$prefix" -f -- "$word"))
     return
   fi

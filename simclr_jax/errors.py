@@ -181,8 +181,7 @@ def run(main: Callable[[], int | None]) -> None:
     def parse(argv: list[str]) -> list[str]:
         logging.set_verbosity(logging.ERROR)
         if usage.HELP & {*argv[1:]}:
-            print(usage.text(door, usage.called(door)))
-            flush()
+            show(usage.text(door, usage.called(door)))
             sys.exit(0)
         try:
             given = getattr(door, "arguments", list)(argv)
@@ -335,6 +334,13 @@ def say(message: str) -> None:
     """Print what a user has to put right, if that can be printed."""
     with contextlib.suppress(OSError):
         print(f"error: {printable(message)}", file=sys.stderr, flush=True)
+
+
+def show(text: str) -> None:
+    """Print what was asked for; that its reader has gone away is no mistake."""
+    with contextlib.suppress(BrokenPipeError):
+        print(text, flush=True)
+    flush()
 
 
 def flush() -> None:
