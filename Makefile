@@ -4,6 +4,7 @@
 # make test-release  what only a release needs: bare installs, every recording, disks full anywhere
 # make parity        compare with every recording of the official code, a line for each
 # make lint types    what CI checks besides
+# make wheel         what could be published, in dist/: a wheel and its source, checked
 # PYTHON=python3.12 make test   takes another interpreter
 
 PYTHON ?= python3
@@ -13,6 +14,7 @@ BIN := $(VENV)/bin
 MADE := $(VENV)/.python-$(VERSION)
 CORE := $(VENV)/.core
 ALL := $(VENV)/.all
+RELEASE := $(VENV)/.release
 # One more than cores: a test of a door waits for processes that start.
 WORKERS ?= $(shell echo $$(( $$(getconf _NPROCESSORS_ONLN) + 1 )))
 SHELL_SCRIPTS := launch/common.sh $(shell grep -l '^\#!.*bash' launch/*)
@@ -25,7 +27,7 @@ unexport PYTHONDONTWRITEBYTECODE
 # Both precisions: JAX has one in a process.
 BOTH = $(PYTEST) $(1) && JAX_ENABLE_X64=1 $(PYTEST) $(1)
 
-.PHONY: quickstart test test-all test-release parity lint types clean
+.PHONY: quickstart test test-all test-release parity lint types wheel clean
 
 quickstart: $(CORE)
 	$(BIN)/python -m simclr_jax.main --config=configs/digits.py
@@ -54,8 +56,14 @@ lint: $(ALL)
 types: $(ALL)
 	$(BIN)/mypy
 
+# The wheel is built from the unpacked source distribution: nothing that lies about gets into it.
+wheel: $(RELEASE)
+	rm -rf dist
+	$(BIN)/python -m build --outdir dist
+	$(BIN)/python -m twine check --strict dist/*
+
 clean:
-	rm -rf $(VENV) build *.egg-info .pytest_cache .mypy_cache .ruff_cache
+	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache
 
 # An environment of another interpreter is replaced.
 $(MADE):
@@ -69,3 +77,7 @@ $(CORE): $(MADE) pyproject.toml
 $(ALL): $(MADE) pyproject.toml requirements.txt
 	$(BIN)/python -m pip install -q --no-compile -r requirements.txt -e '.[images,tf,heic,dev]'
 	touch $(CORE) $@
+
+$(RELEASE): $(CORE)
+	$(BIN)/python -m pip install -q -e '.[release]'
+	touch $@

@@ -20,7 +20,7 @@ pytestmark = pytest.mark.release
 ROOT = Path(__file__).parents[2]
 EXTRAS = ("", "images", "tf", "parquet", "images,tf,gcs,parquet")
 SHORT = (
-    "--config=configs/digits.py",
+    "--config=digits",
     "--config.train.steps=20",
     "--config.optim.warmup_epochs=0.5",
     "--config.train.batch_size=64",
@@ -48,19 +48,26 @@ def run(*command, cwd):
     return done.stdout + done.stderr
 
 
-def installed(python, extras, folder):
-    """Make an environment, install a copy of the project there, return its interpreter and home."""
+def installed(python, extras, folder, editable=False):
+    """Make an environment, install a copy of the project there.
+
+    Returns:
+      Its interpreter, and a directory in which nothing of the project is.
+    """
     source = folder / "source"
     for part in ("simclr_jax", "configs"):
         unwanted = shutil.ignore_patterns("__pycache__")
         shutil.copytree(ROOT / part, source / part, ignore=unwanted)
-    for part in ("pyproject.toml", "README.md"):
+    for part in ("pyproject.toml", "setup.py", "README.md", "LICENSE"):
         shutil.copy(ROOT / part, source)
+    home = folder / "home"
+    home.mkdir()
     run(python, "-m", "venv", folder / "venv", cwd=folder)
     own = str(folder / "venv" / "bin" / "python")
-    run(own, "-m", "pip", "install", "-q", f".[{extras}]" if extras else ".", cwd=source)
+    wanted = f".[{extras}]" if extras else "."
+    run(own, "-m", "pip", "install", "-q", *["-e"] * editable, wanted, cwd=source)
     run(own, "-m", "pip", "check", cwd=source)
-    return own, source
+    return own, home
 
 
 # Every Python with the core, and every set of extras with this Python.
@@ -69,21 +76,33 @@ MATRIX = [(p, e) for p, e in itertools.product(pythons(), EXTRAS) if not e or p 
 
 @pytest.mark.parametrize("python, extras", MATRIX)
 def test_a_bare_install_trains_judges_and_reports(python, extras, tmp_path):
-    own, source = installed(python, extras, tmp_path)
+    own, home = installed(python, extras, tmp_path)
     workdir, checkpoint = (f"--{flag}={tmp_path / 'run'}" for flag in ("workdir", "checkpoint"))
-    said = run(own, "-m", "simclr_jax.main", *SHORT, workdir, cwd=source)
+    said = run(own, "-m", "simclr_jax.main", *SHORT, workdir, cwd=home)
     assert "pretrained encoder" in said and "untrained encoder" in said
-    said = run(own, "-m", "simclr_jax.linear_probe", checkpoint, "--solver=knn", cwd=source)
+    said = run(own, "-m", "simclr_jax.linear_probe", checkpoint, "--solver=knn", cwd=home)
     assert "top-1" in said
-    run(own, "-m", "simclr_jax.report", checkpoint, cwd=source)
+    run(Path(own).parent / "simclr", "report", checkpoint, cwd=home)
     assert list(tmp_path.rglob("report*.html"))
 
 
+def test_an_editable_install_reads_the_recipes_of_the_clone(tmp_path):
+    own, home = installed(sys.executable, "", tmp_path, editable=True)
+    assert f"in {tmp_path / 'source' / 'configs'}" in run(
+        own, "-m", "simclr_jax", "recipes", cwd=home
+    )
+    recipe = tmp_path / "source" / "configs" / "digits.py"
+    recipe.write_text(recipe.read_text().replace("base_lr = 12.0", "base_lr = 7.5"))
+    said = run(own, "-m", "simclr_jax", "fields", "digits", "--prefix=optim.base_lr", cwd=home)
+    assert "optim.base_lr=7.5" in said
+    run(own, "-c", "import simclr_jax.configs.imagenet", cwd=home)
+
+
 def test_a_door_without_its_extra_names_it(tmp_path):
-    own, source = installed(sys.executable, "", tmp_path)
+    own, home = installed(sys.executable, "", tmp_path)
     command = (own, "-m", "simclr_jax.main", "--config=configs/imagenet.py")
     done = subprocess.run(
-        [*command, f"--workdir={tmp_path / 'run'}"], cwd=source, capture_output=True, text=True
+        [*command, f"--workdir={tmp_path / 'run'}"], cwd=home, capture_output=True, text=True
     )
     assert done.returncode == 1 and "pip install 'tensorflow" in done.stderr
     assert len(done.stderr.strip().splitlines()) == 1, done.stderr
