@@ -327,7 +327,9 @@ def _explain_field(text: str, path: str) -> str:
         hint = nearest(said, re.findall(r"'(\w+)':", present))
     else:
         said, hint = text.strip("\"'"), ""
-    return f'recipe "{path}" has no field "{said}"{hint}: simclr_jax/recipes.py lists them'
+    return (
+        f'recipe "{path}" has no field "{said}"{hint}: `simclr fields` lists them, from recipes.py'
+    )
 
 
 def say(message: str) -> None:

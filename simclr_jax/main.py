@@ -67,7 +67,11 @@ def arguments(argv: list[str]) -> list[str]:
     data = errors.argument(argv, "data")
     if not data or errors.argument(argv, "config"):
         return argv
-    return [argv[0], f"--config={given_data.recipe(flag_kinds.at_home(data))}", *argv[1:]]
+    try:
+        recipe = given_data.recipe(flag_kinds.at_home(data))
+    except ValueError:  # the flag says it itself
+        return argv
+    return [argv[0], f"--config={recipe}", *argv[1:]]
 
 
 def main() -> int:

@@ -57,6 +57,7 @@ def test_a_recipe_is_trained_on_other_images(tmp_path, images):
 MISTAKES = {
     "no recipe for it": (["--data=tfds:cifar10"], ["tfds:cifar10", "--config"]),
     "no such folder": (["--data=nowhere"], ["--data=nowhere", "DIRECTORY"]),
+    "home of nobody": (["--data=~zz/x"], ["--data=~zz/x", "no home of ~zz"]),
     "two paths": (
         ["--data=digits", "--config.data.path=x"],
         ["--data and --config.data.path", "leave one out"],
