@@ -95,7 +95,6 @@ def test_an_editable_install_reads_the_recipes_of_the_clone(tmp_path):
     recipe.write_text(recipe.read_text().replace("base_lr = 12.0", "base_lr = 7.5"))
     said = run(own, "-m", "simclr_jax", "fields", "digits", "--prefix=optim.base_lr", cwd=home)
     assert "optim.base_lr=7.5" in said
-    run(own, "-c", "import simclr_jax.configs.imagenet", cwd=home)
 
 
 def test_a_door_without_its_extra_names_it(tmp_path):
