@@ -120,9 +120,8 @@ def test_without_a_size_of_images_one_has_to_be_given():
 @x64
 def test_they_pass_by_themselves_after_the_others_on_eight_devices_as_on_one(small):
     """Statistics are of the pass: the averages move by global crops, and then by local ones."""
-    config = smallest.recipe(
-        "simclr" + smallest.LOCAL, train__dtype="float64", bn__groups=1, train__steps=2
-    )
+    fields = {"train__dtype": "float64", "bn__groups": 1, "memory__size": 0, "train__steps": 2}
+    config = smallest.recipe("simclr" + smallest.LOCAL, **fields)
     states, metrics = toys.both(config, steps=2)
     stage, _ = tiny.make_stage(config, 1)
     assert stage.views_per_image == 5
