@@ -101,11 +101,8 @@ def _contrast(
     itself = partner[:, None] == jnp.arange(logits[0][0].shape[1])  # [r, N]
 
     def cross_entropy(crop: int, target: int) -> jax.Array:
-        to_target, to_rest, to_kept = (
-            logits[crop][target],
-            logits[crop][1 - target],
-            logits[crop][2:],
-        )
+        to_each, to_kept = logits[crop][:2], logits[crop][2:]
+        to_target, to_rest = to_each[target], to_each[1 - target]
         among = [to_target, jnp.where(itself, -jnp.inf, to_rest)]  # [r, N] each
         if to_kept:
             number = fixed["kept"]
