@@ -7,6 +7,8 @@ Losses: info_nce (the default), decoupled, decoupled_weighted, debiased, hard_ne
 nt_logistic; docs/methods.md has their formulas. Choose one here rather than by
 `--config.contrastive.loss`: the recipe then has a temperature for it, or none.
 
+`local=6`, with commas, adds 6 local crops to each image (multi-crop, docs/methods.md).
+
 `cifar10` has the constants of the programs named, without a fall of the rate, or with a loss that
 none of them has those of configs/cifar10.py. Published, top-1 of a linear classifier in %; we have
 run none of these:
@@ -39,7 +41,7 @@ PUBLISHED = {
 
 
 def get_config(arg=""):
-    a = recipes.arguments(arg, cifar10=False, loss="info_nce")
+    a = recipes.arguments(arg, cifar10=False, loss="info_nce", local=0)
     choose("argument loss of the recipe", a.loss, contrastive.LOSSES)
     c = recipes.base("contrastive")
     c.contrastive.loss = a.loss
@@ -48,16 +50,19 @@ def get_config(arg=""):
         recipes.on_cifar10(c)
         if a.loss in PUBLISHED:
             published(c, a.loss)
+            recipes.local_crops(c, a.local)
             return c.lock()
         c.head.layers, c.head.dim = 3, 128
         c.optim.base_lr, c.optim.weight_decay = 1.0, 1e-4
         if tempered:
             c.loss.temperature = 0.5
+        recipes.local_crops(c, a.local)
         return c.lock()
     recipes.on_digits(c)
     c.head.dim, c.optim.base_lr = 64, 3.0
     if tempered:
         c.loss.temperature = 0.5 if "tau_plus" in contrastive.LOSSES[a.loss].reads else 0.2
+    recipes.local_crops(c, a.local, area=(0.3, 0.5))
     return c.lock()
 
 

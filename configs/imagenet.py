@@ -16,6 +16,7 @@ published. Data: docs/imagenet.md. Arguments, with commas, as in
 | `small_batch=512` | rate 0.075 * sqrt(batch) | with `paper,epochs=100`: 63.8 (256: 62.8) |
 | `one_gpu` | batch 4096 in 8 parts, OpenCV crops on the host | none: its resize is OpenCV's |
 | `official=tf1`, `=tf2` | what that program does otherwise | docs/fidelity.md |
+| `local=6` | multi-crop: 6 local crops of 96 pixels too (docs/methods.md) | none |
 
 We have run none of these: no ImageNet was at hand. `one_gpu` asks for a card of 80 GB: its batch of
 4096 passes in parts of 512 images, which make groups of batch normalisation, and is planned to need
@@ -28,7 +29,7 @@ from simclr_jax import recipes
 
 def get_config(arg=""):
     a = recipes.arguments(
-        arg, width=1, epochs=0, small_batch=0, paper=False, one_gpu=False, official=""
+        arg, width=1, epochs=0, small_batch=0, paper=False, one_gpu=False, official="", local=0
     )
     c = recipes.base()
     c.data.source, c.data.name, c.data.eval_split = "tfds", "imagenet2012", "validation"
@@ -60,4 +61,5 @@ def get_config(arg=""):
         c.train.epochs = float(a.epochs)
     if a.official:
         recipes.official(c, a.official)
+    recipes.local_crops(c, a.local)
     return c.lock()

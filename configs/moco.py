@@ -10,6 +10,7 @@
 | `v1` | ResNet-50, 200 epochs | linear 60.6 (paper, table 1; official README: 60.8) |
 | `v2` | two layers, stronger views, cosine | linear 67.5 (v2 paper, table 1; README: 67.5) |
 | `v2,epochs=800` | | linear 71.1 (v2 paper, table 2) |
+| `local=6`, with others | 6 local crops an image more as queries (docs/methods.md) | none |
 
 These are published; we have run none of them. With `cifar10` 400 and 800 epochs gave 86.3 and 88.7.
 The digits, seed 0: kNN 28.1 %, probe of all labels 42.8 % (untrained: kNN 8.6), 450 steps, 2 CPU
@@ -22,7 +23,7 @@ from simclr_jax.methods import moco
 
 
 def get_config(arg=""):
-    a = recipes.arguments(arg, cifar10=False, v1=False, v2=False, epochs=0)
+    a = recipes.arguments(arg, cifar10=False, v1=False, v2=False, epochs=0, local=0)
     if a.cifar10 + a.v1 + a.v2 > 1:
         raise UserError(f'argument "{arg}" of the recipe: give one of cifar10, v1 and v2')
     c = recipes.base("moco")
@@ -54,4 +55,6 @@ def get_config(arg=""):
         c.optim.nesterov, c.optim.decayed, c.optim.rate_per = True, "usual", "step"
     if a.epochs:
         c.train.epochs = float(a.epochs)
+    digits = not (a.cifar10 or a.v1 or a.v2)
+    recipes.local_crops(c, a.local, area=(0.3, 0.5) if digits else None)
     return c.lock()

@@ -22,6 +22,8 @@ from ml_collections import ConfigDict
 from simclr_jax.errors import UserError, choose, printable
 
 HOME = "simclr_jax.methods"
+LOCAL = "local"  # the group of views that are local crops, see `losses/multi_crop.py`
+TWO_AND_LOCAL = {"views": (2, 2), LOCAL: (0, None)}  # views of a method that can use them
 DEFAULT = "simclr"  # of recipes that name no method, and of runs older than the field
 
 

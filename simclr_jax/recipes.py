@@ -378,6 +378,50 @@ def on_imagenet(config: ConfigDict) -> None:
     config.log.every_steps, config.checkpoint.every_steps = 100, 625
 
 
+def local_crops(
+    config: ConfigDict, number: int, size: int = 0, area: tuple[float, float] | None = None
+) -> None:
+    """Add local crops (multi-crop): small views of parts of an image, which look for the others.
+
+    They are made as the first view, and are the views `local` of the group `local`. As published,
+    the other views show no smaller parts of an image than the largest of theirs: `area_min` is
+    raised to that. Call it last, once sizes and crops of the recipe are set.
+
+    Args:
+      config: a recipe of a method that can use them; changed in place.
+      number: local crops of an image; 0: none.
+      size: their side in pixels. 0: 3/7 of that of the others, or 9/16 up to 64 pixels.
+      area: smallest and largest share of the image's area. None: 0.05 to 0.14, with 96 of 224
+        pixels (SwAV, arXiv 2006.09882); up to 64 pixels 0.3 to 0.75, with 18 of 32 (PAWS on
+        CIFAR-10, facebookresearch/suncet `src/data_manager.py`).
+
+    Raises:
+      UserError: if no size is given, and the recipe leaves that of the others open.
+    """
+    side, views = config.data.image_size, config.augment.views
+    with config.unlocked():
+        if declaration.LOCAL in views:
+            del views[declaration.LOCAL]
+        if not number:
+            return
+        if side is None and not size:
+            raise UserError(
+                "data.image_size is left open, so the size of local crops does not follow from it: "
+                "give recipes.local_crops a size"
+            )
+        few = (side or size) <= 64
+        low, high = area or ((0.3, 0.75) if few else (0.05, 0.14))
+        local = copied(views.first)
+        local.group, local.copies, local.crop = declaration.LOCAL, number, True
+        local.size = size or round(side * (9 / 16 if few else 3 / 7))
+        local.area_min, local.area_max = low, high
+        if config.augment.crop_law == "height":  # others read no such limit
+            local.min_object_covered = min(local.min_object_covered, low)
+        for view in views.values():
+            view.area_min = max(view.area_min, high)
+        views[declaration.LOCAL] = local
+
+
 def crop_and_flip(config: ConfigDict) -> None:
     """Leave one view, of crop and flip alone, as for labelled images (official `data_util.py`)."""
     with config.unlocked():

@@ -140,6 +140,17 @@ def _check_placement(c: ConfigDict) -> None:
     placement, grid = c.augment.placement, c.augment.grid
     usual = recipes.view().min_object_covered
     for name, policy in c.augment.views.items():
+        if (
+            policy.crop
+            and c.augment.crop_law == "height"
+            and policy.area_max < policy.min_object_covered
+        ):
+            raise UserError(
+                f"augment.views.{name}.area_max is {policy.area_max}, below its "
+                f"min_object_covered={policy.min_object_covered}, which no crop would reach, so "
+                "that all were the whole image: set "
+                f"--config.augment.views.{name}.min_object_covered={policy.area_min}"
+            )
         if c.augment.crop_law != "height" and policy.min_object_covered != usual:
             raise UserError(
                 f"augment.views.{name}.min_object_covered is {policy.min_object_covered}, but "
@@ -228,7 +239,24 @@ def _check_method(c: ConfigDict, known: dict) -> None:
                 f"augment.views has {count} view(s) of the group {group}, method {c.method} looks "
                 f"at {wanted}: set so many"
             )
+    _check_local(c)
     method.check(c)
+
+
+def _check_local(c: ConfigDict) -> None:
+    """Check that local crops are smaller than the views that they look for."""
+    views = c.augment.views.items()
+    sides = {name: c.data.image_size if view.size is None else view.size for name, view in views}
+    local = [name for name, view in views if view.group == declaration.LOCAL]
+    others = [side for name, side in sides.items() if name not in local and side is not None]
+    for name in local:
+        side = sides[name]
+        if side is not None and others and side >= min(others):
+            raise UserError(
+                f"augment.views.{name}.size is {side}, but local crops are smaller than the other "
+                f"views, which have {min(others)} pixels: set "
+                f"--config.augment.views.{name}.size={max(1, round(3 / 7 * min(others)))}, say"
+            )
 
 
 def _counted(c: ConfigDict) -> dict[str, int]:

@@ -12,11 +12,14 @@ import pytest
 from frame import toys
 from train import tiny
 
-from simclr_jax import declaration, validation
+from simclr_jax import declaration, recipes, validation
 from simclr_jax.errors import UserError
 from simclr_jax.stages import pretrain
 
 METHODS = declaration.known()
+LOCAL = " with local crops"  # after the name of a method that can use them: it is asked so too
+WITH_LOCAL = tuple(m + LOCAL for m in METHODS if declaration.LOCAL in declaration.find(m).views)
+CASES = (*METHODS, *WITH_LOCAL)
 GROUPS = 8  # of normalisation, of two images each: as many as there are devices
 
 COMMON: dict[str, Any] = {"bn__groups": GROUPS}
@@ -40,9 +43,12 @@ SMALL: dict[str, dict[str, Any]] = {
 }
 
 
-def recipe(method: str, **fields):
-    """Return the smallest recipe of a method, with other `fields`; fail if it is none."""
+def recipe(case: str, **fields):
+    """Return the smallest recipe of one of `CASES`, with other `fields`; fail if it is none."""
+    method, local = case.removesuffix(LOCAL), case.endswith(LOCAL)
     c = toys.recipe(method, **{**COMMON, **SMALL.get(method, {}), **fields})
+    if local:
+        recipes.local_crops(c, 3, size=5, area=(0.2, 0.5))
     try:
         validation.validate(c, 1)
         pretrain.check(c, tiny.timetable(c), tiny.sorted_images())

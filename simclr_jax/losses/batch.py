@@ -22,31 +22,41 @@ class Views(NamedTuple):
         is moved as an anchor *and* as everybody else's positive or negative. Without that the
         gradient is wrong by half.
       row: int32 `[n]`, the place of this device's images among those of all.
+      local: arrays `[n, d]`: local crops of the images of this device, which ask and are no
+        candidates.
     """
 
     own: list[jax.Array]
     everyone: list[jax.Array]
     row: jax.Array
+    local: Sequence[jax.Array] = ()
 
 
-def gather(views: Sequence[jax.Array], *, normalize: bool, axis_name: str | None) -> Views:
+def gather(
+    views: Sequence[jax.Array],
+    *,
+    normalize: bool,
+    axis_name: str | None,
+    local: Sequence[jax.Array] = (),
+) -> Views:
     """Return the embeddings of all devices beside those of this one.
 
     Args:
       views: `[n, d]` each, of the same images.
       normalize: scale them to length 1 first.
       axis_name: mesh axis over which the global batch is spread; None if this is all of it.
+      local: `[n, d]` each, likewise, which stay on this device.
     """
-    chex.assert_equal_shape(views)
+    chex.assert_equal_shape([*views, *local])
     wide = jnp.promote_types(views[0].dtype, jnp.float32)
-    own = [view.astype(wide) for view in views]
+    own, asking = ([view.astype(wide) for view in some] for some in (views, local))
     if normalize:
-        own = [l2_normalize(view) for view in own]
+        own, asking = ([l2_normalize(view) for view in some] for some in (own, asking))
     row = jnp.arange(len(own[0]))
     if axis_name is None:
-        return Views(own, own, row)
+        return Views(own, own, row, asking)
     first = lax.axis_index(axis_name) * len(row)
-    return Views(own, lax.all_gather(own, axis_name, tiled=True), first + row)
+    return Views(own, lax.all_gather(own, axis_name, tiled=True), first + row, asking)
 
 
 def of_everyone(rows: jax.Array, axis_name: str | None) -> jax.Array:

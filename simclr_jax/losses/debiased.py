@@ -8,6 +8,7 @@ ones more. Sources: chingyaoc/DCL `main.py: train`, joshr17/HCL `image/main.py: 
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
@@ -25,6 +26,7 @@ def debiased(
     scale: str = "mean",
     normalize: bool = True,
     weights: jax.Array | None = None,
+    local: Sequence[jax.Array] = (),
     axis_name: str | None = None,
     at_once: int | None = None,
 ) -> tuple[jax.Array, dict[str, jax.Array]]:
@@ -53,6 +55,8 @@ def debiased(
       normalize: compare by cosine rather than by inner product; the codes do so in their networks.
       weights: `[n]` weight of each image's loss; the mean is over images of nonzero weight. None
         weighs all equally.
+      local: `[n, d]` each, local crops of the same images, which ask for both views as
+        `multi_crop.py` says.
       axis_name: mesh axis over which the global batch is spread; None if this is all of it.
       at_once: images whose views are compared with all others at a time; None decides by size.
 
@@ -64,7 +68,7 @@ def debiased(
     Raises:
       ValueError: if the global batch has one image.
     """
-    z = batch.gather((z1, z2), normalize=normalize, axis_name=axis_name)
+    z = batch.gather((z1, z2), normalize=normalize, axis_name=axis_name, local=local)
     numbers = {"temperature": temperature, "tau_plus": tau_plus, "beta": beta}
     compared = two_views.compare(_of_anchors, z, numbers, temperature=temperature, at_once=at_once)
     return two_views.result(compared, scale=scale, weights=weights, axis_name=axis_name)

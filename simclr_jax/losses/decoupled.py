@@ -7,6 +7,7 @@ raminnakhli/Decoupled-Contrastive-Learning `loss/dcl.py`, its classes DCL and DC
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
@@ -25,6 +26,7 @@ def decoupled(
     both_directions: bool = True,
     added_to_own: float = -math.inf,
     weights: jax.Array | None = None,
+    local: Sequence[jax.Array] = (),
     axis_name: str | None = None,
     at_once: int | None = None,
 ) -> tuple[jax.Array, dict[str, jax.Array]]:
@@ -40,7 +42,8 @@ def decoupled(
       sigma: None is DCL, w = 1. With a number it is DCLW: w_i = 2 - N exp(s_i/sigma) / sum_j
         exp(s_j/sigma), of the similarities of all N pairs of the global batch; 0.5 in the paper.
         Images far from their partners weigh more, those near to them may weigh less than 0. The
-        weight carries gradient, as in the public code.
+        weight carries gradient, as in the public code. The N pairs of a local crop with one view
+        are weighed among themselves.
       scale: "sum" adds the mean loss of first views to that of second views, as that code's
         training does; "mean" is half of it.
       normalize: compare by cosine rather than by inner product; that code leaves it to its network.
@@ -50,6 +53,8 @@ def decoupled(
         100 to -3.6, among the others, and they are negatives after all; here they never are.
       weights: `[n]` weight of each image's loss; the mean is over images of nonzero weight. None
         weighs all equally.
+      local: `[n, d]` each, local crops of the same images, which ask for both views as
+        `multi_crop.py` says.
       axis_name: mesh axis over which the global batch is spread; None if this is all of it.
       at_once: images whose views are compared with all others at a time; None decides by size.
 
@@ -61,7 +66,7 @@ def decoupled(
     Raises:
       ValueError: if the global batch has one image.
     """
-    z = batch.gather((z1, z2), normalize=normalize, axis_name=axis_name)
+    z = batch.gather((z1, z2), normalize=normalize, axis_name=axis_name, local=local)
 
     def spread(anchors: two_views.Anchors, temperature: float | jax.Array) -> jax.Array:
         logits = anchors.everyone / temperature
@@ -79,8 +84,21 @@ def decoupled(
     if sigma is not None:
         attraction *= _weights(z, sigma)
     views = [of_view - attraction for of_view in compared.views]
+
+    def attracted(crop: jax.Array, target: jax.Array) -> jax.Array:
+        positive = jnp.sum(crop * target, axis=1)  # [n]
+        weight = 1 if sigma is None else _among(positive, z.row, sigma, axis_name)
+        return weight * positive / temperature
+
+    pairs = [(crop, target) for crop in z.local for target in z.own]
+    local = [
+        of_pair - attracted(*pair) for of_pair, pair in zip(compared.local, pairs, strict=True)
+    ]
     return two_views.result(
-        compared._replace(views=views), scale=scale, weights=weights, axis_name=axis_name
+        compared._replace(views=views, local=local),
+        scale=scale,
+        weights=weights,
+        axis_name=axis_name,
     )
 
 
@@ -101,3 +119,9 @@ def _weights(z: batch.Views, sigma: float) -> jax.Array:
     """Return DCLW's weight of each of this device's images, `[n]`; the mean over all is 1."""
     of_all = jnp.sum(z.everyone[0] * z.everyone[1], axis=1)  # [N]
     return 2 - len(of_all) * jax.nn.softmax(of_all / sigma)[z.row]
+
+
+def _among(positive: jax.Array, row: jax.Array, sigma: float, axis_name: str | None) -> jax.Array:
+    """Return likewise the weights of pairs of a local crop and a target of these similarities."""
+    of_all = batch.of_everyone(positive, axis_name)  # [N]
+    return 2 - len(of_all) * jax.nn.softmax(of_all / sigma)[row]

@@ -6,6 +6,7 @@ The authors published no code; the loss is that of the paper's equation 4.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import chex
 import jax
@@ -14,7 +15,7 @@ import optax
 from jax import lax
 
 from simclr_jax.errors import choose
-from simclr_jax.losses import batch, tiles, two_views
+from simclr_jax.losses import batch, multi_crop, tiles, two_views
 
 OVER = ("candidates", "contexts")
 
@@ -26,6 +27,7 @@ def info_nce(
     temperature: float | jax.Array,
     normalize: bool = True,
     weights: jax.Array | None = None,
+    local: Sequence[jax.Array] = (),
     axis_name: str | None = None,
     at_once: int | None = None,
 ) -> tuple[jax.Array, dict[str, jax.Array]]:
@@ -41,22 +43,27 @@ def info_nce(
       normalize: compare by cosine rather than by inner product.
       weights: `[n]` weight of each image's loss; the mean is over images of nonzero weight. None
         weighs all equally.
+      local: `[n, d]` each, local crops of the same images: more queries of the same keys. The loss
+        is the mean over all queries.
       axis_name: mesh axis over which the global batch is spread; None if this is all of it.
       at_once: queries that are compared with all keys at a time; None decides by their size.
 
     Returns:
       loss: scalar; the sum over devices is the loss of the global batch.
-      metrics: shares in the same sense: `loss_mean` (the same number), `contrast_accuracy` (how
-        often a query's own key is the nearest) and `contrast_entropy` (nats, of the softmax).
+      metrics: shares in the same sense: `loss_mean` (the same number), and of `q` alone
+        `contrast_accuracy` (how often a query's own key is the nearest) and `contrast_entropy`
+        (nats, of the softmax).
     """
     chex.assert_equal_shape((q, k))
-    queries = batch.gather((q,), normalize=normalize, axis_name=None).own
+    queries = batch.gather((q, *local), normalize=normalize, axis_name=None).own
     keys = batch.gather((k,), normalize=normalize, axis_name=axis_name)
 
     def of_rows(similarities, rows, fixed, temperature):
-        [[found]] = similarities  # [r, N]
-        losses = optax.softmax_cross_entropy_with_integer_labels(found / temperature, rows)
-        return losses, two_views.found(found, rows, temperature)
+        of_queries = [
+            optax.softmax_cross_entropy_with_integer_labels(found / temperature, rows)
+            for (found,) in similarities  # [r, N] each
+        ]
+        return multi_crop.mean(of_queries), two_views.found(similarities[0][0], rows, temperature)
 
     losses, told = tiles.by_rows(
         of_rows, queries, keys.everyone, [], keys.row, {}, temperature, at_once

@@ -6,6 +6,8 @@ negatives of a batch are joined is open, so three readings are here.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import jax
 
 from simclr_jax.errors import choose
@@ -21,6 +23,7 @@ def margin_loss(
     scale: str = "mean",
     normalize: bool = True,
     weights: jax.Array | None = None,
+    local: Sequence[jax.Array] = (),
     axis_name: str | None = None,
     at_once: int | None = None,
 ) -> tuple[jax.Array, dict[str, jax.Array]]:
@@ -37,6 +40,8 @@ def margin_loss(
       normalize: compare by cosine, as in the paper, rather than by inner product.
       weights: `[n]` weight of each image's loss; the mean is over images of nonzero weight. None
         weighs all equally.
+      local: `[n, d]` each, local crops of the same images, which ask for both views as
+        `multi_crop.py` says.
       axis_name: mesh axis over which the global batch is spread; None if this is all of it.
       at_once: images whose views are compared with all others at a time; None decides by size.
 
@@ -50,7 +55,7 @@ def margin_loss(
       ValueError: if the global batch has one image.
     """
     choose("negatives of the margin loss", negatives, two_views.NEGATIVES)
-    z = batch.gather((z1, z2), normalize=normalize, axis_name=axis_name)
+    z = batch.gather((z1, z2), normalize=normalize, axis_name=axis_name, local=local)
 
     def of_anchors(anchors: two_views.Anchors, margin: float | jax.Array) -> jax.Array:
         def of(negative: jax.Array, positive: jax.Array) -> jax.Array:

@@ -7,6 +7,7 @@ negatives of a batch are joined is open, so three readings are here.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import jax
 
@@ -24,6 +25,7 @@ def nt_logistic(
     scale: str = "mean",
     normalize: bool = True,
     weights: jax.Array | None = None,
+    local: Sequence[jax.Array] = (),
     axis_name: str | None = None,
     at_once: int | None = None,
 ) -> tuple[jax.Array, dict[str, jax.Array]]:
@@ -44,6 +46,8 @@ def nt_logistic(
       normalize: compare by cosine, as in the paper, rather than by inner product.
       weights: `[n]` weight of each image's loss; the mean is over images of nonzero weight. None
         weighs all equally.
+      local: `[n, d]` each, local crops of the same images, which ask for both views as
+        `multi_crop.py` says.
       axis_name: mesh axis over which the global batch is spread; None if this is all of it.
       at_once: images whose views are compared with all others at a time; None decides by size.
 
@@ -60,7 +64,7 @@ def nt_logistic(
     choose("negatives of NT-Logistic", negatives, two_views.NEGATIVES)
     if (margin is not None) is not (negatives == "semi_hard"):
         raise ValueError(f"margin is {margin} with {negatives} negatives: semi_hard alone has one")
-    z = batch.gather((z1, z2), normalize=normalize, axis_name=axis_name)
+    z = batch.gather((z1, z2), normalize=normalize, axis_name=axis_name, local=local)
 
     def of_anchors(anchors: two_views.Anchors, numbers: tuple) -> jax.Array:
         temperature, margin = numbers

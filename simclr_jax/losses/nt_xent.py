@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import jax
 import jax.numpy as jnp
 import optax
 
 from simclr_jax.errors import choose
-from simclr_jax.losses import batch, tiles, two_views
+from simclr_jax.losses import batch, multi_crop, tiles, two_views
 
 NO_IMAGE = -1  # in place of the number of an image
 
@@ -22,6 +24,7 @@ def nt_xent(
     weights: jax.Array | None = None,
     example: jax.Array | None = None,
     memory: tuple[jax.Array, jax.Array] | None = None,
+    local: Sequence[jax.Array] = (),
     axis_name: str | None = None,
     at_once: int | None = None,
 ) -> tuple[jax.Array, dict[str, jax.Array]]:
@@ -44,6 +47,9 @@ def nt_xent(
       memory: more negatives, the same on every device: embeddings `[K, d]`, of length 1 if
         `normalize`, and the number of the image that each is of, int `[K]`, `NO_IMAGE` for none.
         An image is no negative of itself. They carry no gradient.
+      local: `[n, d]` each, local crops of the same images. Each must find either view of its image
+        among that one and the views of all other images. The loss is then the mean over all pairs
+        of a crop and the view it is to find (`multi_crop.py`), or by the scale "sum" twice that.
       axis_name: mesh axis over which the global batch is spread; None if this is all of it.
       at_once: images whose views are compared with all others at a time; n or more holds matrices
         `[n, 2N + K]`, fewer hold tiles of them. None decides by their size (`tiles.rows_at_once`).
@@ -55,7 +61,7 @@ def nt_xent(
         and `contrast_entropy` (nats, of a first view's softmax over all second views).
     """
     choose("loss scale", scale, two_views.SCALES)
-    z = batch.gather((z1, z2), normalize=normalize, axis_name=axis_name)
+    z = batch.gather((z1, z2), normalize=normalize, axis_name=axis_name, local=local)
     rows, kept, fixed = {"partner": z.row}, [], {}
     if memory is not None:
         if example is None:
@@ -63,7 +69,7 @@ def nt_xent(
         kept, rows["example"] = [memory[0].astype(z.own[0].dtype)], example
         fixed["kept"] = memory[1]
     losses, told = tiles.by_rows(
-        _contrast, z.own, z.everyone, kept, rows, fixed, temperature, at_once
+        _contrast, [*z.own, *z.local], z.everyone, kept, rows, fixed, temperature, at_once
     )
     total = batch.mean(losses, weights, axis_name=axis_name)
     metrics = two_views.metrics(total / 2, told, axis_name=axis_name)
@@ -76,26 +82,28 @@ def _contrast(
     fixed: dict[str, jax.Array],
     temperature: float | jax.Array,
 ) -> tuple[jax.Array, dict[str, jax.Array]]:
-    """Compare the two views of some images with all views.
+    """Compare the two views of some images, and their local crops, with all views.
 
     Args:
-      similarities: of first and of second views, each with all first views, all second ones
-        `[r, N]`, and with a memory those kept `[r, K]`.
+      similarities: of first and second views and of local crops, each with all first views, all
+        second ones `[r, N]`, and with a memory those kept `[r, K]`.
       rows: of the images: `partner` `[r]`, with a memory `example` `[r]`.
       fixed: with a memory `kept` `[K]`, the number of each kept image.
       temperature: divides the similarities.
 
     Returns:
-      For each image, `[r]`: the losses of both views, added, and what `two_views.found` tells of
+      For each image, `[r]`: the losses of both views, added (with local crops twice the mean over
+      all pairs), and what `two_views.found` tells of
       the first view among all second ones.
     """
     partner = rows["partner"]
     logits = [[some / temperature for some in of_view] for of_view in similarities]
     itself = partner[:, None] == jnp.arange(logits[0][0].shape[1])  # [r, N]
 
-    def cross_entropy(view: int) -> jax.Array:
-        to_same, to_other, *to_kept = logits[view][view], logits[view][1 - view], *logits[view][2:]
-        among = [to_other, jnp.where(itself, -jnp.inf, to_same)]  # [r, N] each
+    def cross_entropy(crop: int, target: int) -> jax.Array:
+        to_each, to_kept = logits[crop][:2], logits[crop][2:]
+        to_target, to_rest = to_each[target], to_each[1 - target]
+        among = [to_target, jnp.where(itself, -jnp.inf, to_rest)]  # [r, N] each
         if to_kept:
             number = fixed["kept"]
             negative = (number != NO_IMAGE) & (number != rows["example"][:, None])  # [r, K]
@@ -104,5 +112,5 @@ def _contrast(
             jnp.concatenate(among, axis=1), partner
         )
 
-    losses = cross_entropy(0) + cross_entropy(1)
+    losses = multi_crop.both([cross_entropy(*pair) for pair in multi_crop.pairs(len(logits))])
     return losses, two_views.found(similarities[0][1], partner, temperature)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 
 import jax
@@ -25,6 +26,7 @@ def supervised_contrastive(
     positives: jax.Array | None = None,
     example: jax.Array | None = None,
     normalize: bool = True,
+    local: Sequence[jax.Array] = (),
     axis_name: str | None = None,
     at_once: int | None = None,
 ) -> tuple[jax.Array, dict[str, jax.Array]]:
@@ -55,13 +57,16 @@ def supervised_contrastive(
         `mask`, of which row i lists the columns.
       example: int `[n]`, the number of each image, not negative; needed with `positives`.
       normalize: compare by cosine rather than by inner product.
+      local: `[n, d]` each, local crops of the same images: more anchors, whichever `anchors` are.
+        The candidates of a local crop are all views, and no local ones; the views of its own image
+        are positives like those of its class.
       axis_name: mesh axis over which the global batch is spread; None if this is all of it.
       at_once: images whose views are compared with all at a time (`tiles.by_rows`).
 
     Returns:
       loss: scalar; the sum over devices is the mean over all anchors of the global batch.
       metrics: shares in the same sense: `contrast_accuracy`, how often the nearest of all other
-        views is a positive.
+        views is a positive, of anchors that are no local crops.
 
     Raises:
       UserError: if `anchors` is not known.
@@ -70,7 +75,7 @@ def supervised_contrastive(
     choose("anchors of the loss", anchors, ANCHORS)
     if positives is not None and (labels is not None or example is None):
         raise ValueError("positives stand in place of labels, and need `example`")
-    z = batch.gather(views, normalize=normalize, axis_name=axis_name)
+    z = batch.gather(views, normalize=normalize, axis_name=axis_name, local=local)
     rows = {"row": z.row}
     if positives is not None and example is not None:
         rows["wanted"], offered = positives, example
@@ -79,8 +84,9 @@ def supervised_contrastive(
         rows["label"] = offered
     fixed = {"offered": batch.of_everyone(offered, axis_name)}
     used = z.own if anchors == "all" else z.own[:1]
+    contrast = functools.partial(_contrast, len(used))
     losses, found = tiles.by_rows(
-        _contrast, used, z.everyone, [], rows, fixed, temperature, at_once
+        contrast, [*used, *z.local], z.everyone, [], rows, fixed, temperature, at_once
     )
     loss = batch.mean(losses, axis_name=axis_name) * temperature / base_temperature
     metrics = {"contrast_accuracy": batch.mean(found, axis_name=axis_name)}
@@ -88,6 +94,7 @@ def supervised_contrastive(
 
 
 def _contrast(
+    whole: int,
     similarities: tiles.Similarities,
     rows: dict[str, jax.Array],
     fixed: dict[str, jax.Array],
@@ -96,7 +103,8 @@ def _contrast(
     """Return, for some images `[r]`, means over their anchors: the loss, the nearest is a positive.
 
     Args:
-      similarities: of each view that is an anchor, with all views `[r, N]`.
+      whole: anchors that are views, in their order; those that follow are local crops.
+      similarities: of each anchor with all views `[r, N]`.
       rows: of the images: `row` `[r]`, and `label` `[r]` or `wanted` `[r, k]`.
       fixed: `offered` `[N]`, of all images labels, or numbers that may be wanted.
       temperature: divides the similarities.
@@ -115,7 +123,10 @@ def _contrast(
     losses, found = [], []
     for view, of_view in enumerate(similarities):
         logits = candidates.side_by_side(of_view) / temperature  # [r, v N]
-        itself = candidates.itself(row, view, images, views)
+        if view < whole:
+            itself = candidates.itself(row, view, images, views)
+        else:
+            itself = jnp.zeros_like(friends)
         among = jnp.where(itself, -jnp.inf, logits)
         positive = friends & ~itself
         count = jnp.sum(positive, axis=1)
@@ -123,4 +134,4 @@ def _contrast(
         losses.append(jnp.where(count > 0, jax.nn.logsumexp(among, axis=1) - mean, 0))
         nearest = jnp.argmax(among, axis=1, keepdims=True)
         found.append(jnp.take_along_axis(positive, nearest, axis=1)[:, 0])
-    return jnp.mean(jnp.stack(losses), axis=0), jnp.mean(jnp.stack(found), axis=0)
+    return jnp.mean(jnp.stack(losses), axis=0), jnp.mean(jnp.stack(found[:whole]), axis=0)

@@ -1,12 +1,13 @@
 """What losses of two views share: an anchor, its partner, and the views of all other images.
 
 Each of the 2N views of a batch is an anchor in turn. Its partner is the other view of its image;
-the 2N - 2 views of other images are its negatives.
+the 2N - 2 views of other images are its negatives. Local crops are anchors too, twice each: with
+either view of their image for a partner, and the same negatives (`multi_crop.py`).
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -14,7 +15,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from simclr_jax.errors import choose
-from simclr_jax.losses import batch, tiles
+from simclr_jax.losses import batch, multi_crop, tiles
 
 SCALES = ("sum", "mean")
 NEGATIVES = ("sum", "mean", "semi_hard")  # of which of its negatives an anchor's loss is made
@@ -26,7 +27,8 @@ class Anchors(NamedTuple):
     Attributes:
       positive: `[r]`, with their partners.
       everyone: `[r, 2N]`, with all first views, then all second views.
-      own: bool `[r, 2N]`, which two of them are of the anchor's image: itself and its partner.
+      own: bool `[r, 2N]`, which two of them are of the anchor's image: itself and its partner, of
+        a local crop both partners.
     """
 
     positive: jax.Array
@@ -40,10 +42,13 @@ class Compared(NamedTuple):
     Attributes:
       views: what a loss is of each group of anchors, `[n]` each: of first views, of second ones.
       told: by name what is told beside the loss, `[n]` each.
+      local: what a loss is of the pairs of each local crop with first views, then with second ones,
+        `[n]` each, one crop after the other.
     """
 
     views: list[jax.Array]
     told: dict[str, jax.Array]
+    local: Sequence[jax.Array] = ()
 
 
 def negatives(images: int) -> int:
@@ -76,7 +81,7 @@ def compare(
 
     Args:
       function: from `Anchors` of r rows and from `numbers` to `[r]`.
-      z: two views of each image.
+      z: two views of each image, and its local crops.
       numbers: of Python, or arrays, which carry gradient.
       temperature: of the softmax whose entropy is told; None: no entropy is.
       only_first: only first views are anchors.
@@ -91,20 +96,22 @@ def compare(
         numbers, temperature = numbers
         itself = rows[:, None] == jnp.arange(similarities[0][0].shape[1])  # [r, N]
         own = jnp.concatenate([itself, itself], axis=1)
-        views = [
-            function(
-                Anchors(
-                    positive=jnp.sum(jnp.where(itself, of_view[1 - view], 0), axis=1),
-                    everyone=jnp.concatenate(of_view, axis=1),
-                    own=own,
-                ),
-                numbers,
-            )
-            for view, of_view in enumerate(similarities)
-        ]
-        return Compared(views, found(similarities[0][1], rows, temperature))
 
-    anchors = z.own[:1] if only_first else z.own
+        def of_pair(anchor: int, target: int) -> jax.Array:
+            of_anchor = similarities[anchor]
+            anchors = Anchors(
+                positive=jnp.sum(jnp.where(itself, of_anchor[target], 0), axis=1),
+                everyone=jnp.concatenate(of_anchor, axis=1),
+                own=own,
+            )
+            return function(anchors, numbers)
+
+        views = [of_pair(view, 1 - view) for view in range(count)]
+        local = [of_pair(crop, t) for crop in range(count, len(similarities)) for t in (0, 1)]
+        return Compared(views, found(similarities[0][1], rows, temperature), local)
+
+    count = 1 if only_first else 2
+    anchors = [*z.own[:count], *z.local]
     return tiles.by_rows(
         of_rows, anchors, z.everyone, [], z.row, {}, (numbers, temperature), at_once
     )
@@ -143,9 +150,9 @@ def result(
     """Return this device's share of a loss and of its metrics.
 
     Args:
-      compared: with the losses of all anchors in `views`.
+      compared: with the losses of all anchors in `views`, and of pairs of local crops in `local`.
       scale: "sum" adds the mean loss of first views to that of second views; "mean" is the mean
-        over all of them.
+        over all of them. With local crops it is the mean over all pairs, or twice that.
       weights: `[n]` of the images; None weighs all equally.
       axis_name: mesh axis over which the global batch is spread; None if this is all of it.
 
@@ -153,7 +160,10 @@ def result(
       The loss, and as metrics `loss_mean` (by the scale "mean") and the means of what was told.
     """
     choose("loss scale", scale, SCALES)
-    of_images = jnp.sum(jnp.stack(compared.views), axis=0)  # [n]
+    if compared.local:
+        of_images = multi_crop.both([*compared.views, *compared.local])  # [n]
+    else:
+        of_images = jnp.sum(jnp.stack(compared.views), axis=0)
     total = batch.mean(of_images, weights, axis_name=axis_name)
     mean = total / len(compared.views)
     told = metrics(mean, compared.told, axis_name=axis_name)

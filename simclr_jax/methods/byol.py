@@ -14,13 +14,14 @@ import jax
 import jax.numpy as jnp
 from ml_collections import ConfigDict
 
-from simclr_jax.declaration import Chart, Declaration, Field
+from simclr_jax.declaration import TWO_AND_LOCAL, Chart, Declaration, Field
 from simclr_jax.errors import UserError
-from simclr_jax.frame import modules
+from simclr_jax.frame import local_crops, modules
 from simclr_jax.frame.average import Average
 from simclr_jax.frame.keys import Keys
 from simclr_jax.frame.method import Method, Setting, Views
 from simclr_jax.frame.net import Averages, Net, apart, project
+from simclr_jax.losses import multi_crop
 from simclr_jax.losses.byol import regression
 from simclr_jax.train.stage import Batch, Extra, Metrics, Outputs
 
@@ -49,6 +50,7 @@ def check(config: ConfigDict) -> None:
 
 DECLARATION = Declaration(
     title="BYOL",
+    views=TWO_AND_LOCAL,
     recipe=recipe,
     reads=("head",),
     check=check,
@@ -80,6 +82,7 @@ def make(config: ConfigDict, setting: Setting) -> Method:
         return {
             "taps": taps[0],  # of first views, as officially
             "prediction": [net("predictor", tap[-1][:, 0])[-1] for tap in taps],  # [n, dim]
+            **local_crops.asking(net, views, "predictor"),
         }
 
     def watch(averages: Averages, views: Views, extra: Extra, batch: Batch, keys: Keys) -> Outputs:
@@ -89,9 +92,14 @@ def make(config: ConfigDict, setting: Setting) -> Method:
     def loss(
         outputs: Outputs, extra: Extra, keys: Keys, axis_name: str
     ) -> tuple[jax.Array, Metrics]:
-        (p1, p2), (z1, z2) = outputs["prediction"], outputs["target"]
-        total = regression(p1, z2, axis_name=axis_name) + regression(p2, z1, axis_name=axis_name)
-        return total, {"target_momentum": tau(keys.step) / jax.lax.axis_size(axis_name)}
+        p, z = [*outputs["prediction"], *local_crops.of(outputs)], outputs["target"]
+        terms = [
+            regression(p[crop], z[target], axis_name=axis_name)
+            for crop, target in multi_crop.pairs(len(p))
+        ]
+        return multi_crop.both(terms), {
+            "target_momentum": tau(keys.step) / jax.lax.axis_size(axis_name)
+        }
 
     return Method(
         forward=forward,

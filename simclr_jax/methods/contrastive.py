@@ -9,15 +9,16 @@ of the first one; where one direction is wanted, `losses.info_nce` is it.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax
 from ml_collections import ConfigDict
 
 from simclr_jax import recipes
-from simclr_jax.declaration import Chart, Declaration, Field
+from simclr_jax.declaration import TWO_AND_LOCAL, Chart, Declaration, Field
 from simclr_jax.errors import UserError
+from simclr_jax.frame import local_crops
 from simclr_jax.frame.keys import Keys
 from simclr_jax.frame.method import Method, Setting, Views
 from simclr_jax.frame.net import Net, by_view, project
@@ -32,7 +33,7 @@ class Choice(NamedTuple):
     """A loss that may be chosen.
 
     Attributes:
-      loss: `(z1, z2, *, scale, axis_name, **settings)` to this device's share and metrics.
+      loss: `(z1, z2, *, local, scale, axis_name, **settings)` to this device's share and metrics.
       reads: names of the settings: `temperature`, which is `loss.temperature`, and fields of the
         group.
       chance: from images of a global batch, scale and settings to the loss of an encoder that has
@@ -47,11 +48,21 @@ class Choice(NamedTuple):
 
 
 def both_directions(
-    z1: jax.Array, z2: jax.Array, *, temperature: float, scale: str, axis_name: str | None
+    z1: jax.Array,
+    z2: jax.Array,
+    *,
+    temperature: float,
+    scale: str,
+    axis_name: str | None,
+    local: Sequence[jax.Array] = (),
 ) -> tuple[jax.Array, Metrics]:
-    """Return InfoNCE from first views to second ones and back: the sum, or the mean of the two."""
-    there, told = info_nce.info_nce(z1, z2, temperature=temperature, axis_name=axis_name)
-    back, other = info_nce.info_nce(z2, z1, temperature=temperature, axis_name=axis_name)
+    """Return InfoNCE from first views to second ones and back: the sum, or the mean of the two.
+
+    Local crops ask in both directions.
+    """
+    how: dict[str, Any] = {"temperature": temperature, "local": local, "axis_name": axis_name}
+    there, told = info_nce.info_nce(z1, z2, **how)
+    back, other = info_nce.info_nce(z2, z1, **how)
     mean = (told["loss_mean"] + other["loss_mean"]) / 2
     return (there + back) * two_views.times(scale) / 2, told | {"loss_mean": mean}
 
@@ -178,6 +189,7 @@ def floor(config: ConfigDict) -> float:
 
 DECLARATION = Declaration(
     title="Contrastive",
+    views=TWO_AND_LOCAL,
     recipe=recipe,
     reads=("head", "loss.temperature", "loss.scale"),
     check=check,
@@ -227,12 +239,13 @@ def make(config: ConfigDict, setting: Setting) -> Method:
 
     def forward(net: Net, views: Views, extra: Extra, batch: Batch, keys: Keys) -> Outputs:
         taps = project(net, views["views"])  # [n, 2, d] each, both views in one forward pass
-        return {"taps": taps, "z": taps[-1]}
+        return {"taps": taps, "z": taps[-1], **local_crops.asking(net, views)}
 
     def loss(
         outputs: Outputs, extra: Extra, keys: Keys, axis_name: str
     ) -> tuple[jax.Array, Metrics]:
-        return share(*by_view(outputs["z"]), scale=scale, axis_name=axis_name, **how)
+        local = local_crops.of(outputs)
+        return share(*by_view(outputs["z"]), local=local, scale=scale, axis_name=axis_name, **how)
 
     return Method(
         forward=forward,

@@ -6,6 +6,9 @@ looks at the queue before the batch's keys enter it; the queue starts with rando
 image's own older keys are negatives. There the average moves before the keys are made, towards
 parameters that the step before has updated; here at the end of that step, which is the same.
 
+Local crops, if there are any, are more queries of the same keys, and never keys themselves, as in
+facebookresearch/asym-siam `moco/builder.py`, which weighs them otherwise.
+
 Each network is normalised by groups of images (`bn.groups`, there one on each device); those of the
 keys are shuffled, so that statistics do not tell which images go together. With one group there is
 nothing to shuffle.
@@ -20,8 +23,9 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from simclr_jax import declaration
-from simclr_jax.declaration import Chart, Declaration, Field
+from simclr_jax.declaration import TWO_AND_LOCAL, Chart, Declaration, Field
 from simclr_jax.errors import UserError
+from simclr_jax.frame import local_crops
 from simclr_jax.frame.average import Average
 from simclr_jax.frame.keys import Keys
 from simclr_jax.frame.method import Method, Setting, Views
@@ -113,6 +117,7 @@ KEY_FOUND = Chart("Key found", {"contrast_accuracy": "key found"}, True, FOUND)
 
 DECLARATION = Declaration(
     title="MoCo",
+    views=TWO_AND_LOCAL,
     recipe=recipe,
     reads=("head", "loss.temperature"),
     check=check,
@@ -131,7 +136,7 @@ def make(config: ConfigDict, setting: Setting) -> Method:
 
     def forward(net: Net, views: Views, extra: Extra, batch: Batch, keys: Keys) -> Outputs:
         taps = project(net, views["views"][:, :1])  # [n, 1, d] each
-        return {"taps": taps, "query": taps[-1][:, 0]}
+        return {"taps": taps, "query": taps[-1][:, 0], **local_crops.asking(net, views)}
 
     def watch(averages: Averages, views: Views, extra: Extra, batch: Batch, keys: Keys) -> Outputs:
         group = None
@@ -148,6 +153,7 @@ def make(config: ConfigDict, setting: Setting) -> Method:
             outputs["key"],
             extra["queue"],
             temperature=config.loss.temperature,
+            local=local_crops.of(outputs),
             axis_name=axis_name,
         )
 

@@ -17,7 +17,8 @@ import jax
 import numpy as np
 from ml_collections import ConfigDict
 
-from simclr_jax.declaration import Chart, Declaration
+from simclr_jax.declaration import TWO_AND_LOCAL, Chart, Declaration
+from simclr_jax.frame import local_crops
 from simclr_jax.frame.average import Average
 from simclr_jax.frame.keys import Keys
 from simclr_jax.frame.method import Method, Setting, Views
@@ -76,6 +77,7 @@ def check(config: ConfigDict) -> None:
 
 DECLARATION = Declaration(
     title="SimCLR",
+    views=TWO_AND_LOCAL,
     reads=("loss", "memory", "head"),
     check=check,
     chance=chance,
@@ -93,7 +95,7 @@ def make(config: ConfigDict, setting: Setting) -> Method:
 
     def forward(net: Net, views: Views, extra: Extra, batch: Batch, keys: Keys) -> Outputs:
         taps = project(net, views["views"])  # [n, 2, d] each, both views in one forward pass
-        return {"taps": taps, "z": taps[-1]}
+        return {"taps": taps, "z": taps[-1], **local_crops.asking(net, views)}
 
     def watch(averages: Averages, views: Views, extra: Extra, batch: Batch, keys: Keys) -> Outputs:
         second = views["views"][:, 1:]  # [n, 1, h, w, c]
@@ -110,6 +112,7 @@ def make(config: ConfigDict, setting: Setting) -> Method:
             normalize=c.normalize,
             example=outputs["kept"]["example"] if size else None,
             memory=(extra["queue"]["z"], extra["queue"]["example"]) if size else None,
+            local=local_crops.of(outputs),
             axis_name=axis_name,
         )
 

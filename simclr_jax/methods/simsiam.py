@@ -13,12 +13,13 @@ import jax.numpy as jnp
 import optax
 from ml_collections import ConfigDict
 
-from simclr_jax.declaration import Declaration, Field
+from simclr_jax.declaration import TWO_AND_LOCAL, Declaration, Field
 from simclr_jax.errors import UserError
-from simclr_jax.frame import modules
+from simclr_jax.frame import local_crops, modules
 from simclr_jax.frame.keys import Keys
 from simclr_jax.frame.method import Method, Setting, Views
 from simclr_jax.frame.net import Net, apart, project
+from simclr_jax.losses import multi_crop
 from simclr_jax.losses.simsiam import negative_cosine
 from simclr_jax.recipes import head_layers
 from simclr_jax.train.stage import Batch, Extra, Metrics, Outputs
@@ -50,6 +51,7 @@ def check(config: ConfigDict) -> None:
 
 DECLARATION = Declaration(
     title="SimSiam",
+    views=TWO_AND_LOCAL,
     recipe=recipe,
     reads=("head",),
     check=check,
@@ -75,14 +77,18 @@ def make(config: ConfigDict, setting: Setting) -> Method:
             "taps": [jnp.concatenate(layer, axis=1) for layer in zip(*taps, strict=True)],
             "z": z,
             "prediction": [net("predictor", one)[-1] for one in z],
+            **local_crops.asking(net, views, "predictor"),
         }
 
     def loss(
         outputs: Outputs, extra: Extra, keys: Keys, axis_name: str
     ) -> tuple[jax.Array, Metrics]:
-        (p1, p2), (z1, z2) = outputs["prediction"], outputs["z"]
-        to_second = negative_cosine(p1, z2, axis_name=axis_name)
-        return (to_second + negative_cosine(p2, z1, axis_name=axis_name)) / 2, {}
+        p, z = [*outputs["prediction"], *local_crops.of(outputs)], outputs["z"]
+        terms = [
+            negative_cosine(p[crop], z[target], axis_name=axis_name)
+            for crop, target in multi_crop.pairs(len(p))
+        ]
+        return multi_crop.both(terms) / 2, {}
 
     return Method(
         forward=forward,

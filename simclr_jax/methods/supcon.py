@@ -12,7 +12,8 @@ import math
 import jax
 from ml_collections import ConfigDict
 
-from simclr_jax.declaration import Chart, Declaration, Field
+from simclr_jax.declaration import LOCAL, Chart, Declaration, Field
+from simclr_jax.frame import local_crops
 from simclr_jax.frame.keys import Keys
 from simclr_jax.frame.method import Method, Setting, Views
 from simclr_jax.frame.net import Net, by_view, project
@@ -39,15 +40,23 @@ def recipe(config: ConfigDict) -> None:
 
 
 def chance(config: ConfigDict) -> float:
-    """Return the loss of embeddings that are all equal, whatever the labels are."""
-    views = sum(view.copies for view in config.augment.views.values())
+    """Return the loss of embeddings that are all equal, whatever the labels are.
+
+    A local crop is no candidate, so it has one more of them than a view.
+    """
+    policies = config.augment.views.values()
+    local = sum(view.copies for view in policies if view.group == LOCAL)
+    views = sum(view.copies for view in policies) - local
+    whole = views if config.supcon.anchors == "all" else 1
     scale = config.loss.temperature / config.supcon.base_temperature
-    return scale * math.log(views * config.train.batch_size - 1)
+    candidates = views * config.train.batch_size
+    of_views, of_local = math.log(candidates - 1), math.log(candidates)
+    return scale * (whole * of_views + local * of_local) / (whole + local)
 
 
 DECLARATION = Declaration(
     title="Supervised contrastive",
-    views={"views": (2, None)},
+    views={"views": (2, None), LOCAL: (0, None)},
     recipe=recipe,
     reads=("head", "loss.temperature"),
     labels=True,
@@ -78,7 +87,8 @@ def make(config: ConfigDict, setting: Setting) -> Method:
 
     def forward(net: Net, views: Views, extra: Extra, batch: Batch, keys: Keys) -> Outputs:
         taps = project(net, views["views"])  # [n, v, d] each, all views in one forward pass
-        return {"taps": taps, "z": taps[-1], "label": batch["label"]}
+        local = local_crops.asking(net, views)
+        return {"taps": taps, "z": taps[-1], "label": batch["label"], **local}
 
     def loss(
         outputs: Outputs, extra: Extra, keys: Keys, axis_name: str
@@ -89,6 +99,7 @@ def make(config: ConfigDict, setting: Setting) -> Method:
             temperature=config.loss.temperature,
             base_temperature=config.supcon.base_temperature,
             anchors=config.supcon.anchors,
+            local=local_crops.of(outputs),
             axis_name=axis_name,
         )
         # Not `contrast_accuracy`, of which more may be too much: here it is what is wanted.

@@ -20,6 +20,7 @@ from simclr_jax.planning.described import Case
 from simclr_jax.planning.devices import GIB
 from simclr_jax.planning.footprint import GPU, TPU, Footprint, Rules
 from simclr_jax.planning.program import nbytes
+from simclr_jax.stages import build
 from simclr_jax.tables import table
 from simclr_jax.train.stage import TrainState
 
@@ -248,8 +249,8 @@ def report(case: Case, asked: Asked, plan: dict[str, Any], compiled: Compiled | 
     views = case.images * case.views
     held = (asked.memory or device.memory) / GIB
     lines = [
-        f"network   ResNet-{c.model.depth} x {c.model.width:g}, views of {c.data.image_size} "
-        f"pixels, {c.train.dtype}, remat {c.train.remat}",
+        f"network   ResNet-{c.model.depth} x {c.model.width:g}, views of {_sides(c)} pixels, "
+        f"{c.train.dtype}, remat {c.train.remat}",
         f"devices   {asked.count} x {asked.device}, {held:g} GiB each, {asked.room / GIB:.1f} of "
         "them for a program",
         f"batch     {c.train.batch_size} images, {case.images} ({views} views) on a device"
@@ -268,6 +269,17 @@ def report(case: Case, asked: Asked, plan: dict[str, Any], compiled: Compiled | 
         _choices_table(asked, plan),
     ]
     return "\n".join(lines)
+
+
+def _sides(c: ConfigDict) -> str:
+    """Return the sides of views, with how many there are of each where they differ."""
+    counts: dict[int, int] = {}
+    for policies in build.policies(c).values():
+        for policy in policies:
+            counts[policy.size] = counts.get(policy.size, 0) + 1
+    if len(counts) == 1:
+        return str(*counts)
+    return " and ".join(f"{side} ({counts[side]})" for side in sorted(counts, reverse=True))
 
 
 def _accessed(compiled: Compiled | None, views: int, parts: int) -> list[str]:

@@ -1,6 +1,7 @@
 """Every method alike: on eight devices as on one, in parts as at once, the probe watching only.
 
-None is known here by name; `smallest.py` has their smallest recipes.
+Those that can use local crops are asked with them too. None is known here by name; `smallest.py`
+has their smallest recipes.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ from simclr_jax.train.step import make_step
 
 pytestmark = pytest.mark.x64
 
+LOCAL = [pytest.param(case, marks=pytest.mark.slow) for case in smallest.WITH_LOCAL]
 PARTS = 2  # of a batch, of half of its normalisation groups each
 CLOSE = 1e-9  # rounding of float64, after three steps
 
@@ -69,7 +71,7 @@ def moved(before, after):
 
 
 @pytest.mark.slow  # of methods that have a test of their own of this, `make test` runs that one
-@pytest.mark.parametrize("method", smallest.METHODS)
+@pytest.mark.parametrize("method", smallest.CASES)
 def test_eight_devices_do_what_one_does(method):
     """With as many normalisation groups on either: states, what is kept beside them, metrics."""
     want = on_one(method)
@@ -94,7 +96,7 @@ def refusal(method):
     return None
 
 
-@pytest.mark.parametrize("method", smallest.METHODS)
+@pytest.mark.parametrize("method", smallest.CASES)
 def test_a_batch_in_parts_is_refused_in_one_line_or_is_to_be_exact(method):
     """It names the field and what to set; methods that are not refused are compared below."""
     said = refusal(method)
@@ -104,14 +106,14 @@ def test_a_batch_in_parts_is_refused_in_one_line_or_is_to_be_exact(method):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("method", smallest.METHODS)
+@pytest.mark.parametrize("method", smallest.CASES)
 def test_a_batch_in_parts_is_the_batch_at_once(method):
     if said := refusal(method):
         pytest.skip(f"refused: {said}")
     compare(toys.run(recipe(method, train__accumulate=PARTS), 1), on_one(method))
 
 
-@pytest.mark.parametrize("method", smallest.METHODS)
+@pytest.mark.parametrize("method", [*smallest.METHODS, *LOCAL])
 def test_the_probe_moves_nothing_but_itself(method):
     """Two probes that say different things leave the same network, to the bit, after a step."""
     stage, mesh, step = made(method)

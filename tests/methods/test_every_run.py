@@ -101,10 +101,11 @@ class Trained:
     config: Any
 
 
-@pytest.fixture(scope="module", params=smallest.METHODS)
+# With local crops two are asked: one that keeps an average of its network, one that keeps nothing.
+@pytest.fixture(scope="module", params=[*smallest.METHODS, *smallest.WITH_LOCAL[:2]])
 def trained(request, images, tmp_path_factory):
-    method = request.param
-    config, workdir = recipe(method, images), tmp_path_factory.mktemp(method) / "run"
+    config = recipe(request.param, images)
+    method, workdir = config.method, tmp_path_factory.mktemp("method") / "run"
 
     def killed(stage, *others):
         def batches(first, last):

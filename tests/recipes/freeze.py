@@ -34,17 +34,17 @@ VARIANTS: dict[str, tuple[str, ...]] = {
     "byol": (
         "",
         *("cifar10", "imagenet", "imagenet,epochs=40", "imagenet,epochs=100"),
-        "imagenet,epochs=300",
+        *("imagenet,epochs=300", "imagenet,local=6"),
     ),
-    "cifar10": ("", "strong", "official=tf1", "official=tf2"),
+    "cifar10": ("", "strong", "official=tf1", "official=tf2", "local=6"),
     "contrastive": (
         "",
         *("loss=decoupled", "loss=debiased", "loss=margin"),
         *("cifar10", "cifar10,loss=margin", "cifar10,loss=decoupled"),
         *("cifar10,loss=decoupled_weighted", "cifar10,loss=debiased"),
-        "cifar10,loss=hard_negative",
+        *("cifar10,loss=hard_negative", "local=4"),
     ),
-    "digits": ("",),
+    "digits": ("", "local=4"),
     "distill": ("", "self", "epochs=100"),
     "distill_imagenet": ("", "depth=152,width=3,sk", "self", "epochs=100"),
     "finetune": (
@@ -67,7 +67,7 @@ VARIANTS: dict[str, tuple[str, ...]] = {
     "imagenet": (
         "",
         *("paper", "width=2", "epochs=200", "small_batch=512", "one_gpu"),
-        *("paper,width=4,epochs=400", "official=tf1", "official=tf2"),
+        *("paper,width=4,epochs=400", "official=tf1", "official=tf2", "local=6"),
     ),
     "imagenet_v2": (
         "",
@@ -75,12 +75,12 @@ VARIANTS: dict[str, tuple[str, ...]] = {
     ),
     "instdisc": ("", "cifar10", "imagenet"),
     "memory": ("",),
-    "moco": ("", "cifar10", "v1", "v2", "v2,epochs=800"),
+    "moco": ("", "cifar10", "v1", "v2", "v2,epochs=800", "v2,local=6"),
     "pcl": ("", "imagenet", "imagenet,v1"),
     "rotation": ("", "cifar10"),
-    "simsiam": ("", "cifar10", "imagenet", "imagenet,batch=256,epochs=200"),
+    "simsiam": ("", "cifar10", "imagenet", "imagenet,batch=256,epochs=200", "cifar10,local=6"),
     "speedrun_cifar10": ("",),
-    "supcon": ("", "cifar10"),
+    "supcon": ("", "cifar10", "cifar10,local=6"),
     "v2_pipeline_cifar10": ("", "draws=1,small,path=images", "draws=1,no_teacher,seed=3"),
     "v2_pipeline_digits": ("", "draws=1,seed=3"),
 }
