@@ -159,7 +159,7 @@ def test_user_errors(folder, run, out, change, message):
 
 def test_a_missing_pyarrow_is_named_before_any_work(folder, run, monkeypatch):
     monkeypatch.setitem(sys.modules, "pyarrow", None)
-    with pytest.raises(UserError, match="pip install pyarrow"):
+    with pytest.raises(UserError, match="pip install 'pyarrow>=15'"):
         run(folder, "x.parquet")
 
 
