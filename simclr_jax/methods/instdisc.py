@@ -49,11 +49,14 @@ def recipe(config: ConfigDict) -> None:
     config.model.input = "normalised"
     config.loss.temperature = 0.07
     config.optim.name, config.optim.base_lr, config.optim.lr_scaling = "sgd", 0.03, "none"
+    config.optim.nesterov, config.optim.decayed = False, "all"
     config.optim.weight_decay, config.optim.warmup_epochs = 1e-4, 0.0
+    config.optim.drops = "120,160"
     config.train.batch_size, config.train.epochs = 256, 200.0
     with config.unlocked():
         del config.augment.views["second"]
     view = config.augment.views.first
+    config.augment.crop_law = "area"
     view.area_min, view.blur = 0.2, 0.0
     view.jitter, view.grayscale_first = 1.0, True
     view.brightness = view.contrast = view.saturation = view.hue = 0.4
