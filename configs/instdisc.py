@@ -21,6 +21,8 @@ from simclr_jax import recipes
 def get_config(arg=""):
     a = recipes.arguments(arg, cifar10=False, imagenet=False)
     c = recipes.base("instdisc")
+    if a.imagenet or a.cifar10:
+        c.optim.drops = "120,160"
     if a.imagenet:
         c.data.source, c.data.name, c.data.eval_split = "tfds", "imagenet2012", "validation"
         c.augment.placement, c.augment.grid = "host", "antialias"
@@ -42,7 +44,7 @@ def get_config(arg=""):
         return c.lock()
     recipes.on_digits(c)
     c.head.dim = 64
-    # The quick look's own: with few steps and a cosine.
-    c.optim.nesterov, c.optim.decayed, c.optim.drops = True, "usual", ""
+    # As the other quick looks have it.
+    c.optim.nesterov, c.optim.decayed = True, "usual"
     c.augment.crop_law = "height"
     return c.lock()

@@ -43,6 +43,18 @@ class Field(NamedTuple):
     holds: Callable[[Any], bool] = lambda value: True
 
 
+class Unread(NamedTuple):
+    """Why a recipe does not read a field that others read.
+
+    Attributes:
+      who: does not read it, such as "instdisc.loss=softmax".
+      instead: the flag by which it would be read, such as "--config.instdisc.loss=nce".
+    """
+
+    who: str
+    instead: str
+
+
 class Chart(NamedTuple):
     """Metrics that share an axis in the report, with what each is called.
 
@@ -61,6 +73,11 @@ class Chart(NamedTuple):
 
 def _nothing(config: ConfigDict) -> None:
     """Do nothing to a recipe."""
+
+
+def _all_read(config: ConfigDict) -> Mapping[str, Unread]:
+    """Say that each field is read whatever the others are."""
+    return {}
 
 
 def _unknown(config: ConfigDict) -> float | None:
@@ -84,6 +101,8 @@ class Declaration:
       reads: what it reads of the groups `loss`, `memory` and `head` of a recipe: whole groups, or
         fields such as `loss.temperature`. To set another is a mistake.
       fields: its own fields, by name, in the group of the recipe that is called as the method.
+      unread: from a recipe to those of `reads` and `fields` that are not read because of what others
+        say, by their dotted names. To set one of them is a mistake.
       check: raises `UserError` for fields that do not go together; those of `recipes.OPEN` may be
         None.
       labels: whether labels of training images teach it.
@@ -108,6 +127,7 @@ class Declaration:
     recipe: Callable[[ConfigDict], None] = _nothing
     reads: tuple[str, ...] = ()
     fields: Mapping[str, Field] = dataclasses.field(default_factory=dict)
+    unread: Callable[[ConfigDict], Mapping[str, Unread]] = _all_read
     check: Callable[[ConfigDict], None] = _nothing
     labels: bool = False
     chance: Callable[..., float | None] = _unknown
