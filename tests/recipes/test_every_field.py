@@ -270,6 +270,10 @@ SEEN: dict[tuple[str, str], tuple[str, ...]] = {
         "eval.seen",
     ),
     (RUN, "test_it_logs_as_often_as_asked"): ("log.every_steps",),
+    ("train/test_loggers.py", "test_a_run_that_goes_on_is_the_same_run_there"): (
+        "log.to",
+        "log.project",
+    ),
     (RUN, "test_it_keeps_the_newest_checkpoints_and_each_of_a_period"): (
         "checkpoint.every_steps",
         "checkpoint.keep",
