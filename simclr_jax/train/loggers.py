@@ -89,7 +89,8 @@ class Loggers:
         Raises:
           UserError: if one cannot be reached or refuses.
         """
-        names = fields.loggers(record["log"]["to"]) if "log" in record else []
+        log = record.get("log", {})
+        names = fields.loggers(log.get("to", TENSORBOARD))
         self.tensorboard = TENSORBOARD in names
         self._told = {} if fresh else self._known()
         settings = dict(_flat(records.recipe(record).to_dict())) if names else {}
@@ -99,9 +100,9 @@ class Loggers:
             if name == TENSORBOARD:
                 continue
             known_as = self._told[name]["known_as"] if name in self._told else None
-            project, called = record["log"]["project"], self._workdir.name
+            called = self._workdir.name
             with _reaching(name, UserError):
-                run = Beginning(project, called, settings, self._workdir, known_as)
+                run = Beginning(log["project"], called, settings, self._workdir, known_as)
                 self._open[name] = services.SERVICES[name].begin(run)
             if known_as is None:
                 self._told[name] = {"known_as": self._open[name].known_as, "step": -1, "lines": 0}

@@ -8,7 +8,6 @@ whether it is reached at all is said by its own environment variables (`WANDB_MO
 from __future__ import annotations
 
 import contextlib
-import importlib
 import io
 import os
 import pathlib
@@ -86,7 +85,8 @@ class Service(NamedTuple):
         found: list[type[BaseException]] = [OSError, ImportError]
         for name in self.errors:
             module, _, kind = name.rpartition(".")
-            found.append(getattr(importlib.import_module(module), kind))
+            if module in sys.modules:  # or nobody can have raised it
+                found.append(getattr(sys.modules[module], kind))
         return tuple(found)
 
 

@@ -356,6 +356,7 @@ def test_every_field_of_text_or_number_has_a_rule_or_choices_or_means_a_name():
         *("method", "data.name", "data.path", "data.split", "data.eval_split", "data.index"),
         *("labels.use", "init.run", "init.parts", "distill.teacher", "data.white_level"),
         "optim.drops",  # numbers with commas
+        *("log.to", "log.project"),  # names with commas; a name
     }
     checked = {*LISTS["CHOICES"], *free}
     texts = {n for n, v in freeze.leaves(recipes.base()) if isinstance(v, str)}

@@ -10,6 +10,7 @@ import importlib.util
 import json
 import sqlite3
 import struct
+import time
 
 import numpy as np
 import pytest
@@ -208,26 +209,39 @@ def test_mistakes_are_one_line(to, project, words, tmp_path):
 
 
 def wandb_told(workdir, known_as):
-    """Read its files, one for each time: LevelDB's log of Protobuf records."""
-    from wandb.proto.wandb_internal_pb2 import Record
-
-    found = []
+    """Read its files, one for each time, which another process of it may still be writing."""
     places = sorted((workdir / "wandb").glob(f"offline-run-*-{known_as}"))
     assert len(places) == 2
+    found = []
     for place in places:
         (path,) = place.glob("*.wandb")
-        content, at, record = path.read_bytes(), 7, b""
-        while at + 7 <= len(content):
-            _, size, kind = struct.unpack_from("<IHB", content, at)
-            record += content[at + 7 : at + 7 + size]
-            at += 7 + size
-            if BLOCK - at % BLOCK < 7:  # no head fits into the rest of a block
-                at += BLOCK - at % BLOCK
-            if kind in (1, 4):  # whole, or its last part
-                history, record = Record.FromString(record).history, b""
-                values = {".".join(x.nested_key) or x.key: x.value_json for x in history.item}
-                if "loss" in values:
-                    found.append((history.step.num, json.loads(values["loss"])))
+        until = time.monotonic() + 60
+        while not (read := wandb_records(path.read_bytes())) or not read[-1].HasField("exit"):
+            assert time.monotonic() < until, "not ended"
+            time.sleep(0.2)
+        for history in (record.history for record in read if record.HasField("history")):
+            values = {".".join(x.nested_key) or x.key: x.value_json for x in history.item}
+            if "loss" in values:
+                found.append((history.step.num, json.loads(values["loss"])))
+    return found
+
+
+def wandb_records(content):
+    """Return the Protobuf records of a file, which is LevelDB's log."""
+    from wandb.proto.wandb_internal_pb2 import Record
+
+    at, part, found = 7, b"", []
+    while at + 7 <= len(content):
+        _, size, kind = struct.unpack_from("<IHB", content, at)
+        if at + 7 + size > len(content):
+            break
+        part += content[at + 7 : at + 7 + size]
+        at += 7 + size
+        if BLOCK - at % BLOCK < 7:  # no head fits into the rest of a block
+            at += BLOCK - at % BLOCK
+        if kind in (1, 4):  # whole, or its last part
+            found.append(Record.FromString(part))
+            part = b""
     return found
 
 
