@@ -84,7 +84,7 @@ def others(c, name: str):
         yield "22,27"  # numbers of clusters
         yield "0.4"  # an epoch
     else:
-        yield from (type(value)(other) for other in (value / 2, value + 1, value * 2 + 0.25, 0))
+        yield from (type(value)(other) for other in (value / 2, value + 1, value * 2 + 0.4, 0))
 
 
 def fields_of(c) -> list[str]:
