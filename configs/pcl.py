@@ -8,9 +8,9 @@
 | `imagenet` | PCL v2: two layers, MoCo v2's views, cosine | linear 67.6 (official README) |
 | `imagenet,v1` | PCL v1: one layer, MoCo v1's views, rate / 10 at 120 and 160 | linear 61.5 |
 
-These are published; we have run neither, and the digits for nine steps only: what they reach has
-not been measured. On ImageNet, before each epoch from the 21st on, all training images are embedded
-and grouped into 25 000, 50 000 and 100 000 clusters, 20 iterations and 5 starts each.
+These are published; we have run neither, and the digits for 140 of 450 steps only: what they reach
+has not been measured. On ImageNet, before each epoch from the 21st on, all training images are
+embedded and grouped into 25 000, 50 000 and 100 000 clusters, 20 iterations and 5 starts each.
 """
 
 from simclr_jax import recipes

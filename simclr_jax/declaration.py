@@ -43,6 +43,18 @@ class Field(NamedTuple):
     holds: Callable[[Any], bool] = lambda value: True
 
 
+class Unread(NamedTuple):
+    """Why a recipe does not read a field that others read.
+
+    Attributes:
+      who: does not read it, such as "instdisc.loss=softmax".
+      instead: the flag by which it would be read, such as "--config.instdisc.loss=nce".
+    """
+
+    who: str
+    instead: str
+
+
 class Chart(NamedTuple):
     """Metrics that share an axis in the report, with what each is called.
 
@@ -63,9 +75,19 @@ def _nothing(config: ConfigDict) -> None:
     """Do nothing to a recipe."""
 
 
+def _all_read(config: ConfigDict) -> Mapping[str, Unread]:
+    """Say that each field is read whatever the others are."""
+    return {}
+
+
 def _unknown(config: ConfigDict) -> float | None:
     """Know no loss of an encoder that has learned nothing."""
     return None
+
+
+def _nothing_held(config: ConfigDict, examples: int) -> int:
+    """Hold nothing between epochs: most methods."""
+    return 0
 
 
 def _nothing_left(config: ConfigDict) -> float:
@@ -84,6 +106,8 @@ class Declaration:
       reads: what it reads of the groups `loss`, `memory` and `head` of a recipe: whole groups, or
         fields such as `loss.temperature`. To set another is a mistake.
       fields: its own fields, by name, in the group of the recipe that is called as the method.
+      unread: from a recipe to those of `reads` and `fields` that are not read because of what
+        others say, by their dotted names. To set one of them is a mistake.
       check: raises `UserError` for fields that do not go together; those of `recipes.OPEN` may be
         None.
       labels: whether labels of training images teach it.
@@ -92,8 +116,11 @@ class Declaration:
         of the steps that follow, where it is another at first; None: it is `chance` all along.
       floor: likewise to the loss of one that has learned all; "hardly anything has been learned"
         is said by the way from chance to there, and not at all of a method that returns None.
-      of_images: whether these three depend on how many training images there are, of each of which
-        the method keeps something; they take that number as one more argument.
+      between_epochs: from a whole recipe and the number of training images to the bytes that every
+        device holds beside the state while something is made before an epoch, float32.
+      of_images: whether chance, chance_at and floor depend on how many training images there
+        are, of each of which the method keeps something; they take that number as one more
+        argument.
       parts: of its network beside encoder, head and probe, all that there always are. They can be
         taken over by `init.parts`, and are not judged.
       roles: what the optimiser takes parameters for whose names do not say it, by the beginning of
@@ -108,12 +135,14 @@ class Declaration:
     recipe: Callable[[ConfigDict], None] = _nothing
     reads: tuple[str, ...] = ()
     fields: Mapping[str, Field] = dataclasses.field(default_factory=dict)
+    unread: Callable[[ConfigDict], Mapping[str, Unread]] = _all_read
     check: Callable[[ConfigDict], None] = _nothing
     labels: bool = False
     chance: Callable[..., float | None] = _unknown
     chance_at: Callable[..., np.ndarray] | None = None
     floor: Callable[..., float | None] = _nothing_left
     of_images: bool = False
+    between_epochs: Callable[[ConfigDict, int], int] = _nothing_held
     parts: tuple[str, ...] = ()
     roles: Mapping[str, str] = dataclasses.field(default_factory=dict)
     charts: tuple[Chart, ...] = ()

@@ -50,6 +50,8 @@ CHOICES: dict[str, tuple] = {
 # Files and directories, or words that stand for one; each may begin with `~`.
 PATHS = ("data.path", "data.index", "init.run", "distill.teacher", "labels.use")
 
+LOGGERS = ("tensorboard", "wandb", "mlflow", "trackio")  # of `log.to`
+
 # What numbers must hold: the fields, the rule in words, the rule.
 RULES: tuple[tuple[tuple[str, ...], str, Callable[[float], bool]], ...] = (
     (
@@ -164,10 +166,27 @@ def check_values(c: ConfigDict) -> None:
             "than 0, the value that is white in images of more than 8 bits"
         )
     drop_epochs(c)
+    loggers(c.log.to)
+    if not c.log.project.strip():
+        raise UserError("log.project is empty: give a name, such as --config.log.project=simclr")
     if c.data.threads is not None:
         _require(c, "data.threads", lambda value: value >= 1, "1 or more")
     for name in c.augment.views:
         _check_view(c, f"augment.views.{name}.")
+
+
+def loggers(to: str) -> list[str]:
+    """Return the names in the field `log.to`.
+
+    Raises:
+      UserError: if one is unknown, or there twice.
+    """
+    found = [name for name in to.split(",") if to]
+    for name in found:
+        choose("log.to", name, LOGGERS)
+    if len(set(found)) < len(found):
+        raise UserError(f"log.to is {to}, which names one twice: name each once")
+    return found
 
 
 def drop_epochs(c: ConfigDict) -> tuple[float, ...]:

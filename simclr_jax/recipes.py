@@ -277,6 +277,10 @@ def base(method: str = declaration.DEFAULT) -> ConfigDict:
     config.log = ConfigDict(
         {
             "every_steps": 100,  # between lines of metrics, each the mean since the one before
+            # Where numbers are shown beside metrics.jsonl: tensorboard, wandb, mlflow, trackio,
+            # several with commas between them | "": nowhere
+            "to": "tensorboard",
+            "project": "simclr",  # in which the runs of a service stand side by side
         }
     )
     config.checkpoint = ConfigDict(

@@ -8,6 +8,8 @@ from typing import Any
 import jax
 import numpy as np
 
+Scores = dict[str, dict[str, dict[str, float]]]  # of each thing scored, by the name of the score
+
 
 def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     """Align columns: the first to the left, the others to the right."""
@@ -31,13 +33,24 @@ def parameters(params: dict[str, Any]) -> str:
     return table(("parameters of", ""), rows)
 
 
-def scores(results: dict[str, dict[str, dict[str, float]]]) -> str:
+def markdown(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """Return a table as Markdown has it, whose cells are shown as they are."""
+    lines = [header, ["---"] * len(header), *rows]
+    return "\n".join(f"| {' | '.join(cell.replace('|', '/') for cell in line)} |" for line in lines)
+
+
+def scores(results: Scores) -> str:
     """Show accuracies and their intervals: a row for each thing scored, a column for each score."""
+    return table(*cells(results))
+
+
+def cells(results: Scores) -> tuple[list[str], list[list[str]]]:
+    """Return header and rows of `scores`."""
     names = list(next(iter(results.values())))
 
     def percent(score: dict[str, float]) -> str:
         accuracy, low, high = (100 * score[key] for key in ("accuracy", "low", "high"))
         return f"{accuracy:.1f} ({low:.1f}-{high:.1f})"
 
-    rows = [(thing, *(percent(found[name]) for name in names)) for thing, found in results.items()]
-    return table(("accuracy on held-out images, %", *names), rows)
+    rows = [[thing, *(percent(found[name]) for name in names)] for thing, found in results.items()]
+    return ["accuracy on held-out images, %", *names], rows

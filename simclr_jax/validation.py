@@ -13,6 +13,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from simclr_jax import declaration, fields, recipes, records
+from simclr_jax.declaration import Unread
 from simclr_jax.errors import UserError
 from simclr_jax.recipes import get, head_layers
 
@@ -54,19 +55,14 @@ def validate(config: ConfigDict, devices: int) -> None:
             f"model.width is {c.model.width}: the stem of selective kernels halves 64 * width, "
             "which must be 2 channels or more"
         )
-    for name in ("bias", "norm"):
-        if c.head.kind != "mlp" and c.head[name] != known["head"][name]:
-            raise UserError(
-                f"head.{name} is {c.head[name]}, but a head of kind {c.head.kind} does not read "
-                f"it: leave it at {known['head'][name]}, or set --config.head.kind=mlp"
-            )
+    _check_unread(c, known, _unread_by_others(c))
     _check_stage(c, known)
     if c.eval.seen and not (c.init.run or c.distill.teacher):
         raise UserError(
             "eval.seen is True, but there is no init.run or teacher that may have trained on what "
             "is scored: leave it at False"
         )
-    _check_rate(c, known)
+    _check_rate(c)
     _check_placement(c)
     _check_tap(c, "eval.probe_tap", c.eval.probe_tap)
     _check_tap(c, "finetune.tap", c.finetune.tap)
@@ -121,14 +117,56 @@ def _check_converted(said: Any) -> None:
         )
 
 
-def _check_rate(c: ConfigDict, known: dict) -> None:
-    """Check that nothing is set which the schedule of a recipe does not read."""
+def _unread_by_others(c: ConfigDict) -> dict[str, Unread]:
+    """Return the fields that no method reads because of what another field says.
+
+    Not among them are those that a recipe sets for what one flag then switches off (sizes of a head
+    that is none, settings of an evaluation or of an operation on views), nor what is set for
+    whatever is chosen (`optim.rate_in_momentum` by an official flavour, `bn.unbiased_moving`).
+    """
+    found: dict[str, Unread] = {}
+
+    def only(reads: bool, who: str, instead: str, *names: str) -> None:
+        if not reads:
+            found.update(dict.fromkeys(names, Unread(who, f"--config.{instead}")))
+
+    head, o = f"a head of kind {c.head.kind}", f"optim.name={c.optim.name}"
+    only(c.head.kind == "mlp", head, "head.kind=mlp", "head.bias", "head.norm")
+    lars = ("rate_after_momentum", "trust_coefficient", "adapt_classifier")
+    is_lars, is_sgd = c.optim.name == "lars", c.optim.name == "sgd"
+    only(is_lars, o, "optim.name=lars", *(f"optim.{name}" for name in lars))
+    only(is_sgd, o, "optim.name=sgd", "optim.nesterov")
+    only(is_lars or is_sgd, o, "optim.name=sgd", "optim.momentum")
+    cosine = "a rate that falls as a cosine"
+    only(bool(c.optim.drops), cosine, "optim.drops=120,160", "optim.drop_factor")
+    law = f"augment.crop_law={c.augment.crop_law}"
+    crops = [f"augment.views.{name}.min_object_covered" for name in c.augment.views]
+    only(c.augment.crop_law == "height", law, "augment.crop_law=height", *crops)
+    order, parts = f"data.order={c.data.order}", ("block", "window", "lanes")
+    blocks = [f"data.stream_{part}" for part in parts]
+    only(c.data.order == "stream", order, "data.order=stream", *blocks)
+    if c.stage in fields.LABELLED:
+        only(c.labels.use != "all", "labels.use=all", "labels.use=10%", "labels.seed")
+    return found
+
+
+def _check_unread(c: ConfigDict, known: dict, unread: Mapping[str, Unread]) -> None:
+    """Raise `UserError` if one of the fields has neither its method's default nor SimCLR's."""
+    common = recipes.base().to_dict()
+    for name, (who, instead) in unread.items():
+        value, usual = get(c, name), [get(known, name)]
+        if name.startswith("optim."):  # a method's default may be of an optimiser left since
+            usual.append(get(common, name))
+        if value not in usual:
+            raise UserError(
+                f"{name} is {value}, but {who} does not read it: leave it at {usual[0]}, or set "
+                f"{instead}"
+            )
+
+
+def _check_rate(c: ConfigDict) -> None:
+    """Check that the rate does not fall in two ways."""
     o = c.optim
-    if not o.drops and o.drop_factor != known["optim"]["drop_factor"]:
-        raise UserError(
-            f"optim.drop_factor is {o.drop_factor}, but the rate falls as a cosine: name the "
-            "epochs at which it drops, such as --config.optim.drops=120,160"
-        )
     if o.drops and o.rate_per != "step":
         raise UserError(
             f"optim.rate_per is {o.rate_per}, of a cosine, but the rate drops at the epochs "
@@ -138,7 +176,6 @@ def _check_rate(c: ConfigDict, known: dict) -> None:
 
 def _check_placement(c: ConfigDict) -> None:
     placement, grid = c.augment.placement, c.augment.grid
-    usual = recipes.view().min_object_covered
     for name, policy in c.augment.views.items():
         if (
             policy.crop
@@ -150,12 +187,6 @@ def _check_placement(c: ConfigDict) -> None:
                 f"min_object_covered={policy.min_object_covered}, which no crop would reach, so "
                 "that all were the whole image: set "
                 f"--config.augment.views.{name}.min_object_covered={policy.area_min}"
-            )
-        if c.augment.crop_law != "height" and policy.min_object_covered != usual:
-            raise UserError(
-                f"augment.views.{name}.min_object_covered is {policy.min_object_covered}, but "
-                f"augment.crop_law={c.augment.crop_law} does not read it: leave it at {usual}, or "
-                "set --config.augment.crop_law=height"
             )
     if placement == "split" and grid != "opencv":
         raise UserError(
@@ -240,6 +271,7 @@ def _check_method(c: ConfigDict, known: dict) -> None:
                 f"at {wanted}: set so many"
             )
     _check_local(c)
+    _check_unread(c, known, method.unread(c))
     method.check(c)
 
 

@@ -61,6 +61,20 @@ def kmeans(
     return np.asarray(run(*replicate(mesh, (features, jax.random.key_data(key)))))
 
 
+def held(images: int, dim: int, clusters: int) -> int:
+    """Return about how many bytes k-means holds on each device, of float32.
+
+    All features and as many numbers again, the difference of each image to its centroid; of a tile
+    how close its rows are to all centroids; the centroids of a start, the next ones and the best.
+
+    Args:
+      images: n.
+      dim: d of a feature.
+      clusters: k.
+    """
+    return 4 * (2 * images * dim + _rows(images, clusters) * clusters + 3 * clusters * dim)
+
+
 def nearest(
     features: np.ndarray, centroids: np.ndarray, mesh: Mesh
 ) -> tuple[np.ndarray, np.ndarray]:
@@ -176,7 +190,7 @@ def _assignment(x: jax.Array, clusters: int) -> Callable[[jax.Array], jax.Array]
     Each device looks at its part of the rows, in tiles whose shape depends on n and k alone.
     """
     n, devices = len(x), lax.axis_size(AXIS)
-    rows = max(1, min(n, ROWS, TILE // clusters))
+    rows = _rows(n, clusters)
     tiles = -(-n // (rows * devices))  # of a device
     first = lax.axis_index(AXIS) * tiles * rows
     own = jnp.minimum(first + jnp.arange(tiles * rows), n - 1)  # the last row fills up
@@ -194,6 +208,11 @@ def _assignment(x: jax.Array, clusters: int) -> Callable[[jax.Array], jax.Array]
         return lax.all_gather(found, AXIS, tiled=True)[:n]
 
     return assign
+
+
+def _rows(images: int, clusters: int) -> int:
+    """Return how many images are compared with all centroids at a time."""
+    return max(1, min(images, ROWS, TILE // clusters))
 
 
 def _squared(x: jax.Array, centroids: jax.Array, assigned: jax.Array) -> jax.Array:

@@ -15,9 +15,7 @@ from typing import Any, NamedTuple
 import jax
 from ml_collections import ConfigDict
 
-from simclr_jax import recipes
-from simclr_jax.declaration import TWO_AND_LOCAL, Chart, Declaration, Field
-from simclr_jax.errors import UserError
+from simclr_jax.declaration import TWO_AND_LOCAL, Chart, Declaration, Field, Unread
 from simclr_jax.frame import local_crops
 from simclr_jax.frame.keys import Keys
 from simclr_jax.frame.method import Method, Setting, Views
@@ -155,24 +153,20 @@ def recipe(config: ConfigDict) -> None:
     config.loss.scale = "mean"
 
 
-def check(config: ConfigDict) -> None:
-    """Raise `UserError` for fields that the loss does not read."""
-    chosen, read = config.contrastive.loss, settings(config)
-    usual = recipes.base("contrastive")
+def unread(config: ConfigDict) -> dict[str, Unread]:
+    """Return the fields that the loss of a recipe does not read."""
+    chosen, read, found = config.contrastive.loss, settings(config), {}
     fields = {name: f"contrastive.{name}" for name in DECLARATION.fields if name != "loss"}
     for name, field in ({"temperature": "loss.temperature"} | fields).items():
-        value, default = recipes.get(config, field), recipes.get(usual, field)
-        if name in read or value == default:
+        if name in read:
             continue
         if chosen == "nt_logistic" and name == "margin":
             who, instead = "nt_logistic without semi-hard negatives", "negatives=semi_hard"
         else:
             readers = [other for other, choice in LOSSES.items() if name in choice.reads]
             who, instead = f"contrastive.loss={chosen}", f"loss={readers[0]}"
-        raise UserError(
-            f"{field} is {value}, but {who} does not read it: leave it at {default}, or set "
-            f"--config.contrastive.{instead}"
-        )
+        found[field] = Unread(who, f"--config.contrastive.{instead}")
+    return found
 
 
 def chance(config: ConfigDict) -> float | None:
@@ -192,7 +186,7 @@ DECLARATION = Declaration(
     views=TWO_AND_LOCAL,
     recipe=recipe,
     reads=("head", "loss.temperature", "loss.scale"),
-    check=check,
+    unread=unread,
     fields={
         "loss": Field("info_nce", "which", f"one of {', '.join(LOSSES)}", LOSSES.__contains__),
         "sigma": Field(

@@ -24,7 +24,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from simclr_jax import recipes
-from simclr_jax.declaration import Chart, Declaration, Field
+from simclr_jax.declaration import Chart, Declaration, Field, Unread
 from simclr_jax.errors import UserError
 from simclr_jax.frame.average import Average
 from simclr_jax.frame.keys import Keys
@@ -116,6 +116,12 @@ def _apart(config: ConfigDict) -> float:
     return math.exp(-1 / config.loss.temperature)
 
 
+def unread(config: ConfigDict) -> dict[str, Unread]:
+    """Return what only a memory reads, where there is none."""
+    without = Unread("fnc without a memory", "--config.fnc.memory=65536")
+    return {} if config.fnc.memory else {"fnc.momentum": without}
+
+
 def check(config: ConfigDict) -> None:
     """Raise `UserError` if views cannot pass together, or a memory not hold a batch's keys."""
     sides = {view.size or config.data.image_size for view in config.augment.views.values()}
@@ -131,11 +137,6 @@ def check(config: ConfigDict) -> None:
             f"fnc.memory is {c.memory}, less than the keys of one batch, {many} views of {batch} "
             f"images: set 0, or {many * batch} or more"
         )
-    if not c.memory and c.momentum != MOMENTUM:
-        raise UserError(
-            f"fnc.momentum is {c.momentum}, but without a memory there is no average that moves "
-            f"by it: leave it at {MOMENTUM}, or set fnc.memory"
-        )
 
 
 DECLARATION = Declaration(
@@ -143,6 +144,7 @@ DECLARATION = Declaration(
     views={"views": (2, 2), SUPPORT: (0, None)},
     recipe=recipe,
     reads=("head", "loss.temperature", "loss.normalize"),
+    unread=unread,
     check=check,
     fields={
         "cancel": Field(

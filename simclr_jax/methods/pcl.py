@@ -112,6 +112,11 @@ def floor(config: ConfigDict, examples: int) -> float:
     return moco.floor(config) + math.log1p(others * math.exp(-1 / config.loss.temperature))
 
 
+def between_epochs(config: ConfigDict, examples: int) -> int:
+    """Return the bytes of k-means, over what the head makes of all images."""
+    return clusters.held(examples, config.head.dim, max(granularities(config)))
+
+
 DECLARATION = Declaration(
     title="PCL",
     recipe=recipe,
@@ -137,6 +142,7 @@ DECLARATION = Declaration(
         "starts": Field(5, "of k-means, the best of which counts", "1 or more", lambda x: x > 0),
     },
     of_images=True,
+    between_epochs=between_epochs,
     chance=chance,
     chance_at=chance_at,
     floor=floor,

@@ -17,7 +17,7 @@ import jax
 import numpy as np
 from ml_collections import ConfigDict
 
-from simclr_jax.declaration import TWO_AND_LOCAL, Chart, Declaration
+from simclr_jax.declaration import TWO_AND_LOCAL, Chart, Declaration, Unread
 from simclr_jax.frame import local_crops
 from simclr_jax.frame.average import Average
 from simclr_jax.frame.keys import Keys
@@ -69,6 +69,12 @@ def _candidates(config: ConfigDict, steps: np.ndarray) -> np.ndarray:
     return 2 * batch - 1 + Queue(config.memory.size).pushed(batch, steps)
 
 
+def unread(config: ConfigDict) -> dict[str, Unread]:
+    """Return what only a memory reads, where there is none."""
+    without = Unread("SimCLR without a memory", "--config.memory.size=65536")
+    return {} if config.memory.size else {"memory.momentum": without}
+
+
 def check(config: ConfigDict) -> None:
     """Raise `UserError` if the memory cannot hold a batch."""
     if config.memory.size:
@@ -79,6 +85,7 @@ DECLARATION = Declaration(
     title="SimCLR",
     views=TWO_AND_LOCAL,
     reads=("loss", "memory", "head"),
+    unread=unread,
     check=check,
     chance=chance,
     chance_at=chance_at,

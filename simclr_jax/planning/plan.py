@@ -11,7 +11,7 @@ import jax
 from etils import epath
 from ml_collections import ConfigDict
 
-from simclr_jax import buckets, documents, files
+from simclr_jax import buckets, declaration, documents, files
 from simclr_jax.errors import UserError
 from simclr_jax.planning import ahead, devices
 from simclr_jax.planning.ahead import Compiled
@@ -33,6 +33,7 @@ CHANGES: tuple[dict[str, str], ...] = (
     {"train__dtype": "bfloat16", "train__remat": "block"},
 )
 MOST_PARTS = 256  # of a batch, that are proposed
+BEFORE = "made before an epoch, without a step's work"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -155,7 +156,8 @@ def estimate(case: Case, steps: AnyBatch, asked: Asked) -> dict[str, Any]:
         "batch_size": case.config.train.batch_size,
         "state": parts_of(case.state()),
         "beside": held,
-        "estimated": dataclasses.asdict(memory) | {"peak": memory.peak + sum(held.values())},
+        "between_epochs": between_epochs(case),
+        "estimated": dataclasses.asdict(memory) | {"peak": fullest(case, memory, held)},
         "flops": flops,
         "flops_per_view": flops / views,
         "collectives": steps.collectives(case.images),
@@ -169,6 +171,27 @@ def beside(case: Case, memory: Footprint, asked: Asked) -> dict[str, int]:
     if case.resident is not None:
         found["resident images"] = asked.rules.sizes(case.resident)
     return found
+
+
+def between_epochs(case: Case) -> int:
+    """Return the bytes that a method holds on a device before an epoch, when no step is under way.
+
+    The program of a step does not know of them: the method declares them.
+    """
+    if case.config.stage != "pretrain":
+        return 0
+    said = declaration.find(case.config.method)
+    return said.between_epochs(case.config, len(case.prepared.train))
+
+
+def fullest(case: Case, memory: Footprint, held: dict[str, int]) -> int:
+    """Return the bytes on one device at the fullest moment of a run: in a step, or before an epoch.
+
+    Before an epoch a batch waits too.
+    """
+    made = between_epochs(case)
+    before = memory.state + memory.batch + made if made else 0
+    return max(memory.peak, before) + sum(held.values())
 
 
 def parts_of(state: TrainState) -> dict[str, int]:
@@ -240,7 +263,9 @@ def _choice(name: str, case: Case, steps: AnyBatch, asked: Asked) -> Choice:
     most = steps.most_images(room, asked.rules, case.waiting)
     unit = math.lcm(ROUND, steps.parts)
     most -= most % unit if most > unit else 0
-    return Choice(name, memory.peak + sum(held.values()), most * case.devices)
+    if memory.state + between_epochs(case) > room:
+        most = 0
+    return Choice(name, fullest(case, memory, held), most * case.devices)
 
 
 def report(case: Case, asked: Asked, plan: dict[str, Any], compiled: Compiled | None) -> str:
@@ -302,8 +327,10 @@ def _memory_table(plan: dict[str, Any], compiled: Compiled | None) -> str:
         "batch": found["batch"],
         "activations, gradients, work": found["temporary"],
         **held,
+        BEFORE: plan["between_epochs"],
         "peak": found["peak"],
     }
+    sizes = {name: size for name, size in sizes.items() if size or name != BEFORE}
     rows, header = [[name, _gib(size)] for name, size in sizes.items()], ["GiB on one device"]
     if compiled:
         known = _compiled_cells(plan, compiled)

@@ -117,19 +117,28 @@ def _baselines(record: Record) -> Iterator[Finding]:
     what = "encoder" if "pretrained encoder" in scores else "classifier"
     trained = scores.get("pretrained encoder", scores.get("classifier", {}))
     for rival in (chance.COMMONEST, "raw pixels", "untrained encoder"):
-        level = [
-            name
+        pairs = [
+            (name, score, other)
             for name, score in trained.items()
             if _known(score) and _known(other := scores.get(rival, {}).get(name, {}))
-            if score["low"] <= other["high"]
         ]
-        if level:
-            name = level[0]
-            ours, theirs = (100 * s[name]["accuracy"] for s in (trained, scores[rival]))
-            more = f", and the same holds for {', '.join(level[1:])}" if level[1:] else ""
+        below = [name for name, score, other in pairs if score["high"] < other["low"]]
+        level = [
+            name
+            for name, score, other in pairs
+            if score["low"] <= other["high"] and name not in below
+        ]
+        for names, how, so in (
+            (below, "below", "do not meet"),
+            (level, "not clearly above", "meet"),
+        ):
+            if not names:
+                continue
+            ours, theirs = (100 * s[names[0]]["accuracy"] for s in (trained, scores[rival]))
+            more = f", and the same holds for {', '.join(names[1:])}" if names[1:] else ""
             yield Finding(
-                f"The {what} is not clearly above {rival}: {name} {ours:.1f} % against "
-                f"{theirs:.1f} %, their intervals meet{more}."
+                f"The {what} is {how} {rival}: {names[0]} {ours:.1f} % against "
+                f"{theirs:.1f} %, their intervals {so}{more}."
             )
 
 

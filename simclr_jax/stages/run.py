@@ -27,7 +27,7 @@ from simclr_jax.stages import (
 from simclr_jax.stages.inherit import pin
 from simclr_jax.stages.inputs import Inputs
 from simclr_jax.stages.prepare import Prepared, prepare
-from simclr_jax.train import loop
+from simclr_jax.train import loggers, loop
 from simclr_jax.train.profile import Profiler
 from simclr_jax.train.stage import Stage
 from simclr_jax.train.timetable import Timetable
@@ -88,6 +88,7 @@ def run(
     Raises:
       UserError: for whatever a user can put right.
     """
+    loggers.check(config.log.to)
     mesh = parallel.make_mesh()
     workdir = files.expand_home(workdir)
     kept = epath.Path(workdir) / "index"

@@ -104,12 +104,14 @@ def conclude(
         documents.write(path, about | _scored(workdir.path, timetable.total_steps))
         say("")
         say(tables.scores(results))
+        workdir.loggers.table("scores", timetable.total_steps, *tables.cells(results))
         say("in brackets: 95 % bootstrap interval over the held-out images")
         for sentence in chance.not_above(results):
             say(f"note      {sentence}")
     say("")
     names = ("config.json", "metrics.jsonl", "tensorboard", "views.png", "log.txt")
     found = [name for name in names if (workdir.path / name).exists()]
+    workdir.loggers.finish()
     say(f"checkpoint {os.fspath(workdir.path / 'checkpoints')}/{timetable.total_steps}")
     say(f"also in {workdir.path}: {', '.join([*found, *(['results'] if results else [])])}")
 

@@ -99,7 +99,7 @@ def draw(
 
     Args:
       inputs: of the run.
-      workdir: where the picture is written, as `views.png`.
+      workdir: where the picture is written, as `views.png`, and whose loggers show it.
       look: from a batch to what the network looks at, see `train.stage.Stage`.
     """
     path = workdir.path / "views.png"
@@ -107,4 +107,7 @@ def draw(
         return
     made = jax.jit(look)(inputs.first(SHOWN))
     shown = {group: np.asarray(some, np.float32) for group, some in made.items()}
-    files.write_atomically(path, contact_sheet(inputs.originals(SHOWN), shown))
+    sheet = contact_sheet(inputs.originals(SHOWN), shown)
+    files.write_atomically(path, sheet)
+    if workdir.fresh:
+        workdir.loggers.picture("views", sheet)

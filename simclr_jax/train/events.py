@@ -81,7 +81,11 @@ def _lines(content: bytes) -> tuple[list[Line], int | None]:
         if not event.HasField("summary"):
             continue
         start = start or 0  # a run that starts has not said so in earlier versions
-        values = {value.tag: value.simple_value for value in event.summary.value}
+        # Beside numbers there are pictures, a table, and the fields of the recipe.
+        numbers = [x for x in event.summary.value if x.WhichOneof("value") == "simple_value"]
+        if not numbers:
+            continue
+        values = {value.tag: value.simple_value for value in numbers}
         goes_on = single and len(values) == 1 and lines and lines[-1].step == event.step
         if goes_on and LAST not in lines[-1].values and not values.keys() & lines[-1].values:
             lines[-1].values.update(values)

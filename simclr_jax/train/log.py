@@ -46,7 +46,9 @@ class Log:
         self._writer: MetricsWriter | NoMetrics = NoMetrics()
         if first:
             seal = workdir.checkpoints.about(first_step).get("log") if first_step else None
-            self._writer = MetricsWriter(workdir.path, first_step, seal, workdir.console.say)
+            self._writer = MetricsWriter(
+                workdir.path, first_step, seal, workdir.console.say, workdir.loggers
+            )
         self._window = self._writer.window()
         self._speed = Speed(timetable.batch_size)
         self._pending: tuple[range, dict[str, jax.Array]] | None = None

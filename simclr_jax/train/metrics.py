@@ -1,4 +1,4 @@
-"""Where a run's numbers go: `metrics.jsonl`, a line every few steps or evaluation, and TensorBoard.
+"""Where a run's numbers go: `metrics.jsonl`, a line every few steps or evaluation, and loggers.
 
 The file is exact across interruptions: a run that resumes at step s first removes what was written
 after s, and what belongs to a step is on disk before that step is saved. So no line is lost or
@@ -11,9 +11,6 @@ far are in its checkpoint then.
 
 from __future__ import annotations
 
-import math
-import os
-import time
 from collections.abc import Callable, Mapping
 from typing import Any, TypedDict
 
@@ -24,6 +21,8 @@ from etils import epath
 
 from simclr_jax import buckets, closing, documents, files
 from simclr_jax.train import events, mending
+from simclr_jax.train.board import Board
+from simclr_jax.train.loggers import TENSORBOARD, Loggers, finite
 from simclr_jax.train.mending import Seal
 
 
@@ -74,59 +73,15 @@ class NoMetrics:
         """Do nothing."""
 
 
-class _Board:
-    """The events file of TensorBoard.
-
-    tensorboardX's `SummaryWriter` writes it in a thread. On a full disk that thread ends, its queue
-    fills up, and the run waits for it without end.
-    """
-
-    def __init__(self, directory: epath.Path, resume_step: int):
-        """Begin a file of its own, whatever others there are and however young they are."""
-        from tensorboardX.event_file_writer import EventsWriter
-        from tensorboardX.proto.event_pb2 import SessionLog
-
-        self._directory = directory
-        with files.explaining(directory):
-            directory.mkdir(parents=True, exist_ok=True)
-            suffix = f".{time.time_ns() % 10**9:09}"  # the name has the second
-            self._writer = EventsWriter(os.fspath(directory / "events"), suffix)
-        # What is there of later steps is not shown any more.
-        start = resume_step + 1 if resume_step else 0
-        self._add(start, session_log=SessionLog(status=SessionLog.START))
-
-    def write(self, step: int, values: Mapping[str, Any]) -> None:
-        from tensorboardX.proto.summary_pb2 import Summary
-
-        finite = {name: float(value) for name, value in values.items() if math.isfinite(value)}
-        numbers = [Summary.Value(tag=name, simple_value=value) for name, value in finite.items()]
-        if numbers:
-            self._add(step, summary=Summary(value=numbers))
-
-    def flush(self) -> None:
-        with files.explaining(self._directory):
-            self._writer.flush()
-
-    def close(self) -> None:
-        # By itself the writer leaves its file open if the last of it cannot be written.
-        with files.explaining(self._directory):
-            closing.close(None, self._writer.flush, self._writer._py_recordio_writer.close)
-
-    def _add(self, step: int, **content: Any) -> None:
-        from tensorboardX.proto.event_pb2 import Event
-
-        with files.explaining(self._directory):
-            self._writer.write_event(Event(wall_time=time.time(), step=step, **content))
-
-
 class MetricsWriter:
-    """Appends metrics to `workdir/metrics.jsonl` and to event files in `workdir/tensorboard`.
+    """Appends metrics to `workdir/metrics.jsonl`, to TensorBoard's events, and to other loggers.
 
     Args:
       workdir: of the run.
       resume_step: that the run goes on from; 0: it starts anew.
       seal: what the checkpoint of that step knows of the log, see `seal`.
       say: receives a line about what is not as it was then.
+      loggers: that show the run too, and whether TensorBoard does; None: TensorBoard alone.
 
     Raises:
       UserError: if the files cannot be read or written.
@@ -138,11 +93,13 @@ class MetricsWriter:
         resume_step: int,
         seal: Mapping[str, Any] | None = None,
         say: Callable[[str], None] = logging.warning,
+        loggers: Loggers | None = None,
     ):
+        self._loggers = loggers or Loggers(workdir)
         self._path, self._say = workdir / "metrics.jsonl", say
         self._step, self._seal = resume_step, _checked(seal or {})
         self._old_windows = workdir / "log_window.jsonl"
-        events_at = workdir / "tensorboard"
+        events_at = workdir / TENSORBOARD
         if shorter := events.missing(events_at, self._seal.get("events", {})):
             more = f" and {len(shorter) - 3} files more" if len(shorter) > 3 else ""
             say(
@@ -155,7 +112,10 @@ class MetricsWriter:
         self._file = files.Growing(self._path)
         self._before = events.sizes(events_at)
         self._events = buckets.Mirror(events_at)
-        self._board = _Board(self._events.local, resume_step)
+        self._board: Board | None = None
+        if self._loggers.tensorboard:
+            self._board = Board(self._events.local, resume_step)
+            self._loggers.attach(self._board)
 
     def write(self, step: int, values: Mapping[str, Any]) -> None:
         """Append one line; numbers that JSON does not know become null."""
@@ -163,7 +123,9 @@ class MetricsWriter:
         self._file.write(text)
         self._lines.append(step)
         self._checksum = mending.checksum([text], self._checksum)
-        self._board.write(step, values)
+        if self._board:
+            self._board.write(step, finite(values))
+        self._loggers.write(step, values, self._lines.count(step))
 
     def window(self) -> Window:
         """Return what was summed up when the step was saved at which the run resumes.
@@ -194,13 +156,14 @@ class MetricsWriter:
           UserError: if the disk is full or failing, or the file is not there any more.
         """
         self._file.flush(sync=True)
-        self._board.flush()
+        if self._board:
+            self._board.flush()
         self._events.publish()
 
     def close(self) -> None:
         """Flush and close both."""
-        steps = (self.flush, self._board.close, self._file.close, self._events.close)
-        closing.close(None, *steps)
+        board = [self._board.close] if self._board else []
+        closing.close(None, self.flush, *board, self._file.close, self._events.close)
 
 
 class _OldWindow(TypedDict):

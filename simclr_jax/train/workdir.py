@@ -20,6 +20,7 @@ from simclr_jax.train import manifest, mending, stored
 from simclr_jax.train.bucket_checkpoints import open_checkpoints
 from simclr_jax.train.checkpoints import Checkpoints
 from simclr_jax.train.lock import WorkdirLock
+from simclr_jax.train.loggers import Loggers
 from simclr_jax.train.progress import Console, Silence
 
 RESUME = ("auto", "never", "must")
@@ -29,7 +30,7 @@ CONVERTED = "convert"  # the stage of runs that were not trained here
 
 @dataclasses.dataclass(frozen=True)
 class Workdir:
-    """An open run: its path, its log, its checkpoints, and the lock that makes it ours.
+    """An open run: its path, log, checkpoints, the lock that makes it ours, and its loggers.
 
     `fresh`: no save was begun there, so whatever else lies there is of no run worth continuing.
     `lost`: the newest step that is known to have been saved there and is there no more, or 0.
@@ -41,6 +42,7 @@ class Workdir:
     console: Console
     checkpoints: Checkpoints
     lock: WorkdirLock
+    loggers: Loggers
 
 
 def started(path: epath.PathLike) -> bool:
@@ -121,7 +123,9 @@ def open_workdir(
         if processes.rank() > 0:
             stack.step(checkpoints.close)
         _check_shared(workdir / stored.NAME, recipe)
-        yield Workdir(workdir, fresh, lost, console, checkpoints, lock)
+        loggers = stack.enter(Loggers(workdir, console.say))
+        processes.on_first(lambda: loggers.begin(recipe, fresh))
+        yield Workdir(workdir, fresh, lost, console, checkpoints, lock, loggers)
 
 
 def _tidy(workdir: epath.Path, checkpoints: Checkpoints, lost: int) -> None:

@@ -81,3 +81,14 @@ def test_others_are_drawn_evenly_and_never_twice():
     expected = 600 * 4 / 6
     spread = np.sum((counts[[0, 2, 3, 5, 6, 8]] - expected) ** 2 / expected)
     assert spread < 15  # less than that of 5 degrees of freedom, for rows have no row twice
+
+
+def test_its_memory_is_that_declared():
+    """What XLA gives the program on one device: features, and what is compared with them."""
+    mesh, (n, d, k) = parallel.make_mesh(1), (20_000, 32, 300)
+    fixed = (("clusters", k), ("iterations", 3), ("starts", 2))
+    program = clusters._compiled(clusters._kmeans, mesh, fixed)
+    shapes = parallel.describe(mesh, (np.zeros((n, d), np.float32), np.zeros(2, np.uint32)))
+    found = program.lower(*shapes).compile().memory_analysis()
+    given = found.argument_size_in_bytes + found.temp_size_in_bytes + found.output_size_in_bytes
+    assert 0.7 * given < clusters.held(n, d, k) < 1.3 * given

@@ -112,7 +112,7 @@ def test_the_plan_counts_average_and_older_keys(small):
     [
         ({"fnc__memory": 47}, "fnc.memory is 47, .* 3 views of 16 images: set 0, or 48 or more"),
         ({"fnc__memory": -1}, "fnc.memory is -1: it must be 0 or more"),
-        ({"fnc__memory": 0}, "fnc.momentum is 0.6, but without a memory .* leave it at 0.999"),
+        ({"fnc__memory": 0}, "fnc.momentum is 0.6, but fnc without a memory .* leave it at 0.999"),
         ({"fnc__momentum": 1.0}, r"fnc.momentum is 1.0: it must be in \[0, 1\)"),
         ({"fnc__top_k": 0}, "fnc.top_k is 0: it must be 1 or more"),
         ({"fnc__threshold": math.nan}, "fnc.threshold is nan: it must be a finite number"),

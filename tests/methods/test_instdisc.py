@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 from frame import toys
 from losses import instances
+from recipes.freeze import resolved
 from train import tiny
 
 from simclr_jax import documents, parallel, recipes, validation
@@ -23,6 +24,7 @@ from simclr_jax.frame.keys import Keys
 from simclr_jax.methods import instdisc
 from simclr_jax.reporting import findings, record
 from simclr_jax.stages import pretrain
+from simclr_jax.train import timetable as timetables
 from simclr_jax.train.step import make_step
 from simclr_jax.train.workdir import check_recipe
 
@@ -338,3 +340,53 @@ def test_a_bank_of_another_number_of_images_is_not_continued(tmp_path):
     check_recipe(tmp_path, before | {"images": of[:1]}, "auto", fresh=False)
     with pytest.raises(UserError, match=r"images: \['48 images, .* -> \['47 images, .*--workdir"):
         check_recipe(tmp_path, before | {"images": of[1:]}, "auto", fresh=False)
+
+
+# lemniscate.pytorch, `main.py` and `cifar.py`.
+BOTH = {
+    "head.kind": "mlp",
+    "head.layers": 1,
+    "head.dim": 128,
+    "head.bias": "all",
+    "head.norm": "none",
+    "instdisc.momentum": 0.5,
+    "optim.name": "sgd",
+    "optim.nesterov": False,
+    "optim.momentum": 0.9,
+    "optim.decayed": "all",
+    "optim.warmup_epochs": 0.0,
+    "optim.drops": "120,160",
+    "optim.drop_factor": 0.1,
+    "augment.crop_law": "area",
+    "train.epochs": 200.0,
+}
+PRESETS = {
+    "imagenet": {
+        "instdisc.loss": "nce",
+        "instdisc.negatives": 4096,
+        "loss.temperature": 0.07,
+        "optim.weight_decay": 1e-4,
+        "train.batch_size": 256,
+    },
+    "cifar10": {
+        "instdisc.loss": "softmax",
+        "loss.temperature": 0.1,
+        "optim.weight_decay": 5e-4,
+        "train.batch_size": 128,
+    },
+}
+FLIP_AND_GRAY_FIRST = {"imagenet": (0.5, True), "cifar10": (0.0, False)}
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+def test_presets_are_those_published(preset):
+    c = resolved("instdisc", preset)
+    validation.validate(c, 8)
+    for name, value in (BOTH | PRESETS[preset]).items():
+        assert recipes.get(c, name) == value, name
+    (view,) = c.augment.views.values()
+    assert (view.area_min, view.jitter, view.grayscale, view.blur) == (0.2, 1.0, 0.2, 0.0)
+    assert (view.flip, view.grayscale_first) == FLIP_AND_GRAY_FIRST[preset]
+    strengths = ("brightness", "contrast", "saturation", "hue")
+    assert {view.strength * view[name] for name in strengths} == {0.4}
+    assert timetables.make(c, 50_000).peak_rate == pytest.approx(0.03)

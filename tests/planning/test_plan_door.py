@@ -10,6 +10,7 @@ import bucket
 import jax
 import jax.numpy as jnp
 import pytest
+import smallest
 from etils import epath
 from jax.sharding import AxisType
 from jax.sharding import PartitionSpec as P
@@ -97,12 +98,27 @@ def test_the_largest_batch_leaves_room_for_what_a_run_holds(monkeypatch):
     assert found.largest == (most - most % plan.ROUND) * DEVICES
 
 
+def test_what_is_made_before_an_epoch_is_counted_where_it_is_more_than_a_step():
+    """PCL's k-means: features of all images, and as many numbers again while it compares them."""
+    c = smallest.recipe("pcl", data__source="folder", data__path="nowhere")
+    few, many = (Case.of(c, DEVICES, images, tiny.CLASSES) for images in (1000, 10**8))
+    memory, held = Footprint(100, 20, 10**6), {"waiting batches": 3}
+    assert 0 < plan.between_epochs(few) < 10**6
+    assert plan.fullest(few, memory, held) == memory.peak + 3
+    features = 4 * 10**8 * c.head.dim
+    made = plan.between_epochs(many)
+    assert features < made / 2 < 1.1 * features
+    assert plan.fullest(many, memory, held) == 100 + 20 + made + 3
+    assert plan.between_epochs(Case.of(recipe(), DEVICES, 48, tiny.CLASSES)) == 0
+
+
 def test_both_columns_hold_what_a_run_holds_beside_its_step():
     found = {
         "room": 20 * 2**30,
         "state": {"parameters": 2**30},
         "estimated": {"batch": 2**30, "temporary": 2**31, "peak": 9 * 2**30},
         "beside": {"waiting batches": 3 * 2**30, "resident images": 2**31},
+        "between_epochs": 0,
     }
     step = ahead.Compiled(Footprint(2**30, 2**30, 2**32), 7 * 2**30, 1.0, 1.0, {}, {})
 
@@ -120,6 +136,7 @@ def test_both_columns_hold_what_a_run_holds_beside_its_step():
         ["2.000", "2.000"],
         ["9.000", "12.000"],
     ]
+    assert rows(between_epochs=2**29)[-2:] == [["0.500"], ["9.000", "12.000"]]
     assert rows(room=11 * 2**30)[-1] == ["9.000", "12.000, does not fit"]
     compiled = dataclasses.replace(step, memory=None)
     assert rows()[-2:] == [["2.000"], ["9.000", "7.000, does not fit"]]

@@ -270,6 +270,10 @@ SEEN: dict[tuple[str, str], tuple[str, ...]] = {
         "eval.seen",
     ),
     (RUN, "test_it_logs_as_often_as_asked"): ("log.every_steps",),
+    ("train/test_loggers.py", "test_a_run_that_goes_on_is_the_same_run_there"): (
+        "log.to",
+        "log.project",
+    ),
     (RUN, "test_it_keeps_the_newest_checkpoints_and_each_of_a_period"): (
         "checkpoint.every_steps",
         "checkpoint.keep",
@@ -352,6 +356,7 @@ def test_every_field_of_text_or_number_has_a_rule_or_choices_or_means_a_name():
         *("method", "data.name", "data.path", "data.split", "data.eval_split", "data.index"),
         *("labels.use", "init.run", "init.parts", "distill.teacher", "data.white_level"),
         "optim.drops",  # numbers with commas
+        *("log.to", "log.project"),  # names with commas; a name
     }
     checked = {*LISTS["CHOICES"], *free}
     texts = {n for n, v in freeze.leaves(recipes.base()) if isinstance(v, str)}

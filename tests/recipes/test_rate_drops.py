@@ -52,7 +52,7 @@ def test_a_warmup_goes_before_it():
         ({"optim__drops": "8,4"}, "optim.drops is 8,4: give epochs that rise"),
         ({"optim__drops": "4,,8"}, 'optim.drops has "", which is no number'),
         ({"optim__drops": "0"}, 'optim.drops has "0": give a finite number, above 0'),
-        ({"optim__drop_factor": 0.2}, "drop_factor is 0.2, but the rate falls as a cosine"),
+        ({"optim__drop_factor": 0.2}, "drop_factor is 0.2, but a rate that falls as a cosine"),
         ({"optim__drop_factor": 1.5, "optim__drops": "3"}, "greater than 0 and at most 1"),
         ({"optim__drops": "3", "optim__rate_per": "epoch"}, "set --config.optim.rate_per=step"),
     ],

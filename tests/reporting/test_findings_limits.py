@@ -109,6 +109,16 @@ def test_an_encoder_is_not_above_a_rival_whose_interval_meets_its_own(said, riva
         one(of(high), f"not clearly above {rival}: probe, all labels 70.0 % against 60.0 %")
 
 
+def test_an_encoder_below_a_rival_is_said_to_be_below_it(said):
+    rival = {"kNN": score(0.5, 0.4501, 0.55), "probe, all labels": score(0.4, 0.35, 0.45)}
+    own = {"kNN": score(0.4, 0.35, 0.45), "probe, all labels": score(0.4, 0.35, 0.45)}
+    below, level = said({}, summary={"raw pixels": rival, "pretrained encoder": own})
+    one([below], "is below raw pixels: kNN 40.0 % against 50.0 %, their intervals do not meet.")
+    one([level], "not clearly above raw pixels: probe, all labels 40.0 % against 40.0 %, their")
+    rival["kNN"] = score(0.5, 0.45, 0.55)
+    one(said({}, summary={"raw pixels": rival, "pretrained encoder": own}), "intervals meet, and")
+
+
 def test_nothing_learned_is_a_loss_above_98_per_cent_of_chance(said):
     chance = 2 * math.log(2 * 64 - 1)
     for share in (0.9799, 0.5):

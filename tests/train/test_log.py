@@ -13,6 +13,7 @@ from etils import epath
 from simclr_jax import files, processes
 from simclr_jax.errors import UserError
 from simclr_jax.train.log import Log
+from simclr_jax.train.loggers import Loggers
 from simclr_jax.train.timetable import Timetable
 
 TOTAL, EVERY = 22, 6
@@ -53,6 +54,7 @@ def train(path, first=0, until=TOTAL, saves=(), chunk=1, metrics=STEPS):
             wait=lambda: None, steps=lambda: [0], about=lambda step: seals.get(step, {})
         ),
         console=SimpleNamespace(status=shown.append, say=shown.append),
+        loggers=Loggers(path),
     )
     timetable = Timetable(100, 10, TOTAL, 0, 1.0, chunk, EVERY, 0, 1)
     with Log(timetable, {"loss": "loss {:.6f}"}, run, first) as log:
