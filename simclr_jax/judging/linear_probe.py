@@ -11,6 +11,7 @@ import numpy as np
 from etils import epath
 
 from simclr_jax import files
+from simclr_jax.closing import Closing
 from simclr_jax.data.sources import Source
 from simclr_jax.errors import UserError, choose, number
 from simclr_jax.evaluate import chance, scores
@@ -77,12 +78,10 @@ def run(checkpoints: Sequence[str], wanted: Wanted, options: Options, say: Say =
     for checkpoint in checkpoints[1:]:  # the first is checked as its turn comes, which is now
         _open(checkpoint, wanted, options)
     done = _Done()
-    try:
+    with Closing() as end:
+        end.step(_say_found, done, say)  # what is done is not lost where a later part fails
         for checkpoint in checkpoints:
             _judge_run(_open(checkpoint, wanted, options), wanted, options, done, say)
-    finally:  # what is done is not lost where a later part fails
-        if done.found:
-            _say_found(done, say)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -139,6 +138,8 @@ def _judge_run(opened: _Opened, wanted: Wanted, options: Options, done: _Done, s
 
 
 def _say_found(done: _Done, say: Say) -> None:
+    if not done.found:
+        return
     for line in shown.table(done.found):
         say(line)
     for line in shown.notes(done.found):

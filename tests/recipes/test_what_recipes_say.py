@@ -5,7 +5,7 @@ from ml_collections import FrozenConfigDict
 from recipes.freeze import leaves, resolved
 from train import tiny
 
-from simclr_jax import recipes, records, validation
+from simclr_jax import declaration, recipes, records, validation
 from simclr_jax.errors import UserError
 from simclr_jax.frame import modules
 from simclr_jax.train import timetable as timetables
@@ -149,10 +149,11 @@ FREE = {
     *("log.every_steps", "checkpoint.every_steps", "checkpoint.keep", "checkpoint.keep_period"),
     *("data.path", "data.threads", "data.resident", "data.max_bad_fraction", "data.index"),
     *("data.layout", "data.if_changed", "data.max_megapixels", "train.remat"),
+    *("log.to", "log.project"),
 }
 
 
-@pytest.mark.parametrize("method", ["simclr", "byol", "moco", "simsiam", "pcl"])
+@pytest.mark.parametrize("method", declaration.known())
 def test_a_resumed_run_may_change_what_changes_no_result_and_nothing_else(method):
     old, named = recipes.base(method).to_dict(), set()
     for name, value in leaves(old):
