@@ -82,7 +82,7 @@ def others(c, name: str):
         named = re.findall(r"\w+", found.rule.removeprefix("one of ")) if found else ()
         yield from (other for other in CHOICES.get(name, named) if other != value)
         yield "22,27"  # numbers of clusters
-        yield "0.4"  # an epoch
+        yield "0.2"  # an epoch
     else:
         yield from (type(value)(other) for other in (value / 2, value + 1, value * 2 + 0.4, 0))
 
@@ -164,4 +164,5 @@ def test_what_a_method_lets_through_changes_what_is_run(method, fields):
 def test_what_an_optimiser_lets_through_changes_what_is_run(fields):
     c = smallest.recipe("simclr", **fields)
     names = [f"optim.{name}" for name in c.optim if name != "name"]
-    assert set(ignored(c, names)) - FOR_WHATEVER_IS_CHOSEN == set()
+    found = ignored(c, [name for name in names if name not in FOR_WHATEVER_IS_CHOSEN])
+    assert found == []
