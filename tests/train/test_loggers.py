@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import re
 import sqlite3
 import struct
 import time
@@ -18,7 +19,7 @@ from etils import epath
 from frame import toys
 from train import tiny
 
-from simclr_jax import documents, recipes
+from simclr_jax import documents, extras, recipes
 from simclr_jax.errors import Unreachable, UserError
 from simclr_jax.frame import modules
 from simclr_jax.stages import run
@@ -186,9 +187,8 @@ def test_what_services_were_told_may_be_damaged(tmp_path, monkeypatch):
 @pytest.mark.parametrize("name", services.SERVICES)
 def test_a_package_that_is_not_there_is_said_before_the_work(name, tmp_path, monkeypatch):
     monkeypatch.setattr(importlib.util, "find_spec", lambda package: None)
-    with pytest.raises(
-        UserError, match=rf"names {name}, but .* pip install 'simclr-jax\[{name}\]'"
-    ):
+    install = re.escape(extras.install(services.SERVICES[name].extra))
+    with pytest.raises(UserError, match=f"names {name}, but .* installed: {install}, or leave"):
         run.run(tiny.recipe(log__to=f"tensorboard,{name}"), str(tmp_path / "run"))
     assert not (tmp_path / "run").exists()
 
