@@ -18,7 +18,7 @@ from typing import Any, TypedDict
 
 from etils import epath
 
-from simclr_jax import buckets, closing, documents, fields, records
+from simclr_jax import buckets, closing, documents, extras, fields, records
 from simclr_jax.errors import BadFile, Unreachable, UserError
 from simclr_jax.train import services
 from simclr_jax.train.board import Board
@@ -45,7 +45,7 @@ def check(to: str) -> None:
         if importlib.util.find_spec(package) is None:
             raise UserError(
                 f"log.to names {name}, but the package {package} is not installed: "
-                f"pip install 'simclr-jax[{extra}]', or leave it out of log.to"
+                f"{extras.install(extra)}, or leave it out of log.to"
             )
 
 

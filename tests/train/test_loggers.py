@@ -184,9 +184,7 @@ def test_what_services_were_told_may_be_damaged(tmp_path, monkeypatch):
 @pytest.mark.parametrize("name", services.SERVICES)
 def test_a_package_that_is_not_there_is_said_before_the_work(name, tmp_path, monkeypatch):
     monkeypatch.setattr(importlib.util, "find_spec", lambda package: None)
-    with pytest.raises(
-        UserError, match=rf"names {name}, but .* pip install 'simclr-jax\[{name}\]'"
-    ):
+    with pytest.raises(UserError, match=rf"names {name}, but .* pip install .*{name}"):
         run.run(tiny.recipe(log__to=f"tensorboard,{name}"), str(tmp_path / "run"))
     assert not (tmp_path / "run").exists()
 
