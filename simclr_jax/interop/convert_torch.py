@@ -65,7 +65,7 @@ def open_model(path: Path, options: Options) -> Foreign:
         choose("--input", options.input, INPUTS)
     weights = torch_files.open_weights(path)
     found = torch_model.infer(weights, options.prefix)
-    beside = _beside(path)
+    beside = _ours(weights) or _beside(path)
     shown = options.input or beside.input or (INPUT if found.channels == 3 else "rgb")
     if found.channels != 3 and shown in COLOURED:
         raise UserError(
@@ -121,8 +121,8 @@ def _about(weights: Weights, found: Found, config: Any) -> Iterator[str]:
     if config.model.stem == "cifar":
         yield "note       a 3x3 stem: taken to have stride 1, padding 1 and no pooling after it"
     yield (
-        f"images     {config.data.image_size} pixels in [0, 1], of which the encoder makes "
-        f"{config.model.input} (--input), grid {config.augment.grid}"
+        f"images     {config.data.image_size} pixels in [0, 1], model.input={config.model.input} "
+        f"(--input), grid {config.augment.grid}"
     )
 
 
@@ -136,8 +136,12 @@ def _beside(path: Path) -> Beside:
     if path.name not in torch_files.IN_A_FOLDER or not file.is_file():
         return Beside()
     said = documents.read(file, dict[str, Any], "repair or remove it")
-    name, images = said.get("architecture", "resnet"), said.get("pretrained_cfg")
-    if isinstance(name, str) and "pretrained_cfg" in said and not PLAIN.fullmatch(name):
+    if said.get("model_type") == "simclr_jax":
+        raise UserError(
+            f"{path.parent} is a model of this program: load it, or start from it, as it is"
+        )
+    name, images = said.get("architecture"), said.get("pretrained_cfg")
+    if isinstance(name, str) and images and not PLAIN.fullmatch(name):
         raise UserError(
             f"{file} says architecture={json.dumps(name)}, whose strides or pooling are not "
             "those of ours: convert a plain resnet18 to resnet152"
@@ -145,17 +149,37 @@ def _beside(path: Path) -> Beside:
     if not isinstance(images, dict):
         return Beside()
     size, mean, deviation = (images.get(field) for field in ("input_size", "mean", "std"))
-    looks = {(MEAN, DEVIATION): INPUT, ((0.0,) * 3, (1.0,) * 3): "rgb"}
+    looks: dict[tuple, str] = {(MEAN, DEVIATION): INPUT, ((0.0,) * 3, (1.0,) * 3): "rgb"}
     shown = None
     if mean is not None and deviation is not None:
         shown = looks.get((_numbers(mean), _numbers(deviation)))
         if shown is None:
             raise UserError(
                 f"{file} says mean={mean} and std={deviation}, and the encoder takes off "
-                "ImageNet's (model.input=normalised) or none: repair or remove it"
+                "ImageNet's (--input=normalised) or none (rgb): correct it there"
             )
     side = size[-1] if isinstance(size, list) and size else None
     return Beside(side if type(side) is int and side > 0 else None, shown)
+
+
+def _ours(weights: Weights) -> Beside | None:
+    """Return what this program has said in a file that it exported; None for a stranger's.
+
+    Raises:
+      UserError: if it is of an encoder whose max-pool is not torchvision's, which no name shows.
+    """
+    try:
+        said = documents.parse(weights.said.get("about", "{}"), dict[str, Any])
+        model, size = (said["recipe"][group] for group in ("model", "data"))
+        variant, shown, side = model.get("variant", "official"), model["input"], size["image_size"]
+    except (documents.Unfit, KeyError, TypeError, AttributeError):
+        return None
+    if variant != "torchvision":
+        raise UserError(
+            f"{weights.path} was exported from an encoder of model.variant={variant}, whose "
+            "max-pool is not PyTorch's: start from the run it was exported from"
+        )
+    return Beside(side if type(side) is int else None, shown if shown in INPUTS else None)
 
 
 def _numbers(values: Any) -> tuple[float, ...]:

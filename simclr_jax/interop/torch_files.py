@@ -31,7 +31,7 @@ AGAIN = (
     "if you trust it, load it in PyTorch and save its weights alone: "
     'torch.save({k: v.clone() for k, v in model.state_dict().items()}, "weights.pth")'
 )
-EXTRA = "pip install 'simclr-jax[torch]'"
+DTYPES = {"BF": "bfloat", "F": "float", "I": "int", "U": "uint"}  # of safetensors, here
 
 
 @dataclasses.dataclass(frozen=True)
@@ -43,12 +43,14 @@ class Weights:
       shapes: of each tensor, by its name.
       dtypes: of each, as PyTorch calls it (float32, bfloat16, ...), likewise.
       others: keys at the top of the file that hold no tensor: epoch, arch, ...
+      said: texts that a file of safetensors carries besides, by name.
     """
 
     path: str
     shapes: dict[str, tuple[int, ...]]
     dtypes: dict[str, str]
     others: list[str]
+    said: dict[str, str]
     _get: Callable[[str], np.ndarray]
 
     def read(self, name: str) -> np.ndarray:
@@ -106,9 +108,8 @@ def _safetensors(path: Path) -> Weights:
 
     def about(name: str) -> tuple[tuple[int, ...], str]:
         part = opened.get_slice(name)
-        kind, bits = re.fullmatch(r"(BF|F|I|U|BOOL)(.*)", part.get_dtype()).groups()
-        words = {"BF": "bfloat", "F": "float", "I": "int", "U": "uint", "BOOL": "bool"}
-        return tuple(part.get_shape()), words[kind] + bits
+        kind = re.sub("[A-Z]+", lambda match: DTYPES.get(match[0], match[0]), part.get_dtype())
+        return tuple(part.get_shape()), kind
 
     def get(name: str) -> np.ndarray:
         with jax.default_device(jax.local_devices(backend="cpu")[0]), warnings.catch_warnings():
@@ -117,7 +118,9 @@ def _safetensors(path: Path) -> Weights:
 
     found = _guarded(str(path), lambda: {name: about(name) for name in opened.keys()})  # noqa: SIM118
     shapes = {name: shape for name, (shape, _) in found.items()}
-    return Weights(str(path), shapes, {name: kind for name, (_, kind) in found.items()}, [], get)
+    dtypes = {name: kind for name, (_, kind) in found.items()}
+    said = _guarded(str(path), opened.metadata) or {}
+    return Weights(str(path), shapes, dtypes, [], said, get)
 
 
 def _pickled(path: Path) -> Weights:
@@ -148,6 +151,7 @@ def _pickled(path: Path) -> Weights:
         {name: tuple(tensor.shape) for name, tensor in found.items()},
         {name: str(tensor.dtype).removeprefix("torch.") for name, tensor in found.items()},
         [printable(str(key)) for key in content if str(key) not in holding],
+        {},
         get,
     )
 
@@ -221,5 +225,5 @@ def _missing(package: str, error: ModuleNotFoundError) -> Exception:
     if error.name != package:
         return error
     return UserError(
-        f"these weights are read with the package {package}, which is not installed: {EXTRA}"
+        f"these weights are read with {package}, which is not installed: pip install {package}"
     )

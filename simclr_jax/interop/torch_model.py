@@ -32,6 +32,7 @@ FIRST_BLOCK = re.compile(r"(?P<prefix>(?:.*[./])?)(?P<layer>layer1|[24])\.0\.con
 # Where the modules of a ResNet stand among its children, of which users make a `Sequential`.
 CHILDREN = {"0": "conv1", "1": "bn1", "4": "layer1", "5": "layer2", "6": "layer3", "7": "layer4"}
 CHILDREN |= {"8": "avgpool", "9": "fc"}
+IN_A_ROW = {"0": "conv1", "1": "bn1", "2": "layer1", "3": "layer2", "4": "layer3", "5": "layer4"}
 # What may stand beside the layers of an encoder and reads its features.
 HEADS = re.compile(
     r"(fc|linear|heads?|classifier|last_linear|proj(ection)?(_?head|_?mlp)?|projector|predictor"
@@ -120,14 +121,12 @@ def _candidates(shapes: Shapes) -> dict[str, dict[str, str]]:
     """Return of each ResNet, by what its names begin with, its names by torchvision's."""
     found: dict[str, dict[str, str]] = {}
     for anchor in filter(None, map(FIRST_BLOCK.fullmatch, shapes)):
-        prefix, layer = anchor["prefix"], anchor["layer"]
-        children = {} if layer == "layer1" else CHILDREN
-        if children and f"{prefix}0.weight" not in shapes:  # blocks of something else
-            continue
-        if layer == "2":  # the second block of a group, or children without an activation
-            if f"{prefix}5.0.conv1.weight" not in shapes or f"{prefix}6.0.conv1.weight" in shapes:
+        prefix, children = anchor["prefix"], {}
+        if anchor["layer"] != "layer1":
+            if f"{prefix}0.weight" not in shapes:  # blocks of something else
                 continue
-            children = {"0": "conv1", "1": "bn1", **{str(i): f"layer{i - 1}" for i in range(2, 6)}}
+            # Without a pooling layer, and an activation that is a module, blocks begin at 2.
+            children = IN_A_ROW if f"{prefix}2.0.conv1.weight" in shapes else CHILDREN
         found[prefix] = {
             _usual(name.removeprefix(prefix), children): name
             for name in shapes
@@ -242,7 +241,7 @@ def _refuse(shapes: Shapes, names: Mapping[str, str], family: str, path: str) ->
         f"a stem for images of {stem[1]} channels": stem[1] not in (0, 1, 3),
         f"a stem of {stem[2]}x{stem[3]} pixels": stem[2:] not in ((7, 7), (3, 3), (0, 0)),
         "no activation after its first normalisation (lightly's ResNetGenerator as a Sequential)": (
-            _child_of_two(names)
+            names.get("layer1.0.conv1.weight", "").endswith("2.0.conv1.weight")
         ),
         "a stem padded by 2 pixels (solo-learn for CIFAR), which shifts every later stride": (
             family == "solo-learn" and stem[2] == 3
@@ -251,11 +250,6 @@ def _refuse(shapes: Shapes, names: Mapping[str, str], family: str, path: str) ->
     for reason, given in reasons.items():
         if given:
             raise UserError(f"{path} is a ResNet with {reason}, and ours has none: {REMEDY}")
-
-
-def _child_of_two(names: Mapping[str, str]) -> bool:
-    there = names.get("layer1.0.conv1.weight", "")
-    return bool(re.search(r"(^|[./])2\.0\.conv1\.weight$", there))
 
 
 def _architecture(shapes: Shapes, path: str) -> tuple[Architecture, int]:

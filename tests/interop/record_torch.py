@@ -8,6 +8,7 @@ two images. Its weights are drawn by name (`values`), so they need not be kept.
 
 from __future__ import annotations
 
+import re
 import zlib
 from pathlib import Path
 
@@ -29,14 +30,16 @@ def values(shapes: dict[str, tuple[int, ...]]) -> dict[str, np.ndarray]:
     for name, shape in shapes.items():
         random = np.random.RandomState(zlib.crc32(name.encode()))
         if name.endswith("num_batches_tracked"):
-            found[name] = np.int64(7)
+            found[name] = np.array(7)
             continue
         x = random.uniform(-1, 1, shape)
         if len(shape) == 4:
             x *= np.sqrt(6 / np.prod(shape[1:]))
-        elif name.endswith("running_var") or ".weight" in name and len(shape) == 1:
-            x = 1 + x / 2
-        found[name] = (x if len(shape) == 4 else x / 4 if "mean" in name else x).astype(np.float32)
+        elif name.endswith(("running_var", "weight")):
+            x = (1 + x / 2) * (0.3 if re.search(r"bn[23]\.weight", name) else 1)
+        else:
+            x /= 5
+        found[name] = x.astype(np.float32)
     return found
 
 

@@ -1,4 +1,4 @@
-"""PyTorch's packages, where they are installed; a test that needs one is skipped where it is not."""
+"""PyTorch's packages; a test that needs one which is not installed is skipped."""
 
 from __future__ import annotations
 
