@@ -14,7 +14,7 @@ from train import tiny
 from simclr_jax import documents, recipes
 from simclr_jax.reporting.record import flatten
 from simclr_jax.stages.inherit import inherit, pin
-from simclr_jax.stages.warm_start import load_parts
+from simclr_jax.stages.warm_start import load_parts, unlike
 from simclr_jax.train import manifest
 from simclr_jax.train.checkpoints import Checkpoints
 from simclr_jax.train.stage import TrainState
@@ -95,6 +95,18 @@ def test_a_probe_becomes_the_classifier_and_a_classifier_the_probe(run, state, t
         own = name.replace("params/probe/", "params/classifier/")
         want = there[own] if name.startswith("params/probe/") else before[name]
         np.testing.assert_array_equal(leaf, want, err_msg=name)
+
+
+def test_what_no_shape_shows_is_said(run):
+    assert unlike(tiny.recipe(init__run=str(run))) == []
+    other = {"init__run": f"{run}@3", "model__input": "normalised", "bn__epsilon": 1e-3}
+    assert unlike(tiny.recipe(**other)) == [
+        f"note      model.input=normalised, but rgb in {run}@3: these weights have learned with "
+        "that",
+        f"note      bn.epsilon=0.001, but 1e-05 in {run}@3: these weights have learned with that",
+    ]
+    assert unlike(tiny.recipe(**other, init__parts="head")) == []
+    assert unlike(tiny.recipe(model__input="normalised")) == []
 
 
 # Fields -------------------------------------------------------------------------------------------
