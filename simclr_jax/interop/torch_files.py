@@ -20,7 +20,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from simclr_jax import documents, errors, files
+from simclr_jax import documents, errors, extras, files
 from simclr_jax.errors import UserError, printable
 
 SAFE = ".safetensors"
@@ -225,5 +225,5 @@ def _missing(package: str, error: ModuleNotFoundError) -> Exception:
     if error.name != package:
         return error
     return UserError(
-        f"these weights are read with {package}, which is not installed: pip install {package}"
+        f"these weights are read with {package}, which is not installed: {extras.install(package)}"
     )
