@@ -3,8 +3,8 @@
 What these expect of an image, their files do not say: nearly all programs take off ImageNet's mean
 and deviation, which here the encoder does itself (`model.input="normalised"`) on pixels in [0, 1].
 It could not be folded into the first convolution: what pads an image there is 0 after the
-normalisation, not before it. Evaluations resize as torchvision does (grid "antialias") and look at
-the central 87.5 %, which is `Resize(256)` and `CenterCrop(224)`.
+normalisation, not before it. Evaluations look at the central 87.5 %, which is `Resize(256)` and
+`CenterCrop(224)`, on torchvision's grid ("antialias").
 """
 
 from __future__ import annotations
