@@ -1,9 +1,11 @@
-"""Turn a checkpoint of google-research/simclr into a run.
+"""Turn weights of another program into a run: of google-research/simclr, or a PyTorch ResNet.
 
     python -m simclr_jax.convert --source=pretrained/r50_1x_sk0 --workdir=runs/r50_1x_sk0
     python -m simclr_jax.convert --source=finetuned_10pct/r50_1x_sk0 --workdir=runs/tuned --tap=1
+    python -m simclr_jax.convert --source=moco_v2_800ep_pretrain.pth.tar --workdir=runs/moco
 
-Reads checkpoints of TensorFlow 1 and 2 and SavedModels; see docs/checkpoints.md.
+Reads checkpoints of TensorFlow 1 and 2 and SavedModels, what torch.save writes, and safetensors;
+see docs/checkpoints.md.
 """
 
 from __future__ import annotations
@@ -14,13 +16,24 @@ from simclr_jax import errors, flag_kinds
 
 FLAGS = flags.FLAGS
 flags.DEFINE(
-    flag_kinds.Path(), "source", None, "model.ckpt-N, ckpt-N, their directory, or a SavedModel."
+    flag_kinds.Path(),
+    "source",
+    None,
+    "model.ckpt-N, ckpt-N, their directory, a SavedModel; or .pth, .pt, .ckpt, .bin, .safetensors.",
 )
 flags.DEFINE(flag_kinds.Path(), "workdir", None, "Where the run will live.")
 flags.DEFINE_string("dataset", None, "TFDS data set it was trained on, or none.")
 flags.DEFINE(flag_kinds.Whole(1, 2**16), "image_size", None, "Side of its images, in pixels.")
 flags.DEFINE(
     flag_kinds.Whole(0, 100), "tap", None, "Layer of the head that its classifier reads; 0 is h."
+)
+flags.DEFINE_string(
+    "prefix",
+    None,
+    "PyTorch: what the names of the wanted encoder begin with, if there are several.",
+)
+flags.DEFINE_string(
+    "input", None, "PyTorch: what the encoder is shown: normalised (usual), rgb, standardised."
 )
 flags.DEFINE_boolean("debug", False, "Show the traceback of an error.")
 
@@ -33,7 +46,7 @@ def main() -> None:
     # Imported late: --help and mistakes in flags answer without waiting for JAX.
     from simclr_jax.interop import convert
 
-    options = convert.Options(FLAGS.dataset, FLAGS.image_size, FLAGS.tap)
+    options = convert.Options(FLAGS.dataset, FLAGS.image_size, FLAGS.tap, FLAGS.prefix, FLAGS.input)
     convert.run(FLAGS.source, FLAGS.workdir, options)
 
 

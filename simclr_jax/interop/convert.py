@@ -1,4 +1,4 @@
-"""From a checkpoint of the official programs to a run like any other."""
+"""From weights of other programs to a run like any other."""
 
 from __future__ import annotations
 
@@ -6,8 +6,6 @@ import dataclasses
 from collections.abc import Iterator
 from typing import Any
 
-import jax
-import jax.numpy as jnp
 import numpy as np
 from etils import epath
 from ml_collections import ConfigDict
@@ -15,32 +13,13 @@ from ml_collections import ConfigDict
 from simclr_jax import documents, files, recipes
 from simclr_jax.data.sources import tfds
 from simclr_jax.errors import UserError
-from simclr_jax.frame import modules
-from simclr_jax.interop import infer, official_names
+from simclr_jax.interop import convert_torch, infer, official_names, torch_files, written
 from simclr_jax.interop.infer import Model
 from simclr_jax.interop.tensorflow_files import Checkpoint, beside, open_checkpoint
-from simclr_jax.train.stage import TrainState
-from simclr_jax.train.workdir import CONVERTED, open_workdir, started
+from simclr_jax.interop.written import NO_DATASET, Foreign, Options
+from simclr_jax.train.workdir import started
 
 FLAVOURS = {"tf1": "TensorFlow 1", "tf2": "TensorFlow 2"}
-SHOWN = 3  # names of each kind of variable that is left out
-NO_DATASET = "none"
-
-
-@dataclasses.dataclass(frozen=True)
-class Options:
-    """What a checkpoint does not say; None: what the `flags.json` beside it says, or the usual.
-
-    Attributes:
-      dataset: of TensorFlow Datasets that it was trained on, or "none"; usually imagenet2012, or
-        cifar10 for the CIFAR stem.
-      image_size: side of its images; usually 224, or 32 for the CIFAR stem.
-      tap: layer of the head that its classifier reads; usually 0, which is h.
-    """
-
-    dataset: str | None = None
-    image_size: int | None = None
-    tap: int | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -53,13 +32,14 @@ class Resolved:
 
 
 def run(source: str, workdir: str, options: Options) -> None:
-    """Convert an official checkpoint, write it as a run, and say what it is.
+    """Convert weights of another program, write them as a run, and say what it is.
 
-    The run's `config.json` carries the preprocessing of the program it is from: pixels in [0, 1],
-    no mean and deviation, the central 87.5 % (all of images up to 32 pixels), its bicubic grid.
+    The run's `config.json` carries the preprocessing of the program it is from: of an official one
+    pixels in [0, 1], no mean and deviation, the central 87.5 % (all of images up to 32 pixels), its
+    bicubic grid; for PyTorch's see `interop/convert_torch.py`.
 
     Args:
-      source: see `interop.tensorflow_files.find`.
+      source: see `interop.torch_files.find`, and else `interop.tensorflow_files.find`.
       workdir: of the run to be; must hold none.
       options: what the checkpoint does not say.
 
@@ -70,61 +50,48 @@ def run(source: str, workdir: str, options: Options) -> None:
     workdir = files.expand_home(workdir)
     if started(workdir):
         raise UserError(f"{workdir} holds a run already: give another --workdir")
+    path = torch_files.find(source)
+    foreign = convert_torch.open_model(path, options) if path else _official(source, options)
+    written.write(foreign, workdir)
+
+
+def _official(source: str, options: Options) -> Foreign:
     checkpoint = open_checkpoint(source)
+    for flag in ("prefix", "input"):
+        if getattr(options, flag) is not None:
+            raise UserError(
+                f"--{flag}={getattr(options, flag)} is for weights of PyTorch, and {source} is a "
+                "TensorFlow checkpoint: omit it"
+            )
     model = infer.infer(checkpoint)
     resolved = _resolve(options, checkpoint, model)
-    config, step = recipe(checkpoint.flavour, model, resolved), checkpoint.step or 0
-    record = config.to_dict() | {
-        "images": [],
-        "converted": {
-            "source": checkpoint.path,
-            "flavour": checkpoint.flavour,
-            "classes": model.classes,
-            "classifier_tap": resolved.tap,
-            "known": ["model", "head", "data.name", "data.image_size", "augment.grid"],
-        },
-    }
-    with open_workdir(workdir, record, "auto", keep=1, keep_period=None) as opened:
-        say = opened.console.say
-        for line in _about(checkpoint, model, resolved, config):
-            say(line)
-        tree = _tree(checkpoint, model)
-        for line in _numbers(config, model, resolved, tree):
-            say(line)
-        state = TrainState(jnp.int32(step), tree["params"], tree["batch_stats"], {})
-        opened.checkpoints.save(step, state)
-        opened.checkpoints.wait()
-        written = opened.path / "checkpoints" / str(step)
-        say(f"written    {written}: start from it by --config.init.run={opened.path}")
+    config = recipe(checkpoint.flavour, model, resolved)
+    return Foreign(
+        source=checkpoint.path,
+        flavour=checkpoint.flavour,
+        step=checkpoint.step or 0,
+        config=config,
+        known=("model", "head", "data.name", "data.image_size", "augment.grid"),
+        classes=model.classes,
+        tap=resolved.tap,
+        channels=3,
+        arrays=len(model.names),
+        about=_about(checkpoint, model, resolved, config),
+        read=lambda: _tree(checkpoint, model),
+    )
 
 
 def recipe(flavour: str, model: Model, resolved: Resolved) -> ConfigDict:
-    """Return the recipe that describes a converted model; it is of the stage "convert".
+    """Return the recipe that describes an official model, see `written.described`.
 
-    A checkpoint knows nothing of its training: other fields than those of model, head, images and
-    grid are defaults.
+    Other fields than those of model, head, images and grid are defaults.
     """
-    c = recipes.base()
-    c.stage = CONVERTED
-    c.data.source, c.data.name = "tfds", resolved.dataset
-    # Which of the two names for it TFDS has is known once the data set is prepared.
-    c.data.eval_split = "validation" if resolved.dataset.startswith("imagenet2012") else "test"
-    if resolved.dataset == NO_DATASET:
-        c.data.source, c.data.name = "folder", ""
-    c.data.image_size = resolved.image_size
+    c = written.described(resolved.dataset, resolved.image_size)
     c.model.update(dataclasses.asdict(model.architecture))
     c.head.kind = model.head_kind
     c.head.layers, c.head.dim = max(1, model.head_layers), max(1, model.head_dim)
     recipes.official(c, flavour)
-    c.eval.probe = False
     return c
-
-
-def reference_image(size: int) -> np.ndarray:
-    """Return waves of colour, `[size, size, 3]` float32 in [0, 1], to compare outputs on."""
-    y, x, c = np.meshgrid(*(np.arange(n) / n for n in (size, size, 3)), indexing="ij")
-    waves = np.sin(2 * np.pi * (3 * x + c)) + np.cos(2 * np.pi * (2 * y - c * x))
-    return ((waves + 2) / 4).astype(np.float32)
 
 
 def _resolve(options: Options, checkpoint: Checkpoint, model: Model) -> Resolved:
@@ -219,9 +186,7 @@ def _about(
     head = f"{model.head_kind}, {layers}: z has {model.head_dim} numbers"
     yield f"head       {head if model.head_layers else 'none'}"
     yield f"classifier {_classifier(model, resolved)}"
-    for reason, names in checkpoint.left_out.items():
-        more = ", ..." if len(names) > SHOWN else ""
-        yield f"left out   {reason}, {len(names)}: {', '.join(names[:SHOWN])}{more}"
+    yield from written.left_out(checkpoint.left_out)
     yield (
         f"images     {config.data.image_size} pixels in [0, 1], no mean and deviation, grid "
         f"{config.augment.grid}, of {config.data.name or 'a data set of your own'}"
@@ -235,54 +200,3 @@ def _classifier(model: Model, resolved: Resolved) -> str:
     where = names.pop(resolved.tap)
     doubt = f"; by its size it could read {' or '.join(names.values())}: --tap" if names else ""
     return f"{model.classes} classes on {where}{doubt}"
-
-
-def _numbers(
-    config: ConfigDict, model: Model, resolved: Resolved, tree: dict[str, Any]
-) -> Iterator[str]:
-    """Say what the weights are, in numbers that another program can be compared on."""
-    params = tree["params"]
-    counts = ", ".join(f"{part} {_count(tree, part):,}" for part in params)
-    yield f"mapped     {len(model.names)} variables; parameters and statistics: {counts}"
-    norms = ", ".join(f"{part} {_norm(params[part]):.6g}" for part in params)
-    yield f"norms      of all parameters: {norms}"
-    yield "check      outputs for the reference image of interop/convert.py:"
-    for name, x in _outputs(config, model, resolved, tree).items():
-        first = " ".join(f"{value:.5f}" for value in x[:4])
-        yield f"           {name} has norm {np.linalg.norm(x):.6g} and begins {first}"
-
-
-def _outputs(
-    config: ConfigDict, model: Model, resolved: Resolved, tree: dict[str, Any]
-) -> dict[str, np.ndarray]:
-    """Return what the model makes of the reference image."""
-
-    @jax.jit
-    def outputs(tree: dict[str, Any], image: jax.Array) -> dict[str, jax.Array]:
-        def part(name: str) -> dict[str, Any]:
-            return {kind: sections.get(name, {}) for kind, sections in tree.items()}
-
-        ends: Any = modules.encoder(config).apply(part("encoder"), image, train=False)
-        hiddens: Any = modules.projection_head(config).apply(part("head"), ends["h"], train=False)
-        found: dict[str, Any] = {"h": ends["h"]}
-        if model.head_layers:
-            found["z"] = hiddens[-1]
-        if resolved.tap is not None:
-            classifier = modules.classifier(config, model.classes)
-            found["logits"] = classifier.apply(part("classifier"), hiddens[resolved.tap])
-        return {name: value[0] for name, value in found.items()}
-
-    image = jnp.asarray(reference_image(resolved.image_size))[None]
-    with jax.default_matmul_precision("highest"):  # five digits, on accelerators too
-        found = jax.device_get(outputs(tree, image))
-    return {name: found[name] for name in ("h", "z", "logits") if name in found}
-
-
-def _count(tree: dict[str, Any], part: str) -> int:
-    sections = [sections.get(part, {}) for sections in tree.values()]
-    return sum(leaf.size for leaf in jax.tree.leaves(sections))
-
-
-def _norm(params: Any) -> float:
-    squares = (np.sum(np.square(x, dtype=np.float64)) for x in jax.tree.leaves(params))
-    return float(np.sqrt(sum(squares)))

@@ -117,7 +117,10 @@ def describe(architecture: Architecture) -> str:
         words.append(f"selective kernels {architecture.sk_ratio:g}")
     if architecture.se_ratio:
         words.append(f"squeeze-excitation {architecture.se_ratio:g}")
-    return ", ".join([*words, f"{architecture.stem} stem"])
+    words.append(f"{architecture.stem} stem")
+    if architecture.variant != "official":
+        words.append(f"variant {architecture.variant}")
+    return ", ".join(words)
 
 
 def _candidates() -> Iterable[Architecture]:

@@ -113,6 +113,7 @@ def run(
         # A run that is resumed has weights of its own.
         if opened.fresh and warm_start.wanted(config):
             about.append(f"start     from {config.init.parts} of {config.init.run}")
+            about += warm_start.unlike(config)
         summary.announce(opened, config, timetable, stage, mesh, about)
         if processes.rank() == 0:
             views.draw(inputs, opened, stage.look)

@@ -8,7 +8,7 @@ from typing import Any
 import jax
 from ml_collections import ConfigDict
 
-from simclr_jax import declaration, parallel
+from simclr_jax import declaration, parallel, recipes
 from simclr_jax.errors import UserError, choose
 from simclr_jax.recipes import head_layers
 from simclr_jax.stages.encoder import classifier_tap
@@ -17,6 +17,8 @@ from simclr_jax.train.stage import TrainState
 
 NOTHING = "none"  # of a run whose model is wanted, not its weights
 PARTS = ("encoder", "head", "probe", "classifier")
+# What changes what an encoder computes, and none of its shapes.
+UNSEEN = ("model.variant", "model.input", "bn.epsilon")
 LINEAR = ("probe", "classifier")  # the same thing, taught on the side or with the encoder
 
 
@@ -70,6 +72,23 @@ def parts_of(init: ConfigDict, others: Sequence[str] = ()) -> list[str]:
     for part in parts:
         choose("init.parts", part, (*PARTS, *others, NOTHING))
     return parts
+
+
+def unlike(config: ConfigDict) -> list[str]:
+    """Return a line for each of `UNSEEN` that is another in the run whose encoder is taken.
+
+    Raises:
+      UserError: if there is no such run.
+    """
+    if "encoder" not in wanted(config):
+        return []
+    there = saved.describe(config.init.run, "init.run").config
+    return [
+        f"note      {name}={recipes.get(config, name)}, but {recipes.get(there, name)} in "
+        f"{config.init.run}: these weights have learned with that"
+        for name in UNSEEN
+        if recipes.get(config, name) != recipes.get(there, name)
+    ]
 
 
 def _check_tap(run: saved.Saved, tap: int) -> None:

@@ -14,7 +14,7 @@ from train import tiny
 from simclr_jax import documents, recipes
 from simclr_jax.reporting.record import flatten
 from simclr_jax.stages.inherit import inherit, pin
-from simclr_jax.stages.warm_start import load_parts
+from simclr_jax.stages.warm_start import load_parts, unlike
 from simclr_jax.train import manifest
 from simclr_jax.train.checkpoints import Checkpoints
 from simclr_jax.train.stage import TrainState
@@ -97,6 +97,18 @@ def test_a_probe_becomes_the_classifier_and_a_classifier_the_probe(run, state, t
         np.testing.assert_array_equal(leaf, want, err_msg=name)
 
 
+def test_what_no_shape_shows_is_said(run):
+    assert unlike(tiny.recipe(init__run=str(run))) == []
+    other = {"init__run": f"{run}@3", "model__input": "normalised", "bn__epsilon": 1e-3}
+    assert unlike(tiny.recipe(**other)) == [
+        f"note      model.input=normalised, but rgb in {run}@3: these weights have learned with "
+        "that",
+        f"note      bn.epsilon=0.001, but 1e-05 in {run}@3: these weights have learned with that",
+    ]
+    assert unlike(tiny.recipe(**other, init__parts="head")) == []
+    assert unlike(tiny.recipe(model__input="normalised")) == []
+
+
 # Fields -------------------------------------------------------------------------------------------
 
 OTHER = {  # in the other run, unlike any default
@@ -123,6 +135,7 @@ OTHER = {  # in the other run, unlike any default
     "model.stem": "cifar",
     "model.sk_ratio": 0.125,
     "model.se_ratio": 0.25,
+    "model.variant": "torchvision",
     "model.input": "standardised",
     "augment.placement": "host",
     "augment.grid": "antialias",
@@ -152,7 +165,10 @@ INHERITED = {
     "data.white_level",
     "bn.epsilon",
     *(f"head.{field}" for field in ("kind", "layers", "hidden", "dim", "bias", "norm")),
-    *(f"model.{field}" for field in ("depth", "width", "stem", "sk_ratio", "se_ratio", "input")),
+    *(
+        f"model.{field}"
+        for field in ("depth", "width", "stem", "sk_ratio", "se_ratio", "variant", "input")
+    ),
     "augment.placement",
     "augment.grid",
     "augment.crop_law",
