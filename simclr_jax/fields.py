@@ -30,6 +30,7 @@ CHOICES: dict[str, tuple] = {
     "augment.sigma_per": ("image", "batch"),
     "model.depth": (10, 18, 34, 50, 101, 152, 200),
     "model.stem": ("cifar", "imagenet"),
+    "model.variant": ("official", "torchvision"),
     "model.input": ("rgb", "standardised", "normalised", "lightness"),
     "head.kind": ("none", "linear", "nonlinear", "mlp"),
     "head.bias": ("hidden", "last", "all", "none"),

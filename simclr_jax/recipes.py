@@ -47,6 +47,7 @@ INHERITED = (
     "model.stem",
     "model.sk_ratio",
     "model.se_ratio",
+    "model.variant",
     "model.input",
     "augment.placement",
     "augment.grid",
@@ -154,6 +155,7 @@ def base(method: str = declaration.DEFAULT) -> ConfigDict:
             "stem": "imagenet",  # imagenet: 7x7 with stride 2, and pooling | cifar: 3x3, none
             "sk_ratio": 0.0,  # selective kernels and ResNet-D: 0.0625 in SimCLRv2 | 0: without
             "se_ratio": 0.0,  # squeeze-excitation | 0: without
+            "variant": "official",  # official | torchvision: max-pool and shortcuts as there
             # What the encoder makes of an image first: rgb (it is left as it is, in [0, 1]) |
             # standardised (each image by itself) | normalised (by ImageNet's mean and deviation) |
             # lightness (L of CIE Lab)

@@ -55,6 +55,12 @@ def validate(config: ConfigDict, devices: int) -> None:
             f"model.width is {c.model.width}: the stem of selective kernels halves 64 * width, "
             "which must be 2 channels or more"
         )
+    if c.model.sk_ratio > 0 and c.model.variant == "torchvision":
+        raise UserError(
+            f"model.sk_ratio is {c.model.sk_ratio}, but model.variant=torchvision has no selective "
+            "kernels, nor their stem and shortcuts: set --config.model.sk_ratio=0.0, or "
+            "--config.model.variant=official"
+        )
     _check_unread(c, known, _unread_by_others(c))
     _check_stage(c, known)
     if c.eval.seen and not (c.init.run or c.distill.teacher):

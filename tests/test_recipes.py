@@ -154,6 +154,7 @@ BUILDERS = {
     "augment.sigma_per": _views,
     "model.depth": _encoder,
     "model.stem": _encoder,
+    "model.variant": _encoder,
     "model.input": _encoder,
     "head.kind": _head,
     "head.bias": _head,
@@ -244,6 +245,10 @@ def test_every_rule_refuses(name, words):
         ({"train.epochs": float("inf")}, "train.epochs is inf"),
         ({"model.width": 0.01}, "model.width is 0.01"),
         ({"model.width": 1 / 64, "model.sk_ratio": 0.1}, "halves 64 . width.* 2 channels or more"),
+        (
+            {"model.variant": "torchvision", "model.sk_ratio": 0.1},
+            "sk_ratio is 0.1, but model.variant=torchvision .* set --config.model.sk_ratio=0.0, or",
+        ),
         ({"train.steps_per_call": 30, "log.every_steps": 100}, "--config.log.every_steps=90"),
         ({"augment.views.second.flip": 1.5}, "views.second.flip is 1.5"),
         ({"augment.views.first.area_min": 0.0}, "views.first.area_min is 0"),

@@ -28,6 +28,7 @@ def encoder(config: ConfigDict) -> ResNet:
         param_dtype=param_dtype(config),
         remat=config.train.remat == "block",
         inputs=config.model.input,
+        variant=config.model.variant,
     )
 
 

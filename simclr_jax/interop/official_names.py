@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 import flax.traverse_util
 import numpy as np
 
-from simclr_jax.models.resnet import ARCHITECTURES
+from simclr_jax.models.resnet import ARCHITECTURES, projects
 
 Path = tuple[str, ...]
 Names = dict[str, Path]  # official name: collection, section, modules, leaf; in the official order
@@ -41,6 +41,7 @@ class Architecture:
     stem: str = "imagenet"
     sk_ratio: float = 0.0
     se_ratio: float = 0.0
+    variant: str = "official"
 
 
 class _Layer(NamedTuple):
@@ -65,7 +66,7 @@ def _stem(architecture: Architecture) -> list[_Layer]:
 
 class _Block(NamedTuple):
     group: int
-    shortcut: list[_Layer]  # of a first block; built first
+    shortcut: list[_Layer]  # if it is a convolution; built first
     branch: list[_Layer]
     excitation: list[_Layer]
 
@@ -88,7 +89,8 @@ def _blocks(architecture: Architecture) -> Iterator[_Block]:
                     _Layer((*block, "se", name, "conv"), None, "se__layer", padded=False, bias=True)
                     for name in ("squeeze", "excite")
                 ]
-            yield _Block(group, [shortcut] if number == 1 else [], branch, excitation)
+            projected = projects(architecture.depth, architecture.variant, group, number)
+            yield _Block(group, [shortcut] if projected else [], branch, excitation)
 
 
 def _selective_kernel(module: Path) -> list[_Layer]:

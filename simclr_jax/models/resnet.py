@@ -7,7 +7,12 @@ Details that differ from most libraries, each of which changes results:
 * kernels start as truncated normals of variance 1/fan_in (not He's 2/fan_in), and the last
   normalisation of each residual branch starts at scale 0;
 * selective kernels bring the stem and the shortcuts of ResNet-D with them (He et al. 2019), in
-  encoders without bottlenecks these alone.
+  encoders without bottlenecks these alone;
+* the max-pool pads by TensorFlow's "SAME": of an even side the end alone.
+
+The variant "torchvision" has torchvision's max-pool, padded on both sides, and a projection only
+where shapes differ (torchvision `models/resnet.py`). In the rest the two agree: symmetric padding
+of strided convolutions, the stride of a bottleneck in its 3x3 convolution.
 """
 
 from __future__ import annotations
@@ -34,6 +39,8 @@ ARCHITECTURES: dict[int, tuple[bool, tuple[int, int, int, int]]] = {
 
 Norm = Callable[..., nn.Module]
 
+VARIANTS = ("official", "torchvision")
+
 # What a block that is computed again in the backward pass keeps: what is dear to compute, and what
 # other devices would have to be asked for again.
 KEPT = (
@@ -44,6 +51,12 @@ KEPT = (
     "all_gather",
     "all_gather_invariant",
 )
+
+
+def projects(depth: int, variant: str, group: int, block: int) -> bool:
+    """Tell whether the shortcut of a block, both counted from 1, is a convolution."""
+    bottleneck, _ = ARCHITECTURES[depth]
+    return block == 1 and (variant == "official" or bottleneck or group > 1)
 
 
 def keep(primitive, *_, **__) -> bool:
@@ -159,6 +172,7 @@ class ResNet(nn.Module):
       remat: compute what is elementwise in a block again in the backward pass rather than keep it
         (Chen et al. 2016, arXiv 1604.06174); results are the same, parameters have the same names.
       inputs: what the first convolution is given of the images, a key of `inputs.INPUTS`.
+      variant: "official", or "torchvision": its max-pool, and no shortcut that shapes do not need.
 
     Returns:
       The official end points by name: `initial_conv`, `initial_max_pool`, `block_group1` to
@@ -176,6 +190,7 @@ class ResNet(nn.Module):
     param_dtype: jnp.dtype = jnp.float32
     remat: bool = False
     inputs: str = "rgb"
+    variant: str = "official"
 
     @nn.compact
     def __call__(
@@ -195,7 +210,9 @@ class ResNet(nn.Module):
         x = ends["initial_conv"] = conv(features, kernel, stride, name="stem_conv")(x)
         x = nn.relu(self.norm(name="stem_bn")(x, train, group))
         if self.stem == "imagenet":
-            x = nn.max_pool(x, (3, 3), (2, 2), padding="SAME")
+            both = ((1, 1), (1, 1))
+            padding = both if self.variant == "torchvision" else "SAME"
+            x = nn.max_pool(x, (3, 3), (2, 2), padding=padding)
         ends["initial_max_pool"] = x
 
         make_block = ResidualBlock
@@ -207,7 +224,7 @@ class ResNet(nn.Module):
                     features=int(64 * self.width) * 2 ** (stage - 1),
                     stride=2 if stage > 1 and block == 1 else 1,
                     bottleneck=bottleneck,
-                    project=block == 1,
+                    project=projects(self.depth, self.variant, stage, block),
                     sk_ratio=self.sk_ratio,
                     se_ratio=self.se_ratio,
                     conv=conv,

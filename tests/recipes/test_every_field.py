@@ -122,6 +122,7 @@ SEEN: dict[tuple[str, str], tuple[str, ...]] = {
         "model.sk_ratio",
         "model.se_ratio",
     ),
+    (NETWORK, "test_the_variant_has_the_shortcuts_and_the_pool_of_its_name"): ("model.variant",),
     (NETWORK, "test_the_encoder_is_shown_what_the_recipe_says"): ("model.input",),
     (NETWORK, "test_momentum_is_the_share_that_averages_keep"): ("bn.momentum",),
     (NETWORK, "test_epsilon_is_added_to_the_variance"): ("bn.epsilon",),

@@ -56,6 +56,38 @@ def test_the_stem_is_small_or_large():
         assert parameters(model__stem=stem)["encoder/stem_conv/conv/kernel"][:2] == (side, side)
 
 
+def test_the_variant_has_the_shortcuts_and_the_pool_of_its_name():
+    def shortcuts(**fields):
+        return {n.split("/")[1] for n in parameters(**fields) if "shortcut_conv" in n}
+
+    groups = [f"group{i}_block1" for i in range(1, 5)]
+    assert shortcuts(model__depth=18) == {*groups}
+    assert shortcuts(model__depth=18, model__variant="torchvision") == {*groups[1:]}
+    assert shortcuts(model__depth=50, model__variant="torchvision") == {*groups}
+    assert pooled_from("official") == (0, 1)
+    assert pooled_from("torchvision") == (1, 1)
+
+
+def pooled_from(variant):
+    """Return how many pixels the max-pool of an image of even sides pads before and after it."""
+    c = tiny.recipe(model__stem="imagenet", model__variant=variant, data__image_size=16)
+    network = modules.encoder(c)
+    images = jax.random.uniform(jax.random.key(1), (1, 16, 16, 3))
+    variables = network.init(jax.random.key(0), images, False)
+    ends = network.apply(variables, images, False)
+    norm = 1 / math.sqrt(1 + c.bn.epsilon)  # in inference mode, of mean 0 and variance 1
+    shown = np.maximum(norm * np.asarray(ends["initial_conv"][0]), 0)
+    found = np.asarray(ends["initial_max_pool"][0])
+    for pads in ((0, 1), (1, 1)):
+        wide = np.pad(shown, (pads, pads, (0, 0)))  # nothing is below 0
+        wanted = [
+            [wide[y : y + 3, x : x + 3].max((0, 1)) for x in range(0, 8, 2)] for y in range(0, 8, 2)
+        ]
+        if np.allclose(found, wanted, rtol=1e-5):
+            return pads
+    return None
+
+
 def test_ratios_are_the_widths_of_channel_attention():
     ratios = {"model__sk_ratio": 0.25, "model__se_ratio": 0.125}
     found = parameters(model__depth=50, model__width=1.0, **ratios)

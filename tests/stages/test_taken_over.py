@@ -123,6 +123,7 @@ OTHER = {  # in the other run, unlike any default
     "model.stem": "cifar",
     "model.sk_ratio": 0.125,
     "model.se_ratio": 0.25,
+    "model.variant": "torchvision",
     "model.input": "standardised",
     "augment.placement": "host",
     "augment.grid": "antialias",
@@ -152,7 +153,10 @@ INHERITED = {
     "data.white_level",
     "bn.epsilon",
     *(f"head.{field}" for field in ("kind", "layers", "hidden", "dim", "bias", "norm")),
-    *(f"model.{field}" for field in ("depth", "width", "stem", "sk_ratio", "se_ratio", "input")),
+    *(
+        f"model.{field}"
+        for field in ("depth", "width", "stem", "sk_ratio", "se_ratio", "variant", "input")
+    ),
     "augment.placement",
     "augment.grid",
     "augment.crop_law",
