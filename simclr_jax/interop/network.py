@@ -76,7 +76,7 @@ class Network:
     @property
     def has_head(self) -> bool:
         """Tell whether a tap is of the projection head."""
-        return any(tap == "z" or tap.startswith("head") for tap in self.reads)
+        return encoders.reads_head(self.reads)
 
     @functools.cached_property
     def variables(self) -> dict[str, Any]:
