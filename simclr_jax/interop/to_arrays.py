@@ -29,10 +29,10 @@ def check_safetensors() -> str:
 
 def write_safetensors(network: Network, out: Path) -> None:
     """Write a file with PyTorch's names; what is said of it is JSON under `about`."""
-    from safetensors.numpy import save_file
+    from safetensors.numpy import save
 
     about = json.dumps(network.about())
-    save_file(to_torch.state(network), out, metadata={"format": "pt", ABOUT: about})
+    out.write_bytes(save(to_torch.state(network), metadata={"format": "pt", ABOUT: about}))
 
 
 def run_safetensors(out: Path, network: Network, images: np.ndarray) -> dict[str, np.ndarray]:

@@ -18,6 +18,7 @@ import jax
 import numpy as np
 
 from simclr_jax.augment.resize import matrices
+from simclr_jax.closing import Closing
 from simclr_jax.errors import UserError
 from simclr_jax.interop import extras, to_torch
 from simclr_jax.interop.network import Network, on_cpu
@@ -53,10 +54,11 @@ def write(network: Network, out: Path) -> None:
         to_torch.write(network, there)
         model = _wrapped(to_torch.model_of(there), network)
     images = torch.from_numpy(_laid_out(network, network.reference(2)))
-    with warnings.catch_warnings():
+    # The exporter reports its own steps and the fate of libraries that are not asked for.
+    logger = logging.getLogger("torch.onnx")
+    with warnings.catch_warnings(), Closing(lambda level=logger.level: logger.setLevel(level)):
         warnings.simplefilter("ignore")
-        level = logging.getLogger("torch.onnx").level
-        logging.getLogger("torch.onnx").setLevel(logging.ERROR)
+        logger.setLevel(logging.ERROR)
         program: Any = torch.onnx.export(
             model,
             (images,),
@@ -67,7 +69,6 @@ def write(network: Network, out: Path) -> None:
             dynamic_shapes={"images": {0: torch.export.Dim("batch", min=1)}},
             verbose=False,
         )
-        logging.getLogger("torch.onnx").setLevel(level)
     proto = program.model_proto
     onnx.helper.set_model_props(proto, {"about": json.dumps(network.about())})
     onnx.checker.check_model(proto)

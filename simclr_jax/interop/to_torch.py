@@ -8,6 +8,7 @@ about.json     preprocessing, taps, recipe, step, checksum
 from __future__ import annotations
 
 import importlib.util
+import io
 import json
 from pathlib import Path
 from typing import Any
@@ -53,7 +54,9 @@ def write(network: Network, out: Path) -> None:
     out.mkdir()
     (out / MODULE).write_text(module_text(network))
     tensors = {name: torch.tensor(x) for name, x in state(network).items()}
-    torch.save(tensors, out / WEIGHTS)
+    content = io.BytesIO()  # what torch says of a full disk is no error of the system
+    torch.save(tensors, content)
+    (out / WEIGHTS).write_bytes(content.getbuffer())
     documents.write(out / ABOUT, network.about())
 
 

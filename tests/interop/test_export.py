@@ -166,10 +166,16 @@ def test_mistakes_end_in_one_line_before_anything_is_written(workdir, tmp_path, 
     assert [path.name for path in tmp_path.iterdir()] == ["there.npz"]
 
 
-def test_a_resize_by_opencv_cannot_leave(tmp_path):
+def test_a_resize_by_opencv_cannot_leave_but_its_crop_can(tmp_path):
     run = write_run(tmp_path / "run", augment__grid="opencv", data__image_size=40)
     with pytest.raises(UserError, match=r"OpenCV .* give --preprocess=46x46, which is only crop"):
         exported(run, "stablehlo", tmp_path / "x", preprocess="64x64")
+    pytest.importorskip("cv2", reason="OpenCV is not installed")
+    exported(run, "stablehlo", tmp_path / "x", preprocess="46x46")
+    program = jax.export.deserialize(bytearray((tmp_path / "x/model.stablehlo").read_bytes()))
+    images = np.random.RandomState(1).randint(0, 256, (2, 46, 46, 3), np.uint8)
+    wanted = simclr_jax.load(run)(images)
+    np.testing.assert_allclose(program.call(images)["h"], wanted, atol=1e-5 * wanted.max())
 
 
 def test_a_damaged_run_is_refused(workdir, tmp_path):

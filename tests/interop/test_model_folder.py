@@ -18,6 +18,7 @@ from simclr_jax.errors import BadFile, UserError
 from simclr_jax.interop import export
 from simclr_jax.interop.export import Options
 from simclr_jax.train import saved
+from simclr_jax.train.checkpoints import Checkpoints
 
 safetensors = pytest.importorskip("safetensors.numpy", reason="safetensors is not installed")
 
@@ -60,6 +61,30 @@ def test_load_reads_a_folder_as_the_run(run, folder):
         np.testing.assert_array_equal(mine(IMAGES, tap=tap), theirs(IMAGES, tap=tap))
     assert mine.classifier and theirs.classifier and mine.classifier[0] == theirs.classifier[0]
     np.testing.assert_array_equal(mine.classifier[1].kernel, theirs.classifier[1].kernel)
+
+
+def test_a_classifier_on_a_layer_of_the_head_comes_back_there(tmp_path):
+    """That of a converted checkpoint, whose record says which layer it reads."""
+    run = write_run(tmp_path / "run")
+    read = saved.read(str(run))
+    random = np.random.default_rng(2)
+    dense = {
+        "params/classifier/dense/kernel": random.normal(size=(32, 3)).astype(np.float32),
+        "params/classifier/dense/bias": random.normal(size=3).astype(np.float32),
+    }
+    checkpoints = Checkpoints(tmp_path / "converted" / "checkpoints")
+    checkpoints.save(7, {**read.leaves, **dense})
+    checkpoints.close()
+    converted = {"source": f"{HOME}/model.ckpt-7", "classifier_tap": 1}
+    record = {**read.record, "stage": "convert", "converted": converted}
+    documents.write(tmp_path / "converted" / "config.json", record)
+    out = tmp_path / "model"
+    export.run(Options(str(tmp_path / "converted"), "huggingface", str(out)), lambda line: None)
+    assert "fc.weight" in safetensors.load_file(out / "head.safetensors")
+    assert HOME not in (out / "config.json").read_text()
+    tap, weights = simclr_jax.load(out).classifier
+    assert tap == "head1"
+    np.testing.assert_array_equal(weights.kernel, dense["params/classifier/dense/kernel"])
 
 
 def test_a_folder_of_the_hub_is_read_where_its_client_keeps_it(run, folder, monkeypatch):
