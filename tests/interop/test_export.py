@@ -279,3 +279,18 @@ def test_the_hub_is_asked_for_a_folder(monkeypatch):
     monkeypatch.setitem(sys.modules, "huggingface_hub", None)
     with pytest.raises(UserError, match=r"hf:// needs huggingface_hub, which is not .*: pip inst"):
         simclr_jax.load("hf://a/b")
+
+
+@pytest.mark.slow
+def test_tensorflow_runs_a_saved_model(workdir, tmp_path):
+    """Of any number of images, with preprocessing inside, against what `load` makes of them."""
+    tf = pytest.importorskip("tensorflow", reason="TensorFlow is not installed")
+    exported(workdir, "savedmodel", tmp_path / "x", "h", "logits", preprocess="13x11")
+    model = tf.saved_model.load(str(tmp_path / "x"))
+    encoder = simclr_jax.load(workdir)
+    for count in (1, 5):
+        found = model(tf.constant(IMAGES[:count]))
+        assert set(found) == {"h", "logits"}
+        wanted = encoder(IMAGES[:count])
+        np.testing.assert_allclose(found["h"], wanted, atol=2e-5 * np.abs(wanted).max())
+    assert json.loads((tmp_path / "x" / "about.json").read_text())["step"] == 7
