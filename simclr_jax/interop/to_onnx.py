@@ -56,7 +56,8 @@ def write(network: Network, out: Path) -> None:
     images = torch.from_numpy(_laid_out(network, network.reference(2)))
     # The exporter reports its own steps and the fate of libraries that are not asked for.
     logger = logging.getLogger("torch.onnx")
-    with warnings.catch_warnings(), Closing(lambda level=logger.level: logger.setLevel(level)):
+    level = logger.level
+    with warnings.catch_warnings(), Closing(lambda: logger.setLevel(level)):
         warnings.simplefilter("ignore")
         logger.setLevel(logging.ERROR)
         program: Any = torch.onnx.export(
