@@ -173,7 +173,7 @@ def _about(leaving: Network) -> list[str]:
         f"encoder   {e.run}: ResNet-{built.depth}, width {built.width:g}, {built.stem} stem, "
         f"variant {built.variant}, {leaving.weights} weights",
         f"taps      {', '.join(leaving.taps)}",
-        f"images    {height}x{width}, {channels} channels, {kind}; input {e.config.model.input}",
+        f"images    {height}x{width}, channels: {channels}, {kind}; input {e.config.model.input}",
     ]
 
 

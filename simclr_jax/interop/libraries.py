@@ -52,7 +52,7 @@ def match(network: Network, library: str) -> Match:
     built, config = network.architecture, network.encoder.config
     excited = built.se_ratio > 0
     basic = built.depth < 50
-    own_module = "use encoder.py of --format=torch"
+    own_module = "use encoder.py (--format=torch, huggingface)"
     reasons = [
         (built.depth not in DEPTHS[library], f"it has no ResNet-{built.depth}: {own_module}"),
         (built.width != 1, f"its channels are not {built.width:g} times as many: {own_module}"),
