@@ -29,6 +29,7 @@ from simclr_jax import (
     shipped,
 )
 from simclr_jax.errors import UserError
+from simclr_jax.interop import model_folder
 from simclr_jax.judging import results
 from simclr_jax.pipeline.recipe import STAGE
 from simclr_jax.stages import in_hand
@@ -91,12 +92,18 @@ def load(run: PathLike) -> Encoder:
         z = encoder(images, tap="z")     # after the projection head
 
     Args:
-      run: a workdir, or `WORKDIR@STEP`; without a step the newest whole checkpoint.
+      run: a workdir, or `WORKDIR@STEP`; without a step the newest whole checkpoint. Or a model
+        folder that `python -m simclr_jax.export --format=huggingface` has written, or one on the
+        Hugging Face Hub: `hf://ORGANISATION/NAME`, `hf://ORGANISATION/NAME@REVISION`.
 
     Raises:
-      UserError: if there is no run, no such step, or the checkpoint is damaged.
+      UserError: if there is no run, no such step, or the checkpoint or folder is damaged; of the
+        Hub also if a package is missing or it cannot be reached.
     """
-    return Encoder.of(saved.read(os.fspath(run), "run"))
+    path = os.fspath(run)
+    if model_folder.is_one(path):
+        return Encoder.of(model_folder.read(path))
+    return Encoder.of(saved.read(path, "run"))
 
 
 def train(

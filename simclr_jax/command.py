@@ -25,6 +25,7 @@ DOORS = {
     "search": "search",
     "report": "report",
     "convert": "convert",
+    "export": "export",
     "plan": "plan",
     "recipes": "list_recipes",
     "fields": "list_fields",

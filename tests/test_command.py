@@ -173,7 +173,7 @@ def test_every_door_completes_its_own_flags(script, tmp_path):
     for name, module in command.DOORS.items():
         offered = completed(script, "simclr", name, "--", cwd=tmp_path)
         assert "--help" in offered and ("--checkpoint=" in offered) == (
-            module in ("linear_probe", "transfer", "embed", "search", "report")
+            module in ("linear_probe", "transfer", "embed", "search", "report", "export")
         )
 
 

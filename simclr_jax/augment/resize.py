@@ -51,14 +51,22 @@ def crop_resize(
     overshoots, so values may leave [0, 1]: the caller clips. Equal sizes give the crop unchanged.
     Source: official `data_util.py: crop_and_resize`.
     """
-    out_height, out_width = (size, size) if isinstance(size, int) else size
-    y, x, crop_height, crop_width = jnp.asarray(box)
-    rows = _weights(out_height, image.shape[0], y, crop_height, grid, image.dtype)
-    columns = _weights(out_width, image.shape[1], x, crop_width, grid, image.dtype)
+    rows, columns = matrices(image.shape[:2], box, size, grid, image.dtype)
     # Accelerators would otherwise round pixels and weights to 8 or 11 bits.
     exact = jax.lax.Precision.HIGHEST
     image = jnp.einsum("oh,hwc->owc", rows, image, precision=exact)
     return jnp.einsum("pw,owc->opc", columns, image, precision=exact)
+
+
+def matrices(
+    sides: tuple[int, ...], box: ArrayLike, size: int | tuple[int, int], grid: str, dtype: jnp.dtype
+) -> tuple[jax.Array, jax.Array]:
+    """Return what `crop_resize` multiplies the rows and the columns of an image of `sides` by."""
+    out_height, out_width = (size, size) if isinstance(size, int) else size
+    y, x, crop_height, crop_width = jnp.asarray(box)
+    rows = _weights(out_height, sides[0], y, crop_height, grid, dtype)
+    columns = _weights(out_width, sides[1], x, crop_width, grid, dtype)
+    return rows, columns  # [out_height, height], [out_width, width]
 
 
 def center_crop(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import json
 import zlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -53,15 +53,20 @@ def tap_name(config: ConfigDict, layer: int) -> str:
     return f"head{count}" if count else "h"
 
 
+def reads_head(wanted: Iterable[str]) -> bool:
+    """Tell whether a tap is of the projection head, whose arrays must be there then."""
+    return any(tap == "z" or tap.startswith("head") for tap in wanted)
+
+
 def embedder(
     config: ConfigDict, wanted: Sequence[str]
 ) -> Callable[[Variables, jax.Array], dict[str, jax.Array]]:
     """Return the function from variables and prepared images to the `wanted` taps, `[b, d]` each.
 
     Images are floats `[b, h, w, c]` in [0, 1], of which the encoder makes what it is shown
-    (`model.input`) itself; the tap `pixels` is of the images. Batch normalisation is in inference
-    mode, so a row does not depend on its neighbours. Vectors are float32, or float64 if computed in
-    it.
+    (`model.input`) itself; the tap `pixels` is of the images. Variables of the head are needed by
+    its taps alone. Batch normalisation is in inference mode, so a row does not depend on its
+    neighbours. Vectors are float32, or float64 if computed in it.
     """
     encoder, head = modules.encoder(config), modules.projection_head(config)
     dtype = jnp.dtype(config.train.dtype)
@@ -76,10 +81,11 @@ def embedder(
         if set(wanted) <= {"pixels"}:
             return found
         ends: Any = encoder.apply(part("encoder"), images.astype(dtype), train=False)
-        h = ends["h"]
-        hiddens: Any = head.apply(part("head"), h, train=False)
-        found |= {"h": h, "z": hiddens[-1]}
-        found |= {f"head{i}": hidden for i, hidden in enumerate(hiddens)}
+        h = found["h"] = ends["h"]
+        if reads_head(wanted):
+            hiddens: Any = head.apply(part("head"), h, train=False)
+            found["z"] = hiddens[-1]
+            found |= {f"head{i}": hidden for i, hidden in enumerate(hiddens)}
         found |= {f"group{i}": ends[f"block_group{i}"] for i in range(1, 5)}
         return {tap: _vectors(found[tap], h.dtype) for tap in wanted}
 
