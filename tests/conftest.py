@@ -6,6 +6,7 @@ runs both processes. A file, whose tests share fixtures and compiled programs, g
 workers (`--dist loadgroup`), and so do all files that look at one costly run.
 """
 
+import gc
 import os
 import sys
 import tempfile
@@ -33,6 +34,10 @@ os.environ.setdefault(
 os.environ["XDG_CACHE_HOME"] = str(Path(tempfile.gettempdir()) / "simclr_jax_test_home")
 # Every program: the smallest takes 50 ms to compile, 4 ms to write, and every run makes it again.
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
+
+# Tracing makes so many objects that Python's default, a search for garbage at every 700th, takes a
+# tenth of the processor time of a test.
+gc.set_threshold(50_000, 20, 100)
 
 # Named here, not beside the tests, for the controller of pytest-xdist: it collects no tests.
 sys.path.append(str(Path(__file__).parent / "parity"))

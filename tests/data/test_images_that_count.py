@@ -11,6 +11,7 @@ import functools
 import jax
 import numpy as np
 import pytest
+from frame import toys
 from PIL import Image
 from stages import taught
 from train import tiny
@@ -28,6 +29,13 @@ COUNTS = {"train": 64, "val": 50, "test": 41}
 TORN = {"train": (3, 17, 40), "val": (0, 11, 12, 49), "test": (5,)}
 UNLABELLED = {"train": (2, 3, 30, 31, 50), "val": (1, 11, 20, 33, 34, 35)}
 K, TEMPERATURE = 7, 0.2
+
+
+@pytest.fixture(scope="module", autouse=True)
+def small():
+    """Replace the encoder by one that compiles at once."""
+    with toys.known():
+        yield
 
 
 def pixels_of(split):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import sys
 import types
@@ -11,13 +12,16 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 from jax import lax
 from train import tiny
 
 from simclr_jax import parallel, recipes
 from simclr_jax.declaration import Declaration
+from simclr_jax.frame import modules
 from simclr_jax.frame.method import Method
 from simclr_jax.frame.net import project
+from simclr_jax.stages import encoder as encoders
 from simclr_jax.train.step import make_step
 
 _numbers = itertools.count()
@@ -60,6 +64,40 @@ class Small(nn.Module):
         )
         x = nn.relu(self.norm(name="bn")(x, train, group))
         return {f"block_group{i}": x for i in range(1, 5)} | {"h": x.mean((1, 2))}
+
+
+class Stem(nn.Module):
+    """The first convolution, under the name by which an encoder is known again."""
+
+    dtype: Any
+
+    @nn.compact
+    def __call__(self, images):
+        how = {"use_bias": False, "param_dtype": self.dtype, "name": "conv"}
+        return nn.Conv(6, (3, 3), (2, 2), **how)(images.astype(self.dtype))
+
+
+class Known(nn.Module):
+    """An encoder that compiles at once, and whose runs can be read again."""
+
+    norm: Any
+
+    @nn.compact
+    def __call__(self, images, train, group=None):
+        x = Stem(self.norm.keywords["param_dtype"], name="stem_conv")(images)
+        x = nn.relu(self.norm(name="bn")(x, train, group))
+        h = x.mean((1, 2))
+        return {f"block_group{i}": x for i in range(1, 5)} | {"h": h}
+
+
+@contextlib.contextmanager
+def known():
+    """Replace the encoder by `Known`, also where runs are read."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(modules, "encoder", lambda config: Known(modules.norm(config)))
+        encoders._leaves.cache_clear()  # names and shapes of the other, by recipe
+        yield
+    encoders._leaves.cache_clear()
 
 
 def shared(value: jax.Array, axis_name: str) -> jax.Array:

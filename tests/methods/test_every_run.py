@@ -11,12 +11,12 @@ import functools
 import signal
 from typing import Any
 
-import flax.linen as nn
 import jax
 import logged
 import numpy as np
 import pytest
 import smallest
+from frame import toys
 from recipes.freeze import resolved
 from stages.written import write_images
 from train import tiny
@@ -44,36 +44,11 @@ class Kill(Exception):
     """What ends a run at a point where nothing is prepared for it."""
 
 
-class Stem(nn.Module):
-    """The first convolution, under the name by which an encoder is known again."""
-
-    dtype: Any
-
-    @nn.compact
-    def __call__(self, images):
-        how = {"use_bias": False, "param_dtype": self.dtype, "name": "conv"}
-        return nn.Conv(6, (3, 3), (2, 2), **how)(images.astype(self.dtype))
-
-
-class Small(nn.Module):
-    """An encoder that compiles at once."""
-
-    norm: Any
-
-    @nn.compact
-    def __call__(self, images, train, group=None):
-        x = Stem(self.norm.keywords["param_dtype"], name="stem_conv")(images)
-        x = nn.relu(self.norm(name="bn")(x, train, group))
-        h = x.mean((1, 2))
-        return {f"block_group{i}": x for i in range(1, 5)} | {"h": h}
-
-
 @pytest.fixture(scope="module", autouse=True)
 def small():
     """Replace the encoder by that one, and train on one device."""
     make_mesh = parallel.make_mesh
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(modules, "encoder", lambda config: Small(modules.norm(config)))
+    with toys.known(), pytest.MonkeyPatch.context() as patch:
         patch.setattr(parallel, "make_mesh", lambda devices=1: make_mesh(devices))
         yield
 
@@ -184,7 +159,7 @@ def test_the_report_shows_what_the_method_declares(trained, tmp_path):
 def by_hand(trained, pixels):
     """Return the vectors that the module gives with the weights of the checkpoint."""
     of_run = saved.read(str(trained.workdir))
-    module = Small(modules.norm(of_run.config))
+    module = toys.Known(modules.norm(of_run.config))
     encode = jax.jit(lambda variables, x: module.apply(variables, to_float(x), train=False)["h"])
     return np.asarray(encode(of_run.variables("encoder"), pixels))
 

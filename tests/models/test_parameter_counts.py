@@ -78,7 +78,25 @@ def recorded(flavour: str) -> dict:
 TF1, TF2 = recorded("tf1")["architectures"], recorded("tf2")
 
 
-@pytest.mark.parametrize("name", TF1)
+def deep_and_wide(depth, width, selective) -> bool:
+    """Tell of encoders that take seconds to trace and combine what smaller ones have one by one."""
+    return depth > 50 and (width > 1 or selective > 0)
+
+
+def fewer(cases, about):
+    """Mark as slow the cases whose `about` is that of a deep and wide encoder."""
+    marks = {True: [pytest.mark.slow], False: []}
+    return [
+        pytest.param(*case, marks=marks[deep_and_wide(*about(*case))], id=name)
+        for name, case in cases.items()
+    ]
+
+
+def official(want):
+    return want["resnet_depth"], want["width_multiplier"], want["sk_ratio"]
+
+
+@pytest.mark.parametrize("name", fewer({n: (n,) for n in TF1}, lambda n: official(TF1[n])))
 def test_sizes_are_those_of_the_official_graphs(name):
     want = TF1[name]
     about = Encoder(want["resnet_depth"], want["width_multiplier"], want["sk_ratio"])
@@ -99,8 +117,7 @@ def test_sizes_are_those_of_the_official_graphs(name):
 
 @pytest.mark.parametrize(
     "want",
-    TF2["encoders"],
-    ids=lambda w: "-".join(str(value) for value in list(w.values())[:5]),
+    fewer({"-".join(map(str, list(w.values())[:5])): (w,) for w in TF2["encoders"]}, official),
 )
 def test_encoders_are_those_of_tensorflow_2(want):
     stem = "cifar" if want["cifar_stem"] else "imagenet"
@@ -118,7 +135,10 @@ def test_projection_heads_are_those_of_tensorflow_2(want):
     assert found.trainable == want["trainable"]
 
 
-@pytest.mark.parametrize("depth, width, selective", SIMCLR_V2)
+@pytest.mark.parametrize(
+    "depth, width, selective",
+    fewer({"-".join(map(str, about)): about for about in SIMCLR_V2}, lambda *about: about),
+)
 def test_millions_are_those_of_the_simclr_v2_paper(depth, width, selective):
     """It counts the encoder with its moving statistics, without heads."""
     found, _ = encoder(Encoder(depth, width, 0.0625 if selective else 0.0))

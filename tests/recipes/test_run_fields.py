@@ -167,7 +167,7 @@ def test_the_probe_reads_its_tap(tap, name):
 
 
 def test_few_labels_are_as_many_as_asked():
-    """How the two probes of a comparison score is in tests/stages/test_monitor.py."""
+    """How the two probes of a comparison score is in tests/stages/test_monitor_scores.py."""
     stage, _ = staged(eval__few_labels=7)
     assert stage.protocol()["probe"]["few_labels_per_class"] == 7
     build.check_images(tiny.recipe(eval__few_labels=20), BANK, QUERIES)

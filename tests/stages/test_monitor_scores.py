@@ -1,7 +1,8 @@
 """Scores of pretraining, during a run and at its end, computed again without the package.
 
 On noisy images, some of them without a label and some unreadable: kNN, the online probe, the probes
-of few and of all labels, and what the two views of held-out images say.
+of few and of all labels, and what the two views of held-out images say. An evaluation changes
+nothing and depends on no device.
 """
 
 from __future__ import annotations
@@ -322,3 +323,45 @@ def test_what_is_switched_off_is_not_measured(probe, knn):
         {"rank"} | ({"probe_accuracy"} if probe else set()) | ({"knn_accuracy"} if knn else set())
     )
     assert Fake().evaluate(types.SimpleNamespace(variables={})).keys() == want
+
+
+# What an evaluation leaves alone ------------------------------------------------------------------
+
+PROBED = ["kNN", "probe, 4 labels a class", "probe, all labels"]
+
+
+def test_encoder_is_the_same_after_evaluation_which_repeats_itself():
+    before = jax.tree.map(lambda leaf: np.array(leaf).tobytes(), state())
+    want = evaluated()
+    assert stage()[0].evaluate(state()) == want
+    assert compared()
+    assert jax.tree.map(lambda leaf: np.array(leaf).tobytes(), state()) == before
+
+
+def test_evaluation_does_not_depend_on_the_number_of_devices():
+    c, mesh = recipe(), parallel.make_mesh(1)
+    made = pretrain.make_stage(c, timetables.make(c, len(TRAIN)), Inputs(c, TRAIN, TEST), mesh)
+    one = made.evaluate(parallel.replicate(mesh, jax.device_get(state())))
+    assert one == pytest.approx(evaluated(), rel=1e-4)
+
+
+def test_evaluation_says_what_the_log_shows():
+    held_out = {name for name in stage()[0].formats if name.split("_")[0] in ("knn", "probe")}
+    assert held_out <= evaluated().keys()
+
+
+def test_final_comparison_has_every_score_of_every_row():
+    rows = ["the commonest class", "raw pixels", "untrained encoder", "pretrained encoder"]
+    assert list(compared()) == rows
+    assert all(list(scores) == PROBED for scores in compared().values())
+    measured = compared()["pretrained encoder"]["kNN"]["accuracy"]
+    assert measured == evaluated()["knn_accuracy"]
+
+
+def test_what_stands_beside_the_trained_encoder_does_not_depend_on_it():
+    made, mesh = stage()
+    other = made.compare(parallel.replicate(mesh, made.init()))
+    assert other["pretrained encoder"] == other["untrained encoder"]
+    assert other["untrained encoder"] == compared()["untrained encoder"]
+    assert other["raw pixels"] == compared()["raw pixels"]
+    assert compared()["pretrained encoder"] != compared()["untrained encoder"]
