@@ -6,9 +6,13 @@ anybody's.
 
 from __future__ import annotations
 
+import contextlib
 import re
 import shlex
+from collections.abc import Iterator
 from importlib import metadata
+
+from simclr_jax.errors import UserError
 
 
 def install(extra: str) -> str:
@@ -22,3 +26,17 @@ def install(extra: str) -> str:
     if not packages:
         return f"pip install -e '.[{extra}]' in a clone of the repository"
     return f"pip install {' '.join(packages)}"
+
+
+@contextlib.contextmanager
+def needed(what: str, *packages: str) -> Iterator[None]:
+    """Import some packages inside; what is missing of them is a `UserError`."""
+    try:
+        yield
+    except ModuleNotFoundError as error:
+        missing = (error.name or "").split(".")[0]
+        if missing not in packages:
+            raise
+        raise UserError(
+            f"{what} needs {missing}, which is not installed: pip install {' '.join(packages)}"
+        ) from error

@@ -13,8 +13,8 @@ from typing import Any
 
 import numpy as np
 
+from simclr_jax import extras
 from simclr_jax.errors import UserError
-from simclr_jax.interop import extras
 from simclr_jax.interop.network import LOGITS, Network
 
 LIBRARIES = ("torchvision", "timm")

@@ -22,10 +22,10 @@ from etils import epath
 from flax import traverse_util
 from ml_collections import ConfigDict
 
-from simclr_jax import documents, errors, files, records, validation
+from simclr_jax import documents, errors, extras, files, records, validation
 from simclr_jax.errors import BadFile, UserError, printable
 from simclr_jax.fields import LABELLED
-from simclr_jax.interop import extras, torch_names
+from simclr_jax.interop import torch_names
 from simclr_jax.stages import build
 from simclr_jax.train.saved import Saved
 

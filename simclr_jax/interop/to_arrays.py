@@ -13,8 +13,8 @@ import jax
 import numpy as np
 from flax import traverse_util
 
-from simclr_jax import archives
-from simclr_jax.interop import extras, to_torch, torch_names
+from simclr_jax import archives, extras
+from simclr_jax.interop import to_torch, torch_names
 from simclr_jax.interop.network import Network, on_cpu
 
 ABOUT = "about"

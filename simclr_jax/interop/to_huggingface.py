@@ -8,8 +8,8 @@ from typing import Any
 
 import numpy as np
 
-from simclr_jax import documents
-from simclr_jax.interop import extras, libraries, model_card, model_folder, to_torch, torch_names
+from simclr_jax import documents, extras
+from simclr_jax.interop import libraries, model_card, model_folder, to_torch, torch_names
 from simclr_jax.interop.network import LOGITS, Network
 from simclr_jax.models.inputs import DEVIATION, MEAN
 from simclr_jax.stages.encoder import Encoder

@@ -17,10 +17,11 @@ from typing import Any
 import jax
 import numpy as np
 
+from simclr_jax import extras
 from simclr_jax.augment.resize import matrices
 from simclr_jax.closing import Closing
 from simclr_jax.errors import UserError
-from simclr_jax.interop import extras, to_torch
+from simclr_jax.interop import to_torch
 from simclr_jax.interop.network import Network, on_cpu
 
 OPSET = 18

@@ -12,8 +12,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from simclr_jax import documents
-from simclr_jax.interop import extras
+from simclr_jax import documents, extras
 from simclr_jax.interop.network import Network
 
 ABOUT = "about.json"

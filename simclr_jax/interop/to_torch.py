@@ -15,8 +15,8 @@ from typing import Any
 
 import numpy as np
 
-from simclr_jax import documents
-from simclr_jax.interop import extras, torch_names
+from simclr_jax import documents, extras
+from simclr_jax.interop import torch_names
 from simclr_jax.interop.network import Network
 
 MODULE, WEIGHTS, ABOUT = "encoder.py", "weights.pt", "about.json"
