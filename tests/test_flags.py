@@ -72,7 +72,7 @@ TEXT = {
     "embed": ("split", "tap"),
     "search": (),
     "report": (),
-    "convert": ("dataset",),
+    "convert": ("dataset", "input", "prefix"),
     "export": ("format", "tap", "weights", "preprocess", "loads_in"),
     "plan": ("device", "device_memory"),
     "list_recipes": (),

@@ -17,6 +17,13 @@ from simclr_jax.data.sources import Images
 from simclr_jax.stages import views
 from simclr_jax.stages.contact_sheet import GAP, contact_sheet
 from simclr_jax.stages.inputs import Inputs
+from simclr_jax.train.loggers import Loggers
+
+
+def opened(path, fresh=True):
+    """Return what a drawing needs of a workdir: its loggers have not begun."""
+    path = epath.Path(path)
+    return SimpleNamespace(path=path, fresh=fresh, loggers=Loggers(path))
 
 
 def sheet(originals, views):
@@ -142,7 +149,7 @@ def test_a_run_whose_network_looks_at_no_picture_shows_its_images(tmp_path):
     def look(batch):
         return {"planes": views.view_maker(c)(batch)["local"][..., :2]}
 
-    views.draw(inputs, SimpleNamespace(path=epath.Path(tmp_path), fresh=True), look)
+    views.draw(inputs, opened(tmp_path), look)
     picture = np.asarray(Image.open(tmp_path / "views.png"))
     np.testing.assert_array_equal(picture, sheet(inputs.originals(12), {}))
 
@@ -151,7 +158,7 @@ def test_a_run_whose_network_looks_at_no_picture_shows_its_images(tmp_path):
 def test_a_run_shows_what_the_network_looks_at(tmp_path, turned):
     pixels = np.random.RandomState(0).randint(0, 256, (20, 32, 32, 3)).astype(np.uint8)
     source, c = Images(pixels, None, 0), recipe()
-    workdir = SimpleNamespace(path=epath.Path(tmp_path), fresh=True)
+    workdir = opened(tmp_path)
 
     def look(batch):
         """The first local view of each image in its four orientations."""
@@ -171,7 +178,7 @@ def test_a_run_shows_what_the_network_looks_at(tmp_path, turned):
 def test_a_picture_of_an_attempt_that_saved_nothing_is_drawn_anew(tmp_path, fresh):
     """The next attempt may have another recipe; a run that continues keeps its own."""
     source, c = Images(np.zeros((20, 32, 32, 3), np.uint8), None, 0), recipe()
-    workdir = SimpleNamespace(path=epath.Path(tmp_path), fresh=fresh)
+    workdir = opened(tmp_path, fresh)
     (tmp_path / "views.png").write_bytes(b"earlier")
     views.draw(Inputs(c, source, source), workdir, lambda batch: {})
     assert ((tmp_path / "views.png").read_bytes() == b"earlier") == (not fresh)
