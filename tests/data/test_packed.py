@@ -205,6 +205,37 @@ def test_what_is_cut_or_damaged_is_said_when_it_is_opened(store, damage, message
         assert "\n" not in str(refused.value)
 
 
+def swap(arrays):
+    arrays["length"][:2] = arrays["length"][1::-1]
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda arrays: arrays.pop("size"),
+        lambda arrays: arrays.update(length=arrays["length"] * 2**40),
+        lambda arrays: arrays.update(length=-arrays["length"]),
+        lambda arrays: arrays.update(length=arrays["length"].astype(float)),
+        lambda arrays: arrays.update(crc32=arrays["crc32"][1:]),
+        lambda arrays: arrays.update(names=arrays["names"][:-1]),
+        lambda arrays: arrays.update(labels=arrays["labels"] + 2),
+        lambda arrays: arrays.update(labels=arrays["labels"][:, None]),
+        swap,
+    ],
+)
+def test_an_index_that_is_not_of_the_shards_is_refused(store, change):
+    with np.load(store / "train.npz") as file:
+        arrays = dict(file)
+    change(arrays)
+    np.savez(store / "train.npz", **arrays)
+    held, index = documents.read(store / "pack.json", dict), (store / "train.npz").read_bytes()
+    checks = {"bytes": len(index), "crc32": packed_files.checksum(index)}
+    held["splits"]["train"]["index"].update(checks)
+    documents.write(store / "pack.json", held)
+    with pytest.raises(UserError, match=r"train.npz is not of the 32 images"):
+        opened(store)
+
+
 def test_a_stranger_s_manifest_leads_nowhere_else(store):
     held = documents.read(store / "pack.json", dict)
     held["splits"]["train"]["index"]["file"] = "../../etc/passwd"

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import re
 import signal
 import subprocess
 import sys
@@ -14,7 +13,7 @@ import doors
 import numpy as np
 import pytest
 from data import packs
-from doors import TINY
+from doors import TINY, Blow
 
 pytestmark = pytest.mark.e2e
 
@@ -120,7 +119,6 @@ def arguments(tmp_path_factory):
         "--config.augment.placement=split",
         "--config.augment.grid=opencv",
         "--config.optim.warmup_epochs=0.0",
-        "--config.train.dtype=float64",
         f"--config.train.steps={STEPS}",
         "--config.eval.every_epochs=1.0",
         "--config.eval.compare=False",
@@ -130,40 +128,32 @@ def arguments(tmp_path_factory):
 @pytest.fixture(scope="module")
 def straight(arguments, tmp_path_factory):
     workdir = tmp_path_factory.mktemp("straight") / "run"
-    ended = doors.run_fresh(*doors.MAIN, *arguments, f"--workdir={workdir}", JAX_ENABLE_X64="1")
+    ended = doors.run(workdir.parent, *arguments, f"--workdir={workdir}")
     assert ended.code == 0, ended
     assert "packed: uint8, shorter side 16 pixels" in ended.out
     return workdir
 
 
 @pytest.mark.slow
-def test_killed_and_resumed_on_a_store_is_the_same_run(arguments, straight, tmp_path, monkeypatch):
-    monkeypatch.setenv("JAX_ENABLE_X64", "1")
+def test_killed_and_resumed_on_a_store_is_the_same_run(arguments, straight, tmp_path):
     workdir = tmp_path / "run"
     saved = workdir / "checkpoints" / "6" / "manifest.json"
     arguments = (*arguments, f"--workdir={workdir}")
-    struck = doors.run_fresh(
-        sys.executable,
-        "tests/e2e/struck.py",
-        "0",
-        "8",
-        str(int(signal.SIGKILL)),
-        *arguments,
-    )
-    assert struck.code == -signal.SIGKILL and saved.exists(), struck
-    ended = doors.run_fresh(*doors.MAIN, *arguments, "--resume=must")
-    assert ended.code == 0, ended
-    assert re.search(r"resumed at step [3-6] of 12", ended.out)
+    ended = doors.run(tmp_path, *arguments, blow=Blow(signal.SIGKILL, 8, saved))
+    assert ended.code == -signal.SIGKILL, ended
+    ended = doors.run(tmp_path, *arguments, "--resume=must")
+    assert ended.code == 0 and "resumed at step 6 of 12" in ended.out, ended
     assert doors.metrics(workdir) == doors.metrics(straight)
 
 
 @pytest.mark.slow
 def test_two_processes_read_one_store(arguments, straight, tmp_path):
-    local = (sys.executable, "launch/local", "-n", "2", "--devices_each=4", "--", *doors.MAIN)
+    local = (sys.executable, "launch/local", "-n", "2", "--devices_each=1", "--", *doors.MAIN)
     workdir = tmp_path / "run"
-    ended = doors.run_fresh(*local, *arguments, f"--workdir={workdir}", JAX_ENABLE_X64="1")
+    ended = doors.run_fresh(*local, *arguments, f"--workdir={workdir}")
     assert ended.code == 0, ended
     expected, found = doors.losses(straight), doors.losses(workdir)
     assert list(found) == list(range(1, STEPS + 1))
-    np.testing.assert_allclose([*found.values()], [*expected.values()], rtol=1e-7)
+    # Other sums of other rounding; another order of examples differs in the first digit.
+    np.testing.assert_allclose([*found.values()], [*expected.values()], rtol=1e-3)
     assert len([*workdir.glob("unreadable_train.[01].jsonl")]) == 2

@@ -31,6 +31,7 @@ from simclr_jax import archives, buckets, documents, files
 from simclr_jax.data.formats import BadImage
 from simclr_jax.data.read_ahead import together
 from simclr_jax.errors import BadFile, UserError
+from simclr_jax.unlabelled import NO_LABEL
 
 MANIFEST = "pack.json"
 PARTIAL = ".partial"  # ends the name of a store that is not whole yet
@@ -238,12 +239,41 @@ def read_index(store: Store, split: str) -> dict[str, np.ndarray]:
     if checksum(content) != of.index.crc32:
         raise BadFile(f"{documents.shown(path)} is damaged, its checksum is wrong: {AGAIN}")
     found = archives.read(path, remedy=AGAIN)
-    wanted = {"size": (of.images, 2), "length": (of.images,), "crc32": (of.images,)}
-    fits = all(name in found and found[name].shape == shape for name, shape in wanted.items())
-    counts = [shard.images for shard in of.shards]
-    if not fits or sum(counts) != of.images or "names" not in found:
-        raise BadFile(f"{documents.shown(path)} is not of {of.images} images: {AGAIN}")
+    if not _fits(found, of, store.manifest.law):
+        raise BadFile(f"{documents.shown(path)} is not of the {of.images} images: {AGAIN}")
     return found
+
+
+def _fits(arrays: dict[str, np.ndarray], of: SplitOf, law: Law) -> bool:
+    """Tell whether an index, which may be a stranger's, is that of a split and of its shards."""
+    shapes = {"size": (of.images, 2), "length": (of.images,), "crc32": (of.images,)}
+    kinds = {"size": "i", "length": "i", "crc32": "u"}
+    for name, shape in shapes.items():
+        one = arrays.get(name)
+        if one is None or one.shape != shape or one.dtype.kind != kinds[name]:
+            return False
+    size, length, names = arrays["size"], arrays["length"], arrays.get("names")
+    if names is None or names.dtype != np.uint8 or (names == ord("\n")).sum() != of.images:
+        return False
+    counts = [shard.images for shard in of.shards]
+    if (
+        not counts
+        or min(counts) < 1
+        or sum(counts) != of.images
+        or min(size.min(), length.min()) < 0
+    ):
+        return False
+    bytes_of = [part.sum() for part in np.split(length, np.cumsum(counts)[:-1])]
+    if bytes_of != [shard.bytes for shard in of.shards]:
+        return False
+    if law.kind == "uint8" and (size.astype(np.int64).prod(1) * of.channels != length).any():
+        return False
+    if (labels := arrays.get("labels")) is None:
+        return True
+    shape = (of.images, of.classes) if of.multi_label else (of.images,)
+    fits = labels.dtype.kind == "i" and labels.shape == shape
+    highest = 1 if of.multi_label else of.classes - 1
+    return fits and labels.min() >= NO_LABEL and labels.max() <= highest
 
 
 def checksum(content: bytes | memoryview, of: int = 0) -> str:
