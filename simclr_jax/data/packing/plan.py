@@ -10,6 +10,7 @@ from typing import NamedTuple
 import msgspec
 import numpy as np
 from etils import epath
+from ml_collections import ConfigDict
 
 from simclr_jax import documents
 from simclr_jax.data.decode import BadImage
@@ -74,11 +75,13 @@ def read(directory: Path) -> Plan | None:
         return None
 
 
-def make(opened: Mapping[str, Source], law: Law, size: Size) -> Plan:
-    """Return the plan for the splits of a data set."""
+def make(data: ConfigDict, opened: Mapping[str, Source], law: Law, size: Size) -> Plan:
+    """Return the plan for the splits of the data set of `config.data`."""
     words, parts = _words(opened), {}
     for split, source in opened.items():
-        places = [Place(one.place, one.first, one.last) for one in trained.parts(source)]
+        places = [
+            Place(one.place, one.first, one.last) for one in trained.parts(source, data, split)
+        ]
         identity = trained.identity(source)
         origin = Origin(source.fingerprint(), identity, trained.sizes(source), places)
         most = int(MOST_BYTES / max(1.0, size.mean[split]))

@@ -33,6 +33,7 @@ from simclr_jax.data.sources.packed_files import (
     Manifest,
     SplitOf,
 )
+from simclr_jax.data.sources.tfds_records import Records
 from simclr_jax.errors import Unreachable, UserError, choose
 
 Say = Callable[[str], object]
@@ -92,7 +93,7 @@ def pack(config: ConfigDict, options: Options, say: Say = print) -> None:
         Rules.of(data),
         data.image_size,
     )
-    data, opened, notes = _open(data, options.splits)
+    data, opened, notes = _open(data, options.splits, say)
     source = plans.source_of(data)
     named = source["path"] or source["name"]
     say(f"pack      {documents.shown(out)}: {law}")
@@ -101,7 +102,7 @@ def pack(config: ConfigDict, options: Options, say: Say = print) -> None:
     for note in notes:
         say(f"note      {note}")
     size = plans.sizes(opened, law)
-    plan = plans.make(opened, law, size)
+    plan = plans.make(data, opened, law, size)
     partial = out.with_name(f"{out.name}{PARTIAL}")
     for place in filter(_is_whole, (out, partial)):
         _check_same(place, plan, data)
@@ -149,7 +150,7 @@ def _place(out: str) -> Path:
 
 
 def _open(
-    data: ConfigDict, names: Sequence[str]
+    data: ConfigDict, names: Sequence[str], say: Say
 ) -> tuple[ConfigDict, dict[str, Source], list[str]]:
     """Open the splits, with labels where they can be used, and return what to say of them.
 
@@ -162,27 +163,29 @@ def _open(
         data.labels = True
         data.image_size = None  # of views, and so of no image here
     try:
-        opened, said = _splits(data, names), list[str]()
+        opened, said = _splits(data, names, say), list[str]()
     except Unreachable:
         raise
     except UserError as error:
         if wanted:
             raise
         data.labels = False
-        opened, said = _splits(data, names), [f"labels are left out: {error}"]
+        opened, said = _splits(data, names, say), [f"labels are left out: {error}"]
     for source in opened.values():
         said += sources.notes(source)
     return data, opened, [*dict.fromkeys(said)]
 
 
-def _splits(data: ConfigDict, names: Sequence[str]) -> dict[str, Source]:
+def _splits(data: ConfigDict, names: Sequence[str], say: Say) -> dict[str, Source]:
     found = sources.find(data)
     for name in names:
         choose("--splits", name, found)
     # A slice that a recipe asks for has images of a split that is there anyway.
     used = names or [name for name in found if not {"[", "+"} & {*name}]
     opened = {name: found[name]() for name in used}
-    for source in opened.values():
+    for name, source in opened.items():
+        if isinstance(source, Records) and source.classes:
+            say(f"labels    of {len(source)} records of {name} are read first")
         _ = source.labels  # mistakes in them are found now, not after hours
     return opened
 

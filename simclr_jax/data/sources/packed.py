@@ -21,8 +21,15 @@ from ml_collections import ConfigDict
 from simclr_jax.data import depth, gone
 from simclr_jax.data.decode import BadImage, Decoder, Rules
 from simclr_jax.data.read_ahead import ReadAhead
-from simclr_jax.data.sources import packed_files
-from simclr_jax.data.sources.packed_files import Names, Shards, Store
+from simclr_jax.data.sources.packed_files import (
+    Names,
+    Shards,
+    SplitOf,
+    Store,
+    check_files,
+    open_store,
+    read_index,
+)
 from simclr_jax.data.sources.source import Split
 from simclr_jax.errors import UserError
 from simclr_jax.unlabelled import NO_LABEL
@@ -63,7 +70,7 @@ class Packed:
         return len(self.rows)
 
     @property
-    def of(self) -> packed_files.SplitOf:
+    def of(self) -> SplitOf:
         """Return what the manifest says of the split."""
         return self.store.manifest.splits[self.split]
 
@@ -144,7 +151,7 @@ def splits(data: ConfigDict, kept: epath.Path | None = None) -> dict[str, Split[
         raise UserError(f"data.name is {data.name}, but a pack has no variants: leave it out")
     if not data.path:
         raise UserError("data.path is empty: set data.path=STORE, which simclr_jax.pack has made")
-    store = packed_files.open_store(data.path)
+    store = open_store(data.path)
     _check_serves(data, store)
     decoder = Decoder(Rules.of(data))
     return {
@@ -178,8 +185,8 @@ def _check_serves(data: ConfigDict, store: Store) -> None:
 
 def _open(data: ConfigDict, store: Store, split: str, decoder: Decoder) -> Packed:
     of, law = store.manifest.splits[split], store.manifest.law
-    packed_files.check_files(store, split)
-    arrays = packed_files.read_index(store, split)
+    check_files(store, split)
+    arrays = read_index(store, split)
     raw = Shards(store.directory, of.shards, arrays["length"], arrays["crc32"])
     source = store.manifest.source
     named = source["path"] or source["name"] or source["source"]

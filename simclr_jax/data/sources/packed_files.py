@@ -7,8 +7,8 @@
     STORE/source/             sizes and times of the files that it was made of
 
 A record is the pixels, uint8 `[h, w, c]` row by row, or a JPEG; that of an image that could not be
-read is empty. Records are read by `pread` and not mapped: as fast (docs/performance.md), and a disk
-that fails is an error in a line then, where a mapped file would end the process by a signal.
+read is empty. Records are read by `pread` and not mapped: a disk that fails is an error in a line
+then, where a mapped file would end the process by a signal.
 """
 
 from __future__ import annotations
