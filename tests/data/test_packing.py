@@ -226,6 +226,20 @@ def test_shards_that_are_there_are_not_made_again(root, straight, tmp_path, monk
     assert content(tmp_path / "store") == content(straight)
 
 
+def test_shards_that_were_damaged_meanwhile_are_made_again(root, straight, tmp_path, monkeypatch):
+    monkeypatch.setattr(plan, "MOST_IMAGES", 3)
+    with monkeypatch.context() as patch:
+        strike(patch, shards, "_say", 5)
+        with pytest.raises(Struck):
+            pack(root, tmp_path / "store")
+    first, second, third, *_ = sorted((tmp_path / "store.partial").glob("*-*.npz"))
+    os.truncate(first.with_suffix(".bin"), 7)
+    second.write_bytes(second.read_bytes()[:-30])
+    third.with_suffix(".bin").unlink()
+    pack(root, tmp_path / "store")
+    assert content(tmp_path / "store") == content(straight)
+
+
 def test_a_full_disk_is_one_line_and_what_is_there_stays(root, straight, tmp_path, monkeypatch):
     monkeypatch.setattr(plan, "MOST_IMAGES", 3)
     sync, calls = os.fsync, []
