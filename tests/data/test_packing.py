@@ -6,6 +6,7 @@ import errno
 import io
 import os
 import shutil
+import struct
 from collections import namedtuple
 from pathlib import Path
 
@@ -18,6 +19,7 @@ from PIL import Image, ImageOps
 from simclr_jax.data import sources
 from simclr_jax.data.decode import BadImage
 from simclr_jax.data.packing import plan, records, run, shards
+from simclr_jax.data.sources import tfrecord, tfrecord_files
 from simclr_jax.errors import UserError
 
 Usage = namedtuple("Usage", "total used free")
@@ -123,6 +125,38 @@ def test_jpegs_are_near_the_pixels_and_smaller_with_less_quality(tmp_path):
         image = Image.open(io.BytesIO((store / "train-00000.bin").read_bytes()))
         assert (image.format, image.size) == ("JPEG", (60, 40))
     assert error[95] < 3 and error[95] < 0.7 * error[30] and size[30] < size[95]
+
+
+def write_records(path, encoded):
+    """Write a TFRecord file of images whose labels count from 0."""
+    with path.open("wb") as file:
+        for i, image in enumerate(encoded):
+            example = tfrecord._example_class()()
+            example.features.feature["image/encoded"].bytes_list.value.append(image)
+            example.features.feature["image/class/label"].int64_list.value.append(i % 3)
+            example.features.feature["image/filename"].bytes_list.value.append(b"%d.jpg" % i)
+            record = example.SerializeToString()
+            for part in (struct.pack("<Q", len(record)), record):
+                row = np.frombuffer(part, np.uint8)[None]
+                check = tfrecord_files._masked(tfrecord_files._crc32c(row))
+                file.write(part + check.tobytes())
+
+
+def test_records_are_packed_with_their_names_and_labels(tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    (tmp_path / "records").mkdir()
+    images = [awkward.jpeg(awkward.RGB.resize((9 + i, 12))) for i in range(7)]
+    images[4] = images[4][:50]
+    write_records(tmp_path / "records" / "train.tfrecord", images)
+    store = pack(tmp_path / "records", tmp_path / "store", source="tfrecord")
+    source = sources.find(recipe(tmp_path / "records", "tfrecord").data)["train"]()
+    packed = opened(store)
+    assert each(packed) == each(source) and packed.labels.tolist() == [0, 1, 2, 0, 1, 2, 0]
+    assert [packed.name(i) for i in range(7)] == [f"{i}.jpg" for i in range(7)]
+    assert packed.class_names == ("0", "1", "2") and [*packed.unread] == [4]
+    os.utime(tmp_path / "records" / "train.tfrecord", (2e9, 2e9))
+    with pytest.raises(UserError, match="1 of 1 record files are not those"):
+        pack(tmp_path / "records", store, source="tfrecord")
 
 
 @pytest.mark.parametrize("kind", ["uint8", "jpeg"])
