@@ -236,6 +236,18 @@ def test_an_index_that_is_not_of_the_shards_is_refused(store, change):
         opened(store)
 
 
+def test_a_stranger_s_manifest_moves_no_cursor(store):
+    held = documents.read(store / "pack.json", dict)
+    one, source = held["splits"]["train"], {"path": "\x1b[2J"}
+    one["notes"], held["source"] = ["a\x1b[2Jb"], source
+    one["unreadable"][0]["reason"] = "\x1b[2J"
+    documents.write(store / "pack.json", held)
+    packed = opened(store)
+    assert packed.notes[-1] == r"a\x1b[2Jb" and packed.notes[0].endswith(r"from None \x1b[2J")
+    with pytest.raises(BadImage, match=r"^\\x1b\[2J$"):
+        packed.example(one["unreadable"][0]["row"])
+
+
 def test_a_stranger_s_manifest_leads_nowhere_else(store):
     held = documents.read(store / "pack.json", dict)
     held["splits"]["train"]["index"]["file"] = "../../etc/passwd"

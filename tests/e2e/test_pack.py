@@ -18,8 +18,10 @@ from doors import TINY, Blow
 pytestmark = pytest.mark.e2e
 
 OF_FOLDER = ("--config=configs/folder.py", "--config.data.max_bad_fraction=0.34")
-# The door, with shards of four images, so that a few make many.
+# The door, with shards of four images, so that a few make many; Ctrl-C reaches it even where tests
+# run in the background of a shell, which would have it ignored.
 IN_FOURS = (
+    "import signal; signal.signal(signal.SIGINT, signal.default_int_handler)\n"
     "from simclr_jax.data.packing import plan; plan.MOST_IMAGES = 4\n"
     "from simclr_jax import errors, pack; errors.run(pack.main)"
 )

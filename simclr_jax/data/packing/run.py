@@ -95,10 +95,9 @@ def pack(config: ConfigDict, options: Options, say: Say = print) -> None:
     )
     data, opened, notes = _open(data, options.splits, say)
     source = plans.source_of(data)
-    named = source["path"] or source["name"]
     say(f"pack      {documents.shown(out)}: {law}")
     of = [f"{len(one)} of {name} ({_labelled(one)})" for name, one in opened.items()]
-    say(f"images    {', '.join(of)}, from {' '.join(filter(None, (source['source'], named)))}")
+    say(f"images    {', '.join(of)}, from {packed_files.called(source)}")
     for note in notes:
         say(f"note      {note}")
     size = plans.sizes(opened, law)

@@ -26,12 +26,13 @@ from simclr_jax.data.sources.packed_files import (
     Shards,
     SplitOf,
     Store,
+    called,
     check_files,
     open_store,
     read_index,
 )
 from simclr_jax.data.sources.source import Split
-from simclr_jax.errors import UserError
+from simclr_jax.errors import UserError, printable
 from simclr_jax.unlabelled import NO_LABEL
 
 
@@ -105,7 +106,7 @@ class Packed:
 
     def name(self, example: int) -> str:
         """Return by what the image is found again in the source that was packed."""
-        return self.names[int(self.rows[example])]
+        return printable(self.names[int(self.rows[example])])
 
     def example(self, example: int) -> tuple[np.ndarray, int]:
         """Return pixels, uint8 `[h, w, channels]`, and label of an image, or `NO_LABEL`.
@@ -188,8 +189,6 @@ def _open(data: ConfigDict, store: Store, split: str, decoder: Decoder) -> Packe
     check_files(store, split)
     arrays = read_index(store, split)
     raw = Shards(store.directory, of.shards, arrays["length"], arrays["crc32"])
-    source = store.manifest.source
-    named = source["path"] or source["name"] or source["source"]
     labels = arrays.get("labels") if data.labels else None
     return Packed(
         store=store,
@@ -201,7 +200,7 @@ def _open(data: ConfigDict, store: Store, split: str, decoder: Decoder) -> Packe
         classes=0 if labels is None else of.classes,
         class_names=() if labels is None else tuple(of.class_names),
         names=Names(arrays["names"]),
-        unread={one.row: one.reason for one in of.unreadable},
-        notes=(f"packed: {law}, from {source['source']} {named}", *of.notes),
+        unread={one.row: printable(one.reason) for one in of.unreadable},
+        notes=(f"packed: {law}, from {called(store.manifest.source)}", *map(printable, of.notes)),
         decoder=decoder,
     )

@@ -18,7 +18,7 @@ import os
 import threading
 import weakref
 import zlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -30,7 +30,7 @@ from etils import epath
 from simclr_jax import archives, buckets, documents, files
 from simclr_jax.data.formats import BadImage
 from simclr_jax.data.read_ahead import together
-from simclr_jax.errors import BadFile, UserError
+from simclr_jax.errors import BadFile, UserError, printable
 from simclr_jax.unlabelled import NO_LABEL
 
 MANIFEST = "pack.json"
@@ -143,6 +143,12 @@ class Manifest(msgspec.Struct, frozen=True):
     law: Law
     source: dict[str, str]
     splits: dict[str, SplitOf]
+
+
+def called(source: Mapping[str, str]) -> str:
+    """Return what a person calls a source; see `Manifest`."""
+    named = " in ".join(filter(None, (source.get("name"), source.get("path"))))
+    return printable(f"{source.get('source')} {named}")
 
 
 class Store(NamedTuple):
