@@ -18,7 +18,7 @@ from PIL import Image, ImageOps
 
 from simclr_jax.data import sources
 from simclr_jax.data.decode import BadImage
-from simclr_jax.data.packing import plan, records, run, shards
+from simclr_jax.data.packing import finish, plan, records, run, shards
 from simclr_jax.data.sources import tfrecord, tfrecord_files
 from simclr_jax.errors import UserError
 
@@ -218,8 +218,8 @@ MOMENTS = {
     "within a shard": (shards, "record", 3),
     "between a shard and what says so": (shards, "_say", 2),
     "at the end of the last shard": (shards, "_say", 6),
-    "before the index of a split": (run, "_summed", 2),
-    "before the manifest": (run.documents, "write", 3),
+    "before the index of a split": (finish, "_summed", 2),
+    "before the manifest": (finish.documents, "write", 3),
     "while what is left over goes": (Path, "unlink", 9),  # six were of files set aside
     "when the plan alone is left": (Path, "unlink", 13),
     "before it gets its name": (run, "_rename", 1),
@@ -392,7 +392,7 @@ def test_a_source_that_has_changed_is_refused(straight, tmp_path, monkeypatch, w
     root = photographs(tmp_path / "images")
     with monkeypatch.context() as patch:
         if not whole:
-            strike(patch, run, "_summed", 1)
+            strike(patch, finish, "_summed", 1)
         try:
             pack(root, tmp_path / "store")
         except Struck:

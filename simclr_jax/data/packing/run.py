@@ -7,11 +7,9 @@ import fcntl
 import os
 import shutil
 from collections.abc import Callable, Sequence
-from importlib import metadata
 from pathlib import Path
 
 import msgspec
-import numpy as np
 from etils import epath
 from ml_collections import ConfigDict
 
@@ -19,20 +17,12 @@ from simclr_jax import closing, documents, fields, files, recipes
 from simclr_jax.data import sources
 from simclr_jax.data.decode import Rules
 from simclr_jax.data.packing import plan as plans
-from simclr_jax.data.packing import records, shards, workers
+from simclr_jax.data.packing import finish, records, shards, workers
 from simclr_jax.data.packing.plan import Plan
 from simclr_jax.data.packing.shards import Job, Shard
 from simclr_jax.data.reader import Unreadable
 from simclr_jax.data.sources import Images, Source, packed_files
-from simclr_jax.data.sources.packed_files import (
-    FORMAT,
-    KEPT,
-    MANIFEST,
-    PARTIAL,
-    File,
-    Manifest,
-    SplitOf,
-)
+from simclr_jax.data.sources.packed_files import KEPT, PARTIAL
 from simclr_jax.data.sources.tfds_records import Records
 from simclr_jax.errors import Unreachable, UserError, choose
 
@@ -112,7 +102,7 @@ def pack(config: ConfigDict, options: Options, say: Say = print) -> None:
     with closing.Closing() as stack:
         plan = _begin(partial, plan, data, opened, stack, size, say)
         _write(partial, plan, data, opened, options, say)
-        _finish(partial, plan, source, opened)
+        finish.finish(partial, plan, source, opened)
         _rename(partial, out)
     total = sum(path.stat().st_size for path in out.iterdir())
     say(f"written   {documents.shown(out)}: {_bytes(total)}")
@@ -136,7 +126,7 @@ def _place(out: str) -> Path:
     """
     if not files.is_local(out):
         raise UserError(f"--out={out} is in a bucket: pack to a disk, and copy the directory there")
-    place = Path(files.expand_home(out))
+    place = Path(files.expand_home(out)).absolute()
     if place.name.endswith(PARTIAL):
         raise UserError(f"--out={out} ends in {PARTIAL}, as what is not whole yet: name another")
     if packed_files.is_store(out) or not place.exists():
@@ -234,7 +224,7 @@ def _begin(
     """Take the directory of a store that is being made, and return its plan."""
     before = plans.read(partial)
     remedy = f"give the same again, or remove {documents.shown(partial)} to pack anew"
-    if before is None and partial.exists() and {path.name for path in partial.iterdir()} - {KEPT}:
+    if before is None and partial.exists() and _has_others(partial):
         raise UserError(
             f"{documents.shown(partial)} is there, and nothing that can go on: remove it, or name "
             "another --out"
@@ -254,6 +244,12 @@ def _begin(
     files.sweep(partial)
     say(f"go on     {_bytes(done)} are there from before")
     return before
+
+
+def _has_others(partial: Path) -> bool:
+    """Tell whether a directory has more than one has that was left before there was a plan."""
+    names = (path.name for path in partial.iterdir())
+    return any(name != KEPT and not files.ASIDE.fullmatch(name) for name in names)
 
 
 def _is_done(job: Job) -> bool:
@@ -333,55 +329,6 @@ def _write(
 def _note(unreadable: Unreadable, shard: Shard) -> None:
     for one in shard.unread:
         unreadable.add(one.image, one.reason)
-
-
-def _finish(partial: Path, plan: Plan, source: dict[str, str], opened: dict[str, Source]) -> None:
-    """Put what shards say together, write the manifest and leave nothing else."""
-    jobs, splits = plan.jobs(partial), {}
-    for split, part in plan.splits.items():
-        own = [job for job in jobs if job.split == split]
-        found = [shard for job in own if (shard := shards.read(job)) is not None]
-        assert len(found) == len(own), "all shards were written"
-        splits[split] = _summed(partial, part, opened[split], found)
-    manifest = Manifest(
-        FORMAT, f"simclr_jax {metadata.version('simclr_jax')}", plan.law, source, splits
-    )
-    with files.explaining(partial):
-        documents.write(partial / MANIFEST, msgspec.to_builtins(manifest))
-        for job in jobs:
-            job.said.unlink()
-        (partial / plans.FILE).unlink()
-        files.sync(partial)
-
-
-def _summed(partial: Path, part: plans.Part, source: Source, found: list[Shard]) -> SplitOf:
-    """Write the index of a split, and return what the manifest says of it."""
-    scaled = np.concatenate([shard.scaled for shard in found])
-    arrays = {
-        "size": np.concatenate([shard.size for shard in found]),
-        "length": np.concatenate([shard.length for shard in found]),
-        "crc32": np.concatenate([shard.crc32 for shard in found]),
-        "names": np.frombuffer(b"".join(shard.names for shard in found), np.uint8),
-    }
-    if source.labels is not None:
-        arrays["labels"] = source.labels
-    path = partial / f"{part.word}.npz"
-    content = shards.archive(arrays)
-    files.write_atomically(path, content)
-    return SplitOf(
-        images=part.images,
-        channels=source.channels,
-        classes=source.classes,
-        class_names=list(source.class_names),
-        multi_label=source.multi_label,
-        shrunk=int((scaled < 0).sum()),
-        enlarged=int((scaled > 0).sum()),
-        unreadable=[one for shard in found for one in shard.unread],
-        notes=list(sources.notes(source)),
-        origin=part.origin,
-        index=File(path.name, part.images, len(content), packed_files.checksum(content)),
-        shards=[shard.file for shard in found],
-    )
 
 
 def _bytes(count: float) -> str:
