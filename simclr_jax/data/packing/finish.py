@@ -26,15 +26,20 @@ def finish(partial: Path, plan: Plan, source: dict[str, str], opened: dict[str, 
         found = [shard for job in own if (shard := shards.read(job)) is not None]
         assert len(found) == len(own), "all shards were written"
         splits[split] = _summed(partial, part, opened[split], found)
-    manifest = Manifest(
-        FORMAT, f"simclr_jax {metadata.version('simclr_jax')}", plan.law, source, splits
-    )
+    manifest = Manifest(FORMAT, _version(), plan.law, source, splits)
     with files.explaining(partial):
         documents.write(partial / MANIFEST, msgspec.to_builtins(manifest))
         for job in jobs:
             job.said.unlink()
         (partial / plans.FILE).unlink()
         files.sync(partial)
+
+
+def _version() -> str:
+    try:
+        return f"simclr_jax {metadata.version('simclr_jax')}"
+    except metadata.PackageNotFoundError:
+        return "simclr_jax, not installed"
 
 
 def _summed(partial: Path, part: plans.Part, source: Source, found: list[Shard]) -> SplitOf:

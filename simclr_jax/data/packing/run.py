@@ -16,8 +16,8 @@ from ml_collections import ConfigDict
 from simclr_jax import closing, documents, fields, files, recipes
 from simclr_jax.data import sources
 from simclr_jax.data.decode import Rules
-from simclr_jax.data.packing import plan as plans
 from simclr_jax.data.packing import finish, records, shards, workers
+from simclr_jax.data.packing import plan as plans
 from simclr_jax.data.packing.plan import Plan
 from simclr_jax.data.packing.shards import Job, Shard
 from simclr_jax.data.reader import Unreadable
