@@ -6,6 +6,8 @@ All ways take turns in one run on the same files: placement `split` and `host`, 
 whose shorter side is 256 pixels, and as a yardstick what a TensorFlow pipeline would do first: two
 `decode_and_crop_jpeg` calls, and the same with the bicubic resize that follows. CPU time is that of
 all threads of the process, so it depends little on how busy the machine is; images/s do.
+
+Last come packed stores (`simclr_jax.pack`) whose shorter side is 256 pixels as well.
 """
 
 from __future__ import annotations
@@ -26,6 +28,7 @@ from PIL import Image
 from simclr_jax import errors, recipes
 from simclr_jax.augment.policy import Policy
 from simclr_jax.data import batches, order, sources
+from simclr_jax.data.packing import run
 from simclr_jax.data.placements import Loading
 from simclr_jax.data.reader import Reader, Unreadable
 from simclr_jax.tables import table
@@ -58,6 +61,7 @@ def main() -> None:
             f"split, stored at {STORED}": functools.partial(_batches, "split", stored),
             "host": functools.partial(_batches, "host", source),
             f"host, stored at {STORED}": functools.partial(_batches, "host", stored),
+            **_packed(Path(directory)),
         }
         numbers = [int(number) for number in FLAGS.threads]
         print(f"{len(source)} images, views of {FLAGS.size} pixels, {os.cpu_count()} cores")
@@ -151,6 +155,21 @@ def _times(ways: Ways, threads: list[int]) -> dict[tuple[str, int], list[tuple[f
         if hasattr(stream, "close"):
             stream.close()
     return found
+
+
+def _packed(directory: Path) -> Ways:
+    """Pack the images, and return placement `split` on each store."""
+    ways: Ways = {}
+    for kind in ("uint8", "jpeg"):
+        config = recipes.base()
+        config.data.update({"source": "folder", "path": FLAGS.path, "labels": False})
+        store = directory / kind
+        options = run.Options(str(store), kind, STORED, workers=1)
+        run.pack(config, options, say=lambda line: None)
+        config.data.update({"source": "packed", "path": str(store)})
+        source = sources.find(config.data)[config.data.split]()
+        ways[f"split, packed {kind} at {STORED}"] = functools.partial(_batches, "split", source)
+    return ways
 
 
 def _report(times: dict, threads: list[int]) -> str:

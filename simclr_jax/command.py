@@ -27,6 +27,7 @@ DOORS = {
     "convert": "convert",
     "export": "export",
     "plan": "plan",
+    "pack": "pack",
     "recipes": "list_recipes",
     "fields": "list_fields",
 }

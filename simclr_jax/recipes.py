@@ -111,7 +111,7 @@ def base(method: str = declaration.DEFAULT) -> ConfigDict:
     config.method = method  # of pretraining: a file of methods/, or a module of your own
     config.data = ConfigDict(
         {
-            "source": "digits",  # digits | memory | folder | tfds | tfrecord
+            "source": "digits",  # digits | memory | folder | tfds | tfrecord | packed
             "name": "",  # digits: which; tfds: the data set, such as cifar10 or imagenet2012
             "path": "",  # memory: the .npz; tfds: data_dir, or a builder's; others: the directory
             "split": "train",  # to learn from

@@ -17,7 +17,7 @@ from simclr_jax.declaration import Unread
 from simclr_jax.errors import UserError
 from simclr_jax.recipes import get, head_layers
 
-RECORDS = ("tfds", "tfrecord")  # sources of data.order=stream
+RECORDS = ("tfds", "tfrecord", "packed")  # sources of data.order=stream
 
 # Groups that other stages do not read. To set what is not read is a mistake.
 READ_BY: dict[str, tuple[str, ...]] = {
@@ -211,7 +211,7 @@ def _check_placement(c: ConfigDict) -> None:
         )
     if c.data.order == "stream" and (c.data.source not in RECORDS or placement == "device"):
         raise UserError(
-            f"data.order=stream reads records of the sources {' and '.join(RECORDS)} part by part, "
+            f"data.order=stream reads records of the sources {', '.join(RECORDS)} part by part, "
             f"for placement split and host, not data.source={c.data.source} for {placement}: "
             "set --config.data.order=random"
         )

@@ -36,6 +36,7 @@ PATHS = {
     "convert": ("source", "workdir"),
     "export": ("checkpoint", "out"),
     "plan": ("json",),
+    "pack": ("out", "verify"),
     "list_recipes": (),
     "list_fields": (),
 }
@@ -59,6 +60,7 @@ NUMBERS = {
     "convert": {"image_size": ("1", "0"), "tap": ("0", "101")},
     "export": {},
     "plan": {"devices": ("1", "0"), "images": ("0", "-1"), "classes": ("0", "-1")},
+    "pack": {"side": ("8", "7"), "quality": ("100", "101"), "workers": ("1", "0")},
     "list_recipes": {},
     "list_fields": {},
 }
@@ -75,6 +77,7 @@ TEXT = {
     "convert": ("dataset", "input", "prefix"),
     "export": ("format", "tap", "weights", "preprocess", "loads_in"),
     "plan": ("device", "device_memory"),
+    "pack": ("format", "splits"),
     "list_recipes": (),
     "list_fields": ("prefix",),
 }

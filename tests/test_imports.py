@@ -19,7 +19,7 @@ LAYERS = (
     ("__main__", "command"),
     (
         *("main", "convert", "linear_probe", "transfer", "embed", "search", "report", "plan"),
-        *("list_recipes", "list_fields", "export"),
+        *("list_recipes", "list_fields", "export", "pack"),
     ),
     ("api",),
     ("pipeline",),

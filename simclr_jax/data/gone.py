@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from pathlib import Path
 
 from simclr_jax import documents, errors, files
+from simclr_jax.data.formats import BadImage
 from simclr_jax.errors import Unreachable, UserError
 
 # What the system says of a file that is at fault itself. After anything else the next is no better.
@@ -56,6 +58,31 @@ def leads_off(file: Path) -> bool:
     Of a file that was there once, its disk is gone; a link may have led nowhere from the start.
     """
     return file.is_symlink() and not Path(os.path.realpath(file)).parent.is_dir()
+
+
+def not_read(
+    root: Path, name: str, error: OSError, is_lost: Callable[[], bool] = lambda: False
+) -> Exception:
+    """Return what to raise where an image cannot be read.
+
+    Args:
+      root: the directory of all images.
+      name: of the file below it, or of the image.
+      error: what the system says.
+      is_lost: tells whether the image is known to be on a disk that is gone.
+    """
+    path, reason = root / name, error.strerror or str(error)
+    if error.errno in errors.OF_THE_PROGRAM:
+        return trouble(path, "cannot be read", error)
+    if error.errno not in OF_THE_FILE:
+        return Unreachable(
+            f"{documents.shown(path)} cannot be read at the moment ({reason}), which is not "
+            "the file's fault: check the disk or mount; the same command continues from the "
+            "last save"
+        )
+    if is_gone(root, name) or is_lost():
+        return unreachable(root, name)
+    return BadImage(reason)
 
 
 def unreachable(root: Path, name: str = "") -> Unreachable:

@@ -12,6 +12,22 @@ from typing import Protocol
 import numpy as np
 
 THREADS = 32  # many, for a bucket answers each of them slowly
+GAP = 256 * 1024  # bytes that are read and thrown away rather than ask a second time
+
+
+def together(
+    rows: np.ndarray, file: np.ndarray, start: np.ndarray, stop: np.ndarray
+) -> list[np.ndarray]:
+    """Return records, int64 `[n]`, in parts that lie close together and are read by one request.
+
+    Args:
+      rows: the records.
+      file: of each of them, the file that it lies in, int64 `[n]`.
+      start, stop: where in its file, bytes, int64 `[n]`.
+    """
+    gap = start[1:] - stop[:-1]
+    cuts = (file[1:] != file[:-1]) | (gap < 0) | (gap > GAP)
+    return np.split(rows, np.flatnonzero(cuts) + 1)
 
 
 class RawRecords(Protocol):

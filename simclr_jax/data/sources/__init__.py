@@ -14,11 +14,21 @@ from ml_collections import ConfigDict
 
 from simclr_jax import documents, files
 from simclr_jax.data import gone
-from simclr_jax.data.sources import arrays, digits, folder, tfds, tfrecord, trained
+from simclr_jax.data.sources import (
+    arrays,
+    digits,
+    folder,
+    packed,
+    packed_files,
+    tfds,
+    tfrecord,
+    trained,
+)
 from simclr_jax.data.sources.arrays import Images
 from simclr_jax.data.sources.changes import by_threads, changed_records
 from simclr_jax.data.sources.hidden import hide_labels
 from simclr_jax.data.sources.layout import images
+from simclr_jax.data.sources.packed import Packed
 from simclr_jax.data.sources.source import Source, Split
 from simclr_jax.data.sources.tfds_records import Records
 from simclr_jax.data.sources.tfrecord import Examples
@@ -41,7 +51,9 @@ __all__ = [
     "notes",
     "open_all",
     "open_splits",
+    "opener",
     "remember",
+    "replaced",
     "stamp",
     "tell",
     "unused",
@@ -57,16 +69,26 @@ MEANING = (
 RECORD_FILES = "files.json"  # of a run: sizes and times of the files that hold its records
 
 Splits = Mapping[str, Callable[[], Source]]
+InFiles = Records | Examples | Packed  # whose examples lie many to a file, which `files` names
 
 # Each takes `config.data` and the directory in which the run keeps what must not change when it is
 # resumed, and returns the splits the data set has; a split is read when it is called.
-OPENERS: dict[str, Callable[[ConfigDict, epath.Path | None], Splits]] = {
+Opener = Callable[[ConfigDict, epath.Path | None], Splits]
+OPENERS: dict[str, Opener] = {
     "digits": digits.splits,
     "folder": folder.splits,
     "memory": arrays.splits,
+    "packed": packed.splits,
     "tfds": tfds.splits,
     "tfrecord": tfrecord.splits,
 }
+
+
+def opener(data: ConfigDict) -> Opener:
+    """Return what opens the data set of `config.data`; a directory may be a packed store."""
+    if data.source == "folder" and packed_files.is_store(data.path):
+        return OPENERS["packed"]
+    return OPENERS[data.source]
 
 
 def find(data: ConfigDict, kept: epath.Path | None = None) -> Splits:
@@ -83,12 +105,11 @@ def find(data: ConfigDict, kept: epath.Path | None = None) -> Splits:
       UserError: if the data set cannot be opened; `Unreachable` where that of a run is gone.
     """
     if kept is None:
-        return OPENERS[data.source](data, kept)
+        return opener(data)(data, kept)
     gone.check(data.path)
-    found = OPENERS[data.source](data, kept)
     return {
-        name: Split(functools.partial(_compared, opener, data, kept, name), _images(opener))
-        for name, opener in found.items()
+        name: Split(functools.partial(_compared, open_it, data, kept, name), _images(open_it))
+        for name, open_it in opener(data)(data, kept).items()
     }
 
 
@@ -100,7 +121,7 @@ def unused(found: Splits, used: Iterable[str]) -> list[str]:
       used: names of some; slices and sums of TFDS (`train[:90%]+test`) use what they are of.
     """
     taken = {part.partition("[")[0].strip() for name in used for part in name.split("+")}
-    left = {name: _images(opener) for name, opener in found.items() if name not in taken}
+    left = {name: _images(open_it) for name, open_it in found.items() if name not in taken}
     words = [
         documents.shown(name) + (f" ({images(count)})" if count is not None else "")
         for name, count in left.items()
@@ -196,9 +217,7 @@ def remember(kept: epath.Path, *opened: Source) -> None:
     """
     folders = [source for source in opened if isinstance(source, folder.Folder)]
     records = {
-        source.split: _sizes_and_times(source)
-        for source in opened
-        if isinstance(source, Records | Examples)
+        source.split: _sizes_and_times(source) for source in opened if isinstance(source, InFiles)
     }
     with files.explaining(kept):
         if folders:  # all of one data set, and so of one index
@@ -229,7 +248,7 @@ def stamp(source: Source) -> str:
     if isinstance(source, folder.Folder):
         looked = by_threads(lambda path: files.size_and_time(source.root / path), source.paths)
         found = dict(zip(source.paths, looked, strict=True))
-    elif isinstance(source, Records | Examples):
+    elif isinstance(source, InFiles):
         found = _sizes_and_times(source)
     else:
         return ""
@@ -239,28 +258,41 @@ def stamp(source: Source) -> str:
     return f"{check:08x}"
 
 
-def _sizes_and_times(source: Records | Examples) -> dict[str, str]:
+def _sizes_and_times(source: InFiles) -> dict[str, str]:
     with ThreadPoolExecutor(STAMP_THREADS) as pool:
         names = [path.name for path in source.files]
         return dict(zip(names, pool.map(files.size_and_time, source.files), strict=True))
 
 
-def _images(opener: Callable[[], Source]) -> int | None:
-    return opener.images if isinstance(opener, Split) else None
+def _images(open_it: Callable[[], Source]) -> int | None:
+    return open_it.images if isinstance(open_it, Split) else None
 
 
-def _compared(
-    opener: Callable[[], Source], data: ConfigDict, kept: epath.Path, name: str
-) -> Source:
-    """Open a split of a run and compare its files with those that the run began with."""
-    source, said = opener(), ""
+def replaced(source: Source, kept: epath.Path, name: str, thorough: bool) -> str:
+    """Say which files of a split are not those that `remember` was told of; "" if all are.
+
+    Args:
+      source: the split; a folder was opened by the index that is kept.
+      kept: the directory that keeps sizes and times.
+      name: of the split.
+      thorough: look at each image of a folder, however many there are.
+    """
     if isinstance(source, folder.Folder):
-        said = source.changes(thorough=data.if_changed == "refuse")
-    elif isinstance(source, Records | Examples) and (kept / RECORD_FILES).exists():
+        return source.changes(thorough)
+    if isinstance(source, InFiles) and (kept / RECORD_FILES).exists():
         schema = dict[str, dict[str, dict[str, str]]]
         before = documents.read(kept / RECORD_FILES, schema).get("splits", {})
         if name in before:
-            said = changed_records(before[name], _sizes_and_times(source))
+            return changed_records(before[name], _sizes_and_times(source))
+    return ""
+
+
+def _compared(
+    open_it: Callable[[], Source], data: ConfigDict, kept: epath.Path, name: str
+) -> Source:
+    """Open a split of a run and compare its files with those that the run began with."""
+    source = open_it()
+    said = replaced(source, kept, name, thorough=data.if_changed == "refuse")
     if said and data.if_changed == "refuse":
         raise UserError(
             f"{said}: bring back those that were there, or set data.if_changed=say to go on with "

@@ -52,13 +52,17 @@ def _one(path: str) -> tuple[int, int]:
     return status.st_size, int(status.st_mtime)
 
 
-def packed(marks: np.ndarray) -> str:
+def as_text(marks: np.ndarray) -> str:
     """Return what `look_at` found as text."""
     return base64.b64encode(marks.astype("<u4").tobytes()).decode()
 
 
-def unpacked(text: str, count: int) -> np.ndarray:
-    """Return what was packed of `count` files, uint32 `[count, 2]`; `ValueError` if it is not."""
+def of_text(text: str, count: int) -> np.ndarray:
+    """Return what `as_text` made of `count` files, uint32 `[count, 2]`.
+
+    Raises:
+      ValueError: if it is not of so many.
+    """
     try:
         return np.frombuffer(base64.b64decode(text, validate=True), "<u4").reshape(count, 2)
     except binascii.Error as error:

@@ -20,14 +20,14 @@ import numpy as np
 from etils import epath
 from ml_collections import ConfigDict
 
-from simclr_jax import documents, errors, files
+from simclr_jax import documents, files
 from simclr_jax.data import decode, gone
-from simclr_jax.data.decode import BadImage, Decoder, Rules
+from simclr_jax.data.decode import Decoder, Rules
 from simclr_jax.data.sources.index import FILE, Index, read_index
 from simclr_jax.data.sources.layout import choose_layout
 from simclr_jax.data.sources.searching import Found, by_directory, kinds, search
 from simclr_jax.data.sources.source import Split
-from simclr_jax.errors import Unreachable, UserError
+from simclr_jax.errors import UserError
 from simclr_jax.unlabelled import NO_LABEL
 
 SUFFIXES = decode.suffixes()
@@ -89,7 +89,9 @@ class Folder:
         try:
             encoded = decode.content(self.root / self.paths[example], self.decoder.rules)
         except OSError as error:
-            raise self._explained(example, error) from error
+            name = self.paths[example]
+            is_lost = functools.partial(self.index.leads_off, self.split, name)
+            raise gone.not_read(self.root, name, error, is_lost) from error
         return self.decoder(encoded, functools.partial(self.name, example)), label
 
     def take(self, rows: np.ndarray) -> Folder:
@@ -109,22 +111,6 @@ class Folder:
     def changes(self, thorough: bool) -> str:
         """Say which files are not those that the run began with; see `Index.changes`."""
         return self.index.changes(self.split, thorough)
-
-    def _explained(self, example: int, error: OSError) -> Exception:
-        """Return what to raise where a file cannot be read."""
-        name = self.paths[example]
-        path, reason = self.root / name, error.strerror or str(error)
-        if error.errno in errors.OF_THE_PROGRAM:
-            return gone.trouble(path, "cannot be read", error)
-        if error.errno not in gone.OF_THE_FILE:
-            return Unreachable(
-                f"{documents.shown(path)} cannot be read at the moment ({reason}), which is not "
-                "the file's fault: check the disk or mount; the same command continues from the "
-                "last save"
-            )
-        if gone.is_gone(self.root, name) or self.index.leads_off(self.split, name):
-            return gone.unreachable(self.root, name)
-        return BadImage(reason)
 
 
 def splits(data: ConfigDict, kept: epath.Path | None = None) -> dict[str, Split[Folder]]:

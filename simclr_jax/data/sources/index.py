@@ -19,7 +19,7 @@ from etils import epath
 
 from simclr_jax import documents
 from simclr_jax.data import gone
-from simclr_jax.data.sources.changes import NONE, changed_files, look_at, packed, unpacked
+from simclr_jax.data.sources.changes import NONE, as_text, changed_files, look_at, of_text
 from simclr_jax.data.sources.searching import Found
 from simclr_jax.errors import UserError
 
@@ -125,7 +125,7 @@ class Index:
                 part["images"] = self.counts[split]
             if (paths := self.listed.get(split)) is not None:
                 self.marks[split] = look_at(self.path / root, paths)
-                part |= {"files": _grouped(paths), "marks": packed(self.marks[split])}
+                part |= {"files": _grouped(paths), "marks": as_text(self.marks[split])}
             splits[split] = part
         content = {"format": FORMAT, "splits": splits, "notes": [*self.notes]}
         documents.write(kept / FILE, content, indent=None)
@@ -169,7 +169,7 @@ def _index(content: _Kept, path: Path, search: Callable[[], Found]) -> Index:
             found.listed[split] = _flat(part["files"])
             found.counts[split] = len(found.listed[split])
         if "marks" in part:
-            found.marks[split] = unpacked(part["marks"], len(found.listed.get(split, ())))
+            found.marks[split] = of_text(part["marks"], len(found.listed.get(split, ())))
     return found
 
 

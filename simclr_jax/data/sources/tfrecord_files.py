@@ -27,12 +27,12 @@ from ml_collections import ConfigDict
 
 from simclr_jax import archives, buckets, files
 from simclr_jax.data.decode import LARGEST, BadImage
+from simclr_jax.data.read_ahead import together
 from simclr_jax.errors import Unreachable, UserError
 
 HEAD, TAIL = 12, 4  # bytes before and after those of a record
 HEADS = 4096  # that are read before their checksums are looked at
 INDEX_THREADS = 32  # many, for a bucket answers each of them slowly
-GAP = 256 * 1024  # bytes that are read and thrown away rather than ask a second time
 POLYNOMIAL = 0x82F63B78  # of CRC-32C, reflected
 
 
@@ -103,10 +103,8 @@ class TFRecordFiles:
         return part
 
     def _together(self, rows: np.ndarray) -> list[np.ndarray]:
-        file, start = self._file[rows], self._start[rows]
-        gap = start[1:] - (start + self._length[rows])[:-1]
-        cuts = (file[1:] != file[:-1]) | (gap < 0) | (gap > GAP)
-        return np.split(rows, np.flatnonzero(cuts) + 1)
+        start = self._start[rows]
+        return together(rows, self._file[rows], start, start + self._length[rows])
 
 
 def _read(path: epath.Path, start: int, count: int) -> bytes:

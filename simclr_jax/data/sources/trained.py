@@ -22,6 +22,7 @@ from msgspec import Meta
 from simclr_jax import files
 from simclr_jax.data import order
 from simclr_jax.data.sources.folder import Folder
+from simclr_jax.data.sources.packed import Packed
 from simclr_jax.data.sources.source import Source
 from simclr_jax.data.sources.tfds import extent
 from simclr_jax.data.sources.tfds_records import Records
@@ -108,7 +109,12 @@ class Unseen:
 
 
 def identity(source: Source) -> str:
-    """Return what tells the images of a split, and their order, from others; labels do not."""
+    """Return what tells the images of a split, and their order, from others; labels do not.
+
+    A packed store has the images of what it was made of.
+    """
+    if isinstance(source, Packed) and source.is_whole:
+        return source.of.origin.identity
     if any(field.name == "labels" for field in dataclasses.fields(source)):  # type: ignore[arg-type]
         source = dataclasses.replace(source, labels=None)  # type: ignore[type-var]
     return source.fingerprint()
@@ -120,6 +126,8 @@ def sizes(source: Source) -> str:
     Many data sets number the files of each split from 0, and their names are all that `identity`
     knows of them.
     """
+    if isinstance(source, Packed):
+        return source.of.origin.sizes
     if not isinstance(source, Folder):
         return ""
     rows = np.unique(np.linspace(0, len(source) - 1, min(LOOKED_AT, len(source))).astype(int))
@@ -167,6 +175,8 @@ def parts(source: Source, data: ConfigDict | None = None, split: str = "") -> tu
         return tuple(Part(f"tfds:{name}:{base}", first, last) for base, first, last in found)
     if isinstance(source, Folder):
         return (Part(f"{FOLDER}{os.path.realpath(source.root)}"),)
+    if isinstance(source, Packed):
+        return tuple(Part(one.place, one.first, one.last) for one in source.of.origin.places)
     return () if data is None else said(data, split)
 
 
