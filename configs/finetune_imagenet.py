@@ -45,7 +45,7 @@ def get_config(arg=""):
     recipes.inherit_all(c)
     recipes.crop_and_flip(c)
     c.data.source, c.data.name, c.data.eval_split = "tfds", "imagenet2012", "validation"
-    c.augment.placement, c.augment.grid = "host", placeholder(str)
+    c.augment.placement, c.augment.grid = "canvas", placeholder(str)
     c.train.dtype = "bfloat16"
 
     share = percent(a.labels or "1%")

@@ -34,7 +34,7 @@ def get_config(arg=""):
     c = recipes.base()
     c.data.source, c.data.name, c.data.eval_split = "tfds", "imagenet2012", "validation"
     c.data.image_size = 224
-    c.augment.placement, c.augment.grid = "host", "corner"
+    c.augment.placement, c.augment.grid = "canvas", "corner"
 
     c.model.depth, c.model.width, c.model.stem = 50, float(a.width), "imagenet"
     c.loss.temperature = 0.1
@@ -54,7 +54,6 @@ def get_config(arg=""):
         c.augment.brightness_mode = "add"
     if a.one_gpu:
         c.train.accumulate = c.bn.groups = 8  # of 512 images
-        c.augment.placement, c.augment.grid = "split", "opencv"
     if a.small_batch:
         c.train.batch_size = a.small_batch
     if a.epochs:

@@ -1,0 +1,78 @@
+"""Placement `canvas`: threads decode each image once, whole; the device cuts and colours all views.
+
+What crosses to the device is of one size whatever the images are: bytes on a square canvas, and how
+much of it each image covers (`data/canvas.py`). Boxes are drawn and cut on the device, by the law
+and the resize grid of placement `device`, which this is for photographs.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Generator, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from typing import NamedTuple
+
+import numpy as np
+
+from simclr_jax.closing import Closing
+from simclr_jax.data import canvas
+from simclr_jax.data.placements import Loading, Request, blocks
+from simclr_jax.data.reader import ahead
+
+
+class Job(NamedTuple):
+    """Rows of a batch that a thread fills, and what it fills: views of the arrays of that batch."""
+
+    positions: np.ndarray
+    made: dict[str, np.ndarray]
+
+
+def batches(
+    loading: Loading, requests: Iterator[Request]
+) -> Generator[dict[str, np.ndarray], None, None]:
+    """Yield `canvas`, uint8 `[n, side, side, c]`, `size`, `example` and, if any, `label`.
+
+    `size`, int32 `[n, 2]`, are height and width of each image on its canvas, which is black beyond
+    it; `example`, int32 `[n]`, the numbers of the images that were taken; `label` is int32 `[n]`.
+    """
+    source, on = loading.reader.source, loading.canvas
+    assert on is not None, "placement canvas needs one"
+    canvas.check_libraries(on)  # before the first image that needs them
+    under_way: deque[tuple[dict[str, np.ndarray], int]] = deque()
+
+    def jobs() -> Iterator[Job]:
+        for request in requests:
+            n = len(request.positions)
+            batch: dict[str, np.ndarray] = {
+                "canvas": np.zeros((n, on.side, on.side, source.channels), np.uint8),
+                "size": np.zeros((n, 2), np.int32),
+                "example": np.zeros(n, np.int32),
+            }
+            if source.classes:
+                batch["label"] = np.zeros(n, np.int32)
+            starts = range(0, n, blocks.BLOCK)
+            under_way.append((batch, len(starts)))
+            for start in starts:
+                rows = slice(start, start + blocks.BLOCK)
+                part = {name: values[rows] for name, values in batch.items()}
+                yield Job(request.positions[rows], part)
+
+    def fill(job: Job) -> None:
+        rows, made = on.rows(loading.reader, job.positions), job.made
+        for i, image in enumerate(rows.images):
+            height, width, _ = image.shape
+            made["canvas"][i, :height, :width] = image
+            made["size"][i] = height, width
+        made["example"][:] = rows.examples
+        if "label" in made:
+            made["label"][:] = rows.labels
+
+    pool = ThreadPoolExecutor(loading.threads)
+    done = ahead(pool, fill, jobs(), depth=2 * loading.threads)
+    # The pool is left last, for it waits for its threads: they end when the reader is closed.
+    with Closing(done.close, loading.reader.close, pool.shutdown):
+        for _ in done:
+            batch, count = under_way.popleft()
+            for _ in range(count - 1):
+                next(done)
+            yield batch
