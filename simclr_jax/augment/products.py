@@ -1,9 +1,9 @@
 """Matrix products of the augmentation, in the precision that a policy names.
 
 Accelerators multiply numbers of bfloat16, with 8 significant bits, several times as fast as those
-of float32, and add in float32. A number of float32 is nearly the sum of two of bfloat16; pixels of
-8 bits are themselves numbers of bfloat16, and need no second part. What is rounded here is rounded
-on every device alike, so that a precision means the same numbers on a CPU.
+of float32, and add in float32. The sum of two of them has 16 bits; pixels of 8 bits are themselves
+numbers of bfloat16. Operands are rounded here, and by no device, so that a precision means the same
+numbers on a CPU.
 """
 
 from __future__ import annotations
@@ -21,9 +21,9 @@ def product(subscripts: str, weights: jax.Array, values: jax.Array, precision: s
       subscripts: of two operands, as einsum has them.
       weights: float32 or float64.
       values: of that type, or uint8 or bfloat16.
-      precision: "float32": as exact as the type of the weights; "bfloat16_3x": the products of two
-        parts of each operand but for that of both second parts, 16 significant bits; "bfloat16":
-        both operands rounded to 8. All are added in float32 or more.
+      precision: "float32": as exact as the type of the weights; "bfloat16_3x": both operands
+        rounded to 16 bits, two numbers of bfloat16 each, whose products accelerators add but for
+        that of both second ones; "bfloat16": rounded to 8 bits. All are added in float32 or more.
 
     Returns:
       An array of the type of the weights.
@@ -32,20 +32,14 @@ def product(subscripts: str, weights: jax.Array, values: jax.Array, precision: s
         # Accelerators would otherwise round both operands to 8 or 11 bits.
         exact = jax.lax.Precision.HIGHEST
         return jnp.einsum(subscripts, weights, values.astype(weights.dtype), precision=exact)
-
-    def short(a: jax.Array, b: jax.Array) -> jax.Array:
-        return jnp.einsum(subscripts, a, b, preferred_element_type=jnp.float32)
-
-    high, low = _parts(weights)
-    if values.dtype in EXACT:
-        first, second = values.astype(jnp.bfloat16), None
-    else:
-        first, second = _parts(values)
-    made = short(high, first)
-    if precision == "bfloat16_3x":
-        made += short(low, first)
-        if second is not None:
-            made += short(high, second)
+    if precision == "bfloat16":
+        made = jnp.einsum(
+            subscripts, _rounded(weights), _rounded(values), preferred_element_type=jnp.float32
+        )
+        return made.astype(weights.dtype)
+    # One product for the program: three would each write what they made to memory.
+    thrice = jax.lax.DotAlgorithmPreset.BF16_BF16_F32_X3
+    made = jnp.einsum(subscripts, _two_parts(weights), _two_parts(values), precision=thrice)
     return made.astype(weights.dtype)
 
 
@@ -54,12 +48,16 @@ def rounded(image: jax.Array, dtype: str) -> jax.Array:
     return image if dtype == "float32" else _rounded(image)
 
 
-def _parts(x: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """Return two arrays of bfloat16 whose sum is nearly `x`."""
-    high = _rounded(x)
-    return high, _rounded(x - high.astype(x.dtype))
+def _two_parts(x: jax.Array) -> jax.Array:
+    """Return as float32 the nearest sum of two numbers of bfloat16."""
+    if x.dtype in EXACT:
+        return x.astype(jnp.float32)
+    high = _rounded(x).astype(x.dtype)
+    return (high + _rounded(x - high).astype(x.dtype)).astype(jnp.float32)
 
 
 def _rounded(x: jax.Array) -> jax.Array:
+    if x.dtype in EXACT:
+        return x.astype(jnp.bfloat16)
     # A mere conversion there and back is one that XLA may leave out.
     return jax.lax.reduce_precision(x, exponent_bits=8, mantissa_bits=7).astype(jnp.bfloat16)

@@ -1,7 +1,9 @@
 """A canvas on which photographs of any sizes lie as arrays of one size; those beyond it shrink.
 
 An image lies in the upper left corner. One that is higher or wider than the canvas is scaled down
-until it fits, its aspect kept, by averaging (OpenCV's INTER_AREA); how many did so is counted.
+until it fits, its aspect kept, and how many were is counted. OpenCV does so: up to a half linearly
+between two pixels along each axis, which then overlooks none, beyond by averaging over areas, which
+takes five times as long.
 """
 
 from __future__ import annotations
@@ -60,7 +62,8 @@ class Canvas:
         if to == (height, width):
             return image
         cv2 = opencv()
-        smaller = cv2.resize(image, to[::-1], interpolation=cv2.INTER_AREA)
+        law = cv2.INTER_LINEAR if max(height, width) <= 2 * self.side else cv2.INTER_AREA
+        smaller = cv2.resize(image, to[::-1], interpolation=law)
         return smaller.reshape(*to, channels)  # one channel loses its axis
 
     def _count(self, reader: Reader, rows: Rows, sizes: list[tuple[int, int]]) -> None:

@@ -289,7 +289,7 @@ def report(case: Case, asked: Asked, plan: dict[str, Any], compiled: Compiled | 
         f"{plan['flops_per_view'] / 1e9:.2f} GFLOP for a view (convolutions and matrix products)",
         f"          {1e3 * plan['flops'] / device.flops:.1f} ms at the {device.flops / 1e12:.0f} "
         "TFLOP/s of bfloat16 that the maker names; expect a half of that speed or less",
-        f"          {plan['flops_of_views'] / plan['flops']:.1%} of it makes the views, on the device",
+        f"          {plan['flops_of_views'] / plan['flops']:.1%} of it makes the views",
         *_accessed(compiled, views, c.train.accumulate),
         f"input     {plan['sent'] / 1e6:.1f} MB from the host to a device in a step, "
         f"{plan['sent'] / case.images / 1e3:.1f} kB an image{_form_of_images(c)}",

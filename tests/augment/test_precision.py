@@ -52,7 +52,8 @@ def test_a_product_of_each_precision_is_that_of_its_parts(precision, dtype):
     low, second = short(w - high), short(v - first)
     wanted = {
         "float32": w @ v,
-        "bfloat16_3x": high @ first + low @ first + high @ second,
+        # Accelerators leave out low @ second, which is as small as what is rounded off.
+        "bfloat16_3x": (high + low) @ (first + second),
         "bfloat16": high @ first,
     }
     made = np.asarray(

@@ -161,11 +161,8 @@ IMPLEMENTATIONS["canvas"] = IMPLEMENTATIONS["device"]._replace(
     augment=lambda image, *rest: augment_from_canvas(on_canvas(image), *rest),
     crop_resize=lambda image, *rest: cut_from_canvas(on_canvas(image), *rest),
 )
-# Official functions that ours crop for, or augment whole images.
-CROPPING = (
-    *("tf.image.resize", "crop_and_resize", "center_crop"),
-    *("preprocess_image", "batch_random_blur"),
-)
+# Official functions that crop.
+CROPPING = ("tf.image.resize", "crop_and_resize", "center_crop", "preprocess_image")
 
 
 # One function per official one: ours, image as uint8 or float32, parameters -> pixels.
