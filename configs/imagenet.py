@@ -21,7 +21,7 @@ published. Data: docs/imagenet.md. Arguments, with commas, as in
 The host decodes and the device makes the views (`augment.placement=canvas`, docs/imagenet.md); with
 `--config.augment.placement=host` TensorFlow makes them. We have run none of these: no ImageNet was
 at hand. `one_gpu` asks for a card of 80 GB: its batch of 4096 passes in parts of 512 images, which
-make groups of batch normalisation, and is planned to need 43 GiB (`python -m simclr_jax.plan
+make groups of batch normalisation, and is planned to need 47 GiB (`python -m simclr_jax.plan
 --config=configs/imagenet.py:one_gpu --device=h100`; no GPU has run it). Hours are 35 600 divided by
 the images/s that `benchmarks/step_time.py` shows.
 """

@@ -20,6 +20,8 @@ from simclr_jax.data import scaling
 from simclr_jax.data.reader import Reader, Rows
 from simclr_jax.errors import UserError, printable
 
+LAID = np.zeros((0, 0, 0), np.uint8)  # in the place of an image that lies on its canvas
+
 
 @dataclasses.dataclass
 class Canvas:
@@ -43,20 +45,40 @@ class Canvas:
     def __post_init__(self):
         self._lock = threading.Lock()
 
-    def rows(self, reader: Reader, positions: np.ndarray) -> Rows:
-        """Return what `Reader.read` does, with images that fit."""
+    def lay(
+        self, reader: Reader, positions: np.ndarray, canvases: np.ndarray, covered: np.ndarray
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Read the images at `positions`, int64 `[n]`, and lay each on its canvas.
+
+        Each is laid there before the next is decoded, so that one is in memory.
+
+        Args:
+          reader: of decoded images.
+          positions: of the images.
+          canvases: uint8 `[n, side, side, c]`, black; written to.
+          covered: int32 `[n, 2]`; height and width of each image there are written to it.
+
+        Returns:
+          Labels and numbers of the images, int32 `[n]`, as `Reader.read` has them.
+        """
         sizes: list[tuple[int, int]] = []  # before they were scaled down
         with scaling.to(self.side if self.jpeg_scaling else None) as scaled:
 
-            def fit(image: np.ndarray) -> np.ndarray:
+            def put(image: np.ndarray) -> np.ndarray:
+                row = len(sizes)
                 sizes.append(scaled.stored or (image.shape[0], image.shape[1]))
-                return self._shrink(image)
+                image = self.fit(image)
+                height, width, _ = image.shape
+                canvases[row, :height, :width] = image
+                covered[row] = height, width
+                return LAID
 
-            rows = reader.read(positions, fit)
+            rows = reader.read(positions, put)
         self._count(reader, rows, sizes)
-        return rows
+        return rows.labels, rows.examples
 
-    def _shrink(self, image: np.ndarray) -> np.ndarray:
+    def fit(self, image: np.ndarray) -> np.ndarray:
+        """Return an image, uint8 `[h, w, c]`, as it lies on the canvas."""
         height, width, channels = image.shape
         to = fitting(height, width, self.side)
         if to == (height, width):
@@ -73,10 +95,8 @@ class Canvas:
             self.read += len(sizes)
             self.larger += len(larger)
         if first:
-            name, (height, width) = (
-                reader.source.name(int(rows.examples[larger[0]])),
-                sizes[larger[0]],
-            )
+            name = reader.source.name(int(rows.examples[larger[0]]))
+            height, width = sizes[larger[0]]
             self.say(
                 printable(
                     f"note      {name} is {height}x{width} pixels: images beyond "

@@ -58,14 +58,12 @@ def batches(
                 yield Job(request.positions[rows], part)
 
     def fill(job: Job) -> None:
-        rows, made = on.rows(loading.reader, job.positions), job.made
-        for i, image in enumerate(rows.images):
-            height, width, _ = image.shape
-            made["canvas"][i, :height, :width] = image
-            made["size"][i] = height, width
-        made["example"][:] = rows.examples
+        made = job.made
+        labels, made["example"][:] = on.lay(
+            loading.reader, job.positions, made["canvas"], made["size"]
+        )
         if "label" in made:
-            made["label"][:] = rows.labels
+            made["label"][:] = labels
 
     pool = ThreadPoolExecutor(loading.threads)
     done = ahead(pool, fill, jobs(), depth=2 * loading.threads)
