@@ -55,8 +55,8 @@ class Canvas:
         Args:
           reader: of decoded images.
           positions: of the images.
-          canvases: uint8 `[n, side, side, c]`, black; written to.
-          covered: int32 `[n, 2]`; height and width of each image there are written to it.
+          canvases: uint8 `[n, side, side, c]`, written to; they are black beyond the images.
+          covered: int32 `[n, 2]`, written to: height and width of each image there.
 
         Returns:
           Labels and numbers of the images, int32 `[n]`, as `Reader.read` has them.
@@ -70,6 +70,8 @@ class Canvas:
                 image = self.fit(image)
                 height, width, _ = image.shape
                 canvases[row, :height, :width] = image
+                canvases[row, :height, width:] = 0
+                canvases[row, height:] = 0
                 covered[row] = height, width
                 return LAID
 

@@ -71,6 +71,8 @@ def by_the_device(c, source, batch):
     for number in range(len(SHAPES)):
         rows = np.flatnonzero(batch["example"] % len(SHAPES) == number)
         images = np.stack([source.example(example)[0] for example in batch["example"][rows]])
+        if c.train.dtype == "float64":  # else each value would be rounded to float32 first
+            images = images / 255
         of_one_size = {name: batch[name][rows] for name in ("position", "start")}
         made[rows] = jax.jit(look)(of_one_size | {"image": images})["views"]
     return made
@@ -124,6 +126,26 @@ def test_what_lies_beyond_an_image_is_not_looked_at():
         spoiled[row, :height, :width] = batch["canvas"][row, :height, :width]
     assert not np.array_equal(spoiled, batch["canvas"])
     np.testing.assert_array_equal(look(batch | {"canvas": spoiled})["views"], look(batch)["views"])
+
+
+def test_batches_share_memory_only_when_nobody_holds_one():
+    """What was read from an earlier batch stays as it was, and its memory comes back after that."""
+    of = loading(Photographs())
+    requests = (batches.request(step, BATCH) for step in range(30))
+    stream = batches.host_batches("canvas", of, requests)
+    kept, places = [], []
+    for batch in stream:
+        places.append(batch["canvas"].__array_interface__["data"][0])
+        if len(kept) < 4:  # by a view, as a transfer that is under way would
+            kept.append((batch["canvas"][None, :2], batch["example"][:2]))
+        del batch
+    for canvases, examples in kept:
+        for canvas, example in zip(canvases[0], examples, strict=True):
+            image = Photographs().example(example)[0]
+            np.testing.assert_array_equal(canvas[: image.shape[0], : image.shape[1]], image)
+            assert canvas.sum() == image.sum()
+    assert len(set(places[:4])) == 4 and not set(places[4:]) & set(places[:4])
+    assert len(set(places)) < 20
 
 
 def test_gray_images_have_canvases_of_one_channel():

@@ -7,6 +7,7 @@ and the resize grid of placement `device`, which this is for photographs.
 
 from __future__ import annotations
 
+import sys
 from collections import deque
 from collections.abc import Generator, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -27,6 +28,27 @@ class Job(NamedTuple):
     made: dict[str, np.ndarray]
 
 
+class Memory:
+    """Arrays that are used again once nobody holds them, nor a view of them.
+
+    A device that is still reading one holds it. Memory that is new costs the kernel as much time as
+    a third of the decoding, which is what a batch would begin with.
+    """
+
+    def __init__(self):
+        self._arrays = [np.empty(0, np.uint8)]
+        self._unheld = sys.getrefcount(self._arrays[0])
+
+    def take(self, shape: tuple[int, ...]) -> np.ndarray:
+        """Return an array of bytes of any values."""
+        for i in range(len(self._arrays)):
+            free = sys.getrefcount(self._arrays[i]) == self._unheld
+            if free and self._arrays[i].shape == shape:
+                return self._arrays[i].view()
+        self._arrays.append(np.empty(shape, np.uint8))
+        return self._arrays[-1].view()
+
+
 def batches(
     loading: Loading, requests: Iterator[Request]
 ) -> Generator[dict[str, np.ndarray], None, None]:
@@ -38,13 +60,14 @@ def batches(
     source, on = loading.reader.source, loading.canvas
     assert on is not None, "placement canvas needs one"
     canvas.check_libraries(on)  # before the first image that needs them
+    memory = Memory()
     under_way: deque[tuple[dict[str, np.ndarray], int]] = deque()
 
     def jobs() -> Iterator[Job]:
         for request in requests:
             n = len(request.positions)
             batch: dict[str, np.ndarray] = {
-                "canvas": np.zeros((n, on.side, on.side, source.channels), np.uint8),
+                "canvas": memory.take((n, on.side, on.side, source.channels)),
                 "size": np.zeros((n, 2), np.int32),
                 "example": np.zeros(n, np.int32),
             }
