@@ -16,6 +16,7 @@ from typing import Any
 
 import numpy as np
 
+from simclr_jax import extras
 from simclr_jax.data import scaling
 from simclr_jax.data.reader import Reader, Rows
 from simclr_jax.errors import UserError, printable
@@ -121,7 +122,7 @@ def check_libraries(canvas: Canvas) -> None:
     if canvas.jpeg_scaling and importlib.util.find_spec("simplejpeg") is None:
         raise UserError(
             "augment.jpeg_scaling needs simplejpeg, which is not installed: "
-            "pip install 'simclr-jax[images]'"
+            f"{extras.install('images')}"
         )
 
 
@@ -136,7 +137,7 @@ def opencv() -> Any:
     except ImportError as error:
         raise UserError(
             "augment.placement=canvas needs OpenCV, which is not installed: "
-            "pip install 'simclr-jax[images]'"
+            f"{extras.install('images')}"
         ) from error
     cv2.setNumThreads(0)  # the threads are ours
     return cv2

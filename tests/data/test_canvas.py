@@ -287,5 +287,5 @@ def test_the_recipe_says_whether_jpegs_are_scaled():
 
 def test_without_its_libraries_it_ends_in_one_line(monkeypatch):
     monkeypatch.setitem(sys.modules, "cv2", None)
-    with pytest.raises(UserError, match=r"canvas needs OpenCV.*simclr-jax\[images\]"):
+    with pytest.raises(UserError, match="canvas needs OpenCV.*pip install .*opencv"):
         on(Canvas(32), noise(8, 8))
