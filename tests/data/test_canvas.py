@@ -22,6 +22,7 @@ from data.test_placements import (
 )
 from PIL import Image
 
+from simclr_jax import parallel
 from simclr_jax.augment.policy import GRIDS
 from simclr_jax.data import batches, decode, order
 from simclr_jax.data.canvas import Canvas, fitting
@@ -146,6 +147,22 @@ def test_batches_share_memory_only_when_nobody_holds_one():
             assert canvas.sum() == image.sum()
     assert len(set(places[:4])) == 4 and not set(places[4:]) & set(places[:4])
     assert len(set(places)) < 20
+
+
+@pytest.mark.parametrize("devices", [1, 8])
+def test_what_devices_hold_is_not_written_over(devices):
+    """Arrays of JAX may lie in the memory of the batch that they were made of."""
+    steps, fields = 24, {"batch_size": 16, "first_step": 0, "steps_per_call": 1}
+    stream = batches.device_batches(
+        "canvas", loading(Photographs()), parallel.make_mesh(devices), total_steps=steps, **fields
+    )
+    held = [batch for step, (_, batch) in enumerate(stream) if step % 3 == 0]
+    for batch in held:
+        found = {name: np.asarray(batch[name])[0] for name in ("canvas", "size", "example")}
+        for canvas, size, example in zip(*found.values(), strict=True):
+            image = Photographs().example(example)[0]
+            assert tuple(size) == image.shape[:2]
+            np.testing.assert_array_equal(canvas[: size[0], : size[1]], image)
 
 
 def test_gray_images_have_canvases_of_one_channel():
@@ -287,5 +304,5 @@ def test_the_recipe_says_whether_jpegs_are_scaled():
 
 def test_without_its_libraries_it_ends_in_one_line(monkeypatch):
     monkeypatch.setitem(sys.modules, "cv2", None)
-    with pytest.raises(UserError, match="canvas needs OpenCV.*pip install .*opencv"):
+    with pytest.raises(UserError, match=r"canvas needs OpenCV.*pip install .*opencv"):
         on(Canvas(32), noise(8, 8))
