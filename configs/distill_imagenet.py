@@ -32,7 +32,7 @@ def get_config(arg=""):
         c.augment.grid = "corner"
     recipes.crop_and_flip(c)
     c.data.source, c.data.name, c.data.eval_split = "tfds", "imagenet2012", "validation"
-    c.data.image_size, c.augment.placement = 224, "host"
+    c.data.image_size, c.augment.placement = 224, "canvas"
 
     c.distill.temperature = 0.1 if a.self else 1.0
     c.distill.teacher_dtype = "bfloat16"

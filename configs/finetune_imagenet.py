@@ -17,9 +17,9 @@ table 1):
 Arguments: `large`, the rate of wide encoders and those with selective kernels; `v1`, SimCLR's way
 (appendix B.5: Nesterov, batch 4096, on h; ResNet-50: 48.3 and 65.6 %); `linear`, linear evaluation
 (section 2.3, crops and flips, frozen encoder; ResNet-50 after 1000 epochs: 69.3 %); `official=tf1`
-or `official=tf2` sets what the two official programs do otherwise (docs/fidelity.md). Of a run of
-`configs/imagenet.py:one_gpu` add `--config.augment.placement=split`. We have run none of these on
-ImageNet: it was not at hand.
+or `official=tf2` sets what the two official programs do otherwise (docs/fidelity.md). Of a run that
+resized by OpenCV (`augment.grid=opencv`) add `--config.augment.placement=split`. We have run none
+of these on ImageNet: it was not at hand.
 """
 
 from ml_collections.config_dict import placeholder
@@ -45,7 +45,7 @@ def get_config(arg=""):
     recipes.inherit_all(c)
     recipes.crop_and_flip(c)
     c.data.source, c.data.name, c.data.eval_split = "tfds", "imagenet2012", "validation"
-    c.augment.placement, c.augment.grid = "host", placeholder(str)
+    c.augment.placement, c.augment.grid = "canvas", placeholder(str)
     c.train.dtype = "bfloat16"
 
     share = percent(a.labels or "1%")

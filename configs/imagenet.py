@@ -14,14 +14,16 @@ published. Data: docs/imagenet.md. Arguments, with commas, as in
 | `width=2`, `width=4` | a wider encoder | with `paper`: 74.2, 76.5 |
 | `epochs=200` | another length | with `paper`: 66.8 (100: 64.5, 400: 68.0, 800: 69.1) |
 | `small_batch=512` | rate 0.075 * sqrt(batch) | with `paper,epochs=100`: 63.8 (256: 62.8) |
-| `one_gpu` | batch 4096 in 8 parts, OpenCV crops on the host | none: its resize is OpenCV's |
+| `one_gpu` | batch 4096 in 8 parts, normalised by groups of 512 | none: its groups are its own |
 | `official=tf1`, `=tf2` | what that program does otherwise | docs/fidelity.md |
 | `local=6` | multi-crop: 6 local crops of 96 pixels too (docs/methods.md) | none |
 
-We have run none of these: no ImageNet was at hand. `one_gpu` asks for a card of 80 GB: its batch of
-4096 passes in parts of 512 images, which make groups of batch normalisation, and is planned to need
-43 GiB (`python -m simclr_jax.plan --config=configs/imagenet.py:one_gpu --device=h100`; no GPU has
-run it). Hours are 35 600 divided by the images/s that `benchmarks/step_time.py` shows.
+The host decodes and the device makes the views (`augment.placement=canvas`, docs/imagenet.md); with
+`--config.augment.placement=host` TensorFlow makes them. We have run none of these: no ImageNet was
+at hand. `one_gpu` asks for a card of 80 GB: its batch of 4096 passes in parts of 512 images, which
+make groups of batch normalisation, and is planned to need 47 GiB (`python -m simclr_jax.plan
+--config=configs/imagenet.py:one_gpu --device=h100`; no GPU has run it). Hours are 35 600 divided by
+the images/s that `benchmarks/step_time.py` shows.
 """
 
 from simclr_jax import recipes
@@ -34,7 +36,7 @@ def get_config(arg=""):
     c = recipes.base()
     c.data.source, c.data.name, c.data.eval_split = "tfds", "imagenet2012", "validation"
     c.data.image_size = 224
-    c.augment.placement, c.augment.grid = "host", "corner"
+    c.augment.placement, c.augment.grid = "canvas", "corner"
 
     c.model.depth, c.model.width, c.model.stem = 50, float(a.width), "imagenet"
     c.loss.temperature = 0.1
@@ -54,7 +56,6 @@ def get_config(arg=""):
         c.augment.brightness_mode = "add"
     if a.one_gpu:
         c.train.accumulate = c.bn.groups = 8  # of 512 images
-        c.augment.placement, c.augment.grid = "split", "opencv"
     if a.small_batch:
         c.train.batch_size = a.small_batch
     if a.epochs:

@@ -18,7 +18,7 @@ def get_config(arg=""):
     c = recipes.base()
     c.data.source, c.data.name, c.data.eval_split = "tfds", "imagenet2012", "validation"
     c.data.image_size = 224
-    c.augment.placement, c.augment.grid = "host", "corner"
+    c.augment.placement, c.augment.grid = "canvas", "corner"
 
     c.model.depth, c.model.width, c.model.stem = a.depth, float(a.width), "imagenet"
     c.model.sk_ratio = 0.0625 if a.sk else 0.0

@@ -25,7 +25,7 @@ def get_config(arg=""):
         c.optim.drops = "120,160"
     if a.imagenet:
         c.data.source, c.data.name, c.data.eval_split = "tfds", "imagenet2012", "validation"
-        c.augment.placement, c.augment.grid = "host", "antialias"
+        c.augment.placement, c.augment.grid = "canvas", "antialias"
         c.train.dtype = "bfloat16"  # of convolutions; loss, bank and statistics: float32
         # The probe watches on the side. Features of 1.3 million images do not fit a host's memory.
         c.eval.knn, c.eval.compare, c.eval.every_epochs = False, False, 10.0

@@ -32,7 +32,7 @@ def get_config(arg=""):
     if a.v1 or a.v2:
         c.data.source, c.data.name, c.data.eval_split = "tfds", "imagenet2012", "validation"
         c.data.image_size = 224
-        c.augment.placement, c.augment.grid = "host", "antialias"
+        c.augment.placement, c.augment.grid = "canvas", "antialias"
         c.train.batch_size, c.train.epochs = 256, 200.0
         c.train.dtype = "bfloat16"  # of convolutions and hidden layers; loss, statistics: float32
         c.eval.knn, c.eval.compare, c.eval.every_epochs = False, False, 20.0  # see imagenet.py

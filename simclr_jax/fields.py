@@ -23,7 +23,9 @@ CHOICES: dict[str, tuple] = {
     "data.order": ("random", "stream"),
     "data.layout": ("auto", "splits", "classes"),
     "data.if_changed": ("say", "refuse"),
-    "augment.placement": ("device", "split", "host"),
+    "augment.placement": ("device", "canvas", "split", "host"),
+    "augment.precision": ("float32", "bfloat16_3x", "bfloat16"),
+    "augment.dtype": ("float32", "bfloat16"),
     "augment.grid": ("corner", "half_pixel", "antialias", "opencv"),
     "augment.crop_law": ("height", "area", "area_cut"),
     "augment.brightness_mode": ("multiply", "add"),
@@ -85,6 +87,11 @@ RULES: tuple[tuple[tuple[str, ...], str, Callable[[float], bool]], ...] = (
         lambda value: value >= 1,
     ),
     (("data.image_size",), "1 to 16384", lambda value: 1 <= value <= 2**14),
+    (
+        ("augment.canvas",),
+        "a multiple of 8, 8 to 16384",
+        lambda value: 8 <= value <= 2**14 and value % 8 == 0,
+    ),
     (
         ("optim.weight_decay", "optim.warmup_epochs", "eval.every_epochs"),
         "0 or more",

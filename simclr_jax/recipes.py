@@ -137,7 +137,12 @@ def base(method: str = declaration.DEFAULT) -> ConfigDict:
     )
     config.augment = ConfigDict(
         {
-            "placement": "device",  # device | split | host: see data/placements
+            "placement": "device",  # device | canvas | split | host: see data/placements
+            "canvas": 512,  # placement canvas: side in pixels; images beyond it are scaled down
+            "jpeg_scaling": False,  # placement canvas: decode JPEGs beyond it at 1/2, 3/8, ... 1/8
+            # Of products (crop, blur) on the device: float32 | bfloat16_3x (16 bits) | bfloat16
+            "precision": "float32",
+            "dtype": "float32",  # of images between operations on the device: float32 | bfloat16
             "grid": "corner",  # corner (TF1) | half_pixel (TF2) | antialias (torchvision) | opencv
             # How crops are drawn: height (TensorFlow's law, uniform in it) | area (torchvision's,
             # uniform in area) | area_cut (BYOL's, likewise, cut to the image)
@@ -373,10 +378,10 @@ def on_cifar10(config: ConfigDict) -> None:
 
 
 def on_imagenet(config: ConfigDict) -> None:
-    """Set data and network of ImageNet: ResNet-50, views of 224 pixels made by TensorFlow."""
+    """Set data and network of ImageNet: ResNet-50, views of 224 pixels made on the device."""
     config.data.source, config.data.name = "tfds", "imagenet2012"
     config.data.eval_split, config.data.image_size = "validation", 224
-    config.augment.placement = "host"
+    config.augment.placement = "canvas"
     config.model.depth, config.model.stem = 50, "imagenet"
     config.train.dtype = "bfloat16"  # of convolutions and hidden layers; the rest: float32
     # The probe watches on the side. Features of 1.3 million images do not fit a host's memory.

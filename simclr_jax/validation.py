@@ -212,9 +212,36 @@ def _check_placement(c: ConfigDict) -> None:
     if c.data.order == "stream" and (c.data.source not in RECORDS or placement == "device"):
         raise UserError(
             f"data.order=stream reads records of the sources {', '.join(RECORDS)} part by part, "
-            f"for placement split and host, not data.source={c.data.source} for {placement}: "
-            "set --config.data.order=random"
+            f"for placement canvas, split and host, not data.source={c.data.source} for "
+            f"{placement}: set --config.data.order=random"
         )
+    _check_canvas(c)
+
+
+def _check_canvas(c: ConfigDict) -> None:
+    """Check that a canvas holds whole views, and that nothing is set which no placement reads."""
+    a, usual = c.augment, recipes.base().augment
+    largest = max((view.size or c.data.image_size or 0 for view in a.views.values()), default=0)
+    if a.placement == "canvas" and a.canvas < largest:
+        raise UserError(
+            f"augment.canvas is {a.canvas}, smaller than views of {largest} pixels, which would be "
+            "made of images scaled down to less: set "
+            f"--config.augment.canvas={-(-largest // 8) * 8} or more"
+        )
+    unread = {"canvas": a.placement == "canvas", "jpeg_scaling": a.placement == "canvas"}
+    unread |= dict.fromkeys(("precision", "dtype"), a.placement != "host")
+    for name, read in unread.items():
+        if not read and a[name] != usual[name]:
+            raise UserError(
+                f"augment.{name} is {a[name]}, but augment.placement={a.placement} does not read "
+                f"it: leave it at {usual[name]}, or set --config.augment.placement=canvas"
+            )
+    for name in ("precision", "dtype"):
+        if c.train.dtype == "float64" and a[name] != usual[name]:
+            raise UserError(
+                f"augment.{name} is {a[name]}, but train.dtype is float64, which it would be lost "
+                f"on: leave it at {usual[name]}"
+            )
 
 
 def _check_stage(c: ConfigDict, known: dict) -> None:

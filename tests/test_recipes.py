@@ -151,6 +151,8 @@ BUILDERS = {
     "augment.grid": _views,
     "augment.crop_law": _views,
     "augment.brightness_mode": _views,
+    "augment.precision": _views,
+    "augment.dtype": _views,
     "augment.sigma_per": _views,
     "model.depth": _encoder,
     "model.stem": _encoder,
@@ -215,6 +217,7 @@ REFUSED_BY = {
     "in [0, 2^63)": (-1, 2**63, 10**400),
     "in [0, 2^32)": (-1, 2**32),
     "0 to 5": (-1, 6),
+    "a multiple of 8, 8 to 16384": (0, -8, 4, 225, 16392),
     "1 to 16384": (0, 16385),
     "greater than 0 and at most 1 (labels alone are stage finetune)": (0.0, 1.1, float("nan")),
     "greater than 0 and at most 1": (0.0, 1.1, float("nan")),
@@ -298,6 +301,26 @@ def test_a_recipe_cannot_add_a_field_by_misspelling_it():
         ({"augment__placement": "split"}, "OpenCV.*augment.grid=opencv"),
         ({"augment__grid": "opencv"}, "placement=split, not device"),
         ({"augment__placement": "host", "data__resident": True}, "data.resident.*not host"),
+        ({"augment__placement": "canvas", "augment__grid": "opencv"}, "split, not canvas"),
+        ({"augment__placement": "canvas", "data__resident": True}, "data.resident.*not canvas"),
+        (
+            {"augment__placement": "canvas", "augment__canvas": 16},
+            "augment.canvas is 16, smaller than views of 32 pixels.*augment.canvas=32 or more",
+        ),
+        (
+            {"augment__placement": "canvas", "data__image_size": 1003},
+            "augment.canvas is 512, smaller than views of 1003 .*augment.canvas=1008 or more",
+        ),
+        ({"augment__canvas": 256}, "augment.canvas is 256, but .*device does not read it"),
+        ({"augment__jpeg_scaling": True}, "jpeg_scaling is True, but .*device does not read it"),
+        (
+            {"augment__placement": "host", "augment__precision": "bfloat16"},
+            "augment.precision is bfloat16, but .*host does not read it: leave it at float32",
+        ),
+        (
+            {"augment__placement": "host", "augment__dtype": "bfloat16"},
+            "augment.dtype is bfloat16, but .*host does not read it",
+        ),
         ({"data__threads": 0}, "data.threads is 0"),
     ],
 )

@@ -9,6 +9,8 @@ from simclr_jax.errors import UserError, choose
 CROP_LAWS = ("height", "area", "area_cut")  # see `draws.crop_box`
 GRIDS = ("corner", "half_pixel", "antialias")  # that operations here resize by
 BRIGHTNESS_MODES = ("multiply", "add")
+PRECISIONS = ("float32", "bfloat16_3x", "bfloat16")  # of products, see `products.py`
+DTYPES = ("float32", "bfloat16")  # of images between operations
 
 
 @dataclasses.dataclass(frozen=True)
@@ -46,6 +48,10 @@ class Policy:
     solarize: float = 0.0  # probability
     solarize_threshold: float = 0.5  # values from here on are inverted
     grayscale_first: bool = False  # before the jitter (InstDisc, MoCo v1), not after it
+    # How exact the device is: in the products of crop and blur, and in what it keeps of an image
+    # between two operations. "float32" is the image's own type, where that is float64.
+    precision: str = "float32"
+    dtype: str = "float32"
 
     def __post_init__(self):
         # Recipes may hand over lists, which cannot be hashed.
@@ -56,6 +62,8 @@ class Policy:
         choose("augmentation grid", self.grid, (*GRIDS, "opencv"))
         choose("augmentation crop_law", self.crop_law, CROP_LAWS)
         choose("augmentation brightness_mode", self.brightness_mode, BRIGHTNESS_MODES)
+        choose("augmentation precision", self.precision, PRECISIONS)
+        choose("augmentation dtype", self.dtype, DTYPES)
         for name in ("flip", "jitter", "grayscale", "blur", "solarize"):
             self._check_number(name, 1.0, "a probability")
         self._check_number("min_object_covered", 1.0, "a fraction of the image")

@@ -1,7 +1,8 @@
 """Crop and bicubic resize as two matrix products, one weight matrix per axis.
 
 A gather of four neighbours per pixel is ten times slower than the products, and a library resize
-that takes a translation reads pixels outside the crop. Here the weights are zero outside it.
+that takes a translation reads pixels outside the crop. Here the weights are zero outside it. They
+are made of the box where the products are computed, so boxes may be drawn there.
 
 Three grids, since the three codes people compare with do not produce the same pixels. With
 `scale = size / out` (pixels of the crop per pixel of the view):
@@ -24,6 +25,7 @@ import numpy as np
 from jax.typing import ArrayLike
 
 from simclr_jax.augment.policy import GRIDS
+from simclr_jax.augment.products import product
 
 TABLE_SIZE = 1024
 
@@ -43,29 +45,42 @@ def to_float(image: jax.Array) -> jax.Array:
 
 
 def crop_resize(
-    image: jax.Array, box: ArrayLike, size: int | tuple[int, int], grid: str
+    image: jax.Array,
+    box: ArrayLike,
+    size: int | tuple[int, int],
+    grid: str,
+    precision: str = "float32",
+    *,
+    flipped: bool | jax.Array = False,
 ) -> jax.Array:
     """Cut `box` (y, x, height, width; may be traced) out and resize it to `size`.
 
-    `image` is float [H, W, C]; `size` is a side or (height, width). The bicubic kernel
-    overshoots, so values may leave [0, 1]: the caller clips. Equal sizes give the crop unchanged.
+    `image` [H, W, C] is float, or uint8, whose values stay between 0 and 255: bytes are multiplied
+    as the whole numbers that they are. `size` is a side or (height, width), `precision` that of the
+    products (see `products.py`), `flipped` (may be traced) mirrors the result left and right, which
+    is another order of its columns' weights. The bicubic kernel overshoots, so values may leave
+    their range: the caller clips. Equal sizes give the crop unchanged.
     Source: official `data_util.py: crop_and_resize`.
     """
-    rows, columns = matrices(image.shape[:2], box, size, grid, image.dtype)
-    # Accelerators would otherwise round pixels and weights to 8 or 11 bits.
-    exact = jax.lax.Precision.HIGHEST
-    image = jnp.einsum("oh,hwc->owc", rows, image, precision=exact)
-    return jnp.einsum("pw,owc->opc", columns, image, precision=exact)
+    dtype = jnp.promote_types(image.dtype, jnp.float32)
+    rows, columns = matrices(image.shape[:2], box, size, grid, dtype, flipped)
+    image = product("oh,hwc->owc", rows, image, precision)
+    return product("pw,owc->opc", columns, image, precision)
 
 
 def matrices(
-    sides: tuple[int, ...], box: ArrayLike, size: int | tuple[int, int], grid: str, dtype: jnp.dtype
+    sides: tuple[int, ...],
+    box: ArrayLike,
+    size: int | tuple[int, int],
+    grid: str,
+    dtype: jnp.dtype,
+    flipped: bool | jax.Array = False,
 ) -> tuple[jax.Array, jax.Array]:
     """Return what `crop_resize` multiplies the rows and the columns of an image of `sides` by."""
     out_height, out_width = (size, size) if isinstance(size, int) else size
     y, x, crop_height, crop_width = jnp.asarray(box)
     rows = _weights(out_height, sides[0], y, crop_height, grid, dtype)
-    columns = _weights(out_width, sides[1], x, crop_width, grid, dtype)
+    columns = _weights(out_width, sides[1], x, crop_width, grid, dtype, flipped)
     return rows, columns  # [out_height, height], [out_width, width]
 
 
@@ -101,11 +116,16 @@ def center_box(
     return (height - crop_height + 1) // 2, (width - crop_width + 1) // 2, crop_height, crop_width
 
 
-def _weights(out, length, start, size, grid, dtype):
-    """Return the matrix [out, length] that resizes `size` pixels from `start` to `out` pixels."""
+def _weights(out, length, start, size, grid, dtype, backwards=False):
+    """Return the matrix [out, length] that resizes `size` pixels from `start` to `out` pixels.
+
+    The last of these is the first one if `backwards`.
+    """
     assert grid in GRIDS, f"the device has no grid {grid}"
     scale = jnp.asarray(size, dtype) / out
     index = jnp.arange(out, dtype=dtype)
+    if backwards is not False:  # known when this is compiled
+        index = jnp.where(backwards, out - 1 - index, index)
     if grid == "antialias":
         centre = (index + 0.5) * scale - 0.5
         pixel = jnp.arange(length) - start

@@ -33,14 +33,15 @@ def host_batches(
 ) -> Generator[Batch, None, None]:
     """Yield the batches of `requests` as NumPy arrays.
 
-    Each holds what the placement makes: `image` uint8 `[n, h, w, c]`, or for each group of views
-    `crops/GROUP` uint8 or `views/GROUP` float32, both `[n, views, size, size, c]`; `label` int32
-    `[n]`, if the source has labels; `position` uint32 `[n, 2]`, the absolute position of each
-    example in the order of all examples ever consumed (high word, low word), which with the seed
-    decides its augmentation; `start` uint32 `[n, 2]`, the position at which the global batch
-    starts; and `example` int32 `[n]`, which image of the data set was taken. Where one could not
-    be read, pixels, label and `example` are those of the image that stands in for it, and
-    `position` stays that of the row.
+    Each holds what the placement makes: `image` uint8 `[n, h, w, c]`; or `canvas` uint8
+    `[n, side, side, c]` and `size` int32 `[n, 2]`, the height and width that each image covers of
+    it; or for each group of views `crops/GROUP` uint8 or `views/GROUP` float32, both
+    `[n, views, size, size, c]`. Beside it: `label` int32 `[n]`, if the source has labels;
+    `position` uint32 `[n, 2]`, the absolute position of each example in the order of all examples
+    ever consumed (high word, low word), which with the seed decides its augmentation; `start`
+    uint32 `[n, 2]`, the position at which the global batch starts; and `example` int32 `[n]`, which
+    image of the data set was taken. Where one could not be read, pixels, label and `example` are
+    those of the image that stands in for it, and `position` stays that of the row.
     """
     return _host_batches(placement, _closable(loading), requests)
 

@@ -29,7 +29,7 @@ from ml_collections import ConfigDict
 from PIL import Image
 
 from simclr_jax import extras
-from simclr_jax.data import depth, formats
+from simclr_jax.data import depth, formats, scaling
 from simclr_jax.data.depth import Depth
 from simclr_jax.data.formats import BadImage, remedy, suffixes
 from simclr_jax.errors import UserError
@@ -129,6 +129,7 @@ def decode(encoded: bytes, rules: Rules = RULES) -> np.ndarray:
 
 
 def _decode(encoded: bytes, rules: Rules) -> tuple[np.ndarray, Depth | None]:
+    scaling.forget()
     pixels, found = _decode_plain_jpeg(encoded, rules), None
     if pixels is not None and not _may_be_rotated(encoded):
         return pixels, None
@@ -235,7 +236,8 @@ def _decode_plain_jpeg(encoded: bytes, rules: Rules) -> np.ndarray | None:
         height, width, colors, _ = _simplejpeg().decode_jpeg_header(encoded)
         if colors not in ("YCbCr", "Gray", "RGB") or height * width > rules.most_pixels:
             return None
-        return _simplejpeg().decode_jpeg(encoded, strict=True)
+        smaller = scaling.wanted(height, width)
+        return _simplejpeg().decode_jpeg(encoded, strict=True, **smaller)
     except ValueError:
         return None
 

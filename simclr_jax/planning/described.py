@@ -169,6 +169,25 @@ class Case:
             for name, (shape, dtype) in made.items()
         }
 
+    @property
+    def sent(self) -> int:
+        """Return the bytes that the host sends to a device for a step."""
+        batch = dict(self.batch(self.images, program.abstract_mesh(self.devices)))
+        if self.config.data.resident:
+            del batch["image"]
+        return sum(map(program.nbytes, batch.values())) // self.devices
+
+    def view_flops(self) -> int:
+        """Return the operations by which a device makes the views of a step."""
+        mesh: Any = program.abstract_mesh(1)
+        alone = dataclasses.replace(self, devices=1)
+        batch = {
+            name: jax.ShapeDtypeStruct(described.shape[1:], described.dtype)
+            for name, described in alone.batch(self.images, mesh).items()
+        }
+        look = jax.make_jaxpr(self.stage(parallel.make_mesh(1)).look)(batch)
+        return program.flops(program.flatten(look.jaxpr))
+
     def at_any_batch(self) -> AnyBatch:
         """Return what one device does, at any batch size."""
         mesh: Any = program.abstract_mesh(self.devices)  # will do, for nothing is run on it
@@ -196,6 +215,9 @@ def _images_of(config: ConfigDict, train: Source) -> dict[str, tuple[tuple[int, 
             f"{kind}/{group}": ((len(some), some[0].size, some[0].size, train.channels), dtype)
             for group, some in build.policies(config).items()
         }
+    if config.augment.placement == "canvas":
+        side = config.augment.canvas
+        return {"canvas": ((side, side, train.channels), np.uint8), "size": ((2,), np.int32)}
     side = config.data.image_size
     shape = train.pixels.shape[1:] if isinstance(train, Images) else (side, side, train.channels)
     return {"image": (shape, np.uint8)}

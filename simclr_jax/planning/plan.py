@@ -160,6 +160,8 @@ def estimate(case: Case, steps: AnyBatch, asked: Asked) -> dict[str, Any]:
         "estimated": dataclasses.asdict(memory) | {"peak": fullest(case, memory, held)},
         "flops": flops,
         "flops_per_view": flops / views,
+        "flops_of_views": case.view_flops(),
+        "sent": case.sent,
         "collectives": steps.collectives(case.images),
         "choices": [dataclasses.asdict(choice) for choice in choices(case, steps, asked)],
     }
@@ -287,7 +289,10 @@ def report(case: Case, asked: Asked, plan: dict[str, Any], compiled: Compiled | 
         f"{plan['flops_per_view'] / 1e9:.2f} GFLOP for a view (convolutions and matrix products)",
         f"          {1e3 * plan['flops'] / device.flops:.1f} ms at the {device.flops / 1e12:.0f} "
         "TFLOP/s of bfloat16 that the maker names; expect a half of that speed or less",
+        f"          {plan['flops_of_views'] / plan['flops']:.1%} of it makes the views",
         *_accessed(compiled, views, c.train.accumulate),
+        f"input     {plan['sent'] / 1e6:.1f} MB from the host to a device in a step, "
+        f"{plan['sent'] / case.images / 1e3:.1f} kB an image{_form_of_images(c)}",
         "",
         _traffic_table(plan, compiled),
         "",
@@ -305,6 +310,18 @@ def _sides(c: ConfigDict) -> str:
     if len(counts) == 1:
         return str(*counts)
     return " and ".join(f"{side} ({counts[side]})" for side in sorted(counts, reverse=True))
+
+
+def _form_of_images(c: ConfigDict) -> str:
+    if c.data.resident:
+        return " (its number: the device keeps all images)"
+    forms = {
+        "device": "bytes",
+        "canvas": f"bytes on a canvas of {c.augment.canvas} x {c.augment.canvas} pixels",
+        "split": "bytes of crops",
+        "host": "views in float32",
+    }
+    return f", {forms[c.augment.placement]}"
 
 
 def _accessed(compiled: Compiled | None, views: int, parts: int) -> list[str]:

@@ -93,6 +93,8 @@ def policies(config: ConfigDict) -> dict[str, tuple[Policy, ...]]:
             solarize=view.solarize,
             solarize_threshold=view.solarize_threshold,
             grayscale_first=view.grayscale_first,
+            precision=config.augment.precision,
+            dtype=config.augment.dtype,
         )
         groups[view.group] = groups.get(view.group, ()) + (policy,) * view.copies
     return groups

@@ -16,6 +16,7 @@ from ml_collections import ConfigDict
 from simclr_jax import files, processes
 from simclr_jax.augment.resize import to_float
 from simclr_jax.data import batches, order, reader
+from simclr_jax.data.canvas import Canvas
 from simclr_jax.data.held_out import HeldOut
 from simclr_jax.data.placements import Loading, Request, device
 from simclr_jax.data.reader import Reader, Unreadable
@@ -50,9 +51,14 @@ class Inputs:
             role: _unreadable(config, role, len(source), workdir)
             for role, source in (("train", train), ("held_out", test))
         }
+        say = workdir.console.say if workdir is not None else _unsaid
         if workdir is not None:
             for source in (train, test):
-                tell(source, workdir.console.say)
+                tell(source, say)
+        a = config.augment
+        self._canvas = {
+            role: Canvas(a.canvas, a.jpeg_scaling, say) for role in ("train", "held_out")
+        }
         if config.augment.placement == "device":
             train = reader.load(train, self._unreadable["train"], self._threads)
             test = reader.load(test, self._unreadable["held_out"], self._threads)
@@ -116,6 +122,20 @@ class Inputs:
         """Finish evaluation images `[b, ...]` on the device: floats `[b, size, size, c]`."""
         return to_float(images) if self._prepared_on_host else self._preprocessing.on_device(images)
 
+    def scaled_down(self) -> list[str]:
+        """Return a line about images that did not fit their canvas, if there were any.
+
+        Of all processes together: all must call this.
+        """
+        used = [(canvas.larger, canvas.read) for canvas in self._canvas.values()]
+        larger, read = np.sum([np.sum(some, 0) for some in processes.everyone(used)], 0)
+        if not larger:
+            return []
+        return [
+            f"canvas    {larger} of {read} images read ({larger / read:.1%}) were larger than "
+            f"augment.canvas={self._config.augment.canvas} and were scaled down to fit"
+        ]
+
     @property
     def _prepared_on_host(self) -> bool:
         return self._config.augment.placement != "device"
@@ -143,7 +163,12 @@ class Inputs:
             seed=c.seed,
             shared_sigma=c.augment.sigma_per == "batch",
             threads=self._threads,
+            canvas=self._canvas[role],
         )
+
+
+def _unsaid(line: str) -> None:
+    """Say nothing, where there is no console."""
 
 
 def _one_after_another(size: int, positions: np.ndarray) -> np.ndarray:

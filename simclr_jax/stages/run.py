@@ -118,6 +118,8 @@ def run(
         if processes.rank() == 0:
             views.draw(inputs, opened, stage.look)
         result = (by or loop.train)(stage, timetable, mesh, opened, profiler)
+        for line in inputs.scaled_down():
+            opened.console.say(line)
         if result.stopped_by:
             return EXIT_CODES[result.stopped_by]
         summary.conclude(opened, timetable, stage, result.state, ready.protocol)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Mapping
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -12,7 +13,7 @@ from ml_collections import ConfigDict
 
 from simclr_jax import files
 from simclr_jax.augment.draws import draw_views
-from simclr_jax.augment.on_device import augment, to_float
+from simclr_jax.augment.on_device import augment, augment_from_canvas, to_float
 from simclr_jax.stages import build
 from simclr_jax.stages.contact_sheet import contact_sheet
 from simclr_jax.stages.inputs import Inputs
@@ -35,7 +36,7 @@ def view_maker(config: ConfigDict) -> Callable[[Batch], Views]:
         for group, policies in groups.items()
     }
     dtype = jnp.dtype(config.train.dtype)
-    wide = jnp.promote_types(dtype, jnp.float32)  # augmentation itself is never in bfloat16
+    wide = jnp.promote_types(dtype, jnp.float32)  # what a step computes in says nothing of views
     shared_sigma = config.augment.sigma_per == "batch"
 
     def from_image(image, position, start):  # [h, w, c], [2], [2]
@@ -43,6 +44,18 @@ def view_maker(config: ConfigDict) -> Callable[[Batch], Views]:
         drawn = draw_views(groups, config.seed, position, start, *size, shared_sigma=shared_sigma)
         return {
             group: [augment(image, *view) for view in zip(drawn[group], policies, strict=True)]
+            for group, policies in groups.items()
+        }
+
+    def from_canvas(batch, position, start):  # [s, s, c] and [2], [2], [2]
+        canvas, (height, width) = batch["canvas"], batch["size"]
+        drawn = draw_views(
+            groups, config.seed, position, start, height, width, shared_sigma=shared_sigma
+        )
+        if wide != jnp.float32:
+            canvas = canvas.astype(wide)
+        return {
+            group: augment_from_canvas(canvas, drawn[group], policies)
             for group, policies in groups.items()
         }
 
@@ -63,8 +76,14 @@ def view_maker(config: ConfigDict) -> Callable[[Batch], Views]:
         ready = _of_kind(batch, "views")
         if ready:
             return {group: made.astype(dtype) for group, made in ready.items()}
-        crops = _of_kind(batch, "crops")
-        make, source = (from_crops, crops) if crops else (from_image, batch["image"])
+        make: Callable
+        source: Any
+        if "canvas" in batch:
+            make, source = from_canvas, {name: batch[name] for name in ("canvas", "size")}
+        elif crops := _of_kind(batch, "crops"):
+            make, source = from_crops, crops
+        else:
+            make, source = from_image, batch["image"]
         made = jax.vmap(make)(source, batch["position"], batch["start"])
         # Stacked view-major, as networks take them: the two turns then cancel when compiled.
         return {

@@ -226,7 +226,7 @@ def folder(tmp_path_factory):
     return root, pixels
 
 
-@pytest.mark.parametrize("placement", ["device", "split", "host"])
+@pytest.mark.parametrize("placement", ["device", "canvas", "split", "host"])
 @pytest.mark.parametrize("law", ["full", "4095"])
 def test_white_level_is_that_of_the_recipe_on_every_placement(folder, placement, law):
     if placement == "host":

@@ -12,6 +12,7 @@ import pytest
 from simclr_jax import parallel
 from simclr_jax.augment.policy import Policy
 from simclr_jax.data import batches, placements, read_ahead
+from simclr_jax.data.canvas import Canvas
 from simclr_jax.data.placements import Loading
 from simclr_jax.data.read_ahead import ReadAhead
 from simclr_jax.data.reader import Reader, Unreadable
@@ -61,6 +62,7 @@ def loading(source, shape, threads=1):
         seed=3,
         shared_sigma=False,
         threads=threads,
+        canvas=Canvas(8),
     )
 
 
@@ -175,17 +177,18 @@ def test_a_reader_that_closes_while_it_announces_leaves_nothing_to_fetch(monkeyp
     assert not closing.is_alive() and source.raw._pool is None
 
 
-def on_the_host(of, requests):
-    return batches.host_batches("split", of, requests)
+def on_the_host(placement, of, requests):
+    return batches.host_batches(placement, of, requests)
 
 
-def on_devices(of, requests):
+def on_devices(placement, of, requests):
     mesh, fields = parallel.make_mesh(1), {"batch_size": 32, "steps_per_call": 1}
-    return batches.device_batches("split", of, mesh, first_step=0, total_steps=9, **fields)
+    return batches.device_batches(placement, of, mesh, first_step=0, total_steps=9, **fields)
 
 
+@pytest.mark.parametrize("placement", ["canvas", "split"])
 @pytest.mark.parametrize("streamed", [on_the_host, on_devices])
-def test_a_stream_that_closes_leaves_no_fetch_behind(monkeypatch, streamed):
+def test_a_stream_that_closes_leaves_no_fetch_behind(monkeypatch, streamed, placement):
     """The first batch is four blocks; whatever waits for the ones after it is not kept waiting."""
     monkeypatch.setattr(read_ahead, "THREADS", 1)
     shape = {"batch_size": 32, "block": 8, "window": 32, "lanes": 1}
@@ -198,7 +201,7 @@ def test_a_stream_that_closes_leaves_no_fetch_behind(monkeypatch, streamed):
 
     monkeypatch.setattr(ReadAhead, "close", closed)
     requests = (batches.request(i, 32) for i in range(9))
-    stream = streamed(loading(source, shape, threads=2), requests)
+    stream = streamed(placement, loading(source, shape, threads=2), requests)
     next(stream)
     stream.close()
     for pool in filter(None, pools):

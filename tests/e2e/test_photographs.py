@@ -259,3 +259,28 @@ def test_imagenet_without_the_data_names_the_page(tmp_path):
         )
         assert ended.code == 1 and ended.err.count("\n") == 1, ended
         assert "docs/imagenet.md" in ended.err
+
+
+@pytest.mark.slow
+def test_canvases_killed_and_resumed_are_the_same_run_and_say_what_did_not_fit(
+    photographs, tmp_path
+):
+    """Images of 8 to 29 pixels on canvases of 24."""
+    canvas = ("--config.augment.placement=canvas", "--config.augment.canvas=24")
+    arguments = (*FOLDER, *canvas, f"--config.data.path={photographs}", "--config.train.steps=10")
+    ended = doors.run(tmp_path, *arguments, f"--workdir={tmp_path / 'straight'}")
+    assert ended.code == 0 and "images beyond augment.canvas=24 are scaled down" in ended.out, ended
+    (line,) = [line for line in ended.out.splitlines() if line.startswith("canvas ")]
+    scaled, read = (int(word) for word in line.split() if word.isdecimal())
+    assert 0.1 < scaled / read < 0.9
+    arguments = (*arguments, f"--workdir={tmp_path / 'killed'}")
+    saved = tmp_path / "killed" / "checkpoints" / "3" / "manifest.json"
+    ended = doors.run(tmp_path, *arguments, blow=Blow(signal.SIGKILL, 5, saved))
+    assert ended.code == -signal.SIGKILL, ended
+    ended = doors.run(tmp_path, *arguments)
+    assert ended.code == 0 and "resumed at step 3 of 10" in ended.out, ended
+    assert doors.metrics(tmp_path / "killed") == doors.metrics(tmp_path / "straight")
+    expected, found = (doors.leaves(tmp_path / run, 10) for run in ("straight", "killed"))
+    for name, leaf in expected.items():
+        assert leaf.tobytes() == found[name].tobytes(), name
+    assert unreadable(tmp_path / "killed").keys() == unreadable(tmp_path / "straight").keys()

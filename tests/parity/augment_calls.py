@@ -1,8 +1,9 @@
 """Repeat the recorded augmentation calls with our code: files in, pairs (ours, official) out.
 
 Nothing here knows a file by name: a file says which official function was called with what, and
-`OPERATIONS` says what we have for that function. We have everything twice: `on_device` in JAX and
-`on_host` in TensorFlow. Both are called by the same names; see `Implementation`.
+`OPERATIONS` says what we have for that function. We have everything twice, `on_device` in JAX and
+`on_host` in TensorFlow, and crops a third time, out of a canvas. All are called by the same names;
+see `Implementation`.
 """
 
 from __future__ import annotations
@@ -108,6 +109,32 @@ def adjust_color(image, operation, draws, policy):
     return getattr(color, f"adjust_{name}")(image, getattr(draws, name), *mode)
 
 
+CANVAS = 96  # side of what images are laid on, pixels
+
+
+def on_canvas(image):
+    """Return an image as placement `canvas` sends it: bytes on a canvas, here with noise around.
+
+    Recorded images of other numbers than bytes are such multiples of 1/255.
+    """
+    bytes_or_more = image if image.dtype == np.uint8 else image * np.float32(255)
+    canvas = np.random.default_rng(0).integers(0, 256, (CANVAS, CANVAS, image.shape[-1]))
+    canvas = canvas.astype(image.dtype)
+    canvas[: image.shape[0], : image.shape[1]] = bytes_or_more
+    return canvas
+
+
+cut_from_canvas = jax.jit(on_device.cut_from_canvas, static_argnums=(2, 3))
+augment_from_canvas = jax.jit(
+    lambda canvas, draws, policy: on_device.augment_from_canvas(canvas, [draws], [policy])[0],
+    static_argnums=2,
+)
+
+
+def crop_resize(image, box, size, grid):
+    return on_device.crop_resize(on_device.to_float(image), box, size, grid)
+
+
 def as_numpy(function: Callable) -> Callable:
     return lambda *arguments: np.asarray(function(*arguments))
 
@@ -119,7 +146,7 @@ IMPLEMENTATIONS = {
         center_box=resize.center_box,
         center_crop=jax.jit(on_device.center_crop, static_argnums=(1, 2)),
         color_jitter=jax.jit(on_device.color_jitter, static_argnums=2),
-        crop_resize=jax.jit(on_device.crop_resize, static_argnums=(2, 3)),
+        crop_resize=jax.jit(crop_resize, static_argnums=(2, 3)),
         flip=on_device.flip,
         gaussian_blur=jax.jit(on_device.gaussian_blur, static_argnums=2),
         grayscale=jax.jit(on_device.grayscale),
@@ -129,6 +156,13 @@ IMPLEMENTATIONS = {
         **{name: as_numpy(getattr(on_host, name)) for name in Implementation._fields}
     ),
 }
+# What follows the crop is that of `device`.
+IMPLEMENTATIONS["canvas"] = IMPLEMENTATIONS["device"]._replace(
+    augment=lambda image, *rest: augment_from_canvas(on_canvas(image), *rest),
+    crop_resize=lambda image, *rest: cut_from_canvas(on_canvas(image), *rest),
+)
+# Official functions that crop.
+CROPPING = ("tf.image.resize", "crop_and_resize", "center_crop", "preprocess_image")
 
 
 # One function per official one: ours, image as uint8 or float32, parameters -> pixels.
@@ -136,14 +170,14 @@ IMPLEMENTATIONS = {
 
 def crop_and_resize(ours, image, p):
     box = np.array(p.get("box", (0, 0, *image.shape[:2])))
-    return ours.crop_resize(ours.to_float(image), box, (p["height"], p["width"]), p["grid"])
+    return ours.crop_resize(image, box, (p["height"], p["width"]), p["grid"])
 
 
 def center_crop(ours, image, p):
     size = p["height"], p["width"]
     box = np.array(ours.center_box(*image.shape[:2], size, p["crop_proportion"]))
     assert list(box) == p.get("box", list(box))
-    return ours.crop_resize(ours.to_float(image), box, size, p["grid"])  # official: not clipped
+    return ours.crop_resize(image, box, size, p["grid"])  # official: not clipped
 
 
 def adjust(name):
@@ -289,7 +323,7 @@ def comparisons(
 ) -> tuple[str, Iterator[tuple[np.ndarray, np.ndarray]]]:
     """Return the tolerance group and the pairs (ours, official) of all calls in the file.
 
-    `placement` is "device" or "host": which of our two implementations.
+    `placement` is "device", "host" or "canvas": which of our implementations.
     """
     called = function(recording)
     if called not in OPERATIONS:

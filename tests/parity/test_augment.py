@@ -35,7 +35,19 @@ def operations(kind: str) -> list:
     return golden.cases(kind, lambda r: augment_calls.function(r) not in augment_calls.LAWS)
 
 
-@pytest.mark.parametrize("placement", augment_calls.IMPLEMENTATIONS)
+def cropping() -> list:
+    return [
+        *golden.cases("augment_op", lambda r: augment_calls.function(r) in augment_calls.CROPPING),
+        *golden.cases("preprocess", lambda r: augment_calls.function(r) in augment_calls.CROPPING),
+    ]
+
+
+@pytest.mark.parametrize("recording", cropping())
+def test_equal_draws_give_the_official_pixels_from_a_canvas(recording, record_parity):
+    test_equal_draws_give_the_official_pixels(recording, "canvas", record_parity)
+
+
+@pytest.mark.parametrize("placement", ["device", "host"])
 @pytest.mark.parametrize("recording", operations("augment_op") + operations("preprocess"))
 def test_equal_draws_give_the_official_pixels(recording, placement, record_parity):
     function = augment_calls.function(recording)

@@ -46,6 +46,24 @@ def test_plan_describes_the_batches_and_the_state_of_a_run():
     )
 
 
+def test_plan_knows_the_canvases_of_a_batch_and_the_work_of_its_views():
+    fields = {"augment__placement": "canvas", "augment__canvas": 16}
+    case = Case.of(recipe(**fields), DEVICES, 48, tiny.CLASSES)
+    stage, mesh = tiny.make_stage(tiny.recipe(**fields), DEVICES)
+    _, batch = next(stage.batches(0, 1))
+    assert batch["canvas"].shape[2:] == (16, 16, 3)
+    found = case.batch(case.images, mesh)
+    assert {name: (b.shape, b.dtype) for name, b in found.items()} == {
+        name: (b.shape, b.dtype) for name, b in batch.items()
+    }
+    assert case.sent == sum(values.nbytes for values in batch.values()) // DEVICES
+    # Two products for each view: rows of the canvas, then columns of what is left.
+    size = case.config.data.image_size
+    assert size // 10 < 2, "no blur"
+    products = size * 16 * 16 * 3 + size * size * 16 * 3
+    assert case.view_flops() == 2 * products * 2 * case.images
+
+
 def test_plan_prints_and_writes_what_it_found(tmp_path, capsys):
     path = tmp_path / "plan.json"
     asked = dataclasses.replace(ASKED, memory=2**20)
@@ -60,6 +78,9 @@ def test_plan_prints_and_writes_what_it_found(tmp_path, capsys):
     _, batches = next(stage.batches(0, 2))
     chunk = sum(values.nbytes for values in batches.values()) // DEVICES
     beside = found["beside"]
+    pixels = 2 * tiny.BATCH * tiny.sorted_images().pixels[0].nbytes // DEVICES
+    assert found["sent"] == (chunk - pixels) // 2  # images are there already
+    assert 0 < found["flops_of_views"] < found["flops"] and "input " in said
     assert 0 <= found["estimated"]["batch"] + beside["waiting batches"] - 2 * chunk <= 4 * 128
     assert beside["resident images"] == tiny.sorted_images().pixels.nbytes
     step = sum(found["estimated"][name] for name in ("state", "batch", "temporary"))

@@ -72,6 +72,14 @@ SEEN: dict[tuple[str, str], tuple[str, ...]] = {
     ("data/test_tfrecord.py", "test_the_index_may_be_in_the_home_directory"): ("data.index",),
     # Views
     ("data/test_placements.py", "test_host_makes_the_views_of_the_device"): ("augment.placement",),
+    ("data/test_canvas.py", "test_a_run_says_how_many_did_not_fit"): ("augment.canvas",),
+    ("data/test_canvas.py", "test_the_recipe_says_whether_jpegs_are_scaled"): (
+        "augment.jpeg_scaling",
+    ),
+    ("augment/test_precision.py", "test_a_recipe_says_how_exact_its_views_are"): (
+        "augment.precision",
+        "augment.dtype",
+    ),
     (VIEW, "test_the_grid_is_the_law_of_the_resize"): ("augment.grid",),
     ("augment/test_crop_laws.py", "test_the_law_of_crops_is_that_of_a_loop"): ("augment.crop_law",),
     ("augment/test_crop_laws.py", "test_what_the_resize_overshot_is_clipped_if_asked"): (

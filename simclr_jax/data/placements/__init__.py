@@ -3,10 +3,11 @@
 | placement | the host | crosses to the device | the device |
 |---|---|---|---|
 | `device` | looks images up | uint8 images of one size | all |
+| `canvas` | decodes once | uint8 images on canvases of one size, and their own sizes | all |
 | `split` | decodes once, crops and resizes (OpenCV) | uint8 crops | flip, colour, blur |
 | `host` | decodes once, then all (tf.data, official operations) | float32 views | nothing |
 
-All three have the same order of examples and the same draws, and say which examples they took
+All have the same order of examples and the same draws, and say which examples they took
 (`example`, int32 `[n]`). Views come in groups: those of one group have one size and stand in one
 array.
 """
@@ -20,6 +21,7 @@ from typing import NamedTuple
 import numpy as np
 
 from simclr_jax.augment.policy import Policy
+from simclr_jax.data.canvas import Canvas
 from simclr_jax.data.reader import Reader
 
 
@@ -45,6 +47,7 @@ class Loading:
       seed: of the run.
       shared_sigma: one blur width for each view of a batch, not for each image.
       threads: that decode and augment.
+      canvas: of placement `canvas`.
     """
 
     reader: Reader
@@ -52,6 +55,7 @@ class Loading:
     seed: int
     shared_sigma: bool
     threads: int
+    canvas: Canvas | None = None
 
 
 # From requests to the arrays of their batches, in order, with work on the next one under way.
@@ -64,6 +68,10 @@ def get(name: str) -> Placement:
         from simclr_jax.data.placements import device
 
         return device.batches
+    if name == "canvas":
+        from simclr_jax.data.placements import canvas
+
+        return canvas.batches
     if name == "split":
         from simclr_jax.data.placements import split
 
