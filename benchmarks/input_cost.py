@@ -46,6 +46,7 @@ flags.DEFINE_integer("turns", 3, "How often each way has its turn.", lower_bound
 flags.DEFINE_list("threads", ["1", str(os.cpu_count())], "Numbers of threads to try.")
 flags.DEFINE_boolean("debug", False, "Show the traceback of an error.")
 
+WARMED = 4  # batches before those of a turn that are timed
 SETTLED = 1.0  # seconds after which what was under way in a turn is done
 STORED = 256  # shorter side of the copies, pixels
 
@@ -153,7 +154,8 @@ def _times(ways: Ways, threads: list[int]) -> dict[tuple[str, int], list[tuple[f
     found: dict[tuple[str, int], list[tuple[float, float]]] = {}
     for _, number, (name, start) in itertools.product(range(FLAGS.turns), threads, ways.items()):
         stream = start(number)
-        next(stream)  # compiles
+        for _ in range(WARMED):  # it compiles, and asks the system for memory
+            next(stream)
         cpu, wall = time.process_time(), time.perf_counter()
         for _ in range(FLAGS.batches):
             next(stream)
