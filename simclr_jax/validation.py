@@ -151,8 +151,6 @@ def _unread_by_others(c: ConfigDict) -> dict[str, Unread]:
     order, parts = f"data.order={c.data.order}", ("block", "window", "lanes")
     blocks = [f"data.stream_{part}" for part in parts]
     only(c.data.order == "stream", order, "data.order=stream", *blocks)
-    if c.stage in fields.LABELLED:
-        only(c.labels.use != "all", "labels.use=all", "labels.use=10%", "labels.seed")
     return found
 
 

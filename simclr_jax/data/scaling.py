@@ -11,6 +11,8 @@ import dataclasses
 from collections.abc import Iterator
 from contextvars import ContextVar
 
+from simclr_jax.closing import Closing
+
 
 @dataclasses.dataclass
 class Scaled:
@@ -33,10 +35,8 @@ def to(side: int | None) -> Iterator[Scaled]:
     """Decode the JPEGs that this thread reads at a half of their size or less, down to `side`."""
     scaled = Scaled(side)
     token = _SCALED.set(scaled)
-    try:
+    with Closing(lambda: _SCALED.reset(token)):
         yield scaled
-    finally:
-        _SCALED.reset(token)
 
 
 def forget() -> None:

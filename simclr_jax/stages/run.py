@@ -11,7 +11,7 @@ from etils import epath
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from simclr_jax import files, parallel, processes
+from simclr_jax import fields, files, parallel, processes
 from simclr_jax.data import sources
 from simclr_jax.data.sources import Source
 from simclr_jax.stages import (
@@ -88,6 +88,7 @@ def run(
     Raises:
       UserError: for whatever a user can put right.
     """
+    fields.known(config)
     loggers.check(config.log.to)
     mesh = parallel.make_mesh()
     workdir = files.expand_home(workdir)

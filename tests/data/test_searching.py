@@ -10,6 +10,7 @@ import socket
 import pytest
 from data.folders import make, opened
 
+from simclr_jax import extras
 from simclr_jax.data import formats
 from simclr_jax.data.sources import searching
 from simclr_jax.data.sources.folder import SUFFIXES
@@ -129,7 +130,7 @@ def test_what_would_make_files_readable_is_said(tmp_path, monkeypatch):
     monkeypatch.setattr(formats, "readable", lambda: ("JPEG", "PNG"))
     make(tmp_path, "1.png", "2.HEIC", "3.heic", "4.CR2")
     (line,) = searching.search(tmp_path, formats.suffixes(), print).notes()
-    assert line == f"not read: 3 files, 2 *.heic, 1 *.cr2 (*.heic: {formats.REMEDIES['HEIF']})"
+    assert line == f"not read: 3 files, 2 *.heic, 1 *.cr2 (*.heic: {extras.install('heic')})"
 
 
 def test_only_files_are_images(tmp_path):

@@ -171,7 +171,7 @@ WRONG = {
     "nothing": ({}, "nothing to train on: give data, or config"),
     "no such folder": ({"data": "nowhere"}, "data=nowhere is no directory"),
     "no such recipe": ({"config": "digts"}, r'"digts" is no file.*did you mean "digits"'),
-    "argument for a recipe without": ({"config": "digits:big"}, 'takes no argument: leave ":big"'),
+    "argument for a recipe without": ({"config": "memory:big"}, 'takes no argument: leave ":big"'),
     "wrong argument": ({"config": "imagenet:widht=2"}, r'"widht" \(did you mean "width"'),
     "home of nobody": ({"config": "~zz/a.py"}, "there is no home of ~zz"),
     "several runs": ({"config": "v2_pipeline_digits"}, "one of several runs: `simclr train"),

@@ -35,7 +35,7 @@ FLAGS = {
     "value for a group": (["--config.train=8"], ["--config.train=8"]),
     "misspelt flag": (["--workdri=x"], ["workdri", "workdir", "--help"]),
     "no flag at all": (["train"], ['"train"', "--name=value"]),
-    "argument of a recipe without any": (["--config=configs/digits.py:big"], ["get_config()"]),
+    "argument of a recipe without any": (["--config=configs/memory.py:big"], ["get_config()"]),
 }
 
 

@@ -14,9 +14,9 @@ then, where a mapped file would end the process by a signal.
 from __future__ import annotations
 
 import functools
+import io
 import os
 import threading
-import weakref
 import zlib
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -331,8 +331,7 @@ class Shards:
         before = np.cumsum([shard.bytes for shard in shards]) - [shard.bytes for shard in shards]
         self._start, self._length = starts - before[self._file], length
         self._crc32, self._verified = crc32, np.zeros(len(length), bool)
-        self._lock, self._open = threading.Lock(), dict[int, int]()
-        weakref.finalize(self, _close, self._open).atexit = False  # threads may still read then
+        self._lock, self._open = threading.Lock(), dict[int, io.FileIO]()
 
     def __len__(self) -> int:
         return len(self._length)
@@ -369,13 +368,14 @@ class Shards:
         file, start = int(self._file[row]), int(self._start[row])
         if not files.is_local(self._paths[file]):
             return buckets.read_range(self._paths[file], start, count)
-        return os.pread(self._descriptor(file), count, start)
+        return os.pread(self._opened(file).fileno(), count, start)
 
-    def _descriptor(self, file: int) -> int:
+    def _opened(self, file: int) -> io.FileIO:
+        """Return a shard, which is closed when nobody holds these records any more."""
         if (found := self._open.get(file)) is None:
             with self._lock:
                 if (found := self._open.get(file)) is None:
-                    found = self._open[file] = os.open(self._paths[file], os.O_RDONLY)
+                    found = self._open[file] = io.FileIO(os.fspath(self._paths[file]))
         return found
 
     def _whole(self, row: int, record: bytes) -> bytes:
@@ -387,8 +387,3 @@ class Shards:
                 raise BadImage(f"damaged in {self.path(row).name}: its checksum is wrong")
             self._verified[row] = True
         return record
-
-
-def _close(descriptors: dict[int, int]) -> None:
-    for descriptor in descriptors.values():
-        os.close(descriptor)
