@@ -20,6 +20,7 @@ from etils import epath
 from ml_collections import ConfigDict
 
 from simclr_jax import (
+    declaration,
     errors,
     files,
     flag_kinds,
@@ -135,7 +136,10 @@ def train(
         run after a save.
       KeyboardInterrupt: if Ctrl-C, or the notebook's stop, has.
     """
-    data = os.fspath(data)
+    try:
+        data = flag_kinds.at_home(os.fspath(data))
+    except ValueError as error:
+        raise UserError(f"data: {error}") from error
     if config is None:
         if not data:
             raise UserError("there is nothing to train on: give data, or config as a recipe")
@@ -186,6 +190,8 @@ def embed(
         encoder = run.encoder
     else:
         encoder = run if isinstance(run, Encoder) else load(run)
+    if batch_size < 1:
+        raise UserError(f"batch_size is {batch_size}: give at least 1")
     if in_hand.is_one(images):
         return encoder(images, tap, batch_size)
     several: Any = images if hasattr(images, "__getitem__") else list(images)
@@ -229,10 +235,29 @@ def _set(config: ConfigDict, name: str, value: Any) -> None:
     if not there:
         near = errors.nearest(field, place.keys() if isinstance(place, ConfigDict) else ())
         raise UserError(f'the recipe has no field "{name}"{near}: `simclr fields` lists them')
-    if isinstance(value, int) and place.get_type(field) is float and not isinstance(value, bool):
+    kind = _kind(config, place, group, field)
+    if kind is float and type(value) is int:
         value = float(value)
+    if kind is tuple and type(value) is list:
+        value = tuple(value)
+    fits = isinstance(value, kind) and not (kind is int and isinstance(value, bool))
+    wrong = f"{name} is {str(value)[:80]}: it must be of type {kind.__name__}"
+    if value is not None and not fits:
+        raise UserError(wrong)
     try:
         place[field] = value
     except TypeError as error:
-        kind = place.get_type(field).__name__
-        raise UserError(f"{name} is {str(value)[:80]}: it must be of type {kind}") from error
+        raise UserError(wrong) from error
+
+
+def _kind(config: ConfigDict, place: ConfigDict, group: str, field: str) -> type:
+    """Return the type of a field, which a recipe that leaves it open has forgotten."""
+    kind = place.get_type(field)
+    if kind is not type(None):
+        return kind
+    base = recipes.base(config.get("method", declaration.DEFAULT))
+    try:
+        kind = (recipes.get(base, group) if group else base).get_type(field)
+    except (AttributeError, KeyError):  # of a view that only this recipe has
+        return object
+    return object if kind is type(None) else kind

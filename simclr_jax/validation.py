@@ -137,7 +137,8 @@ def _unread_by_others(c: ConfigDict) -> dict[str, Unread]:
             found.update(dict.fromkeys(names, Unread(who, f"--config.{instead}")))
 
     head, o = f"a head of kind {c.head.kind}", f"optim.name={c.optim.name}"
-    only(c.head.kind == "mlp", head, "head.kind=mlp", "head.bias", "head.norm")
+    if c.stage not in fields.LABELLED:  # which take the head of another run as it is
+        only(c.head.kind == "mlp", head, "head.kind=mlp", "head.bias", "head.norm")
     lars = ("rate_after_momentum", "trust_coefficient", "adapt_classifier")
     is_lars, is_sgd = c.optim.name == "lars", c.optim.name == "sgd"
     only(is_lars, o, "optim.name=lars", *(f"optim.{name}" for name in lars))
@@ -146,7 +147,9 @@ def _unread_by_others(c: ConfigDict) -> dict[str, Unread]:
     cosine = "a rate that falls as a cosine"
     only(bool(c.optim.drops), cosine, "optim.drops=120,160", "optim.drop_factor")
     law = f"augment.crop_law={c.augment.crop_law}"
-    crops = [f"augment.views.{name}.min_object_covered" for name in c.augment.views]
+    # That of local crops is set for the other law by whoever adds them.
+    views = [name for name in c.augment.views if name != declaration.LOCAL]
+    crops = [f"augment.views.{name}.min_object_covered" for name in views]
     only(c.augment.crop_law == "height", law, "augment.crop_law=height", *crops)
     order, parts = f"data.order={c.data.order}", ("block", "window", "lanes")
     blocks = [f"data.stream_{part}" for part in parts]

@@ -88,7 +88,10 @@ def _results(network: Network) -> Iterator[tuple[str, ...]]:
         if found.get("checkpoint", {}).get("step") != network.encoder.step:
             continue
         data = found.get("data", {})
-        where = f"{data.get('name', '')} {data.get('test', {}).get('split', '')}".strip()
+        name = data.get("name", "")
+        if "/" in name:  # where a person's images lie is nobody's business
+            name = "images of its own"
+        where = f"{name} {data.get('test', {}).get('split', '')}".strip()
         for name, score in found["scores"].items():
             yield f"{found['name']}, tap {found.get('tap', '')}", where, name, _said(score)
 

@@ -22,7 +22,7 @@ from etils import epath
 from flax import traverse_util
 from ml_collections import ConfigDict
 
-from simclr_jax import documents, errors, extras, files, records, validation
+from simclr_jax import declaration, documents, errors, extras, files, recipes, records, validation
 from simclr_jax.errors import BadFile, UserError, printable
 from simclr_jax.fields import LABELLED
 from simclr_jax.interop import torch_names
@@ -67,9 +67,10 @@ def read(path: str) -> Saved:
         from safetensors.numpy import load
     folder = _fetched(path) if path.startswith(HUB) else Path(files.expand_home(path))
     config = _config(folder)
+    record = _of_no_method(config["recipe"])
     try:
-        validation.stored(config["recipe"])
-        recipe = records.recipe(config["recipe"])
+        validation.stored(record)
+        recipe = records.recipe(record)
     except UserError as error:
         raise BadFile(f"{folder / CONFIG} has no recipe ({error}): {REMEDY}") from error
     arrays: dict[str, Any] = {}
@@ -85,9 +86,19 @@ def read(path: str) -> Saved:
     return Saved(
         epath.Path(folder),
         config["step"],
-        config["recipe"],
+        record,
         _leaves(arrays, recipe, config, folder),
     )
+
+
+def _of_no_method(record: dict[str, Any]) -> dict[str, Any]:
+    """Return a recipe without what its method alone reads, which no encoder needs.
+
+    The method of a stranger, or one of your own that is not here, is so never looked for.
+    """
+    known = {*recipes.base(), *records.NOT_RECIPE}
+    kept = {name: value for name, value in record.items() if name in known}
+    return kept | ({"method": declaration.DEFAULT} if "method" in record else {})
 
 
 def _config(folder: Path) -> Config:
@@ -130,7 +141,11 @@ def _leaves(arrays: dict[str, Any], recipe: ConfigDict, config: Config, folder: 
     built = torch_names.architecture(recipe)
     if not 1 <= config["channels"] <= 4:
         raise BadFile(f"{folder / CONFIG} has channels {config['channels']}: {REMEDY}")
-    first = jax.eval_shape(lambda: build.first_parts(recipe, config["channels"]))
+    try:
+        first = jax.eval_shape(lambda: build.first_parts(recipe, config["channels"]))
+    except (KeyError, TypeError, ValueError) as error:
+        reason = printable(str(error).splitlines()[0][:200])
+        raise BadFile(f"{folder / CONFIG} is of no network ({reason}): {REMEDY}") from error
     paths = list(traverse_util.flatten_dict(first))
     if config.get("classifier"):
         paths += [("params", "classifier", "dense", leaf) for leaf in ("kernel", "bias")]
@@ -157,16 +172,18 @@ def _fetched(path: str) -> Path:
         raise UserError(f"{path} names no model: give hf://ORGANISATION/NAME, or with @REVISION")
     with extras.needed("hf://", "huggingface_hub"):
         from huggingface_hub import snapshot_download
-    try:
-        found = snapshot_download(
-            match[1], revision=match[2], allow_patterns=[CONFIG, "*.safetensors"]
-        )
-    except MemoryError:
-        raise
-    except Exception as error:  # its client has one for each library it goes through
-        lines = str(error).strip().splitlines() or [type(error).__name__]
-        raise errors.Unreachable(
-            f"{path} cannot be fetched ({printable(lines[0][:200])}): see that the name is right "
-            "and there is a network, or give a folder on this machine"
-        ) from error
-    return Path(found)
+
+    def fetched(*names: str) -> Path:
+        try:
+            return Path(snapshot_download(match[1], revision=match[2], allow_patterns=[*names]))
+        except MemoryError:
+            raise
+        except Exception as error:  # its client has one for each library it goes through
+            lines = str(error).strip().splitlines() or [type(error).__name__]
+            raise errors.Unreachable(
+                f"{path} cannot be fetched ({printable(lines[0][:200])}): see that the name is "
+                "right and there is a network, or give a folder on this machine"
+            ) from error
+
+    _config(fetched(CONFIG))  # gigabytes of another model are not worth fetching
+    return fetched(CONFIG, MODEL, HEAD)

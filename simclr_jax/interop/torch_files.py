@@ -81,6 +81,8 @@ def find(source: str) -> Path | None:
     path = Path(files.expand_home(source))
     if path.is_dir():
         return next((path / name for name in IN_A_FOLDER if (path / name).is_file()), None)
+    if path.with_name(f"{path.name}.index").is_file():  # TensorFlow's, which may be so called
+        return None
     return path if path.name.lower().endswith((SAFE, *PICKLED)) else None
 
 

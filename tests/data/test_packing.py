@@ -380,6 +380,11 @@ def test_what_is_there_is_whole_or_of_others(root, straight, tmp_path):
     for place in (tmp_path / "other", tmp_path / "other" / "mine.txt"):
         with pytest.raises(UserError, match="is there already, and no packed store: name another"):
             pack(root, place)
+    (tmp_path / "link").symlink_to(tmp_path / "nowhere")
+    with pytest.raises(
+        UserError, match=r"is a link or a mounted disk, .*: name a directory inside"
+    ):
+        pack(root, tmp_path / "link")
     (tmp_path / "other").rename(tmp_path / "new.partial")
     with pytest.raises(UserError, match="nothing that can go on: remove it"):
         pack(root, tmp_path / "new")

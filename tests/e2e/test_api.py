@@ -188,6 +188,15 @@ WRONG = {
         {"config": "digits", "train__batch_size": "big"},
         "train.batch_size is big: it must be of type int",
     ),
+    "wrong type of an open field": (
+        {"config": "digits", "train__steps": "100"},
+        "train.steps is 100: it must be of type int",
+    ),
+    "wrong type of a field left open": (
+        {"config": "folder", "eval__knn": "False"},
+        "eval.knn is False: it must be of type bool",
+    ),
+    "images of nobody's home": ({"data": "~zz/a"}, "data: there is no home of ~zz"),
     "value for a group": ({"config": "digits", "train": 3}, "train is 3"),
     "a value that cannot be": ({"config": "digits", "loss__temperature": -1}, "temperature is -1"),
     "no workdir": ({"config": recipes.base()}, "give workdir"),
@@ -221,6 +230,8 @@ def test_images_that_are_none(trained, tmp_path):
             simclr_jax.embed(trained, [tmp_path / path])
     with pytest.raises(UserError, match="no images to encode"):
         simclr_jax.embed(trained, [])
+    with pytest.raises(UserError, match="batch_size is 0"):
+        simclr_jax.embed(trained, np.zeros((8, 8, 3), np.uint8), batch_size=0)
     with pytest.raises(UserError, match="tap"):
         simclr_jax.embed(trained, np.zeros((8, 8, 3), np.uint8), tap="q")
     with pytest.raises(UserError, match="nowhere"):

@@ -40,10 +40,12 @@ def run(tmp_path_factory):
             "name": f"digits.lbfgs.{step}",
             "tap": "h",
             "checkpoint": {"step": step},
-            "data": {"name": "digits", "test": {"split": "test"}},
+            "data": {"name": "digits" if step == 7 else HOME, "test": {"split": "test"}},
             "scores": {"top1": {"value": 0.5 + step / 100, "low": 0.5, "high": 0.625}},
         }
         documents.write(workdir / "results" / f"digits.lbfgs.{step}.json", result)
+    own = {**result, "name": "own", "checkpoint": {"step": 7}}
+    documents.write(workdir / "results" / "own.json", own)
     return workdir
 
 
@@ -88,11 +90,54 @@ def test_a_classifier_on_a_layer_of_the_head_comes_back_there(tmp_path):
 
 
 def test_a_folder_of_the_hub_is_read_where_its_client_keeps_it(run, folder, monkeypatch):
-    hub = types.ModuleType("huggingface_hub")
-    hub.snapshot_download = lambda *_, **__: str(folder)  # type: ignore[attr-defined]
-    monkeypatch.setitem(sys.modules, "huggingface_hub", hub)
+    asked = hub_of(folder, monkeypatch)
     found = simclr_jax.load("hf://somebody/digits")
     np.testing.assert_array_equal(found(IMAGES), simclr_jax.load(run)(IMAGES))
+    assert asked == [["config.json"], ["config.json", "model.safetensors", "head.safetensors"]]
+
+
+def hub_of(folder, monkeypatch):
+    """Stand in for the Hub by a folder; return the list of what is fetched."""
+    asked, hub = [], types.ModuleType("huggingface_hub")
+
+    def snapshot_download(name, revision, allow_patterns):
+        asked.append(allow_patterns)
+        return str(folder)
+
+    hub.snapshot_download = snapshot_download  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "huggingface_hub", hub)
+    return asked
+
+
+def test_of_another_model_nothing_but_its_description_is_fetched(tmp_path, monkeypatch):
+    (tmp_path / "config.json").write_text('{"model_type": "bert"}')
+    asked = hub_of(tmp_path, monkeypatch)
+    with pytest.raises(BadFile, match="is of a model of type bert"):
+        simclr_jax.load("hf://somebody/bert")
+    assert asked == [["config.json"]]
+
+
+def test_a_method_that_is_not_here_is_not_looked_for(run, folder, tmp_path):
+    there = shutil.copytree(folder, tmp_path / "model")
+    said = documents.read(there / "config.json", dict)
+    said["recipe"] |= {"method": "somebodys.method", "method_of_somebody": {"field": 1}}
+    documents.write(there / "config.json", said)
+    found = simclr_jax.load(there)
+    np.testing.assert_array_equal(found(IMAGES), simclr_jax.load(run)(IMAGES))
+
+
+@pytest.mark.parametrize(
+    ("group", "fields"),
+    [("model", {"depth": None}), ("data", {"image_size": None})],
+)
+def test_a_description_of_no_network_is_one_line(folder, tmp_path, group, fields):
+    there = shutil.copytree(folder, tmp_path / "model")
+    said = documents.read(there / "config.json", dict)
+    said["recipe"][group] |= fields
+    documents.write(there / "config.json", said)
+    with pytest.raises(UserError) as raised:
+        simclr_jax.load(there)
+    assert "\n" not in str(raised.value)
 
 
 def test_the_card_has_the_scores_of_this_step_with_their_intervals(folder):
@@ -100,6 +145,7 @@ def test_the_card_has_the_scores_of_this_step_with_their_intervals(folder):
     assert "| pretrained encoder | at the end of the run | kNN | 81.2 (75.0 to 87.5) |" in card
     assert "| digits.lbfgs.7, tap h | digits test | top1 | 57.0 (50.0 to 62.5) |" in card
     assert "digits.lbfgs.5" not in card
+    assert "| own, tap h | images of its own test | top1 |" in card
     assert "not by timm: it has no ResNet-10" in card
 
 

@@ -129,6 +129,11 @@ def _place(out: str) -> Path:
     place = Path(files.expand_home(out)).absolute()
     if place.name.endswith(PARTIAL):
         raise UserError(f"--out={out} ends in {PARTIAL}, as what is not whole yet: name another")
+    if not packed_files.is_store(out) and (place.is_symlink() or os.path.ismount(place)):
+        raise UserError(
+            f"--out={out} is a link or a mounted disk, in whose place nothing can be moved in the "
+            "end: name a directory inside it"
+        )
     if packed_files.is_store(out) or not place.exists():
         if not place.parent.is_dir():
             raise UserError(f"--out={out} cannot be made: there is no directory {place.parent}")
