@@ -202,7 +202,7 @@ def test_timm_says_size_and_normalisation_beside(tmp_path):
         ),
         ({"pretrained_cfg": {"mean": [0.5] * 3, "std": [0.5] * 3}}, r"says mean=\[0.5, 0.5, 0.5\]"),
         ({"pretrained_cfg": {"mean": "x", "std": {}}}, "says mean=x and std"),
-        ({"model_type": "simclr_jax"}, "is a model of this program"),
+        ({"model_type": "simclr_jax"}, "is a model folder of this program"),
     ],
 )
 def test_a_folder_of_another_network_is_refused(said, message, tmp_path):
