@@ -14,7 +14,7 @@ import optax
 from simclr_jax.frame.average import Average
 from simclr_jax.frame.keys import Keys
 from simclr_jax.frame.net import Averages, Net
-from simclr_jax.train.stage import Batch, Extra, Metrics, Outputs, Update
+from simclr_jax.train.stage import Batch, Extra, Metrics, Outputs, Seen, Update
 
 Views = Mapping[str, jax.Array]  # by the name of their group, `[n, v, h, w, c]` each
 
@@ -49,6 +49,11 @@ class Setting(NamedTuple):
 def as_they_are(views: Views, keys: Keys) -> Views:
     """Look at the views that augmentation made: the `look` of most methods."""
     return views
+
+
+def without_answers(views: Views, keys: Keys) -> Seen:
+    """Show what the network looks at, and no answer: the `show` of most methods."""
+    return Seen(views)
 
 
 def nothing_seen(
@@ -87,6 +92,9 @@ class Method:
       formats: how a person sees metrics on a line, such as `{"turn_accuracy": "turn {:.1%}"}`.
       look: `(views, keys) -> views`: what the network looks at, made of the augmented views, such
         as turned copies or patches. Targets that are no pictures are made in `forward`.
+      show: `(views, keys) -> Seen`: what people are shown of what `look` has made, as pictures, and
+        what the network is asked of each image. Called once, on arrays and with the keys of the
+        first step, outside of compiled code.
       averages: by name, further networks that are moving averages of this one; each lies in `extra`
         under its name.
       watch: `(averages, views, extra, batch, keys) -> outputs`: the passes that nothing is
@@ -108,6 +116,7 @@ class Method:
     modules: Mapping[str, nn.Module] = dataclasses.field(default_factory=dict)
     formats: Mapping[str, str] = dataclasses.field(default_factory=dict)
     look: Callable[[Views, Keys], Views] = as_they_are
+    show: Callable[[Views, Keys], Seen] = without_answers
     averages: Mapping[str, Average] = dataclasses.field(default_factory=dict)
     watch: Callable[[Averages, Views, Extra, Batch, Keys], Outputs] = nothing_seen
     first: Callable[[Outputs, jax.Array], Extra] = nothing

@@ -20,7 +20,7 @@ from simclr_jax.frame.keys import Keys
 from simclr_jax.frame.method import Method, Setting, Views
 from simclr_jax.frame.net import Net, project
 from simclr_jax.losses.cross_entropy import cross_entropy
-from simclr_jax.train.stage import Batch, Extra, Metrics, Outputs
+from simclr_jax.train.stage import Batch, Extra, Metrics, Outputs, Seen
 
 TURNS = 4
 
@@ -49,6 +49,10 @@ def make(config: ConfigDict, setting: Setting) -> Method:
     def look(views: Views, keys: Keys) -> Views:
         return {"views": quarter_turns(views["views"][:, 0])}  # [n, 4, h, w, c]
 
+    def show(views: Views, keys: Keys) -> Seen:
+        turns = ", ".join(str(90 * k) for k in range(TURNS))
+        return Seen(views, [f"turned by {turns} degrees"] * len(views["views"]))
+
     def forward(net: Net, views: Views, extra: Extra, batch: Batch, keys: Keys) -> Outputs:
         taps = project(net, views["views"])  # [n, 4, d] each
         return {"taps": [tap[:, :1] for tap in taps], "logits": net("turn", taps[0])}
@@ -66,5 +70,6 @@ def make(config: ConfigDict, setting: Setting) -> Method:
         loss=loss,
         modules={"turn": modules.classifier(config, TURNS)},
         look=look,
+        show=show,
         formats={"loss": "loss {:.4f}", "turn_accuracy": "turn found {:.1%}"},
     )

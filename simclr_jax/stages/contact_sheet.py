@@ -6,13 +6,16 @@ import io
 from collections.abc import Mapping, Sequence
 
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import Image, ImageDraw, ImageFont, ImageOps
 
 GAP = 2  # pixels between tiles; twice that between groups of them
+TEXT = 11  # pixels, of answers
 TALLEST = 96  # the largest views are shown no smaller than half this and no larger than it
 
 
-def contact_sheet(originals: Sequence[np.ndarray], views: Mapping[str, np.ndarray]) -> bytes:
+def contact_sheet(
+    originals: Sequence[np.ndarray], views: Mapping[str, np.ndarray], answers: Sequence[str] = ()
+) -> bytes:
     """Draw images and their views as a PNG: each column an image, above its views.
 
     Groups of views follow one another from the largest views to the smallest. Smaller views are
@@ -23,6 +26,7 @@ def contact_sheet(originals: Sequence[np.ndarray], views: Mapping[str, np.ndarra
     Args:
       originals: `n` images, uint8 `[h, w, c]` of any sizes, c 1 or 3; shown whole.
       views: of each group floats, `[n, v, h', w', c]`; what is outside [0, 1] is clipped.
+      answers: a text for each image, below its views; or none.
     """
     pictures = [group for group in views.values() if group.shape[-1] in (1, 3)]
     ordered = sorted(pictures, key=_size, reverse=True)
@@ -38,10 +42,10 @@ def contact_sheet(originals: Sequence[np.ndarray], views: Mapping[str, np.ndarra
     apart = 4 * GAP if any(abreast > 1 for _, _, abreast in blocks) else GAP  # columns
     rows = [-(-len(columns[0]) // abreast) for columns, _, abreast in blocks]
     heights = [_length(count, tile) for count, (_, tile, _) in zip(rows, blocks, strict=True)]
+    total = sum(heights) + 2 * GAP * len(blocks)
+    texts, needed = _written(answers, width)
     sheet = Image.new(
-        "RGB",
-        (len(originals) * (width + apart) - apart + 2 * GAP, sum(heights) + 2 * GAP * len(blocks)),
-        "white",
+        "RGB", (len(originals) * (width + apart) - apart + 2 * GAP, total + needed), "white"
     )
     top = GAP
     for (columns, tile, abreast), height in zip(blocks, heights, strict=True):
@@ -51,9 +55,36 @@ def contact_sheet(originals: Sequence[np.ndarray], views: Mapping[str, np.ndarra
                 left = GAP + c * (width + apart) + place * (tile + GAP)
                 sheet.paste(_tile(image, tile), (left, top + row * (tile + GAP)))
         top += height + 2 * GAP
+    pen = ImageDraw.Draw(sheet)
+    for c, text in enumerate(texts):
+        corner = (GAP + c * (width + apart), total)
+        pen.multiline_text(corner, text, "black", _font(), spacing=2)
     buffer = io.BytesIO()
     sheet.save(buffer, "PNG")
     return buffer.getvalue()
+
+
+def _font() -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
+    return ImageFont.load_default(TEXT)
+
+
+def _written(answers: Sequence[str], width: int) -> tuple[list[str], int]:
+    """Return answers in lines of at most `width` pixels where words allow, and the room they take.
+
+    No answer takes no room.
+    """
+    font, texts = _font(), []
+    for answer in answers:
+        lines = [""]
+        for word in answer.split():
+            longer = f"{lines[-1]} {word}".strip()
+            if lines[-1] and font.getlength(longer) > width:
+                lines.append(word)
+            else:
+                lines[-1] = longer
+        texts.append("\n".join(lines))
+    most = max((text.count("\n") + 1 for text in texts), default=0)
+    return texts, most * (TEXT + 4) + (GAP if most else 0)
 
 
 def _size(views: np.ndarray) -> int:

@@ -36,6 +36,7 @@ from simclr_jax.train.stage import (
     Metrics,
     Outputs,
     Params,
+    Seen,
     Stage,
     Stats,
     TrainState,
@@ -135,6 +136,7 @@ def make_stage(config: ConfigDict, timetable: Timetable, inputs: Inputs, mesh: M
         watch=nothing_watched if method.watch is nothing_seen else network.watch,
         after_update=network.after_update,
         look=network.look,
+        show=network.show,
         views_per_image=network.views_per_image,
         parts=config.train.accumulate,
         reduce_dtype=config.train.reduce_dtype,
@@ -231,6 +233,10 @@ class Pretrained:
     def look(self, batch: Batch) -> Views:
         """Return what the network looks at in the first step, `[n, v, h, w, c]` by group."""
         return self._looked_at(self._make_views(batch), batch, jnp.zeros((), jnp.int32))
+
+    def show(self, views: Views, batch: Batch) -> Seen:
+        """Return what people are shown of what `look` has made; see `Stage.show`."""
+        return self._method.show(views, self._keys(batch, jnp.zeros((), jnp.int32)))
 
     def watch(
         self, extra: Extra, batch: Batch, step: jax.Array

@@ -117,7 +117,7 @@ def run(
             about += warm_start.unlike(config)
         summary.announce(opened, config, timetable, stage, mesh, about)
         if processes.rank() == 0:
-            views.draw(inputs, opened, stage.look)
+            views.draw(inputs, opened, stage.look, stage.show)
         result = (by or loop.train)(stage, timetable, mesh, opened, profiler)
         for line in inputs.scaled_down():
             opened.console.say(line)

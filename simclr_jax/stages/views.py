@@ -17,7 +17,7 @@ from simclr_jax.augment.on_device import augment, augment_from_canvas, to_float
 from simclr_jax.stages import build
 from simclr_jax.stages.contact_sheet import contact_sheet
 from simclr_jax.stages.inputs import Inputs
-from simclr_jax.train.stage import Batch
+from simclr_jax.train.stage import Batch, Seen, views_alone
 from simclr_jax.train.workdir import Workdir
 
 SHOWN = 12  # images on the contact sheet
@@ -110,7 +110,10 @@ def pair(views: Mapping[str, jax.Array]) -> list[jax.Array]:
 
 
 def draw(
-    inputs: Inputs, workdir: Workdir, look: Callable[[Batch], Mapping[str, jax.Array]]
+    inputs: Inputs,
+    workdir: Workdir,
+    look: Callable[[Batch], Mapping[str, jax.Array]],
+    show: Callable[[Mapping[str, jax.Array], Batch], Seen] = views_alone,
 ) -> None:
     """Draw the views of the first images of the run, once, to be looked at.
 
@@ -120,13 +123,15 @@ def draw(
       inputs: of the run.
       workdir: where the picture is written, as `views.png`, and whose loggers show it.
       look: from a batch to what the network looks at, see `train.stage.Stage`.
+      show: what people are shown of that, likewise.
     """
     path = workdir.path / "views.png"
     if path.exists() and not workdir.fresh:
         return
-    made = jax.jit(look)(inputs.first(SHOWN))
-    shown = {group: np.asarray(some, np.float32) for group, some in made.items()}
-    sheet = contact_sheet(inputs.originals(SHOWN), shown)
+    batch = inputs.first(SHOWN)
+    seen = show(jax.jit(look)(batch), batch)
+    shown = {group: np.asarray(some, np.float32) for group, some in seen.pictures.items()}
+    sheet = contact_sheet(inputs.originals(SHOWN), shown, seen.answers)
     files.write_atomically(path, sheet)
     if workdir.fresh:
         workdir.loggers.picture("views", sheet)

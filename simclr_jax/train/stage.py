@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -52,6 +52,25 @@ class Update(NamedTuple):
     watched: Any
     outputs: Outputs
     step: jax.Array
+
+
+class Seen(NamedTuple):
+    """What people are shown of some images in `views.png`.
+
+    Attributes:
+      pictures: by the name of their group `[n, v, h, w, c]`, values in [0, 1]; a group of neither 1
+        nor 3 channels is left out.
+      answers: what the network is asked to find out of each image, `n` short texts such as "turned
+        by 90 degrees"; empty where nothing is asked that fits a line.
+    """
+
+    pictures: Mapping[str, jax.Array]
+    answers: Sequence[str] = ()
+
+
+def views_alone(views: Mapping[str, jax.Array], batch: Batch) -> Seen:
+    """Show what the network looks at, and no answer: the `show` of most stages."""
+    return Seen(views)
 
 
 def nothing_watched(extra: Extra, batch: Batch, step: jax.Array) -> tuple[Outputs, Any]:
@@ -104,6 +123,8 @@ class Stage:
       after_update: `(extra, update) -> extra` of the state.
       look: from a batch to what the network looks at, for a picture: by the name of their group
         `[n, v, h, w, c]` each.
+      show: `(views, batch) -> Seen`: what people are shown of what `look` has made; called once, on
+        arrays, outside of compiled code.
       views_per_image: that pass through the network in a step.
       parts: of a batch that pass through the network one after the other, for want of memory; the
         result is that of all at once (`train/gradients.py`). What `forward` and `watch` return as
@@ -127,6 +148,7 @@ class Stage:
     protocol: Callable[[], dict[str, Any]]
     formats: dict[str, str]
     look: Callable[[Batch], Mapping[str, jax.Array]]
+    show: Callable[[Mapping[str, jax.Array], Batch], Seen] = views_alone
     frozen: Extra = dataclasses.field(default_factory=dict)
     watch: Callable[[Extra, Batch, jax.Array], tuple[Outputs, Any]] = nothing_watched
     after_update: Callable[[Extra, Update], Extra] = nothing_more

@@ -18,6 +18,7 @@ from simclr_jax.stages import views
 from simclr_jax.stages.contact_sheet import GAP, contact_sheet
 from simclr_jax.stages.inputs import Inputs
 from simclr_jax.train.loggers import Loggers
+from simclr_jax.train.stage import Seen
 
 
 def opened(path, fresh=True):
@@ -132,6 +133,19 @@ def test_values_beyond_black_and_white_are_clipped():
     assert [np.unique(x).tolist() for x in shown] == [[0]] * 3 + [[128]] + [[255]] * 3
 
 
+def test_answers_stand_below_their_image_in_lines_that_fit_its_column():
+    views, white = np.zeros((3, 1, 96, 96, 1)), np.zeros((3, 20, 20, 1), np.uint8)
+    plain = sheet(white, views)
+    answers = ["", "turned", "turned by a number of degrees"]
+    picture = np.asarray(Image.open(io.BytesIO(contact_sheet(white, {"a": views}, answers))))
+    np.testing.assert_array_equal(picture[: len(plain)], plain)
+    inked = (picture[len(plain) :] < 128).all(-1)  # [h, w]
+    columns = [inked[:, GAP + c * (96 + GAP) :][:, :96] for c in range(3)]
+    assert sum(column.sum() for column in columns) == inked.sum() > 0
+    lines = [np.diff(column.any(1).astype(int), prepend=0).clip(0).sum() for column in columns]
+    assert lines[:2] == [0, 1] and lines[2] > 1
+
+
 def recipe():
     c = recipes.base()
     c.data.image_size = 32
@@ -172,6 +186,25 @@ def test_a_run_shows_what_the_network_looks_at(tmp_path, turned):
     expected = sheet(inputs.originals(12), shown if turned else made)
     assert picture.shape == expected.shape
     assert np.abs(picture.astype(int) - expected).max() <= 1  # rounded to 8 bits
+
+
+def test_a_method_is_shown_what_was_looked_at_and_the_keys_it_was_made_with(tmp_path):
+    source, c = Images(np.zeros((20, 32, 32, 3), np.uint8), None, 0), recipe()
+    looked = []
+
+    def look(batch):
+        return {"planes": views.view_maker(c)(batch)["local"][..., :2]}
+
+    def show(made, batch):
+        looked.append((made["planes"].shape, np.asarray(batch["position"]).tolist()))
+        return Seen({"gray": made["planes"][..., :1]}, ["yes"] * 12)
+
+    inputs = Inputs(c, source, source)
+    views.draw(inputs, opened(tmp_path), look, show)
+    assert looked == [((12, 4, 16, 16, 2), [[0, i] for i in range(12)])]
+    gray = np.asarray(look(inputs.first(12))["planes"][..., :1])
+    expected = contact_sheet(inputs.originals(12), {"gray": gray}, ["yes"] * 12)
+    assert (tmp_path / "views.png").read_bytes() == expected
 
 
 @pytest.mark.parametrize("fresh", [True, False], ids=["fresh", "continued"])
