@@ -8,6 +8,7 @@ import re
 import numpy as np
 import pytest
 from flax import traverse_util
+from interop import torch_packages
 from stages.written import write_run
 from train import tiny
 
@@ -96,7 +97,7 @@ def test_the_module_can_be_trained_on(tmp_path):
 
 @pytest.mark.parametrize("library", ["torchvision", "timm"])
 def test_a_library_loads_it_strictly_with_equal_features(library, tmp_path):
-    pytest.importorskip(library, reason=f"{library} is not installed")
+    getattr(torch_packages, library)()
     fields = {"model__depth": 18, "model__width": 1.0, "model__stem": "imagenet"}
     made = leaving(
         ("h",),

@@ -10,6 +10,7 @@ import types
 
 import numpy as np
 import pytest
+from interop import torch_packages
 from stages.written import write_run
 
 import simclr_jax
@@ -240,7 +241,7 @@ print(sorted(model(torch.rand(2, 3, 8, 8))), "simclr_jax" in sys.modules)
 
 
 def test_timm_makes_the_model_of_a_folder(tmp_path):
-    timm = pytest.importorskip("timm", reason="timm is not installed")
+    timm = torch_packages.timm()
     torch = pytest.importorskip("torch", reason="torch is not installed")
     fields = {"model__depth": 18, "model__width": 1.0, "model__stem": "imagenet"}
     fields |= {"model__variant": "torchvision", "data__image_size": 40}

@@ -10,7 +10,7 @@ import dataclasses
 import jax
 import numpy as np
 import pytest
-from interop import official_files
+from interop import official_files, torch_packages
 
 from simclr_jax import recipes
 from simclr_jax.interop import official_names, torch_names
@@ -27,7 +27,7 @@ def state(module) -> dict[str, tuple[int, ...]]:
 
 @pytest.mark.parametrize("depth", [18, 34, 50, 101, 152])
 def test_torchvision_has_the_same(depth):
-    models = pytest.importorskip("torchvision.models", reason="torchvision is not installed")
+    models = torch_packages.torchvision().models
     theirs = state(getattr(models, f"resnet{depth}")())
     assert theirs.pop("fc.weight") and theirs.pop("fc.bias")
     assert torch_names.shapes(Architecture(depth, variant="torchvision")) == theirs
@@ -47,13 +47,13 @@ def test_torchvision_has_the_same(depth):
     ],
 )
 def test_timm_has_the_same(model, ours):
-    timm = pytest.importorskip("timm", reason="timm is not installed")
+    timm = torch_packages.timm()
     assert torch_names.shapes(ours) == state(timm.create_model(model, num_classes=0))
 
 
 def test_the_deep_stem_is_timms():
     """And its shortcuts, but for that of the first group, which only we have."""
-    timm = pytest.importorskip("timm", reason="timm is not installed")
+    timm = torch_packages.timm()
     theirs = state(timm.create_model("resnet18d", num_classes=0))
     ours = torch_names.shapes(Architecture(18, sk_ratio=0.0625))
     assert {name for name, _ in ours.items() ^ theirs.items()} == {
