@@ -12,12 +12,10 @@ from typing import Any
 import numpy as np
 from ml_collections import ConfigDict
 
-from simclr_jax import declaration, fields, recipes, records
+from simclr_jax import declaration, fields, recipes, records, view_rules
 from simclr_jax.declaration import Unread
 from simclr_jax.errors import UserError
 from simclr_jax.recipes import get, head_layers
-
-RECORDS = ("tfds", "tfrecord", "packed")  # sources of data.order=stream
 
 # Groups that other stages do not read. To set what is not read is a mistake.
 READ_BY: dict[str, tuple[str, ...]] = {
@@ -31,12 +29,14 @@ READ_BY: dict[str, tuple[str, ...]] = {
 READ_BY_METHODS = ("loss", "memory", "head")
 
 
-def validate(config: ConfigDict, devices: int) -> None:
+def validate(config: ConfigDict, devices: int, before: Mapping[str, Any] | None = None) -> None:
     """Check everything that can be known before data is read or a model built.
 
     Args:
       config: a recipe; fields of `OPEN` that are None are left for later.
       devices: over which the batch is to be spread.
+      before: the record of a run that is resumed. What it has of fields that nothing reads stands,
+        for it was begun before they were refused.
 
     Raises:
       UserError: naming the first field found wrong, its value and what would be right.
@@ -61,15 +61,16 @@ def validate(config: ConfigDict, devices: int) -> None:
             "kernels, nor their stem and shortcuts: set --config.model.sk_ratio=0.0, or "
             "--config.model.variant=official"
         )
-    _check_unread(c, known, _unread_by_others(c))
-    _check_stage(c, known)
+    begun = None if before is None else records.recipe(before)
+    _check_unread(c, known, _unread_by_others(c), begun)
+    _check_stage(c, known, begun)
     if c.eval.seen and not (c.init.run or c.distill.teacher):
         raise UserError(
             "eval.seen is True, but there is no init.run or teacher that may have trained on what "
             "is scored: leave it at False"
         )
     _check_rate(c)
-    _check_placement(c)
+    view_rules.check_placement(c)
     _check_tap(c, "eval.probe_tap", c.eval.probe_tap)
     _check_tap(c, "finetune.tap", c.finetune.tap)
     if c.train.batch_size is not None:
@@ -151,19 +152,27 @@ def _unread_by_others(c: ConfigDict) -> dict[str, Unread]:
     views = [name for name in c.augment.views if name != declaration.LOCAL]
     crops = [f"augment.views.{name}.min_object_covered" for name in views]
     only(c.augment.crop_law == "height", law, "augment.crop_law=height", *crops)
+    placed, on_canvas = c.augment.placement, "augment.placement=canvas"
+    who = f"augment.placement={placed}"
+    only(placed == "canvas", who, on_canvas, "augment.canvas", "augment.jpeg_scaling")
+    only(placed != "host", who, on_canvas, "augment.precision", "augment.dtype")
     order, parts = f"data.order={c.data.order}", ("block", "window", "lanes")
     blocks = [f"data.stream_{part}" for part in parts]
     only(c.data.order == "stream", order, "data.order=stream", *blocks)
     return found
 
 
-def _check_unread(c: ConfigDict, known: dict, unread: Mapping[str, Unread]) -> None:
+def _check_unread(
+    c: ConfigDict, known: dict, unread: Mapping[str, Unread], begun: ConfigDict | None
+) -> None:
     """Raise `UserError` if one of the fields has neither its method's default nor SimCLR's."""
     common = recipes.base().to_dict()
     for name, (who, instead) in unread.items():
         value, usual = get(c, name), [get(known, name)]
         if name.startswith("optim."):  # a method's default may be of an optimiser left since
             usual.append(get(common, name))
+        if begun is not None:
+            usual.append(get(begun, name))
         if value not in usual:
             raise UserError(
                 f"{name} is {value}, but {who} does not read it: leave it at {usual[0]}, or set "
@@ -181,76 +190,12 @@ def _check_rate(c: ConfigDict) -> None:
         )
 
 
-def _check_placement(c: ConfigDict) -> None:
-    placement, grid = c.augment.placement, c.augment.grid
-    for name, policy in c.augment.views.items():
-        if (
-            policy.crop
-            and c.augment.crop_law == "height"
-            and policy.area_max < policy.min_object_covered
-        ):
-            raise UserError(
-                f"augment.views.{name}.area_max is {policy.area_max}, below its "
-                f"min_object_covered={policy.min_object_covered}, which no crop would reach, so "
-                "that all were the whole image: set "
-                f"--config.augment.views.{name}.min_object_covered={policy.area_min}"
-            )
-    if placement == "split" and grid != "opencv":
-        raise UserError(
-            f"augment.placement=split resizes by OpenCV, not by the grid {grid}: "
-            "set --config.augment.grid=opencv, or --config.augment.placement=host"
-        )
-    if placement != "split" and grid == "opencv":
-        raise UserError(
-            f"augment.grid=opencv belongs to augment.placement=split, not {placement}: "
-            "set --config.augment.grid=corner"
-        )
-    if c.data.resident and placement != "device":
-        raise UserError(
-            f"data.resident keeps images for augment.placement=device, not {placement}: "
-            "set --config.data.resident=False"
-        )
-    if c.data.order == "stream" and (c.data.source not in RECORDS or placement == "device"):
-        raise UserError(
-            f"data.order=stream reads records of the sources {', '.join(RECORDS)} part by part, "
-            f"for placement canvas, split and host, not data.source={c.data.source} for "
-            f"{placement}: set --config.data.order=random"
-        )
-    _check_canvas(c)
-
-
-def _check_canvas(c: ConfigDict) -> None:
-    """Check that a canvas holds whole views, and that nothing is set which no placement reads."""
-    a, usual = c.augment, recipes.base().augment
-    largest = max((view.size or c.data.image_size or 0 for view in a.views.values()), default=0)
-    if a.placement == "canvas" and a.canvas < largest:
-        raise UserError(
-            f"augment.canvas is {a.canvas}, smaller than views of {largest} pixels, which would be "
-            "made of images scaled down to less: set "
-            f"--config.augment.canvas={-(-largest // 8) * 8} or more"
-        )
-    unread = {"canvas": a.placement == "canvas", "jpeg_scaling": a.placement == "canvas"}
-    unread |= dict.fromkeys(("precision", "dtype"), a.placement != "host")
-    for name, read in unread.items():
-        if not read and a[name] != usual[name]:
-            raise UserError(
-                f"augment.{name} is {a[name]}, but augment.placement={a.placement} does not read "
-                f"it: leave it at {usual[name]}, or set --config.augment.placement=canvas"
-            )
-    for name in ("precision", "dtype"):
-        if c.train.dtype == "float64" and a[name] != usual[name]:
-            raise UserError(
-                f"augment.{name} is {a[name]}, but train.dtype is float64, which it would be lost "
-                f"on: leave it at {usual[name]}"
-            )
-
-
-def _check_stage(c: ConfigDict, known: dict) -> None:
+def _check_stage(c: ConfigDict, known: dict, begun: ConfigDict | None) -> None:
     for group, stages in READ_BY.items():
         if c.stage not in stages:
             _unread(c, known, group, f"stage {c.stage}")
     if c.stage not in fields.LABELLED:
-        _check_method(c, known)
+        _check_method(c, known, begun)
         return
     for group in READ_BY_METHODS[:-1]:
         _unread(c, known, group, f"stage {c.stage}")
@@ -281,7 +226,7 @@ def _check_stage(c: ConfigDict, known: dict) -> None:
         )
 
 
-def _check_method(c: ConfigDict, known: dict) -> None:
+def _check_method(c: ConfigDict, known: dict, begun: ConfigDict | None) -> None:
     """Check the fields of a method by what it declares."""
     method, name = declaration.find(c.method), declaration.group(c.method)
     for group in READ_BY_METHODS:
@@ -304,25 +249,9 @@ def _check_method(c: ConfigDict, known: dict) -> None:
                 f"augment.views has {count} view(s) of the group {group}, method {c.method} looks "
                 f"at {wanted}: set so many"
             )
-    _check_local(c)
-    _check_unread(c, known, method.unread(c))
+    view_rules.check_local(c)
+    _check_unread(c, known, method.unread(c), begun)
     method.check(c)
-
-
-def _check_local(c: ConfigDict) -> None:
-    """Check that local crops are smaller than the views that they look for."""
-    views = c.augment.views.items()
-    sides = {name: c.data.image_size if view.size is None else view.size for name, view in views}
-    local = [name for name, view in views if view.group == declaration.LOCAL]
-    others = [side for name, side in sides.items() if name not in local and side is not None]
-    for name in local:
-        side = sides[name]
-        if side is not None and others and side >= min(others):
-            raise UserError(
-                f"augment.views.{name}.size is {side}, but local crops are smaller than the other "
-                f"views, which have {min(others)} pixels: set "
-                f"--config.augment.views.{name}.size={max(1, round(3 / 7 * min(others)))}, say"
-            )
 
 
 def _counted(c: ConfigDict) -> dict[str, int]:

@@ -31,6 +31,7 @@ LAYERS = (
     ("data", "augment", "models", "losses", "optim"),
     (
         "validation",
+        "view_rules",
         "fields",
         "recipes",
         "records",
@@ -63,6 +64,7 @@ NOT_FOR_LIBRARIES = {
     "recipes",
     "records",
     "validation",
+    "view_rules",
     "files",
     "documents",
     "archives",

@@ -89,7 +89,7 @@ def prepare(
     """
     fields.known(config)
     config, inherited = inherit(config, before)
-    validation.validate(config, devices)
+    validation.validate(config, devices, before)
     if before is None:
         sources_of = heritage.of_recipe(config, read)
         unseen = Unseen(sources_of, heritage.REMEDY, config.eval.seen)
@@ -111,7 +111,7 @@ def prepare(
         config, chosen = adapt(config, train, test)
     else:
         config, chosen = as_before(config, before), []
-    validation.validate(config, devices)
+    validation.validate(config, devices, before)
     build.check_images(config, train, test)
     timetable = timetables.make(config, len(train))
     if config.stage not in fields.LABELLED:

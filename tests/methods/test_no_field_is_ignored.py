@@ -152,6 +152,20 @@ def test_what_is_not_read_is_refused_and_its_remedy_works(method, fields):
         assert not other.startswith(name) or f"{method} does not read it" in other
 
 
+def test_a_run_begun_with_what_is_refused_since_goes_on_with_it_and_with_nothing_else():
+    c = smallest.recipe("simclr")
+    assert c.optim.name == "lars" and not c.optim.drops and refusal(c) == ""
+    begun = recipes.copied(c)
+    begun.optim.drop_factor = 0.3
+    record = {**begun.to_dict(), "images": []}
+    validation.validate(begun, 1, record)
+    with pytest.raises(UserError, match=r"optim.drop_factor is 0.3, but .* does not read it"):
+        validation.validate(begun, 1)
+    begun.optim.drop_factor = 0.4
+    with pytest.raises(UserError, match=r"optim.drop_factor is 0.4"):
+        validation.validate(begun, 1, record)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("method, fields", CASES)
 def test_what_a_method_lets_through_changes_what_is_run(method, fields):
