@@ -91,7 +91,11 @@ class Service(NamedTuple):
 
 
 class WandB:
-    """Weights & Biases."""
+    """Weights & Biases.
+
+    Steps are an axis of their own. Its own count of steps only rises, so that a server which has
+    some line of the step at which a run goes on would drop the others of that step.
+    """
 
     def __init__(self, run: Beginning):
         import wandb
@@ -108,20 +112,22 @@ class WandB:
             allow_val_change=True,
             settings=wandb.Settings(console="off", silent=True),
         )
+        self._run.define_metric("step")
+        self._run.define_metric("*", step_metric="step")
 
     def write(self, step: int, values: Mapping[str, float]) -> None:
-        self._run.log(dict(values), step=step)
+        self._run.log({**values, "step": step})
 
     def picture(self, name: str, png: bytes) -> None:
         from PIL import Image
 
-        self._run.log({name: self._wandb.Image(Image.open(io.BytesIO(png)))}, step=0)
+        self._run.log({name: self._wandb.Image(Image.open(io.BytesIO(png))), "step": 0})
 
     def table(
         self, name: str, step: int, header: Sequence[str], rows: Sequence[Sequence[str]]
     ) -> None:
         shown = self._wandb.Table(columns=list(header), data=[list(row) for row in rows])
-        self._run.log({name: shown}, step=step)
+        self._run.log({name: shown, "step": step})
 
     def close(self, status: str) -> None:
         self._run.finish(exit_code=0 if status == FINISHED else 1)

@@ -224,7 +224,9 @@ def wandb_told(workdir, known_as):
         for history in (record.history for record in read if record.HasField("history")):
             values = {".".join(x.nested_key) or x.key: x.value_json for x in history.item}
             if "loss" in values:
-                found.append((history.step.num, json.loads(values["loss"])))
+                found.append((json.loads(values["step"]), json.loads(values["loss"])))
+        axes = [record.metric for record in read if record.HasField("metric")]
+        assert [axis.step_metric for axis in axes if axis.glob_name == "*"] == ["step"]
     return found
 
 
