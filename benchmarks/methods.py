@@ -130,9 +130,10 @@ def recipe(method: str, changed: Sequence[tuple[str, Any]] = ()) -> Any:
 
 def _costs(methods: Sequence[str], changed: tuple[tuple[str, Any], ...]) -> str:
     rows = []
-    for method in methods:
+    for i, method in enumerate(methods):
         try:
             rows.append(_cost(method, changed))
+            print(f"{i + 1} of {len(methods)}  {'  '.join(rows[-1])}", file=sys.stderr, flush=True)
         except errors.UserError as error:
             raise errors.UserError(
                 f"{method} cannot be measured so: {error} (here by --set, or leave it out by "
@@ -238,6 +239,7 @@ def _train(entry: str, seed: int) -> str:
         command = [sys.executable, "-m", "simclr_jax.main", f"--config={file}{colon}{argument}"]
         command += [f"--workdir={workdir}", f"--config.seed={seed}"]
         command += [*(AS_THE_OTHERS if plain else ()), *(f"--config.{f}" for f in FLAGS.set)]
+        print(f"{entry}, seed {seed}: {workdir}/log.txt grows", file=sys.stderr, flush=True)
         if subprocess.run(command, cwd=ROOT, stdout=subprocess.DEVNULL, check=False).returncode:
             raise errors.UserError(f"{entry}, seed {seed}, did not finish: see {workdir}/log.txt")
     return str(workdir)
