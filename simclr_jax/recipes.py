@@ -111,7 +111,7 @@ def base(method: str = declaration.DEFAULT) -> ConfigDict:
     config.method = method  # of pretraining: a file of methods/, or a module of your own
     config.data = ConfigDict(
         {
-            "source": "digits",  # digits | memory | folder | tfds | tfrecord | packed
+            "source": "digits",  # digits | memory | folder | tfds | tfrecord | webdataset | packed
             "name": "",  # digits: which; tfds: the data set, such as cifar10 or imagenet2012
             "path": "",  # memory: the .npz; tfds: data_dir, or a builder's; others: the directory
             "split": "train",  # to learn from
@@ -132,7 +132,7 @@ def base(method: str = declaration.DEFAULT) -> ConfigDict:
             "stream_block": 32,  # records that are read together
             "stream_window": 512,  # records among which each lane is shuffled
             "stream_lanes": 32,  # parts of a batch; hosts whose number divides it share little
-            "index": "",  # where offsets in TFRecord files are kept; "": the user's cache
+            "index": "",  # where offsets in TFRecord and tar files are kept; "": the user's cache
         }
     )
     config.augment = ConfigDict(

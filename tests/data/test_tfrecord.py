@@ -22,7 +22,7 @@ from simclr_jax import files, recipes
 from simclr_jax.data import batches, sources
 from simclr_jax.data.decode import BadImage
 from simclr_jax.data.placements import Request
-from simclr_jax.data.sources import tfrecord, tfrecord_files
+from simclr_jax.data.sources import sharded, tfrecord, tfrecord_files
 from simclr_jax.errors import Unreachable, UserError
 from simclr_jax.stages.inputs import Inputs
 
@@ -129,7 +129,7 @@ def test_the_splits_that_files_tell(tmp_path):
     for name in [*names, "dataset_info.json", "labels.txt", "README"]:
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).touch()
-    found = tfrecord._find(epath.Path(tmp_path))
+    found = sharded.find(options(tmp_path), tfrecord.KIND)
     assert {split: len(paths) for split, paths in found.items()} == {
         split: list(names.values()).count(split) for split in names.values()
     }

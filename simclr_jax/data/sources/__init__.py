@@ -23,15 +23,16 @@ from simclr_jax.data.sources import (
     tfds,
     tfrecord,
     trained,
+    webdataset,
 )
 from simclr_jax.data.sources.arrays import Images
 from simclr_jax.data.sources.changes import by_threads, changed_records
 from simclr_jax.data.sources.hidden import hide_labels
 from simclr_jax.data.sources.layout import images
 from simclr_jax.data.sources.packed import Packed
+from simclr_jax.data.sources.sharded import Examples
 from simclr_jax.data.sources.source import Source, Split
 from simclr_jax.data.sources.tfds_records import Records
-from simclr_jax.data.sources.tfrecord import Examples
 from simclr_jax.data.sources.trained import Trained, Unseen
 from simclr_jax.errors import UserError, choose
 from simclr_jax.unlabelled import NO_LABEL
@@ -81,13 +82,19 @@ OPENERS: dict[str, Opener] = {
     "packed": packed.splits,
     "tfds": tfds.splits,
     "tfrecord": tfrecord.splits,
+    "webdataset": webdataset.splits,
 }
 
 
 def opener(data: ConfigDict) -> Opener:
-    """Return what opens the data set of `config.data`; a directory may be a packed store."""
+    """Return what opens the data set of `config.data`.
+
+    A directory may be a packed store, or one of tar files.
+    """
     if data.source == "folder" and packed_files.is_store(data.path):
         return OPENERS["packed"]
+    if data.source == "folder" and webdataset.is_directory_of(data.path):
+        return OPENERS["webdataset"]
     return OPENERS[data.source]
 
 

@@ -184,7 +184,7 @@ def _lengths(path: epath.Path) -> np.ndarray:
       UserError: if it is no TFRecord file, or breaks off.
     """
     lengths, end = [np.zeros(0, np.int64)], 0
-    with buckets.reaching(path), _opened(path) as file:
+    with buckets.reaching(path), opened(path) as file:
         size = path.stat().length
         heads = _heads(file, size)
         # So few that what is no head does not lead through a whole file, twelve bytes at a time.
@@ -210,7 +210,7 @@ def _told(path: epath.Path, some: bytes, start: int) -> np.ndarray:
     return lengths
 
 
-def _opened(path: epath.Path) -> IO[bytes]:
+def opened(path: epath.Path) -> IO[bytes]:
     """Open a file; on a disk no more of it is read than is asked for."""
     return Path(path).open("rb", buffering=0) if buckets.is_local(path) else path.open("rb")
 
