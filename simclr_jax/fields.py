@@ -19,7 +19,16 @@ MOST_MEGAPIXELS = 178.0  # of an image that Pillow opens
 # (tests/test_recipes.py builds every one of them).
 CHOICES: dict[str, tuple] = {
     "stage": ("pretrain", *LABELLED),
-    "data.source": ("digits", "memory", "folder", "tfds", "tfrecord", "webdataset", "packed"),
+    "data.source": (
+        "digits",
+        "memory",
+        "folder",
+        "tfds",
+        "tfrecord",
+        "webdataset",
+        "parquet",
+        "packed",
+    ),
     "data.order": ("random", "stream"),
     "data.layout": ("auto", "splits", "classes"),
     "data.if_changed": ("say", "refuse"),

@@ -111,8 +111,8 @@ def base(method: str = declaration.DEFAULT) -> ConfigDict:
     config.method = method  # of pretraining: a file of methods/, or a module of your own
     config.data = ConfigDict(
         {
-            "source": "digits",  # digits | memory | folder | tfds | tfrecord | webdataset | packed
-            "name": "",  # digits: which; tfds: the data set, such as cifar10 or imagenet2012
+            "source": "digits",  # what kind of data set
+            "name": "",  # digits: which; tfds: the data set, such as cifar10; parquet: the labels
             "path": "",  # memory: the .npz; tfds: data_dir, or a builder's; others: the directory
             "split": "train",  # to learn from
             "eval_split": "test",  # held out, to be scored on

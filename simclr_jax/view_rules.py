@@ -7,7 +7,7 @@ from ml_collections import ConfigDict
 from simclr_jax import declaration, recipes
 from simclr_jax.errors import UserError
 
-RECORDS = ("tfds", "tfrecord", "webdataset", "packed")  # sources of data.order=stream
+RECORDS = ("tfds", "tfrecord", "webdataset", "parquet", "packed")  # sources of data.order=stream
 
 
 def check_placement(c: ConfigDict) -> None:

@@ -18,7 +18,7 @@ from etils import epath
 from ml_collections import ConfigDict
 
 from simclr_jax import buckets, files
-from simclr_jax.data.decode import Decoder
+from simclr_jax.data.decode import BadImage, Decoder
 from simclr_jax.data.read_ahead import ReadAhead
 from simclr_jax.data.sources.numbering import identifiers, numbered, said
 from simclr_jax.errors import UserError
@@ -35,12 +35,14 @@ class Kind(NamedTuple):
       needed: whether a number alone does not make a file one of them.
       such: names of some, for those who have none.
       alone: the split of files whose names have no word; "" leaves them out.
+      plain: directories whose names are none of a split.
     """
 
     suffix: re.Pattern[str]
     needed: bool
     such: str
     alone: str = ""
+    plain: tuple[str, ...] = ()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -72,6 +74,7 @@ class Examples:
     channels: int = 3
     multi_label: bool = False
     decoder: Decoder = dataclasses.field(default_factory=Decoder, compare=False)
+    said_names: tuple[str, ...] = ()  # of classes, where something says them
     numbers: tuple[int, ...] | None = None  # by which classes are called; None: those of classes
 
     def __len__(self) -> int:
@@ -79,7 +82,9 @@ class Examples:
 
     @property
     def class_names(self) -> tuple[str, ...]:
-        """Return the numbers of the classes, which is all the names they have."""
+        """Return the names of the classes, which may be all their numbers."""
+        if self.said_names:
+            return self.said_names[: self.classes]
         return tuple(map(str, range(self.classes) if self.numbers is None else self.numbers))
 
     @property
@@ -117,13 +122,22 @@ class Examples:
         return dataclasses.replace(self, rows=self.rows[rows], labels=labels)
 
 
-def find(data: ConfigDict, kind: Kind) -> dict[str, list[epath.Path]]:
+def as_it_is(record: bytes) -> bytes:
+    """Return the encoded image that a record is."""
+    if not record:
+        raise BadImage("it is empty")
+    return record
+
+
+def find(data: ConfigDict, kind: Kind, named: bool = False) -> dict[str, list[epath.Path]]:
     """Return the files of a kind in the directory `data.path`, by split, sorted.
+
+    `named` says that `data.name` means something.
 
     Raises:
       UserError: if there is no such directory, or no such file in it.
     """
-    if data.name:
+    if data.name and not named:
         raise UserError(f"data.name is {data.name}, but files have no variants: leave it out")
     if not data.path:
         raise UserError("data.path is empty: set data.path=DIRECTORY")
@@ -138,8 +152,9 @@ def find(data: ConfigDict, kind: Kind) -> dict[str, list[epath.Path]]:
             found.setdefault(split, []).append(entry)
         elif split is None and entry.is_dir():
             for file in buckets.listing(entry):
-                if _split_of(file.name, kind) is not None:
-                    found.setdefault(entry.name, []).append(file)
+                if (own := _split_of(file.name, kind)) is not None:
+                    name = own if entry.name in kind.plain else entry.name
+                    found.setdefault(name, []).append(file)
     if not found:
         names = ", ".join(entry.name for entry in entries[:3]) or "nothing"
         raise UserError(f"data.path={path} has no file such as {kind.such} (it has {names})")
@@ -191,6 +206,7 @@ def classed(
     labels: np.ndarray | None,
     data: ConfigDict,
     train: Callable[[], Examples] | None,
+    names: tuple[str, ...] = (),
 ) -> Examples:
     """Return a split with labels, and the classes that they are of.
 
@@ -199,6 +215,7 @@ def classed(
       labels: integers `[m]`, `NO_LABEL` for none; None: labels are not wanted.
       data: `config.data`.
       train: opens the split whose classes count; None if this is it, or there is none.
+      names: of the classes, by label, where something says them.
 
     Raises:
       UserError: for labels that make no classes, or one that `train` lacks.
@@ -211,7 +228,12 @@ def classed(
         )
     if train is not None:
         return _as_in(train(), source, labels, data)
-    if (numbers := identifiers([labels])) is not None:
+    if names and labels.max() >= len(names):
+        raise UserError(
+            f"{source.split} of {data.path} has the label {labels.max()}, and names of "
+            f"{len(names)} classes: write labels below that"
+        )
+    if not names and (numbers := identifiers([labels])) is not None:
         return dataclasses.replace(
             source,
             labels=numbered(labels, numbers),
@@ -219,13 +241,14 @@ def classed(
             numbers=tuple(numbers.tolist()),
             notes=(*source.notes, said(numbers)),
         )
-    highest = int(labels.max()) + 1
+    highest = len(names) or int(labels.max()) + 1
     absent = np.setdiff1d(np.arange(highest), labels)
     note = f"{source.split} has no image of {len(absent)} class(es), such as {absent[:1].tolist()}"
     return dataclasses.replace(
         source,
         labels=labels.astype(np.int32),
         classes=highest,
+        said_names=names,
         notes=(*source.notes, *[note] * bool(absent.size)),
     )
 
@@ -247,4 +270,10 @@ def _as_in(train: Examples, source: Examples, labels: np.ndarray, data: ConfigDi
             f"{train.classes} classes of {train.split}: pretraining can also ignore all labels "
             "(data.labels=False)"
         ) from error
-    return dataclasses.replace(source, labels=found, classes=train.classes, numbers=train.numbers)
+    return dataclasses.replace(
+        source,
+        labels=found,
+        classes=train.classes,
+        numbers=train.numbers,
+        said_names=train.said_names,
+    )

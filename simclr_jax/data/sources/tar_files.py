@@ -286,10 +286,3 @@ def _of_json(text: str) -> Any:
 def kept_in(index: str) -> epath.Path:
     """Return where the index of tar files is kept: `data.index`, or a cache on this disk."""
     return epath.Path(files.expand_home(index) if index else files.cache_directory() / "tar")
-
-
-def as_bytes(record: bytes) -> bytes:
-    """Return the encoded image that a record is."""
-    if not record:
-        raise BadImage("the file is empty")
-    return record

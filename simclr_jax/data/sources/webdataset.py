@@ -28,8 +28,15 @@ from ml_collections import ConfigDict
 from simclr_jax import buckets, files
 from simclr_jax.data.decode import Decoder, Rules, suffixes
 from simclr_jax.data.read_ahead import ReadAhead
-from simclr_jax.data.sources.sharded import Examples, Kind, check_complete, classed, find
-from simclr_jax.data.sources.tar_files import TarFiles, as_bytes, kept_in
+from simclr_jax.data.sources.sharded import (
+    Examples,
+    Kind,
+    as_it_is,
+    check_complete,
+    classed,
+    find,
+)
+from simclr_jax.data.sources.tar_files import TarFiles, kept_in
 from simclr_jax.errors import UserError
 
 KIND = Kind(re.compile(r"\.tar$"), True, "train-000000.tar or train/000000.tar", "train")
@@ -82,7 +89,7 @@ def _open(
         rows=np.arange(len(records)),
         labels=None,
         classes=0,
-        image=as_bytes,
+        image=as_it_is,
         called=records.names.__getitem__,
         notes=(f"{note}, and are left out",) * bool(records.left_out),
         decoder=decoder,
