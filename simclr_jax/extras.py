@@ -30,7 +30,7 @@ def install(extra: str) -> str:
 
 @contextlib.contextmanager
 def needed(what: str, *packages: str) -> Iterator[None]:
-    """Import some packages inside; what is missing of them is a `UserError`."""
+    """Import some packages inside; one that is missing or does not import is a `UserError`."""
     try:
         yield
     except ModuleNotFoundError as error:
@@ -39,4 +39,14 @@ def needed(what: str, *packages: str) -> Iterator[None]:
             raise
         raise UserError(
             f"{what} needs {missing}, which is not installed: pip install {' '.join(packages)}"
+        ) from error
+    except (
+        ImportError,
+        OSError,
+        RuntimeError,
+    ) as error:  # a library of theirs, or one of the other
+        reason = " ".join(str(error).split())[:120]
+        raise UserError(
+            f"{what} needs {packages[0]}, which is there and does not import ({reason}): install "
+            f"builds that go together: pip install --force-reinstall {' '.join(packages)}"
         ) from error

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from simclr_jax import extras
+from simclr_jax.errors import UserError
 
 ROOT = Path(__file__).parents[1]
 DECLARED = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
@@ -63,3 +64,14 @@ def test_nobody_is_told_to_install_a_name_that_nobody_holds(path):
 )
 def test_the_rule_sees_names_and_no_files(text, named):
     assert bool(NAMED.search(text)) == named
+
+
+@pytest.mark.parametrize("error", [RuntimeError, OSError, ImportError])
+def test_a_package_that_does_not_import_is_one_line(error):
+    """As torchvision for CUDA beside torch for CPUs, or a library that is missing."""
+    words = r"--x needs one, .* does not import \(no op here\): install builds"
+    with pytest.raises(UserError, match=words), extras.needed("--x", "one", "two"):
+        raise error("no\nop  here")
+    other = ModuleNotFoundError("no", name="three")  # a module that is none of theirs
+    with pytest.raises(ModuleNotFoundError), extras.needed("--x", "one"):
+        raise other

@@ -141,7 +141,7 @@ def _made(found: Match, classes: int) -> Any:
 
 
 def _imported(library: str) -> Any:
-    with extras.needed(f"--loads_in={library}", library):
+    with extras.needed(f"--loads_in={library}", library, "torch"):
         if library == "timm":
             import timm
 
