@@ -27,6 +27,10 @@ SMALL: dict[str, dict[str, Any]] = {
     "byol": {"head__hidden": 7, "byol__hidden": 6, "byol__momentum": 0.6},
     "fnc": {"fnc__memory": 11 * tiny.BATCH, "fnc__momentum": 0.6, "fnc__top_k": 5},
     "instdisc": {"instdisc__negatives": 9, "loss__temperature": 0.3},
+    "jigsaw": {
+        **{"jigsaw__patch": 2, "jigsaw__jitter": 0, "jigsaw__embed": 5, "jigsaw__hidden": 7},
+        **{"jigsaw__permutations": 6, "jigsaw__drawn": 3, "optim__base_lr": 0.01},
+    },
     "moco": {"moco__queue": tiny.BATCH + 8, "moco__momentum": 0.6},
     "pcl": {
         "pcl__queue": tiny.BATCH + 8,
@@ -36,6 +40,10 @@ SMALL: dict[str, dict[str, Any]] = {
         "pcl__warmup_epochs": 0,
         "pcl__iterations": 3,
         "pcl__starts": 2,
+    },
+    "relative_patch": {
+        **{"relative_patch__patch": 2, "relative_patch__jitter": 0, "relative_patch__embed": 5},
+        **{"relative_patch__gap": 1, "relative_patch__hidden": 7, "optim__base_lr": 0.01},
     },
     "rotation": {"optim__base_lr": 0.01},
     "simclr": {"memory__size": tiny.BATCH + 8},

@@ -16,6 +16,7 @@ import numpy as np
 import pytest
 import smallest
 from frame import toys
+from jax.extend.core import ClosedJaxpr, Jaxpr
 from train import tiny
 
 from simclr_jax import declaration, recipes, validation
@@ -38,6 +39,8 @@ VARIANTS: dict[str, list[dict[str, object]]] = {
         {"instdisc__loss": loss, **({"instdisc__negatives": 4096} if loss == "softmax" else {})}
         for loss in instdisc.LOSSES
     ],
+    "jigsaw": [{}, {"jigsaw__shared": False}],
+    "relative_patch": [{}, {"relative_patch__pairs": "all"}, {"relative_patch__pairs": "centre"}],
     "simclr": [{}, {"memory__size": 0}],
 }
 OPTIMISERS = [{"optim__name": name, "memory__size": 0} for name in CHOICES["optim.name"]]
@@ -64,12 +67,26 @@ def run_by(c) -> list[str]:
     _, batch = next(stage.batches(0, 1))
     programs = [jax.make_jaxpr(stage.init)(), jax.make_jaxpr(make_step(stage, mesh))(state, batch)]
     found = [re.sub(r"0x[0-9a-f]+", "", str(program)) for program in programs]
-    # A program's text leaves arrays out: schedules are told by what they return.
+    # A program's text leaves arrays out: those that it holds are told by their bytes, schedules,
+    # which are called by it, by what they return.
+    found += [str([np.asarray(x).tobytes() for x in held(program)]) for program in programs]
     found.append(str([float(stage.learning_rate(step)) for step in range(tiny.STEPS)]))
     if stage.before_epoch:
         first = stage.init()
         found += [str(jax.tree.map(np.array, stage.before_epoch(first, e).extra)) for e in (0, 1)]
     return found
+
+
+def held(program):
+    """Yield the arrays that a program, and those inside it, were made with."""
+    if isinstance(program, ClosedJaxpr):
+        yield from program.consts
+        program = program.jaxpr
+    for equation in program.eqns:
+        for value in equation.params.values():
+            for inner in value if isinstance(value, (tuple, list)) else (value,):
+                if isinstance(inner, (ClosedJaxpr, Jaxpr)):
+                    yield from held(inner)
 
 
 def others(c, name: str):

@@ -27,6 +27,7 @@ LABEL = "recipes/test_label_fields.py"
 SEEDS = "recipes/test_seeds.py"
 FINETUNE = "stages/test_finetune.py"
 DISTILL = "stages/test_distill.py"
+PATCHES = "methods/test_patch_tasks.py"
 PIPELINE = "pipeline/test_pipelines.py"
 
 # The file, the test in it, and the fields that it sees.
@@ -195,6 +196,40 @@ SEEN: dict[tuple[str, str], tuple[str, ...]] = {
     ("methods/test_supcon.py", "test_the_loss_is_that_of_its_definition"): (
         "supcon.base_temperature",
         "supcon.anchors",
+    ),
+    (PATCHES, "test_the_loss_is_that_of_its_definition"): (
+        "relative_patch.pairs",
+        "relative_patch.grid",
+        "relative_patch.patch",
+        "relative_patch.gap",
+        "relative_patch.jitter",
+        "jigsaw.grid",
+        "jigsaw.patch",
+        "jigsaw.jitter",
+        "jigsaw.permutations",
+    ),
+    (PATCHES, "test_permutations_of_a_step_are_drawn_anew_and_shared_if_asked"): (
+        "jigsaw.drawn",
+        "jigsaw.shared",
+    ),
+    (PATCHES, "test_another_first_permutation_makes_another_set"): (
+        "jigsaw.first",
+        "jigsaw.order",
+    ),
+    (PATCHES, "test_patches_lie_as_the_recipe_says"): ("jigsaw.gap",),
+    (PATCHES, "test_of_one_colour_others_are_noise"): (
+        "relative_patch.colours",
+        "jigsaw.colours",
+    ),
+    (PATCHES, "test_a_share_of_what_sees_the_patches_together_is_dropped"): (
+        "relative_patch.dropout",
+        "jigsaw.dropout",
+    ),
+    (PATCHES, "test_the_head_is_as_wide_as_asked"): (
+        "relative_patch.embed",
+        "relative_patch.hidden",
+        "jigsaw.embed",
+        "jigsaw.hidden",
     ),
     # Training
     (TRAINING, "test_the_loss_is_that_of_the_recipe"): (

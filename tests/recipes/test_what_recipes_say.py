@@ -21,6 +21,8 @@ PUBLISHED = [
     ("byol", "imagenet,epochs=100", 1281167, {"peak": 7.2, "steps": 31279, "warmup": 3127}),
     ("byol", "imagenet,epochs=300", 1281167, {"peak": 4.8, "steps": 93836, "decay": 1e-6}),
     ("byol", "imagenet", 1281167, {"peak": 3.2, "steps": 312785, "decay": 1.5e-6}),
+    ("jigsaw", "imagenet", 1281167, {"peak": 0.05, "steps": 350320, "warmup": 50045}),
+    ("relative_patch", "imagenet", 1281167, {"peak": 0.05, "steps": 350320, "decay": 1e-4}),
     ("simsiam", "cifar10", 50_000, {"peak": 0.06, "steps": 78126, "warmup": 0, "decay": 5e-4}),
     ("simsiam", "imagenet", 1281167, {"peak": 0.1, "steps": 250228, "warmup": 0, "decay": 1e-4}),
     ("simsiam", "imagenet,batch=256", 1281167, {"peak": 0.05, "steps": 500456}),
