@@ -1,7 +1,7 @@
 """Autoencoder (Hinton and Salakhutdinov 2006): give the image back from the encoder's map.
 
     python -m simclr_jax.main --config=configs/autoencoder.py              digits, minutes on a CPU
-    python -m simclr_jax.main --config=configs/autoencoder.py:cifar10      data as configs/cifar10.py
+    python -m simclr_jax.main --config=configs/autoencoder.py:cifar10      cifar10.py's data
 
 Nothing is published of a ResNet trained so. `cifar10` decodes 4x4x64 numbers, a third of those of
 the image: of the whole map, 4x4x512, it would be asked for no choice. We have not trained it to its

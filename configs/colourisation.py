@@ -1,4 +1,4 @@
-"""Colourisation (Zhang et al. 2016, arXiv 1603.08511): from the lightness of an image to its colours.
+"""Colourisation (Zhang et al. 2016, arXiv 1603.08511): from its lightness to the colours.
 
     python -m simclr_jax.main --config=configs/colourisation.py                data as cifar10.py
     python -m simclr_jax.main --config=configs/colourisation.py:imagenet       docs/imagenet.md

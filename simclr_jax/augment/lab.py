@@ -7,6 +7,8 @@ at least in float32.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -18,7 +20,7 @@ XYZ = (
     (0.019334, 0.119193, 0.950227),
 )
 WHITE = (0.95047, 1.0, 1.08883)
-RGB = np.linalg.inv(np.array(XYZ))
+RGB = tuple(tuple(map(float, row)) for row in np.linalg.inv(np.array(XYZ)))
 
 COLOURED = 5.0  # |a| or |b| above this somewhere: an image that has colours
 
@@ -33,14 +35,18 @@ def root(share: jax.Array) -> jax.Array:
     return jnp.where(share > 0.008856, jnp.cbrt(share), 7.787 * share + 16 / 116)
 
 
+def _times(rows: Sequence[Sequence[float]], x: jax.Array) -> list[jax.Array]:
+    """Return a matrix times vectors `[..., 3]`, by row.
+
+    Written out: a TPU would round a product of matrices to bfloat16.
+    """
+    return [a * x[..., 0] + b * x[..., 1] + c * x[..., 2] for a, b, c in rows]
+
+
 def rgb_to_lab(images: jax.Array) -> jax.Array:
     """Return L, a and b of images `[..., 3]` in sRGB; float32, or float64 if they are."""
     x = linear(images.astype(jnp.promote_types(images.dtype, jnp.float32)))
-    # Sums written out: a product of matrices would be rounded to bfloat16 on a TPU.
-    shares = [
-        sum(weight * x[..., i] for i, weight in enumerate(row)) / white
-        for row, white in zip(XYZ, WHITE, strict=True)
-    ]
+    shares = [share / white for share, white in zip(_times(XYZ, x), WHITE, strict=True)]
     fx, fy, fz = (root(share) for share in shares)
     return jnp.stack([116 * fy - 16, 500 * (fx - fy), 200 * (fy - fz)], -1)
 
@@ -54,7 +60,7 @@ def lab_to_rgb(lab: jax.Array) -> jax.Array:
         white * jnp.where(f > 0.2068966, f**3, (f - 16 / 116) / 7.787)
         for f, white in zip(roots, WHITE, strict=True)
     ]
-    x = jnp.stack([sum(float(w) * xyz[i] for i, w in enumerate(row)) for row in RGB], -1)
+    x = jnp.stack(_times(RGB, jnp.stack(xyz, -1)), -1)
     x = jnp.clip(x, 0, 1)
     return jnp.where(x > 0.0031308, 1.055 * x ** (1 / 2.4) - 0.055, 12.92 * x)
 
