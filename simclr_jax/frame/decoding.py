@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 
 import jax
+import jax.numpy as jnp
 from ml_collections import ConfigDict
 
 from simclr_jax import declaration, recipes
@@ -57,7 +58,7 @@ def decoder(config: ConfigDict, channels: int, shrink: int = 1) -> Decoder:
         width=own.width,
         code=own.get("code", 0),
         norm=modules.norm(config),
-        dtype=config.train.dtype,
+        dtype=jnp.dtype(config.train.dtype),
         param_dtype=modules.param_dtype(config),
     )
 

@@ -38,8 +38,9 @@ def one_colour(wanted: jax.Array, weight: jax.Array | None = None) -> jax.Array:
     What is left once the colour of a picture as a whole is known: whoever has learned no more than
     that loses as much. Arguments and mean are those of `squared_error`.
     """
-    share = jnp.ones(wanted.shape[:3], wanted.dtype) if weight is None else weight
-    share = share[..., None].astype(jnp.promote_types(wanted.dtype, jnp.float32))
+    wanted = wanted.astype(jnp.promote_types(wanted.dtype, jnp.float32))
+    share = jnp.ones(wanted.shape[:3]) if weight is None else weight
+    share = share[..., None].astype(wanted.dtype)
     total = jnp.maximum(jnp.sum(share, (1, 2), keepdims=True), jnp.finfo(share.dtype).tiny)
     colour = jnp.sum(share * wanted, (1, 2), keepdims=True) / total
     return squared_error(jnp.broadcast_to(colour, wanted.shape), wanted, weight)

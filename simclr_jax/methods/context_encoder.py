@@ -175,7 +175,7 @@ def make(config: ConfigDict, setting: Setting) -> Method:
         images = views["views"][:, 0]
         given, weight = shown(images, keys)
         answer = (decoding.answer(net, given, train=False)[1] + 1) / 2
-        made = jnp.where(weight[..., None] > 0, answer, images)
+        made = jnp.where(weight[..., None] > 0, answer, images.astype(answer.dtype))
         return {"given": given, "made": made, "wanted": images}
 
     return Method(

@@ -21,6 +21,7 @@ from simclr_jax.losses.colour_bins import BINS
 from simclr_jax.methods import autoencoder, colourisation, context_encoder, denoising_autoencoder
 from simclr_jax.models.inputs import INPUTS
 from simclr_jax.stages import pretrain
+from simclr_jax.stages.inputs import Inputs
 
 pytestmark = pytest.mark.x64
 
@@ -305,6 +306,27 @@ def test_painted_colours_lie_on_the_lightness_that_was_given():
     assert list(seen.answers) == ["its colours"] * 3 + ["gray, counts for nothing"]
     assert seen.pictures["given"].shape == (N, 1, SIDE, SIDE, 1)
     assert seen.pictures["colours"].shape == (N, 1, SIDE // 2, SIDE // 2, 3)
+
+
+@pytest.mark.parametrize("method", ["autoencoder", "colourisation", "context_encoder"])
+def test_losses_and_pictures_are_made_in_float32_of_what_is_computed_in_bfloat16(method):
+    stage, _ = tiny.make_stage(smallest.recipe(method, train__dtype="bfloat16"), 1)
+    state = jax.eval_shape(stage.init)
+    inputs = Inputs(smallest.recipe(method), tiny.sorted_images(), tiny.sorted_images())
+    batch = inputs.held_out(5)
+    shown = jax.eval_shape(stage.paint, state.variables, batch)
+    assert shown["made"].dtype == jnp.float32
+    batch |= {"row": np.arange(5), "example": np.arange(5), "label": np.zeros(5, np.int32)}
+
+    def forward(state, batch):
+        return stage.forward(state.params, state.batch_stats, state.extra, batch, state.step)[0]
+
+    outputs = jax.eval_shape(
+        jax.vmap(forward, (None, 0), axis_name=parallel.AXIS),
+        state,
+        jax.tree.map(lambda x: np.asarray(x)[None], batch),
+    )
+    assert outputs["error"].dtype == jnp.float32
 
 
 # Mistakes -----------------------------------------------------------------------------------------
