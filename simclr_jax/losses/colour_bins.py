@@ -80,7 +80,7 @@ def rebalancing(prior: jax.Array, *, alpha: float = 1.0, uniform: float = 0.5) -
       uniform: share of the uniform distribution in the mixture, lambda of the paper, in [0, 1].
     """
     chex.assert_shape(prior, (len(BINS),))
-    occurs = prior > 0
+    occurs = (prior > 0).astype(prior.dtype)
     even = occurs / jnp.sum(occurs)
     mixed = (1 - uniform) * prior + uniform * even
     # A bin that never occurs weighs nothing where the mixture leaves it at 0: nobody asks.

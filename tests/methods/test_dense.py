@@ -199,7 +199,7 @@ def by_hand(logits, images, prior, c):
     losses, plain, blind, counted = [], [], [], np.zeros(len(BINS))
     for image, of_image in zip(images, logits, strict=True):
         ab = np.asarray(rgb_to_lab(jnp.asarray(image)))[..., 1:]
-        coloured = (np.abs(ab) > 5).any()
+        coloured = float((np.abs(ab) > 5).any())
         side = len(of_image)
         ab = ab.reshape(side, SIDE // side, side, SIDE // side, 2).mean((1, 3))
         for y, x in np.ndindex(side, side):
