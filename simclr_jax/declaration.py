@@ -12,7 +12,7 @@ from __future__ import annotations
 import dataclasses
 import importlib
 import pkgutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from types import ModuleType
 from typing import Any, NamedTuple
 
@@ -110,6 +110,8 @@ class Declaration:
         others say, by their dotted names. To set one of them is a mistake.
       check: raises `UserError` for fields that do not go together; those of `recipes.OPEN` may be
         None.
+      check_sample: likewise, from a recipe and some of the training images, uint8 `[h, w, c]` each,
+        for images from which nothing can be learned; None: it learns from any.
       labels: whether labels of training images teach it.
       chance: from a whole recipe to the metric `loss` of an encoder that has learned nothing.
       chance_at: likewise from a recipe and numbers of finished steps, `[n]`, to that loss in each
@@ -137,6 +139,7 @@ class Declaration:
     fields: Mapping[str, Field] = dataclasses.field(default_factory=dict)
     unread: Callable[[ConfigDict], Mapping[str, Unread]] = _all_read
     check: Callable[[ConfigDict], None] = _nothing
+    check_sample: Callable[[ConfigDict, Sequence[np.ndarray]], None] | None = None
     labels: bool = False
     chance: Callable[..., float | None] = _unknown
     chance_at: Callable[..., np.ndarray] | None = None

@@ -24,7 +24,15 @@ GROUPS = 8  # of normalisation, of two images each: as many as there are devices
 
 COMMON: dict[str, Any] = {"bn__groups": GROUPS}
 SMALL: dict[str, dict[str, Any]] = {
+    "autoencoder": {"autoencoder__width": 8},
     "byol": {"head__hidden": 7, "byol__hidden": 6, "byol__momentum": 0.6},
+    "colourisation": {"colourisation__width": 8, "colourisation__shrink": 2},
+    "context_encoder": {
+        "context_encoder__width": 8,
+        "context_encoder__hole": 4,
+        "context_encoder__overlap": 1,
+    },
+    "denoising_autoencoder": {"denoising_autoencoder__width": 8},
     "fnc": {"fnc__memory": 11 * tiny.BATCH, "fnc__momentum": 0.6, "fnc__top_k": 5},
     "instdisc": {"instdisc__negatives": 9, "loss__temperature": 0.3},
     "jigsaw": {

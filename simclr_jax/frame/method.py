@@ -95,6 +95,10 @@ class Method:
       show: `(views, keys) -> Seen`: what people are shown of what `look` has made, as pictures, and
         what the network is asked of each image. Called once, on arrays and with the keys of the
         first step, outside of compiled code.
+      paint: `(net, views, keys) -> pictures`: of a method that answers with pictures, what was
+        given, what the network makes of it, and what was wanted, under these names or others and in
+        this order: `[n, h, w, c]` each, values in [0, 1]. `net` is to be run by its moving averages
+        (`train=False`), `views` are held-out ones as `look` makes them. None: it has no pictures.
       averages: by name, further networks that are moving averages of this one; each lies in `extra`
         under its name.
       watch: `(averages, views, extra, batch, keys) -> outputs`: the passes that nothing is
@@ -117,6 +121,7 @@ class Method:
     formats: Mapping[str, str] = dataclasses.field(default_factory=dict)
     look: Callable[[Views, Keys], Views] = as_they_are
     show: Callable[[Views, Keys], Seen] = without_answers
+    paint: Callable[[Net, Views, Keys], Mapping[str, jax.Array]] | None = None
     averages: Mapping[str, Average] = dataclasses.field(default_factory=dict)
     watch: Callable[[Averages, Views, Extra, Batch, Keys], Outputs] = nothing_seen
     first: Callable[[Outputs, jax.Array], Extra] = nothing

@@ -11,12 +11,11 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 
+from simclr_jax.augment import lab
+
 # Of the channels red, green and blue over ImageNet, as most programs in PyTorch, and BYOL, have it.
 MEAN = (0.485, 0.456, 0.406)
 DEVIATION = (0.229, 0.224, 0.225)
-
-# Of red, green and blue in the luminance Y of sRGB under D65, as in `skimage.color`.
-LUMINANCE = (0.212671, 0.715160, 0.072169)
 
 
 def rgb(images: jax.Array) -> jax.Array:
@@ -50,10 +49,8 @@ def lightness(images: jax.Array) -> jax.Array:
     It is the channel L of CIE Lab under D65, divided by 100 (`skimage.color.rgb2lab`).
     """
     x = _wide(_coloured(images, "lightness"))
-    linear = jnp.where(x > 0.04045, ((x + 0.055) / 1.055) ** 2.4, x / 12.92)
-    y = jnp.sum(linear * jnp.asarray(LUMINANCE, x.dtype), -1, keepdims=True)
-    root = jnp.where(y > 0.008856, jnp.cbrt(y), 7.787 * y + 16 / 116)
-    return (1.16 * root - 0.16).astype(images.dtype)
+    y = jnp.sum(lab.linear(x) * jnp.asarray(lab.XYZ[1], x.dtype), -1, keepdims=True)
+    return (1.16 * lab.root(y) - 0.16).astype(images.dtype)
 
 
 INPUTS: dict[str, Callable[[jax.Array], jax.Array]] = {

@@ -56,6 +56,7 @@ class Record:
       gaps: lines of metrics are among that.
       summary: of results/summary.json, or None.
       views: the picture of views, or None.
+      painted: that of what the network makes of held-out images, or None.
       saved: steps that have a checkpoint.
       devices: such as "8 x TPU v5", or "".
       alive: a process is at work on it.
@@ -76,6 +77,7 @@ class Record:
     gaps: bool
     summary: dict[str, Any] | None
     views: bytes | None
+    painted: bytes | None
     saved: list[int]
     devices: str
     alive: bool
@@ -154,7 +156,8 @@ def read(run: str, flag: str = "--checkpoint") -> Record:
         damaged=there.damaged,
         gaps=gaps,
         summary=there.said(results.read_summary, path),
-        views=there.views(),
+        views=there.picture("views.png"),
+        painted=there.picture("reconstructions.png"),
         saved=steps,
         devices=there.devices(),
         alive=_alive(path / "lock.json"),
@@ -315,9 +318,9 @@ class _Files:
         ]
         return found, outputs
 
-    def views(self) -> bytes | None:
-        """Return the picture of views, if it is one."""
-        file = self.path / "views.png"
+    def picture(self, name: str) -> bytes | None:
+        """Return a picture that the run has drawn, if it is one."""
+        file = self.path / name
         content = self.said(documents.content, file)
         try:
             if content is None:

@@ -92,6 +92,7 @@ def _page(records: Sequence[Record], examined: dict[str, Examined | str]) -> str
         run_sections.recipe(records),
         run_sections.curves(records),
         run_sections.views(records),
+        *run_sections.painted(records),
         score_sections.results(records),
         *embedding_sections.sections(examined),
     ]

@@ -296,18 +296,37 @@ def _chance(records: Sequence[Record]) -> tuple[float, str] | None:
 
 def views(records: Sequence[Record]) -> Section:
     """Return the pictures of views, one for runs whose pictures are the same."""
-    pictures: dict[bytes, list[str]] = {}
-    for record in records:
-        if record.views:
-            pictures.setdefault(record.views, []).append(record.name)
-    if not pictures:
+    shown = _pictures(
+        records, {r.name: r.views for r in records}, "training images and their views"
+    )
+    if not shown:
         return section("Views", paragraph("There is no views.png in the run."))
-    figures = [
-        figure(
-            ", ".join(names) if len(records) > 1 else "",
-            picture(content, "training images and their views", "sheet"),
-        )
+    said = "The first images of the run, and below each what training saw of it."
+    return section("Views", paragraph(said), *shown)
+
+
+def painted(records: Sequence[Record]) -> list[Section]:
+    """Return what networks that answer with pictures make of held-out images; [] if none does."""
+    about = "held-out images as they were given, what the network makes of them, what was wanted"
+    shown = _pictures(records, {r.name: r.painted for r in records}, about)
+    if not shown:
+        return []
+    said = (
+        "Held-out images. Above what the network was given, below it what it made of that at the "
+        "last evaluation, and at the bottom what was wanted."
+    )
+    return [section("Reconstructions", paragraph(said), *shown)]
+
+
+def _pictures(
+    records: Sequence[Record], found: Mapping[str, bytes | None], about: str
+) -> list[Html]:
+    """Return figures of the pictures of runs, one for runs whose pictures are the same."""
+    pictures: dict[bytes, list[str]] = {}
+    for name, content in found.items():
+        if content:
+            pictures.setdefault(content, []).append(name)
+    return [
+        figure(", ".join(names) if len(records) > 1 else "", picture(content, about, "sheet"))
         for content, names in pictures.items()
     ]
-    said = "The first images of the run, and below each what training saw of it."
-    return section("Views", paragraph(said), *figures)

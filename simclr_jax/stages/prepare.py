@@ -112,6 +112,8 @@ def prepare(
     else:
         config, chosen = as_before(config, before), []
     validation.validate(config, devices, before)
+    if config.stage not in fields.LABELLED:
+        pretrain.check_sample(config, train)
     build.check_images(config, train, test)
     timetable = timetables.make(config, len(train))
     if config.stage not in fields.LABELLED:

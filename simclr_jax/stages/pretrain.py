@@ -6,6 +6,7 @@ names it.
 
 from __future__ import annotations
 
+import contextlib
 import functools
 from collections.abc import Mapping
 from typing import Any
@@ -18,9 +19,11 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from simclr_jax import declaration, parallel, recipes
+from simclr_jax.data.decode import BadImage
 from simclr_jax.data.sources import Source
 from simclr_jax.errors import UserError
 from simclr_jax.frame import modules
+from simclr_jax.frame.average import Variables
 from simclr_jax.frame.keys import Keys, root
 from simclr_jax.frame.method import Method, Setting, Views, nothing_seen
 from simclr_jax.frame.net import Averages, Net, Recorder, Rows, image_major, view_major
@@ -137,6 +140,7 @@ def make_stage(config: ConfigDict, timetable: Timetable, inputs: Inputs, mesh: M
         after_update=network.after_update,
         look=network.look,
         show=network.show,
+        paint=network.paint if method.paint else None,
         views_per_image=network.views_per_image,
         parts=config.train.accumulate,
         reduce_dtype=config.train.reduce_dtype,
@@ -171,6 +175,26 @@ def check(config: ConfigDict, timetable: Timetable, train: Source) -> None:
             f"train.steps_per_call is {timetable.steps_per_call}, longer than an epoch, and method "
             f"{config.method} has work before each: set --config.train.steps_per_call={most}"
         )
+
+
+SAMPLE = 32  # training images that a method may look at before a run
+
+
+def check_sample(config: ConfigDict, train: Source) -> None:
+    """Check that a method can learn from images such as some of these.
+
+    Raises:
+      UserError: if it cannot.
+    """
+    look_at = declaration.find(config.method).check_sample
+    if look_at is None:
+        return
+    sample = []
+    for example in np.unique(np.linspace(0, len(train) - 1, SAMPLE).astype(int)):
+        with contextlib.suppress(BadImage):  # of which a run says more
+            sample.append(train.example(int(example))[0])
+    if sample:
+        look_at(config, sample)
 
 
 def make_method(config: ConfigDict, timetable: Timetable, train: Source) -> Method:
@@ -237,6 +261,14 @@ class Pretrained:
     def show(self, views: Views, batch: Batch) -> Seen:
         """Return what people are shown of what `look` has made; see `Stage.show`."""
         return self._method.show(views, self._keys(batch, jnp.zeros((), jnp.int32)))
+
+    def paint(self, variables: Variables, batch: Batch) -> Mapping[str, jax.Array]:
+        """Return what the network makes of the images of a batch; see `Stage.paint`."""
+        assert self._method.paint is not None, "asked of methods that answer with pictures"
+        net = Net(self._modules, variables["params"], variables["batch_stats"])
+        views, first = self._make_views(batch), jnp.zeros((), jnp.int32)
+        keys = self._keys(batch, first)
+        return self._method.paint(net, self._looked_at(views, batch, first), keys)
 
     def watch(
         self, extra: Extra, batch: Batch, step: jax.Array

@@ -118,6 +118,7 @@ def run(
         summary.announce(opened, config, timetable, stage, mesh, about)
         if processes.rank() == 0:
             views.draw(inputs, opened, stage.look, stage.show)
+        stage = views.painted(stage, inputs, opened)
         result = (by or loop.train)(stage, timetable, mesh, opened, profiler)
         for line in inputs.scaled_down():
             opened.console.say(line)

@@ -109,7 +109,8 @@ def conclude(
         for sentence in chance.not_above(results):
             say(f"note      {sentence}")
     say("")
-    names = ("config.json", "metrics.jsonl", "tensorboard", "views.png", "log.txt")
+    pictures = ("views.png", "reconstructions.png")
+    names = ("config.json", "metrics.jsonl", "tensorboard", *pictures, "log.txt")
     found = [name for name in names if (workdir.path / name).exists()]
     workdir.loggers.finish()
     say(f"checkpoint {os.fspath(workdir.path / 'checkpoints')}/{timetable.total_steps}")

@@ -11,16 +11,17 @@ import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
 
-from simclr_jax import files
+from simclr_jax import files, processes
 from simclr_jax.augment.draws import draw_views
 from simclr_jax.augment.on_device import augment, augment_from_canvas, to_float
 from simclr_jax.stages import build
 from simclr_jax.stages.contact_sheet import contact_sheet
 from simclr_jax.stages.inputs import Inputs
-from simclr_jax.train.stage import Batch, Seen, views_alone
+from simclr_jax.train.stage import Batch, Seen, Stage, TrainState, views_alone
 from simclr_jax.train.workdir import Workdir
 
 SHOWN = 12  # images on the contact sheet
+PAINTED = "reconstructions.png"
 
 Views = dict[str, jax.Array]  # by the name of their group, `[n, v, h, w, c]`
 
@@ -135,3 +136,29 @@ def draw(
     files.write_atomically(path, sheet)
     if workdir.fresh:
         workdir.loggers.picture("views", sheet)
+
+
+def painted(stage: Stage, inputs: Inputs, workdir: Workdir) -> Stage:
+    """Return a stage that draws what its network makes of held-out images at every evaluation.
+
+    The picture is `reconstructions.png`; that of a later evaluation takes its place. A stage that
+    makes no pictures is returned as it is.
+
+    Args:
+      stage: of the run.
+      inputs: its images.
+      workdir: where the picture is written.
+    """
+    if stage.paint is None or processes.rank() > 0:
+        return stage
+    paint = jax.jit(stage.paint)
+
+    def evaluate(state: TrainState) -> dict[str, float]:
+        made = paint(jax.device_get(state.variables), inputs.held_out(SHOWN))
+        first, *others = (np.asarray(picture, np.float32) for picture in made.values())
+        top = list(np.rint(np.clip(first, 0, 1) * 255).astype(np.uint8))
+        below = {str(row): picture[:, None] for row, picture in enumerate(others)}
+        files.write_atomically(workdir.path / PAINTED, contact_sheet(top, below))
+        return stage.evaluate(state)
+
+    return dataclasses.replace(stage, evaluate=evaluate)

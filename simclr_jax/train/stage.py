@@ -125,6 +125,8 @@ class Stage:
         `[n, v, h, w, c]` each.
       show: `(views, batch) -> Seen`: what people are shown of what `look` has made; called once, on
         arrays, outside of compiled code.
+      paint: `(variables, batch) -> pictures`: what the network makes of the images of a batch, see
+        `Method.paint`; None: it makes no pictures.
       views_per_image: that pass through the network in a step.
       parts: of a batch that pass through the network one after the other, for want of memory; the
         result is that of all at once (`train/gradients.py`). What `forward` and `watch` return as
@@ -149,6 +151,7 @@ class Stage:
     formats: dict[str, str]
     look: Callable[[Batch], Mapping[str, jax.Array]]
     show: Callable[[Mapping[str, jax.Array], Batch], Seen] = views_alone
+    paint: Callable[[dict[str, Any], Batch], Mapping[str, jax.Array]] | None = None
     frozen: Extra = dataclasses.field(default_factory=dict)
     watch: Callable[[Extra, Batch, jax.Array], tuple[Outputs, Any]] = nothing_watched
     after_update: Callable[[Extra, Update], Extra] = nothing_more

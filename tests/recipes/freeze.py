@@ -31,12 +31,15 @@ DEFAULTS = "defaults"
 
 # For each recipe the arguments it is frozen with: each that it knows, and those that interact.
 VARIANTS: dict[str, tuple[str, ...]] = {
+    "autoencoder": ("", "cifar10"),
     "byol": (
         "",
         *("cifar10", "imagenet", "imagenet,epochs=40", "imagenet,epochs=100"),
         *("imagenet,epochs=300", "imagenet,local=6"),
     ),
     "cifar10": ("", "strong", "official=tf1", "official=tf2", "local=6"),
+    "colourisation": ("", "imagenet", "imagenet,regression"),
+    "context_encoder": ("", "cifar10", "imagenet"),
     "contrastive": (
         "",
         *("loss=decoupled", "loss=debiased", "loss=margin"),
@@ -44,6 +47,7 @@ VARIANTS: dict[str, tuple[str, ...]] = {
         *("cifar10,loss=decoupled_weighted", "cifar10,loss=debiased"),
         *("cifar10,loss=hard_negative", "local=4"),
     ),
+    "denoising_autoencoder": ("", "cifar10"),
     "digits": ("", "local=4"),
     "distill": ("", "self", "epochs=100"),
     "distill_imagenet": ("", "depth=152,width=3,sk", "self", "epochs=100"),

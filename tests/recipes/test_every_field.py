@@ -231,6 +231,40 @@ SEEN: dict[tuple[str, str], tuple[str, ...]] = {
         "jigsaw.embed",
         "jigsaw.hidden",
     ),
+    ("methods/test_dense.py", "test_an_autoencoder_is_shown_the_image_and_asked_for_it"): (
+        "autoencoder.width",
+        "autoencoder.code",
+    ),
+    (
+        "methods/test_dense.py",
+        "test_noise_is_masking_after_gauss_and_the_clean_image_is_asked_for",
+    ): (
+        "denoising_autoencoder.width",
+        "denoising_autoencoder.code",
+        "denoising_autoencoder.mask",
+        "denoising_autoencoder.sigma",
+    ),
+    ("methods/test_dense.py", "test_a_hole_in_the_middle_whose_border_stays_and_weighs_more"): (
+        "context_encoder.width",
+        "context_encoder.hole",
+        "context_encoder.overlap",
+        "context_encoder.border_weight",
+        "context_encoder.fill",
+    ),
+    ("methods/test_dense.py", "test_holes_anywhere_are_drawn_by_image_and_shown"): (
+        "context_encoder.place",
+    ),
+    ("methods/test_dense.py", "test_bins_are_weighed_by_how_frequent_colours_have_been"): (
+        "colourisation.width",
+        "colourisation.shrink",
+        "colourisation.neighbours",
+        "colourisation.sigma",
+        "colourisation.alpha",
+        "colourisation.uniform",
+    ),
+    ("methods/test_dense.py", "test_regression_is_the_squared_error_of_a_and_b"): (
+        "colourisation.form",
+    ),
     # Training
     (TRAINING, "test_the_loss_is_that_of_the_recipe"): (
         "loss.temperature",

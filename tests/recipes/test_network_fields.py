@@ -146,7 +146,11 @@ def test_the_predictor_is_as_wide_as_asked(small, method):
 
 
 @pytest.mark.parametrize(
-    "method, part", [("byol", "predictor"), ("simsiam", "predictor"), ("rotation", "turn")]
+    "method, part",
+    [
+        *(("byol", "predictor"), ("simsiam", "predictor"), ("rotation", "turn")),
+        ("context_encoder", "decoder"),
+    ],
 )
 def test_the_method_says_which_parts_there_are(small, method, part):
     c = recipes.base(method)
