@@ -25,6 +25,8 @@ GROUPS = 8  # of normalisation, of two images each: as many as there are devices
 COMMON: dict[str, Any] = {"bn__groups": GROUPS}
 SMALL: dict[str, dict[str, Any]] = {
     "byol": {"head__hidden": 7, "byol__hidden": 6, "byol__momentum": 0.6},
+    "counting": {"head__hidden": 7, "counting__margin": 0.5},
+    "exemplar": {"augment__views__first__copies": 2},
     "fnc": {"fnc__memory": 11 * tiny.BATCH, "fnc__momentum": 0.6, "fnc__top_k": 5},
     "instdisc": {"instdisc__negatives": 9, "loss__temperature": 0.3},
     "moco": {"moco__queue": tiny.BATCH + 8, "moco__momentum": 0.6},
