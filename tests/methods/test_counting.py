@@ -32,14 +32,14 @@ def small(monkeypatch):
 
 
 def recipe(**fields):
-    fixed = {"train__dtype": "float64", "head__hidden": 7, "head__layers": 2, "head__dim": 4}
+    fixed = {"train__dtype": "float64", "head__hidden": 30, "head__layers": 2, "head__dim": 20}
     return toys.recipe("counting", **{**fixed, "counting__margin": 0.3, **fields})
 
 
 def test_eight_devices_do_what_one_does():
     """Also where the image before lies on another device, and with the margin in reach."""
-    _, metrics = toys.both(recipe())
-    assert all(0 < m["count_gap"] < m["loss"] for m in metrics)
+    _, metrics = toys.both(recipe(optim__base_lr=0.01))
+    assert all(0 < m["count_gap"] < m["loss"] for m in metrics), metrics
 
 
 def test_quarters_are_cut_row_by_row():

@@ -43,7 +43,7 @@ def test_counts(recording, record_parity):
 
 def recorded(folder, **changes):
     """Write a recording of some settings, image by image, correct for these."""
-    s = {"n": 3, "dim": 4, "margin": 6.0, "form": "paper"} | changes
+    s = {"n": 3, "dim": 4, "margin": 60.0, "form": "paper"} | changes
     shapes = {"down_x": (s["n"], s["dim"]), "down_y": (s["n"], s["dim"])}
     shapes["tiles"] = (4, s["n"], s["dim"])
     given = {k: golden.fill(k, shape, 3, "normal").astype(float) for k, shape in shapes.items()}
@@ -76,7 +76,7 @@ def test_counts_of_any_settings(form, change, tmp_path):
     assert made.judge(test_counts, recorded(tmp_path, form=form, **change)) == 4
 
 
-@pytest.mark.parametrize("change", [{"margin": 6.01}, {"form": "elementwise"}])
+@pytest.mark.parametrize("change", [{"margin": 60.01}, {"form": "elementwise"}])
 def test_counts_of_other_settings_fail(change, tmp_path):
     with pytest.raises(AssertionError, match="above"):
-        made.judge(test_counts, recorded(tmp_path, margin=6.0).with_settings(**change))
+        made.judge(test_counts, recorded(tmp_path, margin=60.0).with_settings(**change))
