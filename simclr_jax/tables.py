@@ -22,6 +22,23 @@ def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     return "\n".join(lines)
 
 
+def folded(header: Sequence[str], rows: Sequence[Sequence[str]], width: int = 80) -> str:
+    """Align columns as `table` does, so that no line is longer than `width`.
+
+    What does not fit beside the first column goes below, beside the first column again; a single
+    column that does not fit is not cut.
+    """
+    lengths = [max(len(row[i]) for row in (header, *rows)) for i in range(len(header))]
+    blocks: list[list[int]] = [[]]
+    for column in range(1, len(header)):
+        taken = lengths[0] + sum(2 + lengths[i] for i in blocks[-1])
+        if blocks[-1] and taken + 2 + lengths[column] > width:
+            blocks.append([])
+        blocks[-1].append(column)
+    cut = [[[row[i] for i in (0, *block)] for row in (header, *rows)] for block in blocks]
+    return "\n\n".join(table(first, rest) for first, *rest in cut)
+
+
 def parameters(params: dict[str, Any]) -> str:
     """Count the parameters of each part of a model, by what stands at the top of its tree."""
 

@@ -33,6 +33,8 @@ SMALL: dict[str, dict[str, Any]] = {
         "context_encoder__overlap": 1,
     },
     "denoising_autoencoder": {"denoising_autoencoder__width": 8},
+    "counting": {"head__hidden": 7, "counting__margin": 0.5},
+    "exemplar": {"augment__views__first__copies": 2},
     "fnc": {"fnc__memory": 11 * tiny.BATCH, "fnc__momentum": 0.6, "fnc__top_k": 5},
     "instdisc": {"instdisc__negatives": 9, "loss__temperature": 0.3},
     "jigsaw": {

@@ -50,6 +50,8 @@ NUMBERS = {
     "linear_probe": {
         "sgd_epochs": ("0.5", "0"),
         "sgd_batch_size": ("1", "0"),
+        "mlp_epochs": ("0.5", "0"),
+        "mlp_units": ("1", "0"),
         "seed": ("4294967295", "4294967296"),
         "max_bad_fraction": ("1", "1.01"),
     },
@@ -69,6 +71,7 @@ TEXT = {
     "main": ("resume", "profile_steps", "coordinator"),
     "linear_probe": (
         *("split", "eval_split", "validation_split", "solver", "tap", "name", "knn", "sgd_rates"),
+        *("mlp_rates", "mlp_decays"),
     ),
     "transfer": ("sets",),
     "embed": ("split", "tap"),

@@ -21,7 +21,7 @@ from simclr_jax.errors import Unreachable, UserError, choose
 from simclr_jax.judging import datasets, feature_bank
 from simclr_jax.judging.feature_bank import Say, cache_of
 from simclr_jax.stages import heritage
-from simclr_jax.stages.encoder import Encoder
+from simclr_jax.stages.encoder import Encoder, check_tap
 from simclr_jax.train import saved
 from simclr_jax.unlabelled import NO_LABEL
 
@@ -63,7 +63,7 @@ def run(options: Options, say: Say = print) -> None:
     read = saved.read(options.checkpoint)
     # Unreadable images are left out and named, however many they are: what can be is embedded.
     encoder = Encoder.of(read).changed({"data.max_bad_fraction": 1.0})
-    choose("--tap", options.tap, encoder.taps)
+    check_tap("--tap", options.tap, encoder.config)
     say(f"encoder   {encoder.run}, tap {options.tap}, images of {encoder.size} pixels")
     parts = open_parts(read, options.data, options.data_dir, options.split, say)
     for name, source in parts.items():

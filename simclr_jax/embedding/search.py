@@ -18,11 +18,11 @@ from simclr_jax.data.sources import NO_LABEL
 from simclr_jax.embedding import embeddings
 from simclr_jax.embedding.embeddings import Embeddings
 from simclr_jax.embedding.pictures import Pictures, source_run
-from simclr_jax.errors import UserError, choose, printable
+from simclr_jax.errors import UserError, printable
 from simclr_jax.evaluate import knn, retrieval
 from simclr_jax.judging.feature_bank import Say
 from simclr_jax.reporting.sheet import Cell, sheet, thumbnail
-from simclr_jax.stages.encoder import Encoder
+from simclr_jax.stages.encoder import Encoder, check_tap
 
 K = 12  # nearest images, where nothing else is asked for
 SPREAD = 12  # queries, where none is given
@@ -178,7 +178,7 @@ def _read_query(
 
 def _encoder(found: Embeddings, checkpoint: str) -> Encoder:
     encoder = Encoder.of(source_run(found, checkpoint))
-    choose("the embeddings' tap", found.about["tap"], encoder.taps)
+    check_tap("the embeddings' tap", found.about["tap"], encoder.config)
     if encoder.fingerprint != found.about["weights"]:
         raise UserError(
             f"{encoder.run} is not the checkpoint that made the embeddings any more: run "

@@ -65,7 +65,7 @@ def fit(
     if not all(len(fitting) for fitting, _ in splits):
         raise UserError("no labelled examples are left to fit on: label more")
     labels = np.asarray(labels)
-    origin, unit = _moments(np.asarray(features))
+    origin, unit = moments(np.asarray(features))
     centred = np.subtract(features, origin)  # on the host: the device holds them once
     centred /= unit
     centred = jnp.asarray(centred)
@@ -132,7 +132,7 @@ def folds(labels: Any, count: int, seed: int) -> np.ndarray:
     return fold
 
 
-def _moments(features: np.ndarray) -> tuple[np.ndarray, float]:
+def moments(features: np.ndarray) -> tuple[np.ndarray, float]:
     """Return the mean `[d]`, and the root of the mean square of what is left, or 1 for 0."""
     origin = features.mean(axis=0, dtype=np.float64)
     # In blocks: features of ImageNet would not fit twice.

@@ -296,7 +296,7 @@ def of_saved(
         device = np.array(jax.local_devices(backend="cpu")[:1])
         mesh = Mesh(device, (parallel.AXIS,), axis_types=(AxisType.Auto,))
         encoder = Encoder.of(_in_float32(read), mesh).changed(fields)
-    known = [tap for tap in encoder.taps if tap != "pixels"]
+    known = [*encoders.vectors(encoder.config)]
     known += [LOGITS] if encoder.classifier else []
     wanted = taps or ("h", *([LOGITS] if trained and encoder.classifier else []))
     for tap in wanted:

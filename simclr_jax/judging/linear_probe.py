@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -17,12 +18,14 @@ from simclr_jax.errors import UserError, choose, number
 from simclr_jax.evaluate import chance, scores
 from simclr_jax.judging import datasets, feature_bank, naming, results, shown
 from simclr_jax.judging.datasets import Data, Wanted
-from simclr_jax.judging.feature_bank import Features, Say, cache_of
+from simclr_jax.judging.feature_bank import SPOKEN, Features, Say, cache_of
+from simclr_jax.judging.settings import Settings
 from simclr_jax.judging.shown import Scored
-from simclr_jax.judging.solvers import CHOOSE, LEARN, SOLVERS, Outcome, Settings, Task, check
+from simclr_jax.judging.solvers import CHOOSE, LEARN, SOLVERS, Outcome, Task, check
 from simclr_jax.stages import labels as label_choice
-from simclr_jax.stages.encoder import Encoder, taps
+from simclr_jax.stages.encoder import Encoder, check_tap
 from simclr_jax.train import saved
+from simclr_jax.train.progress import duration
 from simclr_jax.unlabelled import counted
 
 
@@ -40,6 +43,7 @@ class Options:
       metric: by which settings are chosen; "" is top-1, or mAP for several labels an image.
       name: what results begin with, in place of a word for the data.
       max_bad_fraction: of unreadable images in a split; None is that of the run's recipe.
+      grid: print a table of runs by taps for each way to judge, not a line for each result.
     """
 
     solvers: tuple[str, ...] = ("lbfgs",)
@@ -51,6 +55,7 @@ class Options:
     metric: str = ""
     name: str = ""
     max_bad_fraction: float | None = None
+    grid: bool = False
 
 
 def run(checkpoints: Sequence[str], wanted: Wanted, options: Options, say: Say = print) -> None:
@@ -79,7 +84,8 @@ def run(checkpoints: Sequence[str], wanted: Wanted, options: Options, say: Say =
         _open(checkpoint, wanted, options)
     done = _Done()
     with Closing() as end:
-        end.step(_say_found, done, say)  # what is done is not lost where a later part fails
+        # What is done is not lost where a later part fails.
+        end.step(_say_found, done, options.grid, say)
         for checkpoint in checkpoints:
             _judge_run(_open(checkpoint, wanted, options), wanted, options, done, say)
 
@@ -129,22 +135,26 @@ def _judge_run(opened: _Opened, wanted: Wanted, options: Options, done: _Done, s
         if judged is not encoder:
             tasks = [task for task in tasks if task.tap != "pixels"]  # which are the same
         named = (options.name or data.slug, tail, naming.of_data(wanted, data))
+        start = time.monotonic()
         for one in judge(judged, data, tasks, options, *named):
             for line in naming.set_aside(workdir, one.result):
                 say(f"note      {line}")
             results.write(workdir, one.result, one.arrays)
             done.written.add(f"{workdir}/results")
             done.found.append(one)
+            took, start = time.monotonic() - start, time.monotonic()
+            if took > SPOKEN:
+                say(f"judged    {one.result['name']} in {duration(took)}")
 
 
-def _say_found(done: _Done, say: Say) -> None:
+def _say_found(done: _Done, grid: bool, say: Say) -> None:
     if not done.found:
         return
-    for line in shown.table(done.found):
+    for line in shown.grid(done.found) if grid else shown.table(done.found):
         say(line)
     for line in shown.notes(done.found):
         say(f"note      {line}")
-    for line in shown.comparisons(done.found):
+    for line in () if grid else shown.comparisons(done.found):
         say(line)
     say(f"written   {', '.join(sorted(done.written))}: settings, scores, predictions")
 
@@ -155,7 +165,7 @@ def _check_runs(checkpoints: Sequence[str], wanted: Sequence[str]) -> None:
     for checkpoint in checkpoints:
         run = saved.describe(checkpoint)
         for tap in wanted:
-            choose("--tap", tap, taps(run.config))
+            check_tap("--tap", tap, run.config)
         at = run.step if checkpoint.endswith(f"@{run.step}") else None
         place = os.path.realpath(run.workdir) if files.is_local(run.workdir) else str(run.workdir)
         if (place, at) in named:
@@ -288,7 +298,7 @@ def _scored(
         **({"level": level} if level else {}),
         **({"notes": list(outcome.notes)} if outcome.notes else {}),
     }
-    return Scored(encoder, result, arrays)
+    return Scored(encoder, result, arrays, outcome.name)
 
 
 def _level(

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from simclr_jax import tables
+from simclr_jax import declaration, tables
 from simclr_jax.evaluate import chance, significance
 from simclr_jax.judging import datasets
 from simclr_jax.judging.datasets import Data
@@ -20,16 +20,21 @@ from simclr_jax.stages import scored as run_scored
 from simclr_jax.stages.encoder import Encoder
 from simclr_jax.unlabelled import counted
 
+LABEL = 30  # letters of the first column of a grid
 MAIN = ("top-1", "mAP")  # of these the one there is, is compared with guessing
 
 
 @dataclasses.dataclass(frozen=True)
 class Scored:
-    """One line of the table: what was judged, its result file's content and its arrays."""
+    """One line of the table: what was judged, its result file's content and its arrays.
+
+    `way` is the solver with its settings, as names of results have it.
+    """
 
     encoder: Encoder
     result: dict[str, Any]
     arrays: dict[str, np.ndarray]
+    way: str
 
 
 def announce(encoder: Encoder, data: Data, solvers: Sequence[str], chooses: bool, say: Say) -> None:
@@ -49,7 +54,7 @@ def announce(encoder: Encoder, data: Data, solvers: Sequence[str], chooses: bool
     if data.choose is not None and not chooses:
         say(
             f"note      {data.splits['choose']} ({len(data.choose)} images) is not used: on such a "
-            "split lbfgs alone chooses, and only with --labels=all"
+            "split lbfgs and mlp alone choose, and only with --labels=all"
         )
     if data.fit.channels != encoder.channels:
         how = "repeated" if encoder.channels == 3 else "reduced to their luminance"
@@ -103,6 +108,41 @@ def table(found: Sequence[Scored]) -> list[str]:
     return [*lines, "in brackets: 95 % bootstrap interval over the images scored on", ""]
 
 
+def grid(found: Sequence[Scored]) -> list[str]:
+    """Show the first score of each way to judge: rows of runs, columns of taps, in 80 columns.
+
+    Below each score stands its interval; a last row has that of guessing.
+    """
+    lines = []
+    for way in dict.fromkeys(one.way for one in found):
+        some = [one for one in found if one.way == way]
+        metric = next(iter(some[0].result["scores"]))
+        taps = list(dict.fromkeys(one.result["tap"] for one in some))
+        rows: list[tuple[str, ...]] = []
+        for run in dict.fromkeys(one.encoder.run for one in some):
+            of_run = {one.result["tap"]: one for one in some if one.encoder.run == run}
+            scored = [of_run[tap].result["scores"] if tap in of_run else {} for tap in taps]
+            first = next(iter(of_run.values())).encoder
+            rows.append((_kind(first), *(_value(scores.get(metric)) for scores in scored)))
+            rows.append((_shortened(f"  {run}"), *(_ends(s.get(metric)) for s in scored)))
+        for name, scores in levels([one.result for one in some]).items():
+            rows.append((_shortened(name), *[_value(scores.get(metric))] * len(taps)))
+        lines += ["", tables.folded((f"{metric} in %, {way}", *taps), rows)]
+    return [*lines, "below each score: 95 % bootstrap interval over the images scored on", ""]
+
+
+def _kind(encoder: Encoder) -> str:
+    """Return what a run was trained by: its method, or its stage."""
+    config = encoder.config
+    trained = config.stage if config.stage != "pretrain" else declaration.group(config.method)
+    return trained if encoder.step else f"{trained}, untrained"
+
+
+def _shortened(text: str) -> str:
+    """Leave out the beginning of a place that would take more room than its end needs."""
+    return text if len(text) <= LABEL else f"  ...{text[len(text) - LABEL + 5 :]}"
+
+
 def levels(results: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, Any]]:
     """Return the scores of guessing by the name of the row; one row where all results have one."""
     found: dict[str, dict[str, Any]] = {}
@@ -150,6 +190,16 @@ def comparisons(found: Sequence[Scored]) -> Iterator[str]:
             f"{100 * test['difference']:+.1f} points, p = {test['p']:.2g} "
             f"(paired permutation test, {test['samples']} samples)"
         )
+
+
+def _value(score: dict[str, float] | None) -> str:
+    return "-" if score is None else f"{100 * score['value']:.1f}"
+
+
+def _ends(score: dict[str, float] | None) -> str:
+    if score is None or "low" not in score:
+        return ""
+    return f"{100 * score['low']:.1f}-{100 * score['high']:.1f}"
 
 
 def _percent(score: dict[str, float] | None) -> str:

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -17,6 +16,7 @@ from simclr_jax.evaluate import (
     knn,
     linear_probe,
     logistic,
+    mlp_probe,
     retrieval,
     scores,
     sgd_probe,
@@ -24,59 +24,13 @@ from simclr_jax.evaluate import (
 from simclr_jax.judging.crop_flip import CROPS, Views
 from simclr_jax.judging.datasets import check_one_label
 from simclr_jax.judging.feature_bank import Features
+from simclr_jax.judging.settings import Settings
 from simclr_jax.stages.encoder import Encoder
 from simclr_jax.stages.scored import neighbours
 
 RECALLS = (1, 5, 10)
 LARGE = 100_000  # images from which on the papers' ImageNet protocol is the default for sgd
 HELD_OUT = 10  # one in so many training images helps to choose the rate of sgd
-
-
-@dataclasses.dataclass(frozen=True)
-class Settings:
-    """What a user may choose.
-
-    Attributes:
-      knn: pairs of k and temperature; None: a neighbour has one vote.
-      rates: base rates of sgd, for 256 images.
-      epochs, batch_size: of sgd; None: 90 and 4096 from `LARGE` images on, else 100 and 512.
-      augment: sgd sees a new crop and flip of each image in each epoch, not kept features.
-      seed: of splits, of sgd's order, of k-means, of intervals.
-    """
-
-    knn: tuple[tuple[int, float | None], ...] = ((200, 0.1), (20, None))
-    rates: tuple[float, ...] = (0.01, 0.03, 0.1, 0.3, 1.0, 3.0)
-    epochs: float | None = None
-    batch_size: int | None = None
-    augment: bool = False
-    seed: int = 0
-
-    def __post_init__(self):
-        for k, temperature in self.knn:
-            if k < 1:
-                raise UserError(f"--knn has k = {k}: it must be 1 or more")
-            if temperature is not None and not 0 < temperature < math.inf:
-                raise UserError(f"--knn has the temperature {temperature:g}: give one above 0")
-        for rate in self.rates:
-            if not 0 < rate < math.inf:
-                raise UserError(f"--sgd_rates has {rate:g}: rates must be more than 0, and finite")
-        if self.epochs is not None and not 0 < self.epochs < math.inf:
-            raise UserError(f"--sgd_epochs is {self.epochs:g}: it must be more than 0, and finite")
-        if self.batch_size is not None and self.batch_size < 1:
-            raise UserError(f"--sgd_batch_size is {self.batch_size}: it must be 1 or more")
-        if not 0 <= self.seed < 2**32:
-            raise UserError(f"--seed is {self.seed}: it must be in [0, 2^32)")
-
-    def unsaid(self, solver: str) -> dict[str, Any]:
-        """Return the settings of a solver that are not the defaults, and that its name leaves out.
-
-        The seed is a word of its own.
-        """
-        if solver != "sgd":
-            return {}
-        plain = Settings()
-        names = ("rates", "epochs", "batch_size")
-        return {n: getattr(self, n) for n in names if getattr(self, n) != getattr(plain, n)}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -178,6 +132,46 @@ def sgd(task: Task, settings: Settings) -> Iterator[Outcome]:
     yield Outcome(name, protocol | views, outputs=outputs)
 
 
+def mlp(task: Task, settings: Settings) -> Iterator[Outcome]:
+    """Train RotNet's classifier, its rate and decay chosen on validation examples."""
+    x, labels, splits, chosen_on = _to_choose(task, settings.seed)
+    probe = mlp_probe.fit(
+        x,
+        labels,
+        task.classes,
+        splits,
+        _scorer(task.metric),
+        settings.mlp_rates,
+        settings.mlp_decays,
+        epochs=settings.mlp_epochs,
+        hidden=settings.mlp_units,
+        seed=settings.seed,
+    )
+    width = settings.mlp_units or mlp_probe.units(task.classes)
+    protocol = {
+        "solver": f"two hidden layers of {width} units with batch normalisation and ReLU, SGD, "
+        f"Nesterov momentum {mlp_probe.MOMENTUM:g}",
+        "labels an image": "several, one against the rest" if labels.ndim == 2 else "one",
+        "features centred": "divided by one number, to mean square 1",
+        "batch": min(mlp_probe.BATCH, len(x)),
+        "epochs": settings.mlp_epochs,
+        "rate falls": f"to {mlp_probe.FALL:g} of itself after "
+        f"{', '.join(f'{part:.0%}' for part in mlp_probe.DROPS)}",
+        "rates": list(settings.mlp_rates),
+        "decays of all parameters": list(settings.mlp_decays),
+        "chosen": {
+            "rate": probe.rate,
+            "decay": probe.decay,
+            f"{task.metric} on validation": _best(probe.scores),
+        },
+        "chosen on": chosen_on,
+        "trained again on": f"all {len(x)}",
+    }
+    roles = ("fit", "score") if task.choose is None else ("fit", "choose", "score")
+    outputs = np.asarray(mlp_probe.outputs(probe.layers, probe.moments, task.score.x))
+    yield Outcome("mlp", protocol, roles, outputs)
+
+
 def nearest(task: Task, settings: Settings) -> Iterator[Outcome]:
     """Classify by the nearest neighbours in the training set, in each of the conventions."""
     labels, done = _one_label(task.fit, "knn"), set()
@@ -244,13 +238,19 @@ def classifier(task: Task, settings: Settings) -> Iterator[Outcome]:
 SOLVERS: dict[str, Callable[[Task, Settings], Iterator[Outcome]]] = {
     "lbfgs": lbfgs,
     "sgd": sgd,
+    "mlp": mlp,
     "knn": nearest,
     "kmeans": kmeans,
     "retrieval": similar,
     "classifier": classifier,
 }
-LEARN = ("lbfgs", "sgd", "knn")  # from training images; the others look at the scored ones alone
-CHOOSE = ("lbfgs",)  # on images of a split of their own, where there is one
+LEARN = (
+    "lbfgs",
+    "sgd",
+    "mlp",
+    "knn",
+)  # from training images; the others look at the scored ones alone
+CHOOSE = ("lbfgs", "mlp")  # on images of a split of their own, where there is one
 
 
 def check(
@@ -333,7 +333,8 @@ def _one_label(features: Features, solver: str) -> np.ndarray:
 def _check_one_label(several: bool, solver: str) -> None:
     if several:
         raise UserError(
-            f"an image has several labels, and --solver={solver} needs one: use --solver=lbfgs,sgd"
+            f"an image has several labels, and --solver={solver} needs one: use "
+            "--solver=lbfgs,sgd,mlp"
         )
 
 
@@ -346,7 +347,7 @@ def _one(weights: logistic.Weights, rate: int) -> logistic.Weights:
     return logistic.Weights(weights.kernel[rate], weights.bias[rate])
 
 
-def _best(found: dict[float, float]) -> float | None:
+def _best(found: Mapping[Any, float]) -> float | None:
     return max(found.values(), default=None)
 
 

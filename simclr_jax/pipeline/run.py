@@ -18,7 +18,7 @@ from ml_collections import ConfigDict
 
 from simclr_jax import documents, fields, files, processes, recipes, records, validation
 from simclr_jax.closing import Closing
-from simclr_jax.errors import UserError, choose, nearest
+from simclr_jax.errors import UserError, nearest
 from simclr_jax.evaluate import chance
 from simclr_jax.judging import linear_probe, results
 from simclr_jax.judging.datasets import Wanted
@@ -28,7 +28,7 @@ from simclr_jax.pipeline import table as pipeline_table
 from simclr_jax.pipeline.place import SOLVER, Place, Settle
 from simclr_jax.pipeline.table import Cost, Entry
 from simclr_jax.stages import run as runs
-from simclr_jax.stages.encoder import taps
+from simclr_jax.stages.encoder import check_tap
 from simclr_jax.stages.inherit import inherit
 from simclr_jax.train import saved
 from simclr_jax.train.lock import WorkdirLock
@@ -116,7 +116,7 @@ def settle(config: ConfigDict, devices: int, finish: Settle) -> dict[str, Config
             _check_fit(c, known)
         known[name] = c
     for name, probe in config.probes.items():
-        choose(f"probes.{name}.tap", probe.tap, taps(known[probe.run]))
+        check_tap(f"probes.{name}.tap", probe.tap, known[probe.run])
     return known
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import json
+import re
 import zlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
@@ -18,7 +19,7 @@ from simclr_jax import parallel, recipes
 from simclr_jax.augment.resize import to_float
 from simclr_jax.data.decode import Rules
 from simclr_jax.errors import UserError, choose
-from simclr_jax.evaluate import features
+from simclr_jax.evaluate import features, maps
 from simclr_jax.evaluate.logistic import Weights
 from simclr_jax.frame import modules
 from simclr_jax.models.inputs import COLOURED
@@ -33,18 +34,33 @@ Variables = Mapping[str, Mapping[str, Any]]  # params and batch_stats, each by p
 PARTS = ("encoder", "head")
 PIXELS = 32  # side of the raw pixels that are scored beside the features
 GROUPS = tuple(f"group{i}" for i in range(1, 5))
+MAPS = tuple(f"map{i}" for i in range(1, 5))
+OWN_SIZE = re.compile(r"(map[1-4])_([1-9]\d{0,6})")  # a map, pooled to about so many numbers
 
 
 def taps(config: ConfigDict) -> tuple[str, ...]:
     """Name the vectors that can be read off a model.
 
     `h`, the representation; `head1` to `headL`, the layers of the projection head, `z` being the
-    last; `group1` to `group4`, spatial means of the block groups (the fourth is `h`); and
-    `pixels`, the image itself, shrunk to `PIXELS` where it is larger: what needs no learning.
+    last; `group1` to `group4`, spatial means of the block groups (the fourth is `h`); `map1` to
+    `map4`, their maps before that, pooled to about `maps.NUMBERS` numbers, or `map3_2000` to about
+    so many; and `pixels`, the image itself, shrunk to `PIXELS` where it is larger: what needs no
+    learning.
     """
+    return (*vectors(config), *MAPS, "pixels")
+
+
+def vectors(config: ConfigDict) -> tuple[str, ...]:
+    """Name those of the taps that have no place in the image, and so can leave with a model."""
     layers = head_layers(config)
     heads = [f"head{i}" for i in range(1, layers + 1)]
-    return ("h", *heads, *(["z"] if layers else []), *GROUPS, "pixels")
+    return ("h", *heads, *(["z"] if layers else []), *GROUPS)
+
+
+def check_tap(what: str, tap: str, config: ConfigDict) -> None:
+    """Raise `UserError`, which begins with `what`, unless a model has a tap."""
+    if not OWN_SIZE.fullmatch(tap):
+        choose(what, tap, taps(config))
 
 
 def tap_name(config: ConfigDict, layer: int) -> str:
@@ -87,9 +103,19 @@ def embedder(
             found["z"] = hiddens[-1]
             found |= {f"head{i}": hidden for i, hidden in enumerate(hiddens)}
         found |= {f"group{i}": ends[f"block_group{i}"] for i in range(1, 5)}
+        for tap in wanted:
+            if tap not in found:
+                found[tap] = _pooled(ends, tap, h.dtype)
         return {tap: _vectors(found[tap], h.dtype) for tap in wanted}
 
     return embed
+
+
+def _pooled(ends: Mapping[str, jax.Array], tap: str, dtype: Any) -> jax.Array:
+    """Return the map of a block group, pooled as the name of its tap says, `[b, d]`."""
+    sized = OWN_SIZE.fullmatch(tap)
+    name, numbers = (sized[1], int(sized[2])) if sized else (tap, maps.NUMBERS)
+    return maps.pooled(ends[f"block_{name.replace('map', 'group')}"].astype(dtype), numbers)
 
 
 class Encoder:
@@ -201,7 +227,7 @@ class Encoder:
             sizes; c is 1 or 3. An image may also be the path of a file, or one of Pillow's. They
             are resized and cropped as at the run's evaluations. Take nothing else off them: a mean
             and deviation (`model.input`) are the encoder's own.
-          tap: which vector, one of `taps`.
+          tap: which vector, see `taps`.
           batch_size: images in a forward pass, over all devices.
 
         Returns:
@@ -210,7 +236,7 @@ class Encoder:
         Raises:
           UserError: for an unknown tap, or something that is no image.
         """
-        choose("tap", tap, self.taps)
+        check_tap("tap", tap, self.config)
         several = not in_hand.is_one(images)
         rules = Rules.of(self.config.data)
         views = [
@@ -239,7 +265,7 @@ class Encoder:
           `[m, d]` for each tap.
         """
         for tap in wanted:
-            choose("tap", tap, self.taps)
+            check_tap("tap", tap, self.config)
         key = (*wanted, prepared)
         if key not in self._encoders:  # `features.extract` compiles once per function object
             self._encoders[key] = self._encoder(wanted, prepared)

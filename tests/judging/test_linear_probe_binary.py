@@ -23,7 +23,9 @@ from simclr_jax.stages import labels
 from simclr_jax.stages.encoder import Encoder
 from simclr_jax.train import saved
 
-SETTINGS = Settings(knn=((10, 0.1), (3, None)), rates=(0.1, 1.0), epochs=3, batch_size=16)
+SETTINGS = Settings(
+    *(((10, 0.1), (3, None)), (0.1, 1.0), 3, 16), mlp_rates=(0.1,), mlp_epochs=2, mlp_units=8
+)
 LEARNED = tuple(solver for solver in SOLVERS if solver != "classifier")
 EVERY = Options(solvers=LEARNED, taps=("h", "z"), settings=SETTINGS)
 WIDTH = 32  # of h, and here of z as well: so the programs that judge are compiled once for both
@@ -101,7 +103,7 @@ def test_no_solver_touches_a_weight(run, judged):
 
 def test_results_say_what_was_measured(run, judged):
     _, said, found = judged
-    solvers = ("lbfgs", "sgd", "knn10-0.1", "knn3", "kmeans", "retrieval")
+    solvers = ("lbfgs", "sgd", "mlp", "knn10-0.1", "knn3", "kmeans", "retrieval")
     assert {words(name) for name in found} == {
         f"{solver}-{tap}" for solver in solvers for tap in ("h", "z")
     }
@@ -109,7 +111,7 @@ def test_results_say_what_was_measured(run, judged):
         assert any(line.count(name) for line in said)
         assert one["checkpoint"]["step"] == 7 and one["checkpoint"]["run"] == f"{run}@7"
         assert one["data"]["test"]["images"] == 24 and "validation" not in one["data"]
-        learns = one["solver"] in ("lbfgs", "sgd", "knn")
+        learns = one["solver"] in ("lbfgs", "sgd", "mlp", "knn")
         assert ("fit" in one["data"]) == learns and (
             one["protocol"]["labels used"] != "none"
         ) == learns

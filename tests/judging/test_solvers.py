@@ -16,7 +16,7 @@ from sklearn.cluster import KMeans
 from sklearn.metrics import adjusted_rand_score, normalized_mutual_info_score
 
 from simclr_jax.errors import UserError
-from simclr_jax.evaluate import clustering, scores, sgd_probe
+from simclr_jax.evaluate import clustering, mlp_probe, scores, sgd_probe
 from simclr_jax.evaluate.logistic import Weights
 from simclr_jax.judging import solvers
 from simclr_jax.judging.feature_bank import Features
@@ -232,6 +232,46 @@ def test_sgd_is_as_long_as_the_papers_unless_one_says_otherwise(
     rest = count - -(-count // 10)  # nine tenths choose the rate, in the same number of epochs
     size = min(batch, rest)
     assert asked[0] == (rest, size, max(1, round(epochs * rest / size)), 7)
+
+
+MLP = {"mlp_rates": (0.003, 0.1), "mlp_decays": (0.0005, 0.1), "mlp_epochs": 8.0}
+
+
+@pytest.mark.parametrize("metric", ["top-1", "mAP"])
+def test_rate_and_decay_of_mlp_are_chosen_where_the_penalty_is(metric, monkeypatch):
+    """On validation examples, by the metric; the scored ones are looked at once, at the end."""
+    fit, choose, score = PARTS[metric == "mAP"]
+    asked = []
+    real = mlp_probe.fit
+
+    def spied(x, labels, classes, splits, scorer, *rest, **named):
+        asked.append((x, labels, splits, rest, named))
+        return real(x, labels, classes, splits, scorer, *rest, **named)
+
+    monkeypatch.setattr(mlp_probe, "fit", spied)
+    (found,) = run("mlp", task(fit, choose, score, metric), seed=4, mlp_units=12, **MLP)
+    ((x, labels, ((fitting, choosing),), rest, named),) = asked
+    np.testing.assert_array_equal(x[fitting], fit.x)
+    np.testing.assert_array_equal(x[choosing], choose.x)
+    np.testing.assert_array_equal(labels[choosing], choose.labels)
+    assert rest == (MLP["mlp_rates"], MLP["mlp_decays"])
+    assert named == {"epochs": 8.0, "hidden": 12, "seed": 4}
+    probe = real(x, labels, CLASSES, [(fitting, choosing)], scorer_of(metric), *rest, **named)
+    assert found.protocol["chosen"] == {
+        "rate": probe.rate,
+        "decay": probe.decay,
+        f"{metric} on validation": pytest.approx(max(probe.scores.values())),
+    }
+    assert found.protocol["chosen on"] == "60 images of the validation split"
+    assert found.protocol["trained again on"] == "all 150"
+    assert found.roles == ("fit", "choose", "score")
+    want = np.asarray(mlp_probe.outputs(probe.layers, probe.moments, score.x))
+    np.testing.assert_allclose(found.outputs, want, atol=1e-5)
+    assert SCORERS[metric](found.outputs, score.labels) > 0.4
+
+
+def scorer_of(metric):
+    return lambda outputs, labels: SCORERS[metric](outputs, labels)
 
 
 NEIGHBOURS = ((9, 0.05), (9, 0.5), (9, None), (8, None), (1, None), (500, 0.02), (500, None))

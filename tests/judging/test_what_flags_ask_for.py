@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import importlib
 import sys
@@ -50,14 +51,23 @@ PROBE = (
     *("--validation_split=h", "--solver=sgd,kmeans", "--tap=z,head1", "--labels=25"),
     *("--knn=7:0.3,9", "--sgd_rates=0.5,2", "--sgd_epochs=3.5", "--sgd_batch_size=17"),
     *("--sgd_augment", "--untrained", "--seed=11", "--cache=i", "--name=j", "--seen"),
-    "--max_bad_fraction=0.25",
+    *("--max_bad_fraction=0.25", "--mlp_rates=0.4,0.6", "--mlp_decays=0,0.7", "--mlp_epochs=8.5"),
+    *("--mlp_units=19", "--grid"),
 )
 
 
 def test_the_linear_probe(asked):
     (checkpoints, wanted, options), _ = asked("linear_probe", linear_probe, *PROBE)
     assert checkpoints == ["a", "b@7"] and wanted == Wanted("d", "e", "f", "g", "h", True)
-    settings = Settings(((7, 0.3), (9, None)), (0.5, 2.0), 3.5, 17, True, 11)
+    settings = Settings(((7, 0.3), (9, None)), (0.5, 2.0), 3.5, 17, True)
+    settings = dataclasses.replace(
+        settings,
+        mlp_rates=(0.4, 0.6),
+        mlp_decays=(0.0, 0.7),
+        mlp_epochs=8.5,
+        mlp_units=19,
+        seed=11,
+    )
     assert options == Options(
         solvers=("sgd", "kmeans"),
         taps=("z", "head1"),
@@ -68,6 +78,7 @@ def test_the_linear_probe(asked):
         metric="",
         name="j",
         max_bad_fraction=0.25,
+        grid=True,
     )
 
 
@@ -81,6 +92,10 @@ def test_the_linear_probe_without_a_word(asked):
         epochs=None,
         batch_size=None,
         augment=False,
+        mlp_rates=(0.01, 0.1),
+        mlp_decays=(0.0005, 0.005),
+        mlp_epochs=50.0,
+        mlp_units=None,
         seed=0,
     )
     assert (options.taps, options.labels, options.cache) == (("h",), "all", "")

@@ -23,7 +23,8 @@ from simclr_jax import declaration, recipes, validation
 from simclr_jax.errors import UserError
 from simclr_jax.fields import CHOICES
 from simclr_jax.frame import modules
-from simclr_jax.methods import contrastive, fnc, instdisc
+from simclr_jax.losses.counting import FORMS
+from simclr_jax.methods import contrastive, exemplar, fnc, instdisc
 from simclr_jax.stages import pretrain
 from simclr_jax.train.step import make_step
 
@@ -33,6 +34,8 @@ VARIANTS: dict[str, list[dict[str, object]]] = {
         *({"contrastive__loss": loss} for loss in contrastive.LOSSES),
         {"contrastive__loss": "nt_logistic", "contrastive__negatives": "semi_hard"},
     ],
+    "counting": [{"counting__form": form} for form in FORMS],
+    "exemplar": [{"exemplar__form": form} for form in exemplar.FORMS],
     "fnc": [{"fnc__cancel": name} for name in fnc.CANCEL]
     + [{"fnc__memory": 0, "fnc__momentum": 0.999}],
     "instdisc": [

@@ -48,9 +48,11 @@ VARIANTS: dict[str, tuple[str, ...]] = {
         *("cifar10,loss=hard_negative", "local=4"),
     ),
     "denoising_autoencoder": ("", "cifar10"),
+    "counting": ("", "cifar10", "imagenet"),
     "digits": ("", "local=4"),
     "distill": ("", "self", "epochs=100"),
     "distill_imagenet": ("", "depth=152,width=3,sk", "self", "epochs=100"),
+    "exemplar": ("", "triplet", "cifar10", "imagenet"),
     "finetune": (
         "",
         *("tap=1", "frozen", "scratch", "sgd", "epochs=30"),

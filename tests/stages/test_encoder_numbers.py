@@ -13,6 +13,8 @@ from train import tiny
 
 import simclr_jax
 from simclr_jax import documents
+from simclr_jax.errors import UserError
+from simclr_jax.frame import modules
 from simclr_jax.stages import encoder as encoders
 from simclr_jax.stages.encoder import Encoder
 from simclr_jax.train import saved
@@ -73,13 +75,45 @@ def test_layers_of_the_head_are_counted_from_h_or_from_the_end(layers):
     assert [encoders.tap_name(c, k) for k in range(layers + 1)] == names
     assert [encoders.tap_name(c, -k) for k in range(1, layers + 2)] == names[::-1]
     taps = encoders.taps(c)
-    assert taps == (*names, "z", "group1", "group2", "group3", "group4", "pixels")
+    groups = ("group1", "group2", "group3", "group4")
+    assert encoders.vectors(c) == (*names, "z", *groups)
+    assert taps == (*names, "z", *groups, "map1", "map2", "map3", "map4", "pixels")
 
 
 def test_without_a_head_there_is_h_alone():
     c = tiny.recipe(head__kind="none")
     assert [encoders.tap_name(c, k) for k in (0, -1)] == ["h", "h"]
-    assert encoders.taps(c) == ("h", "group1", "group2", "group3", "group4", "pixels")
+    assert encoders.vectors(c) == ("h", "group1", "group2", "group3", "group4")
+
+
+def test_a_map_is_the_block_group_before_its_mean(workdir, encoder):
+    """Pooled from the module's own end point; whole, its mean over the image is the group's tap."""
+    names = ("map2_64", "map2", "map3_1000000", "group2", "group3", "map4_1", "h")
+    found = encoder.extract(IMAGES, names)
+    prepared = encoder.preprocessing.on_device(IMAGES)
+    module = modules.encoder(encoder.config)
+    host = jax.device_get(encoder.variables)
+    variables = {kind: tree["encoder"] for kind, tree in host.items()}
+    ends = jax.jit(lambda v, x: module.apply(v, x, train=False))(variables, prepared)
+    second, third = (np.asarray(ends[f"block_group{i}"]) for i in (2, 3))
+    b, side, _, channels = second.shape
+    assert side > 4 and channels == 8  # 64 numbers are 8 cells, a square of 3
+    cells = round((64 / channels) ** 0.5)
+    fine = second.repeat(cells, 1).repeat(cells, 2)
+    want = fine.reshape(b, cells, side, cells, side, channels).mean((2, 4)).reshape(b, -1)
+    np.testing.assert_allclose(found["map2_64"], want, atol=1e-5)
+    np.testing.assert_allclose(found["map2"], second.reshape(b, -1), atol=1e-5)
+    whole = found["map3_1000000"].reshape(third.shape)
+    np.testing.assert_allclose(whole, third, atol=1e-5)
+    np.testing.assert_allclose(whole.mean((1, 2)), found["group3"], atol=1e-5)
+    np.testing.assert_allclose(found["map4_1"], found["h"], atol=1e-5)
+
+
+@pytest.mark.parametrize("tap", ["map5", "map0", "map2_", "map2_0", "map2_-3", "map2_09", "mapx"])
+def test_a_map_that_there_is_not_is_named_in_one_line(encoder, tap):
+    with pytest.raises(UserError, match=f'tap is "{tap}".*choose one of h.*map1, map2') as found:
+        encoder(IMAGES, tap=tap)
+    assert "\n" not in str(found.value)
 
 
 def test_any_leaf_changes_the_fingerprint(workdir, encoder):
