@@ -27,6 +27,7 @@ def get_config(arg=""):
     if a.imagenet:
         recipes.on_imagenet(c)
         c.model.width = 2.0
+        own.patch, own.jitter = 64, 21
         view.size = 292  # squeezed to a square, of which the cells take 255 pixels
         c.train.batch_size, c.train.epochs = 128, 35.0
         c.optim.drops = "15,25"

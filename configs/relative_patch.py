@@ -25,6 +25,7 @@ def get_config(arg=""):
         recipes.on_imagenet(c)
         c.model.width = 2.0
         own.pairs = "centre"
+        own.patch, own.jitter = 64, 21
         view.size = 292  # squeezed to a square, of which the cells take 255 pixels
         if a.doersch:
             own.pairs, own.grid, own.colours = "all", 2, "one"

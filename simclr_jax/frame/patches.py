@@ -35,11 +35,12 @@ from simclr_jax.train.stage import Metrics, Outputs
 COLOURS = ("all", "one")
 PARTS = ("patch", "together", "answer")  # of the network, beside the encoder
 
+# Patches for views of 32 pixels; recipes of larger ones have larger patches.
 FIELDS: dict[str, Field] = {
-    "patch": Field(64, "side of a patch, pixels", "1 or more", lambda v: v >= 1),
+    "patch": Field(8, "side of a patch, pixels", "1 or more", lambda v: v >= 1),
     "gap": Field(0, "pixels between two cells", "0 or more", lambda v: v >= 0),
     "jitter": Field(
-        21,
+        2,
         "how much larger a cell is than its patch, which lies anywhere in it; pixels",
         "0 or more",
         lambda v: v >= 0,

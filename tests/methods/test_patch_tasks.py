@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 import smallest
 from frame import toys
+from ml_collections.config_dict import placeholder
 from train import tiny
 
 from simclr_jax import declaration, parallel, recipes, validation
@@ -44,7 +45,7 @@ def recipe(method, **fields):
     own = {f"{method}__{name}": value for name, value in fields.items() if "__" not in name}
     others = {name: value for name, value in fields.items() if "__" in name}
     fixed = {"train__dtype": "float64", "bn__groups": 1, f"{method}__dropout": 0.0}
-    return smallest.recipe(method, **fixed, **own, **others)
+    return smallest.recipe(method, **(fixed | own | others))
 
 
 def where(patch, whole):
@@ -162,7 +163,7 @@ class Stub:
 
 def test_the_neighbour_is_any_of_eight_and_the_grid_anywhere():
     """A pair is drawn anew for each image; in other epochs another of the same image."""
-    c = recipe("relative_patch", pairs="one")
+    c = recipe("relative_patch", pairs="one", train__steps=12)
     stage, _ = tiny.make_stage(c, 1)
     look, found = jax.jit(stage.look), []
     for _, batch in stage.batches(0, 12):
@@ -372,7 +373,8 @@ def test_a_view_with_a_size_of_its_own_is_what_patches_are_cut_from():
         validation.validate(c, 1)
     c.augment.views.first.size, c.data.image_size = 6, 5
     validation.validate(c, 1)
-    c.augment.views.first.size, c.data.image_size = None, None  # chosen when images are known
+    c.augment.views.first.size = None
+    recipes.put(c, "data.image_size", placeholder(int))  # chosen when images are known
     validation.validate(c, 1)
 
 
