@@ -102,7 +102,7 @@ class Grid:
           shifts: int `[rows, columns, 2]`, of each patch from the corner of its cell.
           size: of the image; a patch that would lie outside is moved in.
         """
-        cells = np.stack(np.mgrid[: self.rows, : self.columns], -1) * np.array(self.pitch)
+        cells = np.moveaxis(np.mgrid[: self.rows, : self.columns], 0, -1) * np.array(self.pitch)
         start, shifts, cells = (jnp.asarray(x, jnp.int32) for x in (start, shifts, cells))
         last = jnp.asarray(np.array(size) - np.array(self.patch), jnp.int32)
         return jnp.clip(start + cells + shifts, 0, last)

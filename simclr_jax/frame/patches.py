@@ -144,12 +144,12 @@ def look(
     Returns:
       `patches` `[n, p, h', w', c]` and, for the probe if there is one, the `whole` view.
     """
-    size = views["views"].shape[2:4]
+    height, width = views["views"].shape[2:4]
     every = np.arange(grid.rows * grid.columns, dtype=np.int32)
     single = config[declaration.group(config.method)].colours == "one"
 
     def of_image(image, place, colour, own):  # [h, w, c], key, key, [p]
-        corners = grid.drawn(place, size).reshape(-1, 2)[own]
+        corners = grid.drawn(place, (height, width)).reshape(-1, 2)[own]
         patches = cut(image, corners, grid.patch)
         if single:
             patches = jax.vmap(one_colour)(jax.random.split(colour, len(patches)), patches)

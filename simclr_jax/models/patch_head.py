@@ -33,8 +33,13 @@ class PatchEmbedding(nn.Module):
     @nn.compact
     def __call__(self, h: jax.Array) -> jax.Array:
         init = nn.initializers.variance_scaling(1.0, "fan_in", "truncated_normal")
-        how = {"dtype": self.dtype, "param_dtype": self.param_dtype, "name": "dense"}
-        return nn.Dense(self.dim, kernel_init=init, **how)(h)
+        return nn.Dense(
+            self.dim,
+            kernel_init=init,
+            dtype=self.dtype,
+            param_dtype=self.param_dtype,
+            name="dense",
+        )(h)
 
 
 class Together(nn.Module):
@@ -57,8 +62,14 @@ class Together(nn.Module):
     @nn.compact
     def __call__(self, x: jax.Array, train: bool, group: jax.Array | None = None) -> jax.Array:
         """Return `[b, hidden]`; `group` is of the normalisation, as in `ResNet`."""
-        how = {"dtype": self.dtype, "param_dtype": self.param_dtype, "name": "dense"}
-        x = nn.Dense(self.hidden, use_bias=False, kernel_init=KERNEL, **how)(x)
+        x = nn.Dense(
+            self.hidden,
+            use_bias=False,
+            kernel_init=KERNEL,
+            dtype=self.dtype,
+            param_dtype=self.param_dtype,
+            name="dense",
+        )(x)
         return nn.relu(self.norm(name="bn")(x, train, group))
 
 
