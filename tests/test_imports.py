@@ -32,6 +32,8 @@ LAYERS = (
     (
         "validation",
         "fields",
+        "background",
+        "cpu_devices",
         "recipes",
         "records",
         "tables",

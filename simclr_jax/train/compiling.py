@@ -66,6 +66,8 @@ class Times:
     def expected(self, program: str, where: str, length: int) -> str:
         """Return how long a program will take, in words: from the last time, or by its length."""
         if took := self._known.get(program):
+            if took["seconds"] == took["first"]:  # there was one time, and JAX has kept the program
+                return f"{_seconds(took['first'])} the first time, now less"
             return f"about {_seconds(took['seconds'])}, as the last time"
         paces = [t["first"] / t["length"] for t in self._known.values() if t["where"] == where]
         if not paces:

@@ -84,7 +84,7 @@ def test_the_last_time_is_remembered(cache):
     times = Times()
     assert "for the first time" in times.expected("a", "1 x cpu", 1000)
     times.keep("a", "1 x cpu", 1000, 20.0)
-    assert "about 20 s, as the last time" in Times().expected("a", "1 x cpu", 1000)
+    assert "20 s the first time, now less" in Times().expected("a", "1 x cpu", 1000)
     assert "by its length about 10 s" in Times().expected("b", "1 x cpu", 500)
     assert "may take minutes" in Times().expected("b", "1 x gpu", 500)
     Times().keep("a", "1 x cpu", 1000, 2.0)  # found in the cache
@@ -107,7 +107,7 @@ def test_a_damaged_memory_is_an_empty_one(content, cache):
     times = Times()
     assert "for the first time" in times.expected("a", "1 x cpu", 1000)
     times.keep("a", "1 x cpu", 1000, 20.0)
-    assert "as the last time" in Times().expected("a", "1 x cpu", 1000)
+    assert "20 s the first time" in Times().expected("a", "1 x cpu", 1000)
 
 
 def test_where_nothing_can_be_kept_nothing_is(cache):
