@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import signal
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import msgspec
@@ -31,6 +32,7 @@ from simclr_jax.stages.prepare import Prepared, prepare
 from simclr_jax.train import loggers, loop
 from simclr_jax.train.interrupt import Asked, AtOnce
 from simclr_jax.train.profile import Profiler
+from simclr_jax.train.progress import Console
 from simclr_jax.train.stage import Stage
 from simclr_jax.train.timetable import Timetable
 from simclr_jax.train.workdir import open_workdir, recipe_before
@@ -104,6 +106,16 @@ def run(
         return EXIT_CODES[signal.SIGTERM]
 
 
+@contextlib.contextmanager
+def _telling(console: Console) -> Iterator[None]:
+    """Say of a run that is stopped at once that it can go on."""
+    try:
+        yield
+    except Asked:
+        console.say("stopped, with nothing to be saved; the same command continues")
+        raise
+
+
 def _run(
     config: ConfigDict,
     workdir: str,
@@ -126,7 +138,8 @@ def _run(
     processes.check_same("recipe or images", record)
     keep, keep_period = config.checkpoint.keep, config.checkpoint.keep_period
     profiler = Profiler(profile_steps, epath.Path(workdir) / "profile", timetable.total_steps)
-    with open_workdir(workdir, record, resume, keep=keep, keep_period=keep_period) as opened:
+    open_one = open_workdir(workdir, record, resume, keep=keep, keep_period=keep_period)
+    with open_one as opened, _telling(opened.console):
         if opened.fresh and processes.rank() == 0:
             sources.remember(kept, ready.images, ready.test)
         inputs = Inputs(config, train, test, opened)

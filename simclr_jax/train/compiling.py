@@ -133,9 +133,7 @@ class Ahead:
         if work is None:
             if not hasattr(self._step, "lower"):
                 return self._step(state, batches, frozen)
-            self.wait(
-                (range(0), batches)
-            )  # another shape than was expected, or a shorter last chunk
+            self.wait((range(0), batches))  # of another shape, such as a shorter last chunk's
             work = self._work[_like(batches)]
         return work.result()(state, batches, frozen)
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import functools
 from collections.abc import Callable
 
 import jax
@@ -16,6 +15,7 @@ from simclr_jax.train.compiling import Ahead, FirstAhead, Shapes
 from simclr_jax.train.interrupt import StopRequest
 from simclr_jax.train.log import Log
 from simclr_jax.train.profile import Profiler
+from simclr_jax.train.progress import Console
 from simclr_jax.train.stage import Stage, TrainState
 from simclr_jax.train.step import Step, make_step
 from simclr_jax.train.timetable import Timetable, due
@@ -82,15 +82,13 @@ def train(
             step.begin(expected)
         if state is None:
             state = console.during("making the first state", lambda: stage.warm_start(stage.init()))
-            evaluate = functools.partial(stage.evaluate, state)
-            log.evaluation(0, console.during("evaluating", evaluate))
+            log.evaluation(0, _evaluated(stage, state, console))
         step.wait(source.first(console))
         stop.listen()
         for steps, batches in log.watch(source):
             if stage.before_epoch and (epoch := timetable.new_epoch(steps)) is not None:
                 log.catch_up()
-                prepare = functools.partial(stage.before_epoch, state, epoch)
-                state = console.during(f"preparing epoch {epoch + 1}", prepare)
+                state = _prepared(stage.before_epoch, state, epoch, console)
             profiler.before(steps)
             state, metrics = step(state, batches, stage.frozen)
             profiler.after(steps, metrics)
@@ -101,8 +99,7 @@ def train(
             stopped_by = stop.after_chunk()
             if at_end or due(done, timetable.evaluate_every):
                 log.catch_up()
-                evaluate = functools.partial(stage.evaluate, state)
-                log.evaluation(done, console.during("evaluating", evaluate))
+                log.evaluation(done, _evaluated(stage, state, console))
             if at_end or stopped_by or due(done, timetable.save_every):
                 processes.on_first(workdir.lock.check)
                 checkpoints.save(done, state, log.seal(state))
@@ -119,3 +116,16 @@ def _first_batches(stage: Stage, timetable: Timetable, step: int) -> Shapes | No
     """Describe the batches of the first call, if there is one and the stage can tell."""
     steps = next(chunks(step, timetable.total_steps, timetable.steps_per_call), None)
     return stage.like(len(steps)) if stage.like and steps else None
+
+
+def _evaluated(stage: Stage, state: TrainState, console: Console) -> dict[str, float]:
+    return console.during("evaluating", lambda: stage.evaluate(state))
+
+
+def _prepared(
+    before_epoch: Callable[[TrainState, int], TrainState],
+    state: TrainState,
+    epoch: int,
+    console: Console,
+) -> TrainState:
+    return console.during(f"preparing epoch {epoch + 1}", lambda: before_epoch(state, epoch))
