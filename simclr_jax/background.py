@@ -13,9 +13,7 @@ from typing import Generic, TypeVar
 
 Value = TypeVar("Value")
 
-SIGN_SECS = 9.0  # between two signs of life
-# A signal that another thread takes is noticed when the main thread looks up.
-POLL_SECS = 1.0
+POLL_SECS = 1.0  # a signal that another thread takes is noticed when the main thread looks up
 NAME = "simclr_jax.background"  # of the threads
 
 
@@ -49,17 +47,15 @@ class Work(Generic[Value]):
         """Wait for what the action returns.
 
         Args:
-          sign: called every few seconds meanwhile, with the seconds waited so far.
+          sign: called about every second meanwhile, with the seconds waited so far.
 
         Raises:
           BaseException: what the action has raised, or what a signal handler raises meanwhile.
         """
-        start = signed = time.monotonic()
+        start = time.monotonic()
         while not self._done.wait(POLL_SECS):
-            now = time.monotonic()
-            if sign is not None and now - signed >= SIGN_SECS:
-                signed = now
-                sign(now - start)
+            if sign is not None:
+                sign(time.monotonic() - start)
         if self._error is not None:
             raise self._error
         return self._value

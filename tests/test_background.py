@@ -22,7 +22,6 @@ def test_it_returns_and_raises_what_the_action_does():
 
 
 def test_signs_of_life_until_it_is_done(monkeypatch):
-    monkeypatch.setattr(background, "SIGN_SECS", 0.0)
     monkeypatch.setattr(background, "POLL_SECS", 0.01)
     three, signs = threading.Event(), []
 

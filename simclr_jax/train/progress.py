@@ -22,6 +22,7 @@ Batch = TypeVar("Batch")
 Value = TypeVar("Value")
 
 STATUS_SECS = 5.0  # in a file, progress is written no more often than this
+SIGN_SECS = 8.0  # without a line, after which work that takes long gives a sign of life
 BUCKET_SECS = 60.0  # and to a bucket, the log
 LOG = "log.txt"
 STAMP = "%Y-%m-%d %H:%M:%S"  # of a line in it, whose first line of a session begins so:
@@ -42,6 +43,7 @@ class Console:
         self._terminal = self._stream.isatty()
         self._width = 0
         self._last_status = 0.0
+        self._last_line = time.monotonic()
         self._lock = threading.RLock()  # threads that read or compile have things to say
 
     def say(self, text: str) -> None:
@@ -82,7 +84,12 @@ class Console:
 
     def awaited(self, what: str, work: Work[Value]) -> Value:
         """Wait for work that was begun, see `during`."""
-        return work.result(lambda seconds: self.status(f"{what}, {duration(seconds)} so far"))
+
+        def sign(seconds: float) -> None:
+            if time.monotonic() - self._last_line >= SIGN_SECS:
+                self.status(f"{what}, {duration(seconds)} so far")
+
+        return work.result(sign)
 
     def close(self) -> None:
         """End the renewing line, close the log."""
@@ -94,6 +101,7 @@ class Console:
             self._width = 0
 
     def _print(self, text: str) -> None:
+        self._last_line = time.monotonic()
         with files.explaining("the output"):
             self._stream.write(text)
             self._stream.flush()
@@ -120,6 +128,10 @@ class Silence(Console):
 
     def status(self, text: str) -> None:
         """Drop it."""
+
+    def awaited(self, what: str, work: Work[Value]) -> Value:
+        """Wait for work without a word."""
+        return work.result()
 
     def close(self) -> None:
         """Do nothing."""
