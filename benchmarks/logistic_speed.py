@@ -39,19 +39,30 @@ def main() -> None:
     print(table(("shape", *names, "path of 45, s"), rows))
 
 
-def _row(count: int, dim: int, classes: int) -> tuple[str, ...]:
+def clouds(count: int, dim: int, classes: int) -> tuple[list[np.ndarray], list[np.ndarray]]:
+    """Return features `[count, dim]` and labels, those to learn from and as many to test on."""
     random = np.random.RandomState(0)
     centres = random.normal(size=(classes, dim)) * 2 / np.sqrt(dim)
     labels = random.randint(0, classes, 2 * count)
-    clouds = (centres[labels] + random.normal(size=(2 * count, dim))).astype(np.float32)
-    (x, test), (y, _) = np.split(clouds, 2), np.split(labels, 2)
+    x = (centres[labels] + random.normal(size=(2 * count, dim))).astype(np.float32)
+    return np.split(x, 2), np.split(labels, 2)
+
+
+def fits(x: np.ndarray, y: np.ndarray, classes: int) -> tuple[Callable[[], Any], Callable[[], Any]]:
+    """Return our fit and scikit-learn's."""
 
     def here() -> logistic.Weights:
-        return jax.block_until_ready(logistic.fit(x, y, classes, 1 / count, tolerance=1e-4))
+        return jax.block_until_ready(logistic.fit(x, y, classes, 1 / len(x), tolerance=1e-4))
 
     def there() -> LogisticRegression:
         return LogisticRegression(C=1.0, tol=1e-4, max_iter=1000).fit(x, y)
 
+    return here, there
+
+
+def _row(count: int, dim: int, classes: int) -> tuple[str, ...]:
+    (x, test), (y, _) = clouds(count, dim, classes)
+    here, there = fits(x, y, classes)
     ours, peer = here(), there()
     times: dict[Callable[[], Any], list[float]] = {here: [], there: []}
     for _ in range(FLAGS.repeats):

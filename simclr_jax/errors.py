@@ -21,7 +21,7 @@ from typing import NoReturn
 
 from absl import app, flags, logging
 
-from simclr_jax import flag_kinds, shipped, usage
+from simclr_jax import background, flag_kinds, shipped, usage
 
 
 class UserError(Exception):
@@ -203,9 +203,9 @@ def run(main: Callable[[], int | None]) -> None:
             _allow_files()
             code = main()
             sys.stdout.flush()  # what it printed last may find the disk full
-            return code
+            return _leaving(code)
         except KeyboardInterrupt:
-            return 130
+            return _leaving(130)
         except Exception as error:
             if debug or (said := of_the_system(error)) is None:
                 raise
@@ -361,4 +361,12 @@ def flush() -> None:
 def _exit(message: str, code: int = 1) -> NoReturn:
     say(message)
     flush()
-    sys.exit(code)
+    sys.exit(_leaving(code))
+
+
+def _leaving(code: int | None) -> int | None:
+    """Return an exit code; where a compiler is at work for nobody, leave with it at once."""
+    if background.left():
+        flush()
+        os._exit(code or 0)
+    return code

@@ -35,6 +35,13 @@ flags.DEFINE_string(
     "resume", "auto", "auto: continue what is in the workdir; never: refuse; must: insist."
 )
 flags.DEFINE_string("profile_steps", "", "a:b writes a trace of these steps to WORKDIR/profile.")
+flags.DEFINE(
+    flag_kinds.Whole(1, 1024),
+    "cpu_devices",
+    None,
+    "How many devices the CPU counts as, where nothing else computes; by encoder and batch, or as "
+    "the run began, by default.",
+)
 flags.DEFINE_boolean("distributed", False, "Be one of several processes of the same run.")
 flags.DEFINE_string("coordinator", None, "HOST:PORT of process 0, where no cluster tells.")
 flags.DEFINE(
@@ -81,14 +88,17 @@ def main() -> int:
     if FLAGS.data:
         put_data(FLAGS.data)
     # Imported late: --help and mistakes in flags answer without waiting for JAX.
-    from simclr_jax import parallel, processes
+    from simclr_jax import cpu_devices, parallel, processes
     from simclr_jax.pipeline import run as pipeline
     from simclr_jax.pipeline.recipe import STAGE
     from simclr_jax.stages import run
 
     parallel.use_compilation_cache()
     workdir = FLAGS.workdir or f"runs/{Path(errors.recipe_path()).stem}"
-    start = pipeline.run if FLAGS.config.get("stage") == STAGE else run.run
+    several = FLAGS.config.get("stage") == STAGE
+    start, begun = (pipeline.run, pipeline.begun) if several else (run.run, run.begun)
+    before = begun(FLAGS.config, workdir)
+    cpu_devices.use(cpu_devices.choose(FLAGS.config, FLAGS.cpu_devices, before, FLAGS.distributed))
     with processes.joined(
         FLAGS.distributed, FLAGS.coordinator, FLAGS.processes, FLAGS.process, FLAGS.heartbeat_secs
     ):

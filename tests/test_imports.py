@@ -33,6 +33,8 @@ LAYERS = (
         "validation",
         "view_rules",
         "fields",
+        "background",
+        "cpu_devices",
         "recipes",
         "records",
         "tables",

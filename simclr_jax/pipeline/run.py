@@ -11,6 +11,7 @@ from __future__ import annotations
 import contextlib
 import functools
 from collections.abc import Iterator, Mapping
+from typing import Any
 
 import jax
 from etils import epath
@@ -33,6 +34,13 @@ from simclr_jax.stages.inherit import inherit
 from simclr_jax.train import saved
 from simclr_jax.train.lock import WorkdirLock
 from simclr_jax.train.progress import Console
+
+
+def begun(config: ConfigDict, workdir: str) -> dict[str, Any] | None:
+    """Return the record of a run of the pipeline that is there, or None."""
+    place = epath.Path(files.expand_home(workdir))
+    there = (runs.begun(config, str(place / name)) for name in config.get("runs", {}))
+    return next((record for record in there if record is not None), None)
 
 
 def run(config: ConfigDict, workdir: str, resume: str = "auto", profile_steps: str = "") -> int:

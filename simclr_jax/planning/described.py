@@ -7,8 +7,7 @@ from typing import Any
 
 import jax
 import numpy as np
-from jax.sharding import AbstractMesh, Mesh, NamedSharding
-from jax.sharding import PartitionSpec as P
+from jax.sharding import AbstractMesh, Mesh
 from ml_collections import ConfigDict
 
 from simclr_jax import parallel, recipes, validation
@@ -18,8 +17,8 @@ from simclr_jax.errors import UserError
 from simclr_jax.planning import ahead, program
 from simclr_jax.planning.ahead import Compiled
 from simclr_jax.planning.any_batch import AnyBatch
-from simclr_jax.stages import build, run
-from simclr_jax.stages.inputs import Inputs
+from simclr_jax.stages import run
+from simclr_jax.stages.inputs import Inputs, describe, images_of
 from simclr_jax.stages.prepare import Prepared, prepare
 from simclr_jax.train.stage import Stage, TrainState
 from simclr_jax.train.step import make_step
@@ -124,7 +123,7 @@ class Case:
         """Return a description of the images that every device keeps, if it keeps all."""
         if not self.config.data.resident:
             return None
-        shape, dtype = _images_of(self.config, self.prepared.train)["image"]
+        shape, dtype = images_of(self.config, self.prepared.train)["image"]
         return jax.ShapeDtypeStruct((len(self.prepared.train), *shape), dtype)
 
     def changed(self, **fields: Any) -> Case:
@@ -153,21 +152,7 @@ class Case:
 
     def batch(self, images: int, mesh: Mesh | AbstractMesh) -> dict[str, jax.ShapeDtypeStruct]:
         """Return a description of the batches of a step, with so many images on a device."""
-        total, train = images * self.devices, self.prepared.train
-        sharding = NamedSharding(mesh, P(None, parallel.AXIS))
-        made: dict[str, Any] = {
-            "example": ((), np.int32),
-            "position": ((2,), np.uint32),
-            "start": ((2,), np.uint32),
-        }
-        made |= _images_of(self.config, train)
-        if train.classes:
-            several = ((train.classes,), np.int8)
-            made |= {"label": several if train.multi_label else ((), np.int32)}
-        return {
-            name: jax.ShapeDtypeStruct((1, total, *shape), dtype, sharding=sharding)
-            for name, (shape, dtype) in made.items()
-        }
+        return describe(self.config, self.prepared.train, mesh, images * self.devices)
 
     @property
     def sent(self) -> int:
@@ -204,20 +189,3 @@ class Case:
         state = parallel.describe(mesh, self.state())
         step = make_step(self.stage(mesh), mesh)
         return ahead.compile_step(step, state, self.batch(self.images, mesh), quick=quick)
-
-
-def _images_of(config: ConfigDict, train: Source) -> dict[str, tuple[tuple[int, ...], Any]]:
-    """Return shape, without the batch, and dtype of what holds the images."""
-    kinds = {"host": ("views", np.float32), "split": ("crops", np.uint8)}
-    if config.augment.placement in kinds:
-        kind, dtype = kinds[config.augment.placement]
-        return {
-            f"{kind}/{group}": ((len(some), some[0].size, some[0].size, train.channels), dtype)
-            for group, some in build.policies(config).items()
-        }
-    if config.augment.placement == "canvas":
-        side = config.augment.canvas
-        return {"canvas": ((side, side, train.channels), np.uint8), "size": ((2,), np.int32)}
-    side = config.data.image_size
-    shape = train.pixels.shape[1:] if isinstance(train, Images) else (side, side, train.channels)
-    return {"image": (shape, np.uint8)}

@@ -76,6 +76,7 @@ def make_stage(config: ConfigDict, timetable: Timetable, inputs: Inputs, mesh: M
         optimizer=optimizer,
         learning_rate=schedule,
         batches=functools.partial(inputs.batches, mesh, timetable),
+        like=functools.partial(inputs.describe, mesh, timetable.batch_size),
         evaluate=accuracy.evaluate,
         compare=accuracy.compare,
         protocol=accuracy.protocol,

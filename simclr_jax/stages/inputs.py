@@ -10,10 +10,11 @@ from typing import Any
 import jax
 import numpy as np
 from etils import epath
-from jax.sharding import Mesh
+from jax.sharding import AbstractMesh, Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
 from ml_collections import ConfigDict
 
-from simclr_jax import files, processes
+from simclr_jax import files, parallel, processes
 from simclr_jax.augment.resize import to_float
 from simclr_jax.data import batches, order, reader
 from simclr_jax.data.canvas import Canvas
@@ -79,6 +80,10 @@ class Inputs:
             steps_per_call=timetable.steps_per_call,
             resident=self._config.data.resident,
         )
+
+    def describe(self, mesh: Mesh, batch_size: int, steps: int) -> dict[str, jax.ShapeDtypeStruct]:
+        """Describe the batches of so many steps, see `batches`."""
+        return describe(self._config, self.train, mesh, batch_size, steps)
 
     def stream(self, requests: Iterator[Request]) -> Iterator[Batch]:
         """Yield the training batches of `requests` as NumPy arrays."""
@@ -190,3 +195,39 @@ def _remove(directory: epath.Path, pattern: str) -> None:
     for path in directory.glob(pattern):
         with files.explaining(path, "removed"):
             path.unlink()
+
+
+def describe(
+    config: ConfigDict, train: Source, mesh: Mesh | AbstractMesh, rows: int, steps: int = 1
+) -> dict[str, jax.ShapeDtypeStruct]:
+    """Describe training batches `[steps, rows, ...]` on the devices, whoever is to make them."""
+    sharding = NamedSharding(mesh, P(None, parallel.AXIS))
+    made: dict[str, Any] = {
+        "example": ((), np.int32),
+        "position": ((2,), np.uint32),
+        "start": ((2,), np.uint32),
+    }
+    made |= images_of(config, train)
+    if train.classes:
+        made |= {"label": ((train.classes,), np.int8) if train.multi_label else ((), np.int32)}
+    return {
+        name: jax.ShapeDtypeStruct((steps, rows, *shape), dtype, sharding=sharding)
+        for name, (shape, dtype) in made.items()
+    }
+
+
+def images_of(config: ConfigDict, train: Source) -> dict[str, tuple[tuple[int, ...], Any]]:
+    """Return shape, without the batch, and dtype of what holds the images."""
+    kinds = {"host": ("views", np.float32), "split": ("crops", np.uint8)}
+    if config.augment.placement in kinds:
+        kind, dtype = kinds[config.augment.placement]
+        return {
+            f"{kind}/{group}": ((len(some), some[0].size, some[0].size, train.channels), dtype)
+            for group, some in build.policies(config).items()
+        }
+    if config.augment.placement == "canvas":
+        side = config.augment.canvas
+        return {"canvas": ((side, side, train.channels), np.uint8), "size": ((2,), np.int32)}
+    side = config.data.image_size
+    shape = train.pixels.shape[1:] if isinstance(train, Images) else (side, side, train.channels)
+    return {"image": (shape, np.uint8)}

@@ -132,6 +132,7 @@ def make_stage(config: ConfigDict, timetable: Timetable, inputs: Inputs, mesh: M
         optimizer=optimizer,
         learning_rate=schedule,
         batches=functools.partial(inputs.batches, mesh, timetable),
+        like=functools.partial(inputs.describe, mesh, timetable.batch_size),
         evaluate=monitor.evaluate,
         compare=lambda state: monitor.compare(state, untrained=init()),
         protocol=monitor.protocol,

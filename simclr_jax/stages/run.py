@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
+import functools
 import signal
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import msgspec
@@ -11,7 +13,7 @@ from etils import epath
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from simclr_jax import fields, files, parallel, processes
+from simclr_jax import cpu_devices, fields, files, parallel, processes
 from simclr_jax.data import sources
 from simclr_jax.data.sources import Source
 from simclr_jax.stages import (
@@ -28,7 +30,9 @@ from simclr_jax.stages.inherit import pin
 from simclr_jax.stages.inputs import Inputs
 from simclr_jax.stages.prepare import Prepared, prepare
 from simclr_jax.train import loggers, loop
+from simclr_jax.train.interrupt import Asked, AtOnce
 from simclr_jax.train.profile import Profiler
+from simclr_jax.train.progress import Console
 from simclr_jax.train.stage import Stage
 from simclr_jax.train.timetable import Timetable
 from simclr_jax.train.workdir import open_workdir, recipe_before
@@ -66,6 +70,11 @@ def said_beside(ready: Prepared, before: Mapping[str, Any] | None) -> dict[str, 
     return found | ({"chance": chance(ready.config, ready.train)} if chance else {})
 
 
+def begun(config: ConfigDict, workdir: str) -> dict[str, Any] | None:
+    """Return the record of the run in a workdir that would be continued, or None."""
+    return recipe_before(files.expand_home(workdir))
+
+
 def run(
     config: ConfigDict,
     workdir: str,
@@ -90,6 +99,30 @@ def run(
     """
     fields.known(config)
     loggers.check(config.log.to)
+    try:
+        with AtOnce():
+            return _run(config, workdir, resume, profile_steps, by or loop.train)
+    except Asked:
+        return EXIT_CODES[signal.SIGTERM]
+
+
+@contextlib.contextmanager
+def _telling(console: Console) -> Iterator[None]:
+    """Say of a run that is stopped at once that it can go on."""
+    try:
+        yield
+    except Asked:
+        console.say("stopped, with nothing to be saved; the same command continues")
+        raise
+
+
+def _run(
+    config: ConfigDict,
+    workdir: str,
+    resume: str,
+    profile_steps: str,
+    train_by: Callable[..., loop.Result],
+) -> int:
     mesh = parallel.make_mesh()
     workdir = files.expand_home(workdir)
     kept = epath.Path(workdir) / "index"
@@ -101,25 +134,27 @@ def run(
         teacher.check(config, train, test)
 
     record = config.to_dict() | {"images": [train.fingerprint(), test.fingerprint()]}
-    record |= processes.on_first(lambda: said_beside(ready, before))
+    record |= processes.on_first(lambda: said_beside(ready, before)) | cpu_devices.record(mesh)
     processes.check_same("recipe or images", record)
     keep, keep_period = config.checkpoint.keep, config.checkpoint.keep_period
     profiler = Profiler(profile_steps, epath.Path(workdir) / "profile", timetable.total_steps)
-    with open_workdir(workdir, record, resume, keep=keep, keep_period=keep_period) as opened:
+    open_one = open_workdir(workdir, record, resume, keep=keep, keep_period=keep_period)
+    with open_one as opened, _telling(opened.console):
         if opened.fresh and processes.rank() == 0:
             sources.remember(kept, ready.images, ready.test)
         inputs = Inputs(config, train, test, opened)
         stage = STAGES[config.stage](config, timetable, inputs, mesh)
-        about = [*ready.about(), *ready.chosen]
+        about = [*ready.about(), *ready.chosen, *cpu_devices.notes(mesh, before)]
         # A run that is resumed has weights of its own.
         if opened.fresh and warm_start.wanted(config):
             about.append(f"start     from {config.init.parts} of {config.init.run}")
             about += warm_start.unlike(config)
         summary.announce(opened, config, timetable, stage, mesh, about)
         if processes.rank() == 0:
-            views.draw(inputs, opened, stage.look, stage.show)
+            draw = functools.partial(views.draw, inputs, opened, stage.look, stage.show)
+            opened.console.during("drawing views.png", draw)
         stage = views.painted(stage, inputs, opened)
-        result = (by or loop.train)(stage, timetable, mesh, opened, profiler)
+        result = train_by(stage, timetable, mesh, opened, profiler)
         for line in inputs.scaled_down():
             opened.console.say(line)
         if result.stopped_by:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 from collections.abc import Mapping
 from typing import Any, TypedDict
@@ -93,7 +94,7 @@ def conclude(
     `more` is kept with the scores beside what the stage says of them.
     """
     say = workdir.console.say
-    results = stage.compare(state)
+    results = workdir.console.during("scoring", functools.partial(stage.compare, state))
     if processes.rank() > 0:
         return
     path = workdir.path / "results" / "summary.json"

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+import time
 from collections.abc import Iterator
 from typing import Any, TypeVar
 
@@ -12,7 +14,7 @@ import numpy as np
 from simclr_jax import closing, processes
 from simclr_jax.errors import UserError
 from simclr_jax.train.metrics import MetricsWriter, NoMetrics
-from simclr_jax.train.progress import Speed, progress_line, shown
+from simclr_jax.train.progress import STATUS_SECS, Speed, progress_line, shown
 from simclr_jax.train.stage import Params, TrainState
 from simclr_jax.train.timetable import Timetable, due
 from simclr_jax.train.workdir import Workdir
@@ -51,6 +53,7 @@ class Log:
             )
         self._window = self._writer.window()
         self._speed = Speed(timetable.batch_size)
+        self._shown = -math.inf  # when the last line was; the first step has one
         self._pending: tuple[range, dict[str, jax.Array]] | None = None
 
     def __enter__(self) -> Log:
@@ -107,10 +110,16 @@ class Log:
             last = {name: float(metrics[name][-1]) for name in OF_ONE_STEP}
             values = self._window.close() | last
             values["epoch"] = done * self._timetable.batch_size / self._timetable.examples
-            line = progress_line(done, self._timetable, shown(self._formats, values), self._speed)
-            self._console.status(line)
+            self._show(done, values)
             speed = ("images_per_second", "input_wait")
             self._writer.write(done, values | {name: getattr(self._speed, name) for name in speed})
+        elif time.monotonic() - self._shown >= STATUS_SECS:
+            self._show(done, self._window.means() | {n: float(metrics[n][-1]) for n in OF_ONE_STEP})
+
+    def _show(self, done: int, values: dict[str, float]) -> None:
+        self._shown = time.monotonic()
+        line = progress_line(done, self._timetable, shown(self._formats, values), self._speed)
+        self._console.status(line)
 
     def _raise_not_finite(self, what: str, steps: range) -> None:
         self._checkpoints.wait()

@@ -45,9 +45,13 @@ class Window:
                 self.sums[name] += value
         self.steps += len(next(iter(metrics.values())))
 
+    def means(self) -> dict[str, float]:
+        """Return the means so far."""
+        return {name: total / self.steps for name, total in self.sums.items()}
+
     def close(self) -> dict[str, float]:
         """Return the means, and begin anew."""
-        means = {name: total / self.steps for name, total in self.sums.items()}
+        means = self.means()
         self.steps, self.sums = 0, {}
         return means
 

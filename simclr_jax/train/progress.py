@@ -6,19 +6,23 @@ import datetime
 import re
 import shutil
 import sys
+import threading
 import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import TextIO, TypeVar
 
 from etils import epath
 
 from simclr_jax import closing, documents, files
+from simclr_jax.background import Work
 from simclr_jax.errors import BadFile, printable
 from simclr_jax.train.timetable import Timetable
 
 Batch = TypeVar("Batch")
+Value = TypeVar("Value")
 
 STATUS_SECS = 5.0  # in a file, progress is written no more often than this
+SIGN_SECS = 8.0  # without a line, after which work that takes long gives a sign of life
 BUCKET_SECS = 60.0  # and to a bucket, the log
 LOG = "log.txt"
 STAMP = "%Y-%m-%d %H:%M:%S"  # of a line in it, whose first line of a session begins so:
@@ -39,30 +43,53 @@ class Console:
         self._terminal = self._stream.isatty()
         self._width = 0
         self._last_status = 0.0
+        self._last_line = time.monotonic()
+        self._lock = threading.RLock()  # threads that read or compile have things to say
 
     def say(self, text: str) -> None:
         """Print a line that stays, or several."""
         text = _printable(text)
-        self._erase()
-        self._print(text + "\n")
-        self._keep(text)
+        with self._lock:
+            self._erase()
+            self._print(text + "\n")
+            self._keep(text)
 
     def status(self, text: str) -> None:
         """Show how far the run is."""
         text = _printable(text)
-        now = time.monotonic()
-        due = now - self._last_status >= STATUS_SECS
-        if due:
-            self._last_status = now
-            self._keep(text)
-        if self._terminal:
-            self._erase()
-            # A line that goes on in the next row cannot be erased.
-            text = text[: shutil.get_terminal_size().columns - 1]
-            self._print(text)
-            self._width = len(text)
-        elif due:
-            self._print(text + "\n")
+        with self._lock:
+            now = time.monotonic()
+            due = now - self._last_status >= STATUS_SECS
+            if due:
+                self._last_status = now
+                self._keep(text)
+            if self._terminal:
+                self._erase()
+                # A line that goes on in the next row cannot be erased.
+                text = text[: shutil.get_terminal_size().columns - 1]
+                self._print(text)
+                self._width = len(text)
+            elif due:
+                self._print(text + "\n")
+
+    def during(self, what: str, action: Callable[[], Value]) -> Value:
+        """Do what may take long, with a sign of life every few seconds; return what it returns.
+
+        It is done in a thread, so that this one hears signals.
+
+        Raises:
+          BaseException: what the action raises, or what a signal handler does.
+        """
+        return self.awaited(what, Work(action))
+
+    def awaited(self, what: str, work: Work[Value]) -> Value:
+        """Wait for work that was begun, see `during`."""
+
+        def sign(seconds: float) -> None:
+            if time.monotonic() - self._last_line >= SIGN_SECS:
+                self.status(f"{what}, {duration(seconds)} so far")
+
+        return work.result(sign)
 
     def close(self) -> None:
         """End the renewing line, close the log."""
@@ -74,6 +101,7 @@ class Console:
             self._width = 0
 
     def _print(self, text: str) -> None:
+        self._last_line = time.monotonic()
         with files.explaining("the output"):
             self._stream.write(text)
             self._stream.flush()
@@ -100,6 +128,10 @@ class Silence(Console):
 
     def status(self, text: str) -> None:
         """Drop it."""
+
+    def awaited(self, what: str, work: Work[Value]) -> Value:
+        """Wait for work without a word."""
+        return work.result()
 
     def close(self) -> None:
         """Do nothing."""

@@ -134,6 +134,8 @@ class Stage:
       reduce_dtype: what gradients are summed over devices in: "bfloat16", or "float32" for the
         dtype of the parameters, whatever it is.
       deterministic: whether GPUs must repeat a step to the bit.
+      like: `steps -> batches`: describes those of a call of so many steps, so that the step can be
+        compiled before they are there; None where nobody can tell.
       before_epoch: `(state, epoch) -> state`: called before the first chunk whose first image lies
         in a new epoch, also before the first of all; it may replace parts of `extra`.
     """
@@ -159,4 +161,5 @@ class Stage:
     parts: int = 1
     reduce_dtype: str = "float32"
     deterministic: bool = False
+    like: Callable[[int], Mapping[str, jax.ShapeDtypeStruct]] | None = None
     before_epoch: Callable[[TrainState, int], TrainState] | None = None

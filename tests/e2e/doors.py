@@ -89,12 +89,32 @@ class Move:
         MetricsWriter.write = moved  # type: ignore[method-assign]
 
 
+@dataclasses.dataclass(frozen=True)
+class SlowCompile:
+    """A signal that a run gets while its step is compiled, for a minute and deaf to all signals."""
+
+    signal: int
+    marker: Path  # written when compiling is over
+
+    def arm(self) -> None:
+        import hashlib
+
+        import jax
+
+        def compile_slowly(lowered, *_):
+            os.kill(os.getpid(), self.signal)
+            hashlib.pbkdf2_hmac("sha256", b"", b"", 100_000_000)  # outside Python, as XLA is
+            self.marker.touch()
+
+        jax.stages.Lowered.compile = compile_slowly  # type: ignore[method-assign]
+
+
 def _run(
     door: str,
     arguments: tuple[str, ...],
     directory: str,
     environment: dict[str, str],
-    blow: Blow | Move | None,
+    blow: Blow | Move | SlowCompile | None,
 ) -> None:
     for stream, name in ((1, "out"), (2, "err")):
         os.dup2(os.open(f"{directory}/{name}", os.O_WRONLY | os.O_CREAT | os.O_TRUNC), stream)
@@ -114,11 +134,13 @@ def run(
     tmp_path: Path,
     *arguments: str,
     door: str = "main",
-    devices: int = 1,
-    blow: Blow | Move | None = None,
+    devices: int | None = 1,
+    blow: Blow | Move | SlowCompile | None = None,
 ) -> Ended:
-    """Run `python -m simclr_jax.DOOR` on some CPU devices to its end."""
-    flags = os.environ["XLA_FLAGS"].replace("device_count=8", f"device_count={devices}")
+    """Run `python -m simclr_jax.DOOR` to its end, on some CPU devices or those that it chooses."""
+    forced = "--xla_force_host_platform_device_count="
+    own = "" if devices is None else f"{forced}{devices}"
+    flags = os.environ["XLA_FLAGS"].replace(f"{forced}8", own)
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(
         ["ml_collections.config_flags", "simclr_jax.stages.pretrain", "PIL.Image"]

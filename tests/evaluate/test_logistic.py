@@ -160,3 +160,15 @@ def test_float64_equals_scikit_learn_to_many_digits():
     weights = logistic.fit(train, LABELS, 10, 1e-2, tolerance=1e-9)
     assert weights.kernel.dtype == np.float64
     np.testing.assert_allclose(probabilities(weights, test), peer.predict_proba(test), atol=1e-7)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_the_gradient_of_the_product_is_the_plain_one(dtype):
+    """XLA is told to compute it in another way than it would."""
+    random = np.random.default_rng(0)
+    x, kernel, g = (random.normal(size=s).astype(dtype) for s in ((70, 12), (12, 5), (70, 5)))
+    product, pull = jax.vjp(logistic._product, x, kernel)
+    tolerance = 1e-5 if dtype == "float32" or not jax.config.jax_enable_x64 else 1e-13
+    np.testing.assert_allclose(product, x @ kernel, rtol=tolerance, atol=tolerance)
+    for found, expected in zip(jax.jit(pull)(g), (g @ kernel.T, x.T @ g), strict=True):
+        np.testing.assert_allclose(found, expected, rtol=tolerance, atol=tolerance)

@@ -6,7 +6,7 @@ import signal
 import pytest
 
 from simclr_jax.train import interrupt
-from simclr_jax.train.interrupt import StopRequest
+from simclr_jax.train.interrupt import Asked, AtOnce, StopRequest
 
 
 def send(number):
@@ -47,3 +47,25 @@ def test_a_second_signal_interrupts_at_once(first, second, monkeypatch):
         with pytest.raises(KeyboardInterrupt):
             send(second)
             signal.pthread_sigmask(signal.SIG_BLOCK, [])  # handlers have run when it returns
+
+
+def test_where_there_is_nothing_to_save_a_sigterm_ends_at_once():
+    before = signal.getsignal(signal.SIGTERM)
+    with AtOnce():
+        with pytest.raises(Asked) as asked:
+            send(signal.SIGTERM)
+            signal.pthread_sigmask(signal.SIG_BLOCK, [])
+        send(signal.SIGTERM)  # the same, passed on by a parent: closing goes on
+        signal.pthread_sigmask(signal.SIG_BLOCK, [])
+    assert asked.value.code == 75
+    assert signal.getsignal(signal.SIGTERM) is before
+
+
+def test_signals_go_to_the_loop_from_where_it_listens():
+    with AtOnce(), StopRequest(listening=False) as stop:
+        with pytest.raises(Asked):
+            send(signal.SIGTERM)
+            signal.pthread_sigmask(signal.SIG_BLOCK, [])
+        stop.listen()
+        send(signal.SIGTERM)
+        assert stop.after_chunk() == signal.SIGTERM

@@ -82,6 +82,9 @@ def straight(path, chunk=1):
 def test_a_line_has_the_means_since_the_line_before_and_the_rate_of_its_step(tmp_path, chunk, kept):
     shown = train(epath.Path(tmp_path), chunk=chunk, saves=range(0, TOTAL, 6))
     found = lines(tmp_path)
+    if chunk < EVERY:  # the first steps are shown at once, and are in no line of their own
+        first = np.mean(STEPS["loss"][:chunk], dtype=np.float64)
+        assert shown.pop(0) == f"step {chunk}/22  {chunk / 22:4.0%}  loss {first:.6f}"
     windows = [(0, 6), (6, 12), (12, 18), (18, 22)]  # the last is short
     assert [line["step"] for line in found] == [end for _, end in windows]
     for line, (start, end) in zip(found, windows, strict=True):

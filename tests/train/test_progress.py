@@ -2,10 +2,12 @@
 
 import io
 import re
+import threading
 
 import pytest
 from etils import epath
 
+from simclr_jax import background
 from simclr_jax.train import progress
 from simclr_jax.train.progress import Console, Speed, duration, progress_line, shown
 from simclr_jax.train.timetable import Timetable
@@ -163,3 +165,23 @@ def test_the_log_keeps_every_line_with_its_time_across_runs(tmp_path, clock):
         "a table",
         "of two lines",
     ]
+
+
+def test_what_takes_long_gives_signs_of_life_counted_from_the_last_line(tmp_path, monkeypatch):
+    stream, go = io.StringIO(), threading.Event()
+    monkeypatch.setattr(background, "POLL_SECS", 0.01)
+    monkeypatch.setattr(progress, "SIGN_SECS", 0.05)
+    monkeypatch.setattr(progress, "STATUS_SECS", 0.0)
+    console = Console(epath.Path(tmp_path), stream)
+
+    def watched():
+        while stream.getvalue().count("counting, 0:00 so far") < 2:
+            go.wait(0.01)
+        return 7
+
+    assert console.during("counting", watched) == 7
+    monkeypatch.setattr(progress, "SIGN_SECS", 1000.0)
+    console.say("a line")
+    assert console.during("counting", lambda: go.wait(0.1)) is False
+    assert stream.getvalue().endswith("a line\n")
+    console.close()
