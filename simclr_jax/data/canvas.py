@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 
 from simclr_jax import extras
-from simclr_jax.data import scaling
+from simclr_jax.data import scaling, scratch
 from simclr_jax.data.reader import Reader, Rows
 from simclr_jax.errors import UserError, printable
 
@@ -63,7 +63,8 @@ class Canvas:
           Labels and numbers of the images, int32 `[n]`, as `Reader.read` has them.
         """
         sizes: list[tuple[int, int]] = []  # before they were scaled down
-        with scaling.to(self.side if self.jpeg_scaling else None) as scaled:
+        part_of = scaling.to(self.side if self.jpeg_scaling else None)
+        with part_of as scaled, scratch.lent() as memory:
 
             def put(image: np.ndarray) -> np.ndarray:
                 row = len(sizes)
@@ -74,6 +75,7 @@ class Canvas:
                 canvases[row, :height, width:] = 0
                 canvases[row, height:] = 0
                 covered[row] = height, width
+                memory.clear()
                 return LAID
 
             rows = reader.read(positions, put)
