@@ -207,7 +207,7 @@ def _timed(
 def _by_processes(way: Way) -> float:
     """Return images/s of several processes together, of a thread each."""
     context = multiprocessing.get_context("spawn")
-    ready = context.Barrier(FLAGS.processes)
+    ready = context.Barrier(FLAGS.processes, timeout=120)  # seconds: where one has failed
     with futures.ProcessPoolExecutor(
         FLAGS.processes, context, initializer=_begin, initargs=(sys.argv, ready)
     ) as pool:

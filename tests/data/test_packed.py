@@ -306,16 +306,21 @@ def test_a_store_that_is_gone_may_come_back_and_a_shard_may_not(store, tmp_path)
         other.example(0)
 
 
-@pytest.mark.parametrize("when", ["opened", "read"])
-def test_shards_that_are_links_into_a_cache_may_come_back(store, tmp_path, when):
-    shard, cache = store / "train-00001.bin", tmp_path / "cache"
+@pytest.mark.parametrize("source", ["packed", "folder"])
+@pytest.mark.parametrize(
+    "when, name",
+    [("opened", "train-00001.bin"), ("read", "train-00001.bin"), ("opened", "pack.json")],
+)
+def test_files_that_are_links_into_a_cache_may_come_back(store, tmp_path, when, name, source):
+    shard, cache = store / name, tmp_path / "cache"
     cache.mkdir()
     shard.rename(cache / "ab12")
     shard.symlink_to(cache / "ab12")
-    packed = opened(store)
+    data = recipe(store, source).data
+    packed = sources.find(data)["train"]()
     cache.rename(tmp_path / "unmounted")
-    with pytest.raises(Unreachable, match=r"missed first: train-00001.bin\): bring them back"):
-        packed.example(8) if when == "read" else opened(store)
+    with pytest.raises(Unreachable, match=rf"missed first: {name}\): bring them back"):
+        packed.example(8) if when == "read" else sources.find(data)["train"]()
     (tmp_path / "unmounted").rename(cache)
     assert packed.example(8)[0].ndim == 3
 

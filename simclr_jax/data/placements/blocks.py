@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
@@ -25,18 +26,23 @@ class Part(NamedTuple):
     """Consecutive rows of a block, decoded and drawn together."""
 
     rows: Rows
-    draws: dict[str, tuple[Draws, ...]]  # by group, one for each view, fields [b, ...]
+    boxes: dict[str, np.ndarray]  # of the views of a group, int32 [b, views, 4]: see `Draws.box`
 
 
 def parts(
     loading: Loading, shrink: Callable[[np.ndarray], np.ndarray]
 ) -> Callable[[Request], Iterator[Part]]:
-    """Return what decodes the images of a block, shrinks each and draws their views.
+    """Return what decodes the images of a block, shrinks each and draws the crops of their views.
 
     A thread holds no more of them than `HELD` bytes and one image beyond: many small images are
     drawn in one call, and large ones one by one. They are valid until the next part is asked for.
     """
-    draw = _drawer(loading)
+    of_run = _on_cpu(_boxes, loading)
+
+    def draw(request: Request, sizes: np.ndarray) -> dict[str, np.ndarray]:
+        rows = np.arange(BLOCK) % len(sizes)  # always as many, so that it is compiled once
+        drawn = of_run(Request(request.positions[rows], request.start), sizes[rows])
+        return {group: np.asarray(boxes)[: len(sizes)] for group, boxes in drawn.items()}
 
     def part(block: Request, first: int, rows: list[tuple[np.ndarray, int, int]]) -> Part:
         images, labels, examples = ([row[i] for row in rows] for i in range(3))
@@ -81,7 +87,7 @@ class One(NamedTuple):
 
 def one(loading: Loading) -> Callable[[int, int], One]:
     """Return what reads the image at a position, in a batch that starts at another, and draws."""
-    draw = _on_cpu(functools.partial(_draw, pack=True), loading)
+    draw = _on_cpu(_all, loading)
 
     def read(position: int, start: int) -> One:
         ((image, label, example),) = loading.reader.each(np.array([position]))
@@ -96,23 +102,6 @@ FLOATS = ("brightness", "contrast", "saturation", "hue", "sigma")
 WHOLE = {"box": 4, "order": 4, "flip": 1, "jitter": 1, "grayscale": 1, "blur": 1, "solarize": 1}
 
 
-def _packed(draws: dict[str, tuple[Draws, ...]]) -> tuple[jax.Array, jax.Array]:
-    """Return the draws of `n` images as two arrays, `[n, views, fields]`: few cross quickly."""
-    views = [drawn for group in sorted(draws) for drawn in draws[group]]
-    floats = [jnp.stack([getattr(drawn, name) for name in FLOATS], -1) for drawn in views]
-    whole = [
-        jnp.concatenate(
-            [
-                jnp.asarray(getattr(drawn, name), jnp.int32).reshape(-1, count)
-                for name, count in WHOLE.items()
-            ],
-            -1,
-        )
-        for drawn in views
-    ]
-    return jnp.stack(floats, 1), jnp.stack(whole, 1)
-
-
 def unpacked(floats: Sequence[Any], whole: Sequence[Any]) -> Draws:
     """Return the draws of a view, each number of its row of both arrays by itself; see `One`."""
     fields, at = dict(zip(FLOATS, floats, strict=True)), 0
@@ -120,20 +109,6 @@ def unpacked(floats: Sequence[Any], whole: Sequence[Any]) -> Draws:
         fields[name] = whole[at : at + count] if count > 1 else whole[at] != 0
         at += count
     return Draws(**fields)
-
-
-def _drawer(
-    loading: Loading,
-) -> Callable[[Request, np.ndarray], dict[str, tuple[Draws, ...]]]:
-    of_run = _on_cpu(_draw, loading)
-
-    def draw(block: Request, sizes: np.ndarray) -> dict[str, tuple[Draws, ...]]:
-        count = len(sizes)
-        rows = np.arange(BLOCK) % count  # always as many, so that it is compiled once
-        drawn = of_run(Request(block.positions[rows], block.start), sizes[rows])
-        return jax.tree.map(lambda x: np.asarray(x)[:count], drawn)
-
-    return draw
 
 
 def _on_cpu(law: Callable, loading: Loading) -> Callable[[Request, np.ndarray], Any]:
@@ -147,26 +122,46 @@ def _on_cpu(law: Callable, loading: Loading) -> Callable[[Request, np.ndarray], 
             f"split and host: set JAX_PLATFORMS={platforms},cpu"
         ) from error
     policies = tuple(loading.policies.items())  # can be hashed
+    # To ask for the device that is taken anyway costs as much as to draw for an image.
+    elsewhere = jax.local_devices()[0] != cpu
 
-    def draw(block: Request, sizes: np.ndarray) -> Any:
-        positions = parallel.split64(block.positions)
-        starts = parallel.split64(np.full(len(sizes), block.start))
-        with jax.default_device(cpu):
-            return law(
-                policies,
-                loading.seed,
-                loading.shared_sigma,
-                positions,
-                starts,
-                sizes[:, 0],
-                sizes[:, 1],
-            )
+    def draw(request: Request, sizes: np.ndarray) -> Any:
+        positions = parallel.split64(request.positions)
+        starts = parallel.split64(np.full(len(sizes), request.start))
+        args = (policies, loading.seed, loading.shared_sigma, positions, starts, *sizes.T)
+        with jax.default_device(cpu) if elsewhere else contextlib.nullcontext():
+            return law(*args)
 
     return draw
 
 
-@functools.partial(jax.jit, static_argnums=(0, 1, 2), static_argnames="pack")
-def _draw(policies, seed, shared_sigma, positions, starts, heights, widths, pack=False):
+def _draw(policies, seed, shared_sigma, positions, starts, heights, widths):
     one = functools.partial(draw_views, dict(policies), seed, shared_sigma=shared_sigma)
-    drawn = jax.vmap(one)(positions, starts, heights, widths)
-    return _packed(drawn) if pack else drawn
+    return jax.vmap(one)(positions, starts, heights, widths)
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1, 2))
+def _boxes(*args: Any) -> dict[str, jax.Array]:
+    """Return the boxes of each group, `[n, views, 4]`; what else would be drawn is not computed."""
+    return {
+        group: jnp.stack([drawn.box for drawn in draws], 1) for group, draws in _draw(*args).items()
+    }
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1, 2))
+def _all(*args: Any) -> tuple[jax.Array, jax.Array]:
+    """Return all draws as two arrays, `[n, views, fields]`, which cross faster than many."""
+    draws = _draw(*args)
+    views = [drawn for group in sorted(draws) for drawn in draws[group]]
+    floats = [jnp.stack([getattr(drawn, name) for name in FLOATS], -1) for drawn in views]
+    whole = [
+        jnp.concatenate(
+            [
+                jnp.asarray(getattr(drawn, name), jnp.int32).reshape(-1, count)
+                for name, count in WHOLE.items()
+            ],
+            -1,
+        )
+        for drawn in views
+    ]
+    return jnp.stack(floats, 1), jnp.stack(whole, 1)

@@ -38,8 +38,8 @@ def batches(
 
     def cut(part: Part, group: str, size: int, made: np.ndarray) -> None:
         for i, image in enumerate(part.rows.images):
-            for view, drawn in enumerate(part.draws[group]):
-                made[i, view] = resize(image, drawn.box[i], size)
+            for view, box in enumerate(part.boxes[group][i].tolist()):
+                made[i, view] = resize(image, box, size)
 
     def fill(job: Job) -> None:
         first = 0
@@ -65,7 +65,8 @@ def batches(
 def resizer() -> Any:
     """Return `resize(image, box, size)`: cut `box` (y, x, height, width) and make it a square.
 
-    `image` is uint8 `[h, w, c]`, the result uint8 `[size, size, c]`; equal sizes are left alone.
+    `image` is uint8 `[h, w, c]`, the result uint8 `[size, size, c]`; equal sizes are left alone. A
+    box is four integers.
 
     Raises:
       UserError: if OpenCV is not installed.
@@ -73,7 +74,7 @@ def resizer() -> Any:
     cv2 = _opencv()
 
     def resize(image: np.ndarray, box: np.ndarray, size: int) -> np.ndarray:
-        y, x, height, width = (int(side) for side in box)
+        y, x, height, width = box
         crop = image[y : y + height, x : x + width]
         if (height, width) == (size, size):
             return crop

@@ -161,8 +161,11 @@ class Store(NamedTuple):
 
 
 def is_store(path: str) -> bool:
-    """Tell whether a local directory is a packed store."""
-    return bool(path) and files.is_local(path) and (Path(path).expanduser() / MANIFEST).is_file()
+    """Tell whether a local directory is a packed store, if only of links that lead nowhere now."""
+    if not path or not files.is_local(path):
+        return False
+    manifest = Path(path).expanduser() / MANIFEST
+    return manifest.is_file() or gone.leads_off(manifest)
 
 
 def open_store(path: str) -> Store:
@@ -175,6 +178,8 @@ def open_store(path: str) -> Store:
     try:
         found = documents.read(directory / MANIFEST, dict[str, Any], AGAIN, LARGEST)
     except FileNotFoundError:
+        if files.is_local(directory) and gone.leads_off(Path(directory / MANIFEST)):
+            raise gone.unreachable(Path(directory), MANIFEST) from None
         raise UserError(f"data.path={documents.shown(path)} {_lack(directory)}") from None
     where = documents.shown(directory / MANIFEST)
     if found.get("format") != FORMAT:
@@ -226,7 +231,8 @@ def check_files(store: Store, split: str) -> None:
 
     with ThreadPoolExecutor(THREADS) as pool:
         for file, found in zip(expected, pool.map(size, expected), strict=True):
-            if found is None and gone.leads_off(Path(store.directory / file.file)):
+            at = store.directory / file.file
+            if found is None and files.is_local(at) and gone.leads_off(Path(at)):
                 raise gone.unreachable(Path(store.directory), file.file)
             if found != file.bytes:
                 said = "is missing" if found is None else f"has {found} of {file.bytes} bytes"
