@@ -102,7 +102,7 @@ RULES: tuple[tuple[tuple[str, ...], str, Callable[[float], bool]], ...] = (
         lambda value: 8 <= value <= 2**14 and value % 8 == 0,
     ),
     (
-        ("optim.weight_decay", "optim.warmup_epochs", "eval.every_epochs"),
+        ("optim.weight_decay", "optim.warmup_epochs", "eval.every_epochs", "data.eval_gigabytes"),
         "0 or more",
         lambda value: value >= 0,
     ),

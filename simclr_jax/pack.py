@@ -33,11 +33,18 @@ flags.DEFINE(flag_kinds.Path(), "verify", None, "A packed store, of which to rea
 flags.DEFINE_boolean("debug", False, "Show the traceback of an error.")
 
 
+MAKING = ("config", "out", "format", "side", "square", "quality", "splits", "workers")
+
+
 def main() -> None:
     """Pack one data set, or verify a store."""
     if FLAGS.verify:
-        if FLAGS.config is not None or FLAGS.out:
-            raise errors.UserError("--verify looks at a store and makes none: give it alone")
+        others = [name for name in MAKING if FLAGS[name].present]
+        if others:
+            raise errors.UserError(
+                f"--{others[0]} belongs to making a store, and --verify={FLAGS.verify} looks at "
+                "one: give --verify alone"
+            )
         from simclr_jax.data.packing import verify
 
         verify.verify(FLAGS.verify)

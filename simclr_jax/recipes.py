@@ -127,6 +127,7 @@ def base(method: str = declaration.DEFAULT) -> ConfigDict:
             # its largest value, and black its smallest) | a number, such as 4095
             "white_level": "full",
             "threads": placeholder(int),  # that decode; None: one for each core
+            "eval_gigabytes": 1.0,  # of prepared evaluation images; what is beyond is read again
             "resident": False,  # placement device: keep all images in each device's memory
             "order": "random",  # random | stream: by large parts, for records in a bucket
             "stream_block": 32,  # records that are read together

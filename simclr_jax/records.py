@@ -86,6 +86,7 @@ FREE = (
     "data.if_changed",
     "data.threads",
     "data.resident",
+    "data.eval_gigabytes",
     "data.max_bad_fraction",
     "data.max_megapixels",
     "data.index",

@@ -44,11 +44,14 @@ def check_placement(c: ConfigDict) -> None:
             f"data.resident keeps images for augment.placement=device, not {placement}: "
             "set --config.data.resident=False"
         )
+    store = ""
+    if c.data.source == "folder" and placement != "device":
+        store = ", or --config.data.source=packed if that directory is a packed store"
     if c.data.order == "stream" and (c.data.source not in RECORDS or placement == "device"):
         raise UserError(
             f"data.order=stream reads records of the sources {', '.join(RECORDS)} part by part, "
             f"for placement canvas, split and host, not data.source={c.data.source} for "
-            f"{placement}: set --config.data.order=random"
+            f"{placement}: set --config.data.order=random{store}"
         )
     _check_canvas(c)
 

@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 
 from simclr_jax import extras
-from simclr_jax.data import scaling
+from simclr_jax.data import scaling, scratch
 from simclr_jax.data.reader import Reader, Rows
 from simclr_jax.errors import UserError, printable
 
@@ -63,33 +63,39 @@ class Canvas:
           Labels and numbers of the images, int32 `[n]`, as `Reader.read` has them.
         """
         sizes: list[tuple[int, int]] = []  # before they were scaled down
-        with scaling.to(self.side if self.jpeg_scaling else None) as scaled:
+        part_of = scaling.to(self.side if self.jpeg_scaling else None)
+        with part_of as scaled, scratch.lent() as memory:
 
             def put(image: np.ndarray) -> np.ndarray:
                 row = len(sizes)
                 sizes.append(scaled.stored or (image.shape[0], image.shape[1]))
-                image = self.fit(image)
-                height, width, _ = image.shape
-                canvases[row, :height, :width] = image
+                height, width = self.fit(image, canvases[row])
                 canvases[row, :height, width:] = 0
                 canvases[row, height:] = 0
                 covered[row] = height, width
+                memory.clear()
                 return LAID
 
             rows = reader.read(positions, put)
         self._count(reader, rows, sizes)
         return rows.labels, rows.examples
 
-    def fit(self, image: np.ndarray) -> np.ndarray:
-        """Return an image, uint8 `[h, w, c]`, as it lies on the canvas."""
+    def fit(self, image: np.ndarray, canvas: np.ndarray) -> tuple[int, int]:
+        """Write an image, uint8 `[h, w, c]`, on its canvas; return the height and width it has."""
         height, width, channels = image.shape
         to = fitting(height, width, self.side)
+        laid = canvas[: to[0], : to[1]]
         if to == (height, width):
-            return image
+            laid[:] = image
+            return to
         cv2 = opencv()
         law = cv2.INTER_LINEAR if max(height, width) <= 2 * self.side else cv2.INTER_AREA
-        smaller = cv2.resize(image, to[::-1], interpolation=law)
-        return smaller.reshape(*to, channels)  # one channel loses its axis
+        # Where all channels are there OpenCV writes into the canvas itself.
+        into = laid if channels == 3 else None
+        smaller = cv2.resize(image, to[::-1], dst=into, interpolation=law)
+        if not np.may_share_memory(smaller, laid):
+            laid[:] = smaller.reshape(laid.shape)  # one channel loses its axis
+        return to
 
     def _count(self, reader: Reader, rows: Rows, sizes: list[tuple[int, int]]) -> None:
         larger = [i for i, size in enumerate(sizes) if max(size) > self.side]

@@ -29,7 +29,7 @@ from ml_collections import ConfigDict
 from PIL import Image
 
 from simclr_jax import extras
-from simclr_jax.data import depth, formats, scaling
+from simclr_jax.data import depth, formats, scaling, scratch
 from simclr_jax.data.depth import Depth
 from simclr_jax.data.formats import BadImage, remedy, suffixes
 from simclr_jax.errors import UserError
@@ -236,8 +236,8 @@ def _decode_plain_jpeg(encoded: bytes, rules: Rules) -> np.ndarray | None:
         height, width, colors, _ = _simplejpeg().decode_jpeg_header(encoded)
         if colors not in ("YCbCr", "Gray", "RGB") or height * width > rules.most_pixels:
             return None
-        smaller = scaling.wanted(height, width)
-        return _simplejpeg().decode_jpeg(encoded, strict=True, **smaller)
+        smaller, room = scaling.wanted(height, width), scratch.room(height * width * 3)
+        return _simplejpeg().decode_jpeg(encoded, strict=True, buffer=room, **smaller)
     except ValueError:
         return None
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 
@@ -12,6 +13,38 @@ from simclr_jax import closing, processes
 from simclr_jax.data.decode import BadImage, within_memory
 from simclr_jax.data.reader import Unreadable
 from simclr_jax.data.sources.source import Source
+
+
+class Kept:
+    """Prepared images of all splits that later evaluations find in memory.
+
+    Args:
+      most: bytes that they may take; those that come when they are taken are not kept.
+    """
+
+    def __init__(self, most: int):
+        self._most, self._lock = most, threading.Lock()
+        self._images: dict[tuple[str, int], np.ndarray] = {}
+        self.bytes, self.left_out = 0, 0
+
+    def __len__(self) -> int:
+        return len(self._images)
+
+    def get(self, role: str, row: int) -> np.ndarray | None:
+        """Return an image of the split that has a role; None: it is not here."""
+        return self._images.get((role, row))
+
+    def put(self, role: str, row: int, image: np.ndarray) -> None:
+        """Keep an image, if there is room."""
+        with self._lock:
+            if (role, row) in self._images:
+                return
+            if self.bytes + image.nbytes > self._most:
+                self.left_out += 1
+                return
+            self.bytes += image.nbytes
+            # One that is a part of a larger one would keep all of that.
+            self._images[role, row] = image if image.base is None else image.copy()
 
 
 class HeldOut:
@@ -25,6 +58,8 @@ class HeldOut:
       unreadable: told about images that cannot be read. They are zeros here, and `readable` leaves
         them out: an evaluation replaces nothing.
       threads: that decode.
+      kept: finds images that were prepared before; None prepares all.
+      role: of the split there.
     """
 
     def __init__(
@@ -33,8 +68,11 @@ class HeldOut:
         prepare: Callable[[np.ndarray], np.ndarray],
         unreadable: Unreadable,
         threads: int,
+        kept: Kept | None = None,
+        role: str = "",
     ):
         self._source, self._prepare, self._unreadable = source, prepare, unreadable
+        self._kept, self._role = kept, role
         self._pool = ThreadPoolExecutor(threads)
         self._bad: dict[int, str] = {}  # rows, and why
 
@@ -67,13 +105,18 @@ class HeldOut:
         return np.setdiff1d(np.arange(len(self)), [*bad])
 
     def _image(self, row: int) -> np.ndarray | None:
+        if self._kept is not None and (kept := self._kept.get(self._role, row)) is not None:
+            return kept
         try:
             with within_memory(functools.partial(self._source.name, row)):
-                return self._prepare(self._source.example(row)[0])
+                image = self._prepare(self._source.example(row)[0])
         except BadImage as reason:
             self._bad[row] = str(reason)
             self._unreadable.add(self._source.name(row), reason)
             return None
+        if self._kept is not None:
+            self._kept.put(self._role, row, image)
+        return image
 
     @functools.cached_property
     def _blank(self) -> np.ndarray:

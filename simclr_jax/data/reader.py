@@ -6,7 +6,7 @@ import dataclasses
 import functools
 import threading
 from collections import deque
-from collections.abc import Callable, Generator, Iterable
+from collections.abc import Callable, Generator, Iterable, Iterator
 from concurrent.futures import CancelledError, Future, ThreadPoolExecutor
 from typing import Any, NamedTuple, TypedDict, TypeVar, cast
 
@@ -165,15 +165,26 @@ class Reader:
         Raises:
           CancelledError: once the reader is closed.
         """
-        images, labels, examples = [], [], []
-        for at in zip(positions, self.order(positions), strict=True):
+        rows = list(self.each(positions, shrink))
+        images, labels, examples = ([row[i] for row in rows] for i in range(3))
+        return Rows(images, np.array(labels, np.int32), np.array(examples, np.int32))
+
+    def each(
+        self,
+        positions: np.ndarray,
+        shrink: Callable[[np.ndarray], np.ndarray] = lambda image: image,
+    ) -> Iterator[tuple[np.ndarray, int, int]]:
+        """Yield one image after the other with its label and number, each as `read` returns them.
+
+        The next is decoded when it is asked for.
+
+        Raises:
+          CancelledError: once the reader is closed.
+        """
+        for position, example in zip(positions, self.order(positions), strict=True):
             if self._closed.is_set():
                 raise CancelledError
-            image, label, example = self._row(*at, shrink)
-            images.append(image)
-            labels.append(label)
-            examples.append(example)
-        return Rows(images, np.array(labels, np.int32), np.array(examples, np.int32))
+            yield self._row(position, example, shrink)
 
     def announce(self, positions: np.ndarray) -> None:
         """Start to fetch what will stand at `positions`, where the order has blocks to fetch.

@@ -15,6 +15,7 @@ from ml_collections import ConfigDict
 
 from simclr_jax import validation
 from simclr_jax.augment.policy import Policy
+from simclr_jax.data import sources
 from simclr_jax.data.sources import Images, Source
 from simclr_jax.errors import UserError
 from simclr_jax.frame import modules
@@ -190,6 +191,9 @@ def check_images(config: ConfigDict, train: Source, test: Source) -> None:
       UserError: if labels are missing, images are too small to crop, or the splits do not match.
     """
     policies(config)  # its own checks, before anything is written
+    own = {name: view.size for name, view in config.augment.views.items() if view.size is not None}
+    for source in (train, test):
+        sources.check_views(source, {f"augment.views.{name}.size": own[name] for name in own})
     wanted = [name for name in ("probe", "knn") if config.eval[name]]
     looked_at = "knn" in wanted or (config.stage == "pretrain" and config.eval.compare)
     if wanted and (why := lacking(train, test, looked_at)):

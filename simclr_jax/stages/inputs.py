@@ -18,7 +18,7 @@ from simclr_jax import files, parallel, processes
 from simclr_jax.augment.resize import to_float
 from simclr_jax.data import batches, order, reader
 from simclr_jax.data.canvas import Canvas
-from simclr_jax.data.held_out import HeldOut
+from simclr_jax.data.held_out import HeldOut, Kept
 from simclr_jax.data.placements import Loading, Request, device
 from simclr_jax.data.reader import Reader, Unreadable
 from simclr_jax.data.sources import Images, Source, tell
@@ -52,7 +52,8 @@ class Inputs:
             role: _unreadable(config, role, len(source), workdir)
             for role, source in (("train", train), ("held_out", test))
         }
-        say = workdir.console.say if workdir is not None else _unsaid
+        say = self._say = workdir.console.say if workdir is not None else _unsaid
+        self._kept, self._told = Kept(round(config.data.eval_gigabytes * 1e9)), 0
         if workdir is not None:
             for source in (train, test):
                 tell(source, say)
@@ -114,14 +115,30 @@ class Inputs:
         if isinstance(source, Images) and not self._prepared_on_host:
             return source.pixels
         role = "train" if source is self.train else "held_out"
-        return HeldOut(source, self._preprocessing, self._unreadable[role], self._threads)
+        return HeldOut(
+            source, self._preprocessing, self._unreadable[role], self._threads, self._kept, role
+        )
 
     def readable(self, source: Source, images: Any) -> np.ndarray | None:
         """Return the rows of an evaluated split that could be read; None: all of them."""
         if isinstance(images, HeldOut):
+            self._tell_kept()
             return images.readable()
         bad = source.bad if isinstance(source, Images) else None
         return None if bad is None else np.flatnonzero(~bad)
+
+    def _tell_kept(self) -> None:
+        """Say how many prepared images are kept for the next evaluations, where they are more."""
+        kept = self._kept
+        if len(kept) == self._told:
+            return
+        self._told = len(kept)
+        most = self._config.data.eval_gigabytes
+        rest = ", the others are decoded each time" if kept.left_out else ""
+        self._say(
+            f"kept      {len(kept)} prepared images for later evaluations, "
+            f"{kept.bytes / 1e6:.3g} MB (data.eval_gigabytes={most:g}){rest}"
+        )
 
     def prepare(self, images: jax.Array) -> jax.Array:
         """Finish evaluation images `[b, ...]` on the device: floats `[b, size, size, c]`."""

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import bucket
 import numpy as np
@@ -14,10 +17,11 @@ from etils import epath
 from simclr_jax import documents, validation
 from simclr_jax.data import batches, sources
 from simclr_jax.data.decode import BadImage
-from simclr_jax.data.packing import plan
+from simclr_jax.data.packing import plan, run
 from simclr_jax.data.packing.verify import verify
 from simclr_jax.data.sources import Trained, Unseen, packed_files, trained
 from simclr_jax.errors import Unreachable, UserError
+from simclr_jax.stages import build
 from simclr_jax.stages.inputs import Inputs
 
 BATCH = 8
@@ -292,8 +296,9 @@ def test_files_replaced_since_a_run_began_are_said_or_refused(store, tmp_path):
 def test_a_store_that_is_gone_may_come_back_and_a_shard_may_not(store, tmp_path):
     packed, other = opened(store), opened(store)
     (store / "train-00001.bin").unlink()
-    with pytest.raises(BadImage, match="No such file"):
-        packed.example(8)
+    with pytest.raises(UserError, match=r"train-00001.bin cannot be read \(No such file") as lost:
+        packed.example(8)  # one file, and not each of its images
+    assert lost.value.code == 1
     assert packed.example(0)[0].ndim == 3
     store.rename(tmp_path / "elsewhere")
     assert packed.example(0)[0].ndim == 3  # of a file that is open
@@ -301,11 +306,91 @@ def test_a_store_that_is_gone_may_come_back_and_a_shard_may_not(store, tmp_path)
         other.example(0)
 
 
+@pytest.mark.parametrize("source", ["packed", "folder"])
+@pytest.mark.parametrize(
+    "when, name",
+    [("opened", "train-00001.bin"), ("read", "train-00001.bin"), ("opened", "pack.json")],
+)
+def test_files_that_are_links_into_a_cache_may_come_back(store, tmp_path, when, name, source):
+    shard, cache = store / name, tmp_path / "cache"
+    cache.mkdir()
+    shard.rename(cache / "ab12")
+    shard.symlink_to(cache / "ab12")
+    data = recipe(store, source).data
+    packed = sources.find(data)["train"]()
+    cache.rename(tmp_path / "unmounted")
+    with pytest.raises(Unreachable, match=rf"missed first: {name}\): bring them back"):
+        packed.example(8) if when == "read" else sources.find(data)["train"]()
+    (tmp_path / "unmounted").rename(cache)
+    assert packed.example(8)[0].ndim == 3
+
+
+def test_few_files_are_open_however_many_shards_there_are(store, monkeypatch):
+    monkeypatch.setattr(packed_files, "MOST_OPEN", 2)
+    packed, place = opened(store), f"{store}/"
+
+    def held():
+        links = [*Path("/proc/self/fd").iterdir()]
+        return [os.fspath(link.readlink()) for link in links if link.is_symlink()]
+
+    good = [i for i in range(32) if i not in packed.unread]
+    expected = [opened(store).example(i)[0].tobytes() for i in good]
+    for _ in range(2):
+        assert [packed.example(i)[0].tobytes() for i in good] == expected
+        assert sum(name.startswith(place) for name in held()) <= 2
+    with ThreadPoolExecutor(8) as pool:
+        mixed = np.random.RandomState(0).permutation(np.repeat(good, 20)).tolist()
+        found = pool.map(lambda i: packed.example(i)[0].tobytes(), mixed)
+        assert list(found) == [expected[good.index(i)] for i in mixed]
+    packed.shards._open.clear()
+    assert not any(name.startswith(place) for name in held())
+
+
+def test_a_shard_that_was_replaced_while_it_was_closed_is_verified_again(store, monkeypatch):
+    monkeypatch.setattr(packed_files, "MOST_OPEN", 1)
+    packed, shard = opened(store), store / "train-00001.bin"
+    before = packed.example(8)[0]
+    packed.example(0)  # closes it
+    np.testing.assert_array_equal(packed.example(8)[0], before)
+    packed.example(0)
+    held = bytearray(shard.read_bytes())
+    shard.unlink()
+    held[int(packed.sizes[7].prod()) * 3 + 5] ^= 1
+    shard.write_bytes(held)
+    with pytest.raises(BadImage, match="its checksum is wrong"):
+        packed.example(8)
+
+
+def test_an_index_may_be_larger_than_a_document(store, monkeypatch):
+    remedy, _ = documents.content.__defaults__
+    monkeypatch.setattr(documents.content, "__defaults__", (remedy, 100))  # for 2 GiB
+    monkeypatch.setattr(packed_files, "PIECE", 7)
+    assert len(opened(store)) == 32
+    flip(store / "train.npz")
+    with pytest.raises(UserError, match=r"train.npz is damaged, its checksum is wrong"):
+        opened(store)
+
+
+def test_views_larger_than_what_was_left_of_images_are_refused(root, exact, tmp_path):
+    small = pack(root, tmp_path / "store")
+    for store, refused in ((small, True), (exact, False)):
+        config = recipe(store, "packed")
+        config.augment.views.second.update(size=32, group="large")
+        opened_splits = sources.open_splits(config.data)
+        with contextlib.ExitStack() as stack:
+            if refused:
+                said = r"views.second.size is 32, but .* with --side=16: .* --side=32 .*size=16 or"
+                stack.enter_context(pytest.raises(UserError, match=said))
+            build.check_images(config, *opened_splits)
+    with pytest.raises(UserError, match=r"--side is 16, less than augment.views.second.size=32"):
+        run.pack(config, run.Options(str(tmp_path / "other"), side=16), lambda line: None)
+
+
 def test_a_shard_that_is_cut_under_way_is_no_signal(store):
     packed = opened(store)
     packed.example(0)
     os.truncate(store / "train-00000.bin", 10)
-    with pytest.raises(BadImage, match=r"train-00000.bin ends within it"):
+    with pytest.raises(UserError, match=r"train-00000.bin was cut since it was opened: copy it"):
         packed.example(1)
 
 

@@ -414,6 +414,23 @@ def test_a_source_that_has_changed_is_refused(straight, tmp_path, monkeypatch, w
     assert content(tmp_path) == before
 
 
+def test_a_source_that_changes_while_it_is_packed_is_not_sealed(tmp_path, monkeypatch):
+    root = photographs(tmp_path / "images")
+    monkeypatch.setattr(plan, "MOST_IMAGES", 3)
+    write = shards.write
+
+    def and_replace(source, job, *args):
+        if job.first:  # when the first shard is there
+            os.utime(root / "train" / "b" / "01.png", (2e9, 2e9))
+        return write(source, job, *args)
+
+    monkeypatch.setattr(shards, "write", and_replace)
+    said = r"1 of .* images in .*train are not the files that they were .*, such as b/01.png"
+    with pytest.raises(UserError, match=rf"{said}.*: remove .*store.partial to pack anew"):
+        pack(root, tmp_path / "store")
+    assert not (tmp_path / "store").exists()
+
+
 def test_two_do_not_pack_into_one(root, tmp_path, monkeypatch):
     def meanwhile(*args):
         with pytest.raises(UserError, match=r"another process is packing into .*store.partial"):

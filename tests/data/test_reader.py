@@ -10,13 +10,14 @@ import pytest
 from data.test_placements import Photographs, one_size
 from etils import epath
 
-from simclr_jax import documents
+from simclr_jax import documents, recipes
 from simclr_jax.data import reader, sources
 from simclr_jax.data.decode import BadImage
-from simclr_jax.data.held_out import HeldOut
+from simclr_jax.data.held_out import HeldOut, Kept
 from simclr_jax.data.reader import Reader, Unreadable
 from simclr_jax.data.sources import Images
 from simclr_jax.errors import UserError
+from simclr_jax.stages.inputs import Inputs
 
 
 def same(positions):
@@ -145,6 +146,49 @@ def test_held_out_images_are_prepared_in_order_and_bad_ones_left_out():
     assert held_out[0:1].shape == (1, 4, 4, 3)  # nothing readable in this slice
     assert held_out.readable().tolist() == [i for i in range(30) if i not in (0, 9)]
     assert len(unreadable) == 2
+
+
+@pytest.mark.parametrize("fits", [0, 12, 100])
+def test_evaluations_decode_once_what_fits_and_see_the_same(monkeypatch, fits):
+    config, lines, decoded = recipes.base(), [], []
+    config.augment.placement, config.augment.grid = "canvas", "corner"
+    config.augment.canvas, config.data.image_size, config.data.max_bad_fraction = 64, 8, 0.1
+    of_one = 8 * 8 * 3 * 4  # float32, of a grid that is not OpenCV's
+    config.data.eval_gigabytes = fits * of_one / 1e9
+    train, test = Photographs(bad=(3,)), Photographs(bad=(0, 9))
+    example = Photographs.example
+    monkeypatch.setattr(
+        Photographs, "example", lambda self, i: decoded.append(self) or example(self, i)
+    )
+    inputs = Inputs(config, train, test)
+    inputs._say = lines.append
+    passes = []
+    for _ in range(3):
+        found = []
+        for source in (test, train):
+            with inputs.for_evaluation(source) as images:
+                found += [images[:20], images[20:], inputs.readable(source, images)]
+        passes.append((found, decoded.count(train), decoded.count(test)))
+        decoded.clear()
+    first, *others = passes
+    for other in others:
+        for a, b in zip(first[0], other[0], strict=True):
+            np.testing.assert_array_equal(a, b)
+    assert first[0][2].tolist() == [i for i in range(30) if i not in (0, 9)]
+    assert first[1:] == (30, 30)
+    kept = min(fits, 57)
+    assert [sum(other[1:]) for other in others] == [60 - kept] * 2  # bad ones are looked at again
+    assert len(lines) == (1 + (fits > 28) if fits else 0)
+    if fits:
+        assert lines[-1].startswith(f"kept      {kept} prepared images for later evaluations, ")
+        assert lines[-1].endswith(", the others are decoded each time") == (fits < 57)
+
+
+def test_what_is_kept_of_an_image_holds_nothing_else():
+    whole, kept = np.zeros((100, 100, 3), np.uint8), Kept(1000)
+    kept.put("train", 0, whole[:4, :4])
+    assert kept.get("train", 0).base is None and kept.bytes == 48
+    assert kept.get("held_out", 0) is None
 
 
 def test_ahead_keeps_the_order_and_raises_what_the_work_raised():

@@ -21,6 +21,7 @@ from simclr_jax.data import sources
 from simclr_jax.data.decode import BadImage
 from simclr_jax.data.read_ahead import ReadAhead
 from simclr_jax.data.sources import open_splits, stamp, tfds
+from simclr_jax.data.sources.tfds_records import Records
 from simclr_jax.errors import Unreachable, UserError
 from simclr_jax.unlabelled import NO_LABEL
 
@@ -182,7 +183,7 @@ def test_every_record_is_the_image_it_was_made_of(root, split, offset, count):
         assert source.name(i) == f"{offset + i}.jpg"
 
 
-def test_labels_are_those_of_the_examples(root):
+def test_labels_are_those_of_the_examples(root, monkeypatch):
     source = opened(root).take(np.arange(47, -1, -1)).take(np.array([42, 42, 47, 0, 46]))
     assert source.labels.dtype == np.int32
     np.testing.assert_array_equal(source.labels, [2, 2, 0, 2, 1])
@@ -190,7 +191,9 @@ def test_labels_are_those_of_the_examples(root):
     known, rows = opened(root), np.arange(9, 3, -1)
     assert len(known.labels) == TRAIN
     taken = known.take(rows)
-    assert "labels" in vars(taken)  # without reading them again
+    monkeypatch.setattr(Records, "_labels_at", None)  # without reading them again
+    assert taken.take(np.arange(2)).labels.tolist() == taken.labels[:2].tolist()
+    monkeypatch.undo()
     np.testing.assert_array_equal(taken.labels, opened(root).take(rows).labels)
 
 
@@ -263,6 +266,20 @@ def test_a_label_that_is_missing_among_others_is_none(root):
     assert [source.example(i)[1] for i in range(2)] == [0, NO_LABEL]
     source = opened(root, "half", "late")
     assert source.labels.tolist() == [NO_LABEL] * 3 + [0, 1, 2] and source.classes == 3
+
+
+def test_each_label_is_read_once_whichever_splits_are_made(root, monkeypatch):
+    read, labels_at = [], Records._labels_at
+    monkeypatch.setattr(
+        Records, "_labels_at", lambda self, rows: read.extend(rows) or labels_at(self, rows)
+    )
+    whole = sources.noted(opened(root), ["a note"])
+    train, held_out = whole.take(np.arange(0, 40)), whole.take(np.arange(40, TRAIN))
+    assert len(train.labels) == 40 and sorted(read) == list(range(40))
+    joined = [*train.labels, *held_out.labels]
+    np.testing.assert_array_equal(whole.labels, joined)
+    assert sources.noted(whole, ["another"]).labels.tolist() == joined
+    assert sorted(read) == list(range(TRAIN))
 
 
 @pytest.mark.parametrize("labelled", [0, 4, 1999])

@@ -36,6 +36,9 @@ def test_the_door_packs_verifies_and_refuses(tmp_path):
     assert packs.opened(tmp_path / "store").classes == 2
     ended = doors.run(tmp_path, f"--verify={tmp_path}/store", door="pack")
     assert (ended.code, "every checksum is right" in ended.out) == (0, True), ended
+    ended = doors.run(tmp_path, f"--verify={tmp_path}/store", "--workers=2", door="pack")
+    said = f"--workers belongs to making a store, and --verify={tmp_path}/store looks at one"
+    assert (ended.code, ended.err.count("\n")) == (1, 1) and said in ended.err, ended
     (shard,) = (tmp_path / "store").glob("test-*.bin")
     shard.write_bytes(bytes(shard.stat().st_size))
     ended = doors.run(tmp_path, f"--verify={tmp_path}/store", door="pack")

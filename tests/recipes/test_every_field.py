@@ -57,6 +57,9 @@ SEEN: dict[tuple[str, str], tuple[str, ...]] = {
         "data.white_level",
     ),
     (DATA, "test_images_are_decoded_by_as_many_threads"): ("data.threads",),
+    ("data/test_reader.py", "test_evaluations_decode_once_what_fits_and_see_the_same"): (
+        "data.eval_gigabytes",
+    ),
     (DATA, "test_resident_images_lie_on_the_devices"): ("data.resident",),
     (DATA, "test_a_stream_has_the_blocks_windows_and_lanes_of_the_recipe"): (
         "data.order",

@@ -151,6 +151,7 @@ FREE = {
     *("log.every_steps", "checkpoint.every_steps", "checkpoint.keep", "checkpoint.keep_period"),
     *("data.path", "data.threads", "data.resident", "data.max_bad_fraction", "data.index"),
     *("data.layout", "data.if_changed", "data.max_megapixels", "train.remat"),
+    "data.eval_gigabytes",
     *("log.to", "log.project"),
 }
 

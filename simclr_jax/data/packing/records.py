@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+from collections.abc import Mapping
 from typing import NamedTuple
 
 import numpy as np
@@ -26,7 +27,7 @@ class Record(NamedTuple):
 
 
 def law(
-    kind: str, side: int, square: bool, quality: int, rules: Rules, image_size: int | None
+    kind: str, side: int, square: bool, quality: int, rules: Rules, sizes: Mapping[str, int]
 ) -> Law:
     """Return how pixels are to be made.
 
@@ -36,16 +37,17 @@ def law(
       square: cut out the centre.
       quality: of JPEGs.
       rules: by which images are decoded.
-      image_size: of the views that the recipe makes, if it says so.
+      sizes: of the views that the recipe makes, pixels, by the field that says so.
 
     Raises:
       UserError: if views would be larger than what is left of the images.
     """
-    if image_size is not None and side < image_size:
-        raise UserError(
-            f"--side is {side}, less than data.image_size={image_size}: give --side={image_size} "
-            "or more, or set data.image_size to that of the runs that will use it"
-        )
+    for field, size in sizes.items():
+        if side < size:
+            raise UserError(
+                f"--side is {side}, less than {field}={size}: give --side={size} or more, or set "
+                f"{field} to that of the runs that will use it"
+            )
     return Law(
         kind=kind,  # type: ignore[arg-type]
         side=side,

@@ -81,7 +81,7 @@ def pack(config: ConfigDict, options: Options, say: Say = print) -> None:
         options.square,
         options.quality,
         Rules.of(data),
-        data.image_size,
+        _sizes(config),
     )
     data, opened, notes = _open(data, options.splits, say)
     source = plans.source_of(data)
@@ -102,11 +102,20 @@ def pack(config: ConfigDict, options: Options, say: Say = print) -> None:
     with closing.Closing() as stack:
         plan = _begin(partial, plan, data, opened, stack, size, say)
         _write(partial, plan, data, opened, options, say)
+        # Hours may have passed; a worker that began late has read what is there now.
+        _check_unchanged(partial, plan, data, f"remove {documents.shown(partial)} to pack anew")
         finish.finish(partial, plan, source, opened)
         _rename(partial, out)
     total = sum(path.stat().st_size for path in out.iterdir())
     say(f"written   {documents.shown(out)}: {_bytes(total)}")
     say(f"use it    any recipe with --config.data.source=packed --config.data.path={out}")
+
+
+def _sizes(config: ConfigDict) -> dict[str, int]:
+    """Return how large views of a recipe are, by the field that says so."""
+    found = {f"augment.views.{name}.size": view.size for name, view in config.augment.views.items()}
+    found["data.image_size"] = config.data.image_size
+    return {field: size for field, size in found.items() if size is not None}
 
 
 def _is_whole(place: Path) -> bool:

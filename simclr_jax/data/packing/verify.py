@@ -4,21 +4,16 @@ from __future__ import annotations
 
 import os
 import time
-import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 
-from etils import epath
-
-from simclr_jax import buckets, documents
+from simclr_jax import documents
 from simclr_jax.data.decode import BadImage
 from simclr_jax.data.sources import packed_files
 from simclr_jax.data.sources.packed_files import AGAIN, File, Names, Shards, Store
 from simclr_jax.errors import UserError
 
 EVERY_SECS = 3.0  # between lines of progress
-PIECE = 2**23  # bytes that are read at a time
 
 Say = Callable[[str], object]
 
@@ -36,7 +31,7 @@ def verify(path: str, say: Say = print) -> None:
     wrong: list[tuple[str, File]] = []
     done, spoken = 0, time.monotonic()
     with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool:
-        found = pool.map(lambda one: _checksum(store.directory / one[1].file), todo)
+        found = pool.map(lambda one: packed_files.checksum_of(store.directory / one[1].file), todo)
         for (split, file), checksum in zip(todo, found, strict=True):
             done += file.bytes
             if checksum != file.crc32:
@@ -53,23 +48,6 @@ def verify(path: str, say: Say = print) -> None:
         )
     count = sum(one.images for one in store.manifest.splits.values())
     say(f"whole     {documents.shown(store.directory)}: {count} images, every checksum is right")
-
-
-def _checksum(path: epath.Path) -> str:
-    value = 0
-    for piece in _pieces(path):
-        value = zlib.crc32(piece, value)
-    return f"{value:08x}"
-
-
-def _pieces(path: epath.Path) -> Iterator[bytes]:
-    with buckets.reaching(path):
-        if not buckets.is_local(path):
-            yield path.read_bytes()
-            return
-        with Path(path).open("rb") as file:
-            while piece := file.read(PIECE):
-                yield piece
 
 
 def _first_damaged(store: Store, split: str, file: File) -> str:

@@ -1,24 +1,24 @@
 """Placement `host`: tf.data makes whole views by the official operations; the device only trains.
 
-A pipeline of TensorFlow operations behind the decoding threads, with the run's own order in place
-of a shuffle buffer: a resumed run computes where it was, and finds the same views.
+A pipeline of TensorFlow operations behind the decoder, with the run's own order in place of a
+shuffle buffer: a resumed run computes where it was, and finds the same views.
 """
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Generator, Iterator
-from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
 
 from simclr_jax import extras
 from simclr_jax.augment import on_host
-from simclr_jax.augment.draws import Draws
 from simclr_jax.closing import Closing
 from simclr_jax.data.placements import Loading, Request, blocks
-from simclr_jax.data.reader import ahead
 from simclr_jax.errors import UserError
+
+FLOATS, WHOLE = len(blocks.FLOATS), sum(blocks.WHOLE.values())  # numbers of a view's draws
 
 
 def batches(
@@ -32,108 +32,88 @@ def batches(
     first = next(requests, None)
     if first is None:
         return
-
-    def all_blocks() -> Iterator[Request]:
-        yield from blocks.split(iter([first]))
-        yield from blocks.split(requests)
-
+    tf = _tensorflow()
     failures: list[Exception] = []
-    dataset = _dataset(loading, all_blocks, failures)
+    dataset = _dataset(tf, loading, itertools.chain([first], requests), failures)
     dataset = dataset.batch(len(first.positions), drop_remainder=True)
-    # Has a name, and so outlives the loop: its end waits for a thread that ends with the reader.
+    # Has a name, and so outlives the loop: its end waits for threads that end with the reader.
     made = dataset.prefetch(1).as_numpy_iterator()
     with Closing(loading.reader.close):
-        for batch in made:
-            if not loading.reader.source.classes:
-                del batch["label"]
-            yield batch
-    if failures:  # TensorFlow would have wrapped it in an error of its own
+        try:
+            for batch in made:
+                if not loading.reader.source.classes:
+                    del batch["label"]
+                yield batch
+        except tf.errors.OpError:
+            if not failures:
+                raise
+    if failures:  # what TensorFlow has made an error of its own of
         raise failures[0]
 
 
-def _dataset(loading: Loading, all_blocks: Any, failures: list[Exception]) -> Any:
+def _dataset(
+    tf: Any, loading: Loading, requests: Iterator[Request], failures: list[Exception]
+) -> Any:
     """Return a `tf.data.Dataset` of single examples.
 
     Each has `views/GROUP`, `[views, size, size, c]`, for each group of views, `label` and
-    `example`. They end early where reading fails, and the reason is put into `failures`.
+    `example`. Where reading fails the reason is put into `failures`.
+
+    A thread that has made the views of an image reads the next: there are no more decoded images
+    than threads, whatever their size.
     """
-    tf = _tensorflow()
     policies, channels = loading.policies, loading.reader.source.channels
-    read = blocks.reader(loading)
+    read = blocks.one(loading)
 
-    def decoded() -> Iterator[dict[str, Any]]:
-        pool = ThreadPoolExecutor(loading.threads)
-        with Closing(loading.reader.close, pool.shutdown):
-            try:
-                for block in ahead(pool, read, all_blocks(), depth=2 * loading.threads):
-                    yield _tensors(block)
-            except Exception as failure:
-                failures.append(failure)
+    def places() -> Iterator[np.ndarray]:
+        try:
+            for request in requests:
+                starts = np.full_like(request.positions, request.start)
+                yield np.stack([request.positions, starts], 1)
+        except Exception as failure:
+            failures.append(failure)
+            raise
 
-    def examples(block: dict[str, Any]) -> Any:
-        sizes = tf.reduce_prod(block["shape"], axis=1)
-        ends = tf.cumsum(sizes)
-        per_image = {
-            "end": ends,
-            "size": sizes,
-            **{k: block[k] for k in ("shape", "label", "example", "draws")},
-        }
+    def decoded(place: np.ndarray) -> tuple[np.ndarray, ...]:
+        try:
+            found = read(*place.tolist())
+        except Exception as failure:
+            failures.append(failure)
+            raise
+        numbers = np.array([found.label, found.example], np.int32)
+        return found.pixels, numbers, found.floats.ravel(), found.whole.ravel()
 
-        def cut(image: dict[str, Any]) -> dict[str, Any]:
-            pixels = block["pixels"][image["end"] - image["size"] : image["end"]]
-            pixels = tf.ensure_shape(tf.reshape(pixels, image["shape"]), [None, None, channels])
-            return {"image": pixels, **{k: image[k] for k in ("label", "example", "draws")}}
+    kinds = (tf.uint8, tf.int32, tf.float32, tf.int32)
 
-        return tf.data.Dataset.from_tensor_slices(per_image).map(cut)
-
-    def augment(example: dict[str, Any]) -> dict[str, Any]:
-        made = {k: example[k] for k in ("label", "example")}
-        for group, some in policies.items():
-            views = [
-                on_host.augment(example["image"], Draws(**drawn), policy)
-                for drawn, policy in zip(example["draws"][group], some, strict=True)
-            ]
+    def augmented(place: Any) -> dict[str, Any]:
+        pixels, numbers, floats, whole = tf.numpy_function(decoded, [place], kinds)
+        pixels = tf.ensure_shape(pixels, [None, None, channels])
+        label, example = tf.unstack(tf.ensure_shape(numbers, [2]))
+        count = sum(map(len, policies.values()))
+        # Cut by one operation: each costs as much as a good part of a small image.
+        each_float = tf.unstack(tf.ensure_shape(floats, [count * FLOATS]))
+        each_whole = tf.unstack(tf.ensure_shape(whole, [count * WHOLE]))
+        made, view = {"label": label, "example": example}, 0
+        for group in sorted(policies):
+            views = []
+            for policy in policies[group]:
+                drawn = blocks.unpacked(
+                    each_float[view * FLOATS : (view + 1) * FLOATS],
+                    each_whole[view * WHOLE : (view + 1) * WHOLE],
+                )
+                views.append(on_host.augment(pixels, drawn, policy))
+                view += 1
             made[f"views/{group}"] = tf.stack(views)
         return made
 
     options = tf.data.Options()
     options.deterministic = True
     options.threading.private_threadpool_size = loading.threads
-    dataset = tf.data.Dataset.from_generator(decoded, output_signature=_signature(tf, loading))
-    dataset = dataset.flat_map(examples)
-    return dataset.map(augment, num_parallel_calls=loading.threads).with_options(options)
-
-
-def _tensors(block: blocks.Block) -> dict[str, Any]:
-    """Return a block as arrays: images of many sizes as one vector, beside their shapes."""
-    images = block.rows.images
-    return {
-        "pixels": np.concatenate([image.ravel() for image in images]),
-        "shape": np.array([image.shape for image in images], np.int64),
-        "label": block.rows.labels,
-        "example": block.rows.examples,
-        "draws": {
-            group: tuple(drawn._asdict() for drawn in draws) for group, draws in block.draws.items()
-        },
-    }
-
-
-def _signature(tf: Any, loading: Loading) -> dict[str, Any]:
-    kinds = dict.fromkeys(("flip", "jitter", "grayscale", "blur", "solarize"), tf.bool)
-    kinds |= dict.fromkeys(("box", "order"), tf.int32)
-    draws = {
-        name: tf.TensorSpec(
-            [None, 4] if name in ("box", "order") else [None], kinds.get(name, tf.float32)
-        )
-        for name in Draws._fields
-    }
-    return {
-        "pixels": tf.TensorSpec([None], tf.uint8),
-        "shape": tf.TensorSpec([None, 3], tf.int64),
-        "label": tf.TensorSpec([None], tf.int32),
-        "example": tf.TensorSpec([None], tf.int32),
-        "draws": {group: (draws,) * len(some) for group, some in loading.policies.items()},
-    }
+    dataset = tf.data.Dataset.from_generator(
+        places, output_signature=tf.TensorSpec([None, 2], tf.int64)
+    )
+    dataset = dataset.unbatch().map(augmented, num_parallel_calls=loading.threads)
+    return dataset.with_options(options)
 
 
 def _tensorflow() -> Any:

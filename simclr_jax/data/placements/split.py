@@ -8,17 +8,15 @@ soon as they are decoded, and crops drawn in what is left, so that a thread hold
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Callable, Generator, Iterator
-from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
 
 from simclr_jax import extras
-from simclr_jax.closing import Closing
-from simclr_jax.data.placements import Loading, Request, blocks
-from simclr_jax.data.reader import ahead
+from simclr_jax.data.placements import Loading, Request, blocks, filling
+from simclr_jax.data.placements.blocks import Part
+from simclr_jax.data.placements.filling import Job
 from simclr_jax.errors import UserError
 
 LARGE = (
@@ -36,36 +34,39 @@ def batches(
     source = loading.reader.source
     sizes = {group: policies[0].size for group, policies in loading.policies.items()}
     resize, shrink = resizer(), shrinker(max(sizes.values()))
-    read = blocks.reader(loading, shrink)
+    parts = blocks.parts(loading, shrink)
 
-    def cut(block: Request) -> dict[str, np.ndarray]:
-        rows, draws = read(block)
-        batch = {"example": rows.examples}
-        if source.classes:
-            batch["label"] = rows.labels
-        for group, size in sizes.items():
-            shape = (len(rows.images), len(draws[group]), size, size, source.channels)
-            made = batch[f"crops/{group}"] = np.empty(shape, np.uint8)
-            for i, image in enumerate(rows.images):
-                for view, drawn in enumerate(draws[group]):
-                    made[i, view] = resize(image, drawn.box[i], size)
-        return batch
+    def cut(part: Part, group: str, size: int, made: np.ndarray) -> None:
+        for i, image in enumerate(part.rows.images):
+            for view, box in enumerate(part.boxes[group][i].tolist()):
+                made[i, view] = resize(image, box, size)
 
-    requests, again = itertools.tee(requests)
-    pool = ThreadPoolExecutor(loading.threads)
-    done = ahead(pool, cut, blocks.split(requests), depth=2 * loading.threads)
-    # The pool is left last, for it waits for its threads: they end when the reader is closed.
-    with Closing(done.close, loading.reader.close, pool.shutdown):
-        for request in again:
-            count = -(-len(request.positions) // blocks.BLOCK)
-            parts = list(itertools.islice(done, count))
-            yield {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+    def fill(job: Job) -> None:
+        first = 0
+        for part in parts(job.request):
+            rows = slice(first, first + len(part.rows.images))
+            job.made["example"][rows] = part.rows.examples
+            if "label" in job.made:
+                job.made["label"][rows] = part.rows.labels
+            for group, size in sizes.items():
+                cut(part, group, size, job.made[f"crops/{group}"][rows])
+            first = rows.stop
+
+    pixels = {
+        f"crops/{group}": (len(loading.policies[group]), size, size, source.channels)
+        for group, size in sizes.items()
+    }
+    numbers: dict[str, tuple[int, ...]] = {"example": ()}
+    if source.classes:
+        numbers["label"] = ()
+    yield from filling.batches(loading, requests, pixels, numbers, fill)
 
 
 def resizer() -> Any:
     """Return `resize(image, box, size)`: cut `box` (y, x, height, width) and make it a square.
 
-    `image` is uint8 `[h, w, c]`, the result uint8 `[size, size, c]`; equal sizes are left alone.
+    `image` is uint8 `[h, w, c]`, the result uint8 `[size, size, c]`; equal sizes are left alone. A
+    box is four integers.
 
     Raises:
       UserError: if OpenCV is not installed.
@@ -73,7 +74,7 @@ def resizer() -> Any:
     cv2 = _opencv()
 
     def resize(image: np.ndarray, box: np.ndarray, size: int) -> np.ndarray:
-        y, x, height, width = (int(side) for side in box)
+        y, x, height, width = box
         crop = image[y : y + height, x : x + width]
         if (height, width) == (size, size):
             return crop

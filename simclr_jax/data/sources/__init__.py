@@ -30,7 +30,7 @@ from simclr_jax.data.sources.arrays import Images
 from simclr_jax.data.sources.changes import by_threads, changed_records
 from simclr_jax.data.sources.hidden import hide_labels
 from simclr_jax.data.sources.layout import images
-from simclr_jax.data.sources.packed import Packed
+from simclr_jax.data.sources.packed import Packed, check_views
 from simclr_jax.data.sources.sharded import Examples
 from simclr_jax.data.sources.source import Source, Split
 from simclr_jax.data.sources.tfds_records import Records
@@ -47,6 +47,7 @@ __all__ = [
     "Splits",
     "Trained",
     "Unseen",
+    "check_views",
     "find",
     "hide_labels",
     "noted",

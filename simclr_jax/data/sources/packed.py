@@ -12,16 +12,19 @@ from __future__ import annotations
 import dataclasses
 import functools
 import zlib
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
 from etils import epath
 from ml_collections import ConfigDict
 
+from simclr_jax import documents
 from simclr_jax.data import depth, gone
 from simclr_jax.data.decode import BadImage, Decoder, Rules
 from simclr_jax.data.read_ahead import ReadAhead
 from simclr_jax.data.sources.packed_files import (
+    AGAIN,
     Names,
     Shards,
     SplitOf,
@@ -43,6 +46,7 @@ class Packed:
     Attributes:
       store: it is in.
       split: its name.
+      shards: the files of its records.
       raw: the records; threads may read them at the same time.
       rows: int64 `[m]`, the records that are examples here.
       sizes: int32 `[records, 2]`, height and width.
@@ -56,6 +60,7 @@ class Packed:
 
     store: Store
     split: str
+    shards: Shards
     raw: ReadAhead
     rows: np.ndarray
     sizes: np.ndarray
@@ -113,7 +118,8 @@ class Packed:
 
         Raises:
           BadImage: if it could not be read when it was packed, or its record is damaged.
-          Unreachable: if the store is gone, or its disk does not answer.
+          UserError: if its shard cannot be read, which no image is at fault for; `Unreachable` if
+            the store is gone, or its disk does not answer.
         """
         row = int(self.rows[example])
         if (reason := self.unread.get(row)) is not None:
@@ -123,13 +129,20 @@ class Packed:
         try:
             record = self.raw[row]
         except OSError as error:
-            directory = Path(self.store.directory)
-            raise gone.not_read(directory, f"{self.split}[{row}]", error) from error
+            raise self._not_read(row, error) from error
         if self.store.manifest.law.kind == "uint8":
             height, width = self.sizes[row].tolist()
             return np.frombuffer(record, np.uint8).reshape(height, width, self.channels), label
         pixels = self.decoder(record, functools.partial(self.name, example))
         return pixels[..., : self.channels], label
+
+    def _not_read(self, row: int, error: OSError) -> Exception:
+        directory, shard = Path(self.store.directory), Path(self.shards.path(row))
+        lost = functools.partial(gone.leads_off, shard)
+        found = gone.not_read(directory, shard.name, error, lost)
+        if isinstance(found, BadImage):  # one file, and thousands of images in it
+            return UserError(f"{documents.shown(shard)} cannot be read ({found}): {AGAIN}")
+        return found
 
     def take(self, rows: np.ndarray) -> Packed:
         """Return the split that holds only the examples `rows`, in that order."""
@@ -184,16 +197,40 @@ def _check_serves(data: ConfigDict, store: Store) -> None:
         )
 
 
+def check_views(source: object, sizes: Mapping[str, int]) -> None:
+    """Raise `UserError` if views are larger than the images of a packed store were left.
+
+    Args:
+      source: any.
+      sizes: of views in pixels, by the field that says so.
+    """
+    store: Store | None = getattr(source, "store", None)
+    if not isinstance(store, Store):
+        return
+    law = store.manifest.law
+    shrunk = any(of.shrunk for of in store.manifest.splits.values())
+    for field, size in sizes.items():
+        if size > law.side and (shrunk or law.square):
+            raise UserError(
+                f"{field} is {size}, but {documents.shown(store.directory)} was packed with "
+                f"--side={law.side}: pack anew with --side={size} or more, or set "
+                f"--config.{field}={law.side} or less"
+            )
+
+
 def _open(data: ConfigDict, store: Store, split: str, decoder: Decoder) -> Packed:
     of, law = store.manifest.splits[split], store.manifest.law
     check_files(store, split)
     arrays = read_index(store, split)
-    raw = Shards(store.directory, of.shards, arrays["length"], arrays["crc32"])
+    shards = Shards(
+        store.directory, of.shards, arrays["length"], arrays["crc32"], law.kind == "uint8"
+    )
     labels = arrays.get("labels") if data.labels else None
     return Packed(
         store=store,
         split=split,
-        raw=ReadAhead(raw, raw.fetch),
+        shards=shards,
+        raw=ReadAhead(shards, shards.fetch),
         rows=np.arange(of.images),
         sizes=arrays["size"],
         labels=labels,

@@ -14,7 +14,6 @@ then, where a mapped file would end the process by a signal.
 from __future__ import annotations
 
 import functools
-import io
 import os
 import threading
 import zlib
@@ -28,6 +27,7 @@ import numpy as np
 from etils import epath
 
 from simclr_jax import archives, buckets, documents, files
+from simclr_jax.data import gone, scratch
 from simclr_jax.data.formats import BadImage
 from simclr_jax.data.read_ahead import together
 from simclr_jax.errors import BadFile, UserError, printable
@@ -37,6 +37,8 @@ MANIFEST = "pack.json"
 PARTIAL = ".partial"  # ends the name of a store that is not whole yet
 KEPT = "source"  # of what the store was made: see `sources.remember`
 FORMAT = 1
+MOST_OPEN = 256  # files of a split: a process may have 1024 where nobody has raised that
+PIECE = 2**23  # bytes of a file that are read at a time
 THREADS = 32  # many, for a bucket answers each of them slowly
 LARGEST = 2**30  # bytes of a manifest, which names all unreadable images
 AGAIN = "copy it again from where it was whole, or pack anew"
@@ -159,8 +161,11 @@ class Store(NamedTuple):
 
 
 def is_store(path: str) -> bool:
-    """Tell whether a local directory is a packed store."""
-    return bool(path) and files.is_local(path) and (Path(path).expanduser() / MANIFEST).is_file()
+    """Tell whether a local directory is a packed store, if only of links that lead nowhere now."""
+    if not path or not files.is_local(path):
+        return False
+    manifest = Path(path).expanduser() / MANIFEST
+    return manifest.is_file() or gone.leads_off(manifest)
 
 
 def open_store(path: str) -> Store:
@@ -173,6 +178,8 @@ def open_store(path: str) -> Store:
     try:
         found = documents.read(directory / MANIFEST, dict[str, Any], AGAIN, LARGEST)
     except FileNotFoundError:
+        if files.is_local(directory) and gone.leads_off(Path(directory / MANIFEST)):
+            raise gone.unreachable(Path(directory), MANIFEST) from None
         raise UserError(f"data.path={documents.shown(path)} {_lack(directory)}") from None
     where = documents.shown(directory / MANIFEST)
     if found.get("format") != FORMAT:
@@ -224,6 +231,9 @@ def check_files(store: Store, split: str) -> None:
 
     with ThreadPoolExecutor(THREADS) as pool:
         for file, found in zip(expected, pool.map(size, expected), strict=True):
+            at = store.directory / file.file
+            if found is None and files.is_local(at) and gone.leads_off(Path(at)):
+                raise gone.unreachable(Path(store.directory), file.file)
             if found != file.bytes:
                 said = "is missing" if found is None else f"has {found} of {file.bytes} bytes"
                 raise UserError(f"{documents.shown(store.directory / file.file)} {said}: {AGAIN}")
@@ -241,8 +251,7 @@ def read_index(store: Store, split: str) -> dict[str, np.ndarray]:
     """
     of = store.manifest.splits[split]
     path = store.directory / of.index.file
-    content = documents.content(path, AGAIN)
-    if checksum(content) != of.index.crc32:
+    if checksum_of(path) != of.index.crc32:
         raise BadFile(f"{documents.shown(path)} is damaged, its checksum is wrong: {AGAIN}")
     found = archives.read(path, remedy=AGAIN)
     if not _fits(found, of, store.manifest.law):
@@ -282,9 +291,25 @@ def _fits(arrays: dict[str, np.ndarray], of: SplitOf, law: Law) -> bool:
     return fits and labels.min() >= NO_LABEL and labels.max() <= highest
 
 
-def checksum(content: bytes | memoryview, of: int = 0) -> str:
-    """Return the checksum of bytes, behind those of which `of` is the CRC-32."""
-    return f"{zlib.crc32(content, of):08x}"
+def checksum(content: bytes) -> str:
+    """Return the checksum of bytes."""
+    return f"{zlib.crc32(content):08x}"
+
+
+def checksum_of(path: epath.Path) -> str:
+    """Return the checksum of a file of any size, of which little is in memory at a time.
+
+    Raises:
+      UserError: if it cannot be read.
+    """
+    value = 0
+    with buckets.reaching(path):
+        if not files.is_local(path):
+            return checksum(path.read_bytes())
+        with Path(path).open("rb") as file:
+            while piece := file.read(PIECE):
+                value = zlib.crc32(piece, value)
+    return f"{value:08x}"
 
 
 class Names:
@@ -306,6 +331,19 @@ class Names:
         return self._text[start : self._ends[row]].tobytes().decode(errors="backslashreplace")
 
 
+class _Opened:
+    """A file that is open for reading, until nobody holds it."""
+
+    def __init__(self, path: epath.Path):
+        self.descriptor = os.open(os.fspath(path), os.O_RDONLY | os.O_CLOEXEC)
+        found = os.fstat(self.descriptor)
+        self.mark = (found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns)
+
+    def __del__(self):
+        if hasattr(self, "descriptor"):
+            os.close(self.descriptor)
+
+
 class Shards:
     """The records of a split, by number. Threads may read at the same time.
 
@@ -316,6 +354,7 @@ class Shards:
       shards: the files.
       length: of each record, bytes, int64 `[m]`.
       crc32: of each record, uint32 `[m]`.
+      lent: single records are read into memory that is lent to a thread, if any is (`scratch.py`).
     """
 
     def __init__(
@@ -324,26 +363,36 @@ class Shards:
         shards: Sequence[File],
         length: np.ndarray,
         crc32: np.ndarray,
+        lent: bool = False,
     ):
+        self._lent = lent
         self._paths = [directory / shard.file for shard in shards]
+        self._is_local = files.is_local(directory)
         self._file = np.repeat(np.arange(len(shards)), [shard.images for shard in shards])
         starts = np.cumsum(length) - length
         before = np.cumsum([shard.bytes for shard in shards]) - [shard.bytes for shard in shards]
         self._start, self._length = starts - before[self._file], length
         self._crc32, self._verified = crc32, np.zeros(len(length), bool)
-        self._lock, self._open = threading.Lock(), dict[int, io.FileIO]()
+        self._lock, self._open = threading.Lock(), dict[int, _Opened]()  # the last one used last
+        self._marks: dict[int, tuple[int, ...]] = {}
 
     def __len__(self) -> int:
         return len(self._length)
 
-    def __getitem__(self, row: int) -> bytes:
-        """Return a record.
+    def __getitem__(self, row: int) -> Any:
+        """Return a record, bytes, or a view of bytes where memory is lent for them.
 
         Raises:
-          BadImage: if its checksum is wrong, or its file ends before it.
+          BadImage: if its checksum is wrong.
+          UserError: if its file ends before it, as thousands of records would.
           OSError: if its file cannot be opened or read.
         """
-        return self._whole(row, self._read(row, int(self._length[row])))
+        count = int(self._length[row])
+        if self._lent and (room := scratch.room(count)) is not None and self._is_local:
+            file, start = self._opened(int(self._file[row])), int(self._start[row])
+            read = os.preadv(file.descriptor, [memoryview(room)], start)
+            return self._whole(row, memoryview(room)[:read])
+        return self._whole(row, self._read(row, count))
 
     def fetch(self, rows: np.ndarray) -> list[bytes]:
         """Return several records; those that lie close together are read together.
@@ -366,21 +415,28 @@ class Shards:
 
     def _read(self, row: int, count: int) -> bytes:
         file, start = int(self._file[row]), int(self._start[row])
-        if not files.is_local(self._paths[file]):
+        if not self._is_local:
             return buckets.read_range(self._paths[file], start, count)
-        return os.pread(self._opened(file).fileno(), count, start)
+        return os.pread(self._opened(file).descriptor, count, start)
 
-    def _opened(self, file: int) -> io.FileIO:
-        """Return a shard, which is closed when nobody holds these records any more."""
-        if (found := self._open.get(file)) is None:
-            with self._lock:
-                if (found := self._open.get(file)) is None:
-                    found = self._open[file] = io.FileIO(os.fspath(self._paths[file]))
+    def _opened(self, file: int) -> _Opened:
+        """Return a shard; of those that are open the one that was not used longest is closed."""
+        with self._lock:
+            if (found := self._open.pop(file, None)) is None:
+                while len(self._open) >= MOST_OPEN:
+                    del self._open[next(iter(self._open))]
+                found = _Opened(self._paths[file])
+                # What lies there may be another file than when it was open before.
+                if self._marks.setdefault(file, found.mark) != found.mark:
+                    self._marks[file] = found.mark
+                    self._verified[self._file == file] = False
+            self._open[file] = found
         return found
 
-    def _whole(self, row: int, record: bytes) -> bytes:
+    def _whole(self, row: int, record: Any) -> Any:
         if len(record) < self._length[row]:
-            raise BadImage(f"{self.path(row).name} ends within it")
+            where = documents.shown(self.path(row))
+            raise UserError(f"{where} was cut since it was opened: {AGAIN}")
         # Once is enough, and all epochs but the first are spared a third of what reading costs.
         if not self._verified[row]:
             if zlib.crc32(record) != self._crc32[row]:

@@ -6,6 +6,7 @@ import contextlib
 import dataclasses
 import functools
 import os
+import threading
 import zlib
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -52,6 +53,7 @@ class Records:
       rows: int64 `[m]`, the records that are examples here.
       notes: sentences a user should read.
       decoder: of their images.
+      known: labels that were read, of this split and of others that are taken of the same records.
     """
 
     info: Any
@@ -62,6 +64,9 @@ class Records:
     channels: int = 3
     notes: tuple[str, ...] = ()
     decoder: Decoder = dataclasses.field(default_factory=Decoder, compare=False)
+    known: KnownLabels = dataclasses.field(
+        default_factory=lambda: KnownLabels(), compare=False, repr=False
+    )
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -91,7 +96,7 @@ class Records:
         """
         if self.fields.label is None:
             return None
-        return read_labels(self.rows, self._labels_at)
+        return self.known.of(self.rows, len(self.raw), self._labels_at)
 
     def fingerprint(self) -> str:
         """Return name, configuration, version, split and size, and a checksum of a choice."""
@@ -128,11 +133,7 @@ class Records:
 
     def take(self, rows: np.ndarray) -> Records:
         """Return the split that holds only the examples `rows`, in that order."""
-        taken = dataclasses.replace(self, rows=self.rows[rows])
-        known = self.__dict__.get("labels")  # read already: not once more
-        if known is not None:
-            taken.__dict__["labels"] = known[rows]
-        return taken
+        return dataclasses.replace(self, rows=self.rows[rows])
 
     def stored_label(self, row: int) -> int:
         """Return the label of a record as TFDS has it, where -1 means that there is none.
@@ -218,6 +219,28 @@ class Records:
         except BadImage:
             return np.full(self.classes, NO_LABEL) if self.multi_label else NO_LABEL
         return self._labels(parts, row) if self.multi_label else self._label(parts, row)
+
+
+class KnownLabels:
+    """Labels by record: each is read once, whichever splits are made of the records."""
+
+    def __init__(self):
+        self._labels, self._known = np.zeros(0, np.int32), np.zeros(0, bool)
+        self._lock = threading.Lock()
+
+    def of(
+        self, rows: np.ndarray, records: int, labels_at: Callable[[np.ndarray], np.ndarray]
+    ) -> np.ndarray:
+        """Return the labels of the records at `rows`, of all `records`; `labels_at` reads some."""
+        with self._lock:
+            unknown = rows if not len(self._known) else rows[~self._known[rows]]
+            if len(unknown) or not len(rows):
+                found = read_labels(unknown, labels_at)
+                if not len(self._known):
+                    self._labels = np.zeros((records, *found.shape[1:]), found.dtype)
+                    self._known = np.zeros(records, bool)
+                self._labels[unknown], self._known[unknown] = found, True
+            return self._labels[rows]
 
 
 def read_labels(rows: np.ndarray, labels_at: Callable[[np.ndarray], np.ndarray]) -> np.ndarray:
