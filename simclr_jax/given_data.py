@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Container
 from pathlib import Path
 from typing import Any
 
@@ -59,12 +60,21 @@ def recipe(data: str) -> str:
     return RECIPES[source]
 
 
-def put(config: ConfigDict, data: str) -> None:
+def put(config: ConfigDict, data: str, given: Container[str] = ()) -> None:
     """Let a recipe train on these images, whatever it names itself; its splits stay.
 
+    Args:
+      config: the recipe.
+      data: the images.
+      given: names of fields that the user has set.
+
     Raises:
-      UserError: if it is nothing of `KINDS`, or the recipe is one of several runs.
+      UserError: if it is nothing of `KINDS`, the recipe is one of several runs, or fields were
+        given that say another thing.
     """
+    for field in FIELDS:
+        if f"data.{field}" in given:
+            raise UserError(f"--data and --config.data.{field} are given: leave one out")
     if "data" not in config:
         raise UserError(
             f"--data={data} is for one run, and the recipe has several: set config.data of each"

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from etils import epath
 
-from simclr_jax import files
+from simclr_jax import alive, files
 from simclr_jax.closing import Closing
 from simclr_jax.data.sources import Source
 from simclr_jax.errors import UserError, choose, number
@@ -129,7 +129,7 @@ def _judge_run(opened: _Opened, wanted: Wanted, options: Options, done: _Done, s
         if judged is not encoder:
             tasks = [task for task in tasks if task.tap != "pixels"]  # which are the same
         named = (options.name or data.slug, tail, naming.of_data(wanted, data))
-        for one in judge(judged, data, tasks, options, *named):
+        for one in judge(judged, data, tasks, options, *named, say=say):
             for line in naming.set_aside(workdir, one.result):
                 say(f"note      {line}")
             results.write(workdir, one.result, one.arrays)
@@ -220,6 +220,7 @@ def judge(
     prefix: str = "",
     tail: str = "",
     beyond: Mapping[str, Any] | None = None,
+    say: Say = lambda line: None,
 ) -> Iterator[Scored]:
     """Run every solver on every task; yield what results files hold.
 
@@ -229,10 +230,13 @@ def judge(
       options: the solvers and their settings.
       prefix, tail: what the names of results begin and end with.
       beyond: what tells `data` from the run's own, see `naming.name`.
+      say: receives signs of life.
     """
     for task in tasks:
         for solver in options.solvers:
-            for outcome in SOLVERS[solver](task, options.settings):
+            with alive.during(f"solver {solver} on {task.tap}", say):
+                outcomes = [*SOLVERS[solver](task, options.settings)]
+            for outcome in outcomes:
                 learned = options.labels if "fit" in outcome.roles else label_choice.ALL
                 name = naming.name(
                     *(prefix, outcome.name, task.tap),
@@ -241,7 +245,9 @@ def judge(
                     beyond={**(beyond or {}), **options.settings.unsaid(solver)},
                     tail=tail,
                 )
-                yield _scored(encoder, data, task, solver, outcome, options, name)
+                with alive.during(f"intervals of {name}", say):
+                    scored = _scored(encoder, data, task, solver, outcome, options, name)
+                yield scored
 
 
 def _scored(

@@ -11,7 +11,7 @@ from etils import epath
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from simclr_jax import documents, files, parallel, processes, tables
+from simclr_jax import alive, documents, files, parallel, processes, tables
 from simclr_jax.evaluate import chance
 from simclr_jax.train import manifest, progress, stored
 from simclr_jax.train.manifest import Damaged
@@ -93,7 +93,8 @@ def conclude(
     `more` is kept with the scores beside what the stage says of them.
     """
     say = workdir.console.say
-    results = stage.compare(state)
+    with alive.during("judging what was learned", say):
+        results = stage.compare(state)
     if processes.rank() > 0:
         return
     path = workdir.path / "results" / "summary.json"
