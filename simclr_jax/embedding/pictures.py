@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+import os
 from pathlib import Path
 
 import numpy as np
@@ -120,7 +122,10 @@ class Pictures:
 
     def _read(self, row: int) -> np.ndarray:
         if self._root:
-            path = self._inside(self._root, str(self._found.names[row]))
+            name = str(self._found.names[row])
+            path = self._inside(self._root, name)
+            if not path.is_file() and name in self._escaped:
+                path = self._inside(self._root, self._escaped[name])
             if not path.is_file():
                 raise BadImage("no file")
             return decode.decode(decode.content(path, VIEWED), VIEWED)
@@ -131,6 +136,17 @@ class Pictures:
         if example >= len(source):
             raise BadImage("no such example")
         return source.example(example)[0]
+
+    @functools.cached_property
+    def _escaped(self) -> dict[str, str]:
+        """Return the files whose names embed has escaped, by what it calls them."""
+        assert self._root is not None
+        found = (
+            os.path.relpath(os.path.join(place, name), self._root)  # noqa: PTH118 (bytes stay)
+            for place, _, names in os.walk(self._root, followlinks=self._links)
+            for name in names
+        )
+        return {printable(name): name for name in found if not name.isprintable()}
 
     def _inside(self, root: Path, name: str) -> Path:
         """Return the path of an image, which lies below `root`; raise `Outside` if it does not."""

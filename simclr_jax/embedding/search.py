@@ -123,7 +123,7 @@ def _queries(options: Options, found: Embeddings) -> list[Query]:
     for text in _split(options.query, position):
         row = position.get(text)
         if row is None and directory:
-            row = position.get(_below(text, directory))
+            row = position.get(printable(_below(text, directory)))  # as embed has named it
         pixels = None if row is not None else _read_query(text, found, options.embeddings, encoder)
         queries.append(Query(text, row, pixels))
     others = [query.pixels for query in queries if query.row is None]

@@ -12,7 +12,7 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from simclr_jax import fields, files, parallel, processes
-from simclr_jax.data import sources
+from simclr_jax.data import placements, sources
 from simclr_jax.data.sources import Source
 from simclr_jax.stages import (
     distill,
@@ -89,6 +89,7 @@ def run(
       UserError: for whatever a user can put right.
     """
     fields.known(config)
+    warm_start.wanted(config)
     loggers.check(config.log.to)
     mesh = parallel.make_mesh()
     workdir = files.expand_home(workdir)
@@ -104,6 +105,7 @@ def run(
     record |= processes.on_first(lambda: said_beside(ready, before))
     processes.check_same("recipe or images", record)
     keep, keep_period = config.checkpoint.keep, config.checkpoint.keep_period
+    placements.check_libraries(config.augment.placement)
     profiler = Profiler(profile_steps, epath.Path(workdir) / "profile", timetable.total_steps)
     with open_workdir(workdir, record, resume, keep=keep, keep_period=keep_period) as opened:
         if opened.fresh and processes.rank() == 0:

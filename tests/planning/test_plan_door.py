@@ -16,6 +16,7 @@ from jax.sharding import AxisType
 from jax.sharding import PartitionSpec as P
 from train import tiny
 
+from simclr_jax import alive
 from simclr_jax.errors import UserError
 from simclr_jax.planning import ahead, devices, footprint, plan
 from simclr_jax.planning.any_batch import AnyBatch
@@ -95,6 +96,12 @@ def test_plan_prints_and_writes_what_it_found(tmp_path, capsys):
     assert ("does not fit" in said) == (not fits or block["peak"] > found["room"])
     for word in ("parameters", "optimiser", "activations", "all-reduce", "TFLOP", "largest batch"):
         assert word in said
+
+
+def test_a_plan_says_that_it_is_at_work(capsys, monkeypatch):
+    monkeypatch.setattr(alive, "SECS", 0.01)
+    plan.run(recipe(), ASKED)
+    assert "working   planning, 0:0" in capsys.readouterr().err
 
 
 def test_the_largest_batch_leaves_room_for_what_a_run_holds(monkeypatch):

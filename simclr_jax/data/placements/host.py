@@ -136,6 +136,11 @@ def _signature(tf: Any, loading: Loading) -> dict[str, Any]:
     }
 
 
+def check_libraries() -> None:
+    """Raise `UserError` if TensorFlow is not installed."""
+    _tensorflow()
+
+
 def _tensorflow() -> Any:
     try:
         import tensorflow as tf
