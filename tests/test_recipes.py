@@ -247,6 +247,7 @@ def test_every_rule_refuses(name, words):
         ({"train.epochs": 0.0}, "train.epochs is 0"),
         ({"train.epochs": float("inf")}, "train.epochs is inf"),
         ({"model.width": 0.01}, "model.width is 0.01"),
+        ({"init.parts": "encoder"}, "init.parts is encoder, but a run that .* init.run=RUN"),
         ({"model.width": 1 / 64, "model.sk_ratio": 0.1}, "halves 64 . width.* 2 channels or more"),
         (
             {"model.variant": "torchvision", "model.sk_ratio": 0.1},
