@@ -327,6 +327,8 @@ def _explain(error: Exception) -> str:
             return f"{flag} has the wrong type: {WRONG_TYPE[said]}"
         text = text.removeprefix("flag ")
         return f"{text} (see --help)" if isinstance(error, flags.UnrecognizedFlagError) else text
+    if unread := re.match(r"Could not parse '([^']*)'", text):
+        return f'recipe "{path}" has no field "{unread[1]}": `simclr fields` lists them'
     if isinstance(error, OSError) and not Path(path).is_file():
         return no_recipe(path)
     if "get_config" in text and isinstance(error, AttributeError):
@@ -337,6 +339,8 @@ def _explain(error: Exception) -> str:
 
 
 def _explain_field(text: str, path: str) -> str:
+    if text.strip("\"'").startswith("Attribute <class"):  # a field of what is no recipe
+        return f'recipe "{path}": get_config() must return a ConfigDict, see {EXAMPLE}'
     misspelt = re.search(r'Did you mean "(\w+)" instead of "(\w+)"', text)
     locked = re.search(r'Key "(\w+)" does not exist', text)  # assigned to inside a recipe
     if misspelt:

@@ -28,8 +28,12 @@ def layout_of(data: str) -> tuple[str, str]:
     return "auto", data
 
 
-def fields(data: str) -> dict[str, Any]:
+def fields(data: str, flag: str = "--data") -> dict[str, Any]:
     """Return the fields of `config.data` that differ from their defaults.
+
+    Args:
+      data: the images.
+      flag: by which they were named.
 
     Raises:
       UserError: if it is nothing of `KINDS`.
@@ -41,11 +45,18 @@ def fields(data: str) -> dict[str, Any]:
         return {"source": "tfds", "name": rest}
     layout, directory = layout_of(data)
     path = Path(directory).expanduser()
-    if layout != "auto" or path.is_dir():
+    if layout != "auto" or _is_directory(path):
         return {"source": "folder", "path": directory, "layout": layout}
     if path.suffix == ".npz":
         return {"source": "memory", "path": data}
-    raise UserError(f"--data={data} is no directory: give {KINDS}")
+    raise UserError(f"{flag}={data} is no directory: give {KINDS}")
+
+
+def _is_directory(path: Path) -> bool:
+    try:
+        return path.is_dir()
+    except (OSError, ValueError):  # no directory can have this name
+        return False
 
 
 def recipe(data: str) -> str:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-from simclr_jax import files
+from simclr_jax import files, given_data
 from simclr_jax.data import decode
 from simclr_jax.data.decode import BadImage, Rules
 from simclr_jax.data.sources import Source
@@ -69,6 +69,8 @@ class Pictures:
                 "the embeddings are not of this user's embed, so images are not looked for where "
                 f"they say: give --images=DIRECTORY (they say {printable(said)})"
             )
+        if images:
+            given_data.fields(images, "--images")
         self._found, self._checkpoint = found, checkpoint
         self._data = images or about["data"]["data"]
         self._sources: list[Source] = []

@@ -93,9 +93,9 @@ def run(config: ConfigDict, asked: Asked, json_file: str = "") -> dict[str, Any]
     compiles = _compiles(asked)
     if compiles:
         ahead.mesh(asked.device, asked.count)  # its complaints need not wait for the estimate
-    _say("reading the step of the recipe")
     with alive.during("planning", _say):
         case = Case.of(config, asked.count, asked.images, asked.classes)
+        _say("reading the step of the recipe")
         steps = case.at_any_batch()
         plan = estimate(case, steps, asked)
     compiled = None

@@ -66,11 +66,10 @@ WRITTEN = {
     "pack": ("out",),
     "doctor": ("workdir",),
 }
-UNREAD = ("nowhere", "text.txt", "empty", "~nobody/x", LONG, "text.txt/below", BYTES)
+UNREAD = ("nowhere", "text.txt", "empty", "~nobodyatall/x", LONG, "text.txt/below", BYTES)
 UNREAD += ("pipe", "loop", "ftp://host/x", "run/config.json")
-UNWRITABLE = ("text.txt/below", LONG, "~nobody/x", "ftp://host/x", "loop/x")
-DAMAGED = ("no_config", "torn_config", "list_config", "no_checkpoint", "torn_manifest", "run@999")
-DAMAGED += ("run@x", "run@-1", "run,run", "old_format")
+UNWRITABLE = ("text.txt/below", LONG, "~nobodyatall/x", "ftp://host/x", "loop/x")
+DAMAGED = ("no_checkpoint", "torn_manifests", "run@999", "run@x", "run@-1", "run,run")
 NUMBERS = {
     "main": ("processes", "process", "heartbeat_secs"),
     "linear_probe": ("sgd_epochs", "sgd_batch_size", "seed", "max_bad_fraction"),
@@ -307,9 +306,9 @@ FIELDS = (
     ("byol.momentum", "0.9"),
 )
 WITH_FIELDS = ("main", "plan", "pack", "doctor")
-NEEDLESS = {  # of pack, which reads the fields of `data` alone
-    "pack": lambda name: name.startswith("data.") and name != "data.image_size",
-    "doctor": lambda name: name != "checkpoint.every_steps",
+UNREAD_BY_PACK = ("data.image_size", "data.split", "data.eval_split", "data.holdout_fraction")
+WANTED = {  # of the fields: pack reads those of `data` alone
+    "pack": lambda name: name.startswith("data.") and name not in UNREAD_BY_PACK,
 }
 
 
@@ -335,15 +334,15 @@ def calls() -> Iterator[Call]:
     for door, right in RIGHT.items():
         yield from of_any_door(door, right)
         for flag in READ.get(door, ()):
+            base = {} if flag == "verify" else right
             for path in UNREAD:
-                if (flag, path) not in (("checkpoint", "run/config.json"),):
-                    yield _call(door, "unreadable path", right, {flag: path}, _named(path))
+                yield _call(door, "unreadable path", base, {flag: path}, _named(path))
         for flag in WRITTEN.get(door, ()):
             for path in UNWRITABLE:
                 yield _call(door, "unwritable path", right, {flag: path}, _named(path))
         if "checkpoint" in right:
             for run in DAMAGED:
-                if (door, run) != ("linear_probe", "old_format"):
+                if door != "report" or "run" in run:  # which shows what is left of a damaged one
                     yield _call(door, "damaged run", right, {"checkpoint": run})
         for flag in NUMBERS.get(door, ()):
             for text in NO_NUMBERS:
@@ -351,11 +350,12 @@ def calls() -> Iterator[Call]:
         for given, named in MORE[door]:
             yield _call(door, "unknown or unfit", right, given, named)
         if door in WITH_FIELDS:
-            wanted = NEEDLESS.get(door, bool)
+            wanted = WANTED.get(door, bool)
             base = {**RECIPE, **({} if door == "doctor" else right)}
             for name, value in FIELDS:
                 if wanted(name):
-                    words = (name.rpartition(".")[2],)
+                    unknown = name.partition(".")[0] in ("byol", "nothing")
+                    words = (name.partition(".")[0] if unknown else name.rpartition(".")[2],)
                     yield _call(door, "field", base, {f"config.{name}": value}, words)
 
 
@@ -382,6 +382,8 @@ def _call(
     given: Mapping[str, str],
     named: tuple[str, ...] = (),
 ) -> Call:
+    if "data" in given and "config.data.path" not in given:  # of which one is enough
+        right = {name: value for name, value in right.items() if name != "config.data.path"}
     return Call(door, kind, _flags({**right, **given}), named)
 
 
