@@ -53,9 +53,9 @@ FAULTS = {
 # How far the slope of the loss may be from the length of the gradient, relative to it, and the
 # change of the loss by which it is measured, relative to the loss.
 SLOPE = {
-    "float64": (1e-3, 1e-3),
-    "float32": (0.05, 1e-2),
-    "bfloat16": (0.3, 5e-2),
+    "float64": (1e-3, 1e-5),
+    "float32": (0.05, 1e-3),
+    "bfloat16": (0.3, 6e-3),
 }
 
 

@@ -49,7 +49,7 @@ def run(asked: Asked, say: Say = print) -> int:
       UserError: for a recipe or images that cannot be used, before anything is computed.
     """
     workdir = files.expand_home(asked.workdir)
-    surroundings.check_place(workdir)
+    files.check_directory(workdir, "--workdir")
     fields.known(asked.config)
     first, mesh = processes.rank() == 0, parallel.make_mesh()
     during = functools.partial(alive.during, say=_progress if first else _silent)

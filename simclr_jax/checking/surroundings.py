@@ -13,7 +13,7 @@ import jax
 
 from simclr_jax import archives, extras, files, processes
 from simclr_jax.checking.findings import NOTE, SOUND, WRONG, Finding
-from simclr_jax.errors import UserError, printable
+from simclr_jax.errors import printable
 
 NEEDED = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
 # What each extra is for, and one module of it.
@@ -105,29 +105,6 @@ def _unused(used: str) -> list[Finding]:
     return found
 
 
-def check_place(workdir: str) -> None:
-    """Raise `UserError` if a path cannot be a directory, for it or one above it is a file."""
-    if not files.is_local(workdir):
-        return
-    there = _nearest(Path(workdir))
-    if not there.is_dir():
-        raise UserError(f"--workdir={workdir}: {there} is no directory: name another")
-
-
-def _nearest(place: Path) -> Path:
-    """Return what is there of a path: itself, or the nearest above it."""
-    whole = place.absolute()
-    return next(part for part in (whole, *whole.parents) if _exists(part))
-
-
-def _exists(path: Path) -> bool:
-    try:
-        path.lstat()
-    except (FileNotFoundError, NotADirectoryError):
-        return False
-    return True
-
-
 def disk(workdir: str, needed: int | None = None) -> list[Finding]:
     """Return whether runs have room: `needed` bytes, or `LEAST_DISK` where nobody knows."""
     findings, least = [], LEAST_DISK if needed is None else needed
@@ -136,7 +113,7 @@ def disk(workdir: str, needed: int | None = None) -> list[Finding]:
         if name == "workdir" and not files.is_local(workdir):
             findings.append(Finding(SOUND, "disk", f"{workdir} is a bucket, which has no end"))
             continue
-        there = _nearest(place)
+        there = files.nearest(place)
         about = f"disk of {printable(str(place))}"
         if not there.is_dir() or not os.access(there, os.W_OK | os.X_OK):
             at_fault = WRONG if name == "workdir" else NOTE
