@@ -65,17 +65,18 @@ def made(config: ConfigDict, place: Path, mesh: Mesh) -> ConfigDict:
     return c
 
 
-def shrink(config: ConfigDict, mesh: Mesh) -> ConfigDict:
-    """Return the recipe, with a batch that CPUs can take in seconds where the devices are CPUs."""
-    if mesh.devices.flat[0].platform != "cpu":
-        return config
+def shrunk(ready: Prepared, mesh: Mesh) -> Prepared:
+    """Return what is prepared, with a batch that CPUs take in seconds where devices are CPUs."""
+    c = ready.config
     least = mesh.size * max(1, -(-SMALL // mesh.size))
-    whole = config.bn.groups <= 1 and config.train.accumulate == 1
-    if whole and (config.train.batch_size is None or config.train.batch_size > least):
-        config = config.copy_and_resolve_references()
-        with config.unlocked():
-            config.train.batch_size = least
-    return config
+    whole = c.bn.groups <= 1 and c.train.accumulate == 1
+    if mesh.devices.flat[0].platform != "cpu" or not whole or c.train.batch_size <= least:
+        return ready
+    c = c.copy_and_resolve_references()
+    with c.unlocked():
+        c.train.batch_size = least
+    timetable = dataclasses.replace(ready.timetable, batch_size=least)
+    return dataclasses.replace(ready, config=c, timetable=timetable)
 
 
 def opened(config: ConfigDict, mesh: Mesh) -> Prepared:
@@ -84,7 +85,7 @@ def opened(config: ConfigDict, mesh: Mesh) -> Prepared:
     Raises:
       UserError: for what is wrong with recipe or images.
     """
-    return prepare(shrink(config, mesh), mesh.size)
+    return shrunk(prepare(config, mesh.size), mesh)
 
 
 def measure(ready: Prepared, mesh: Mesh, secs: float, during: Callable) -> Rates:

@@ -126,6 +126,8 @@ def _queries(options: Options, found: Embeddings) -> list[Query]:
             row = position.get(printable(_below(text, directory)))  # as embed has named it
         pixels = None if row is not None else _read_query(text, found, options.embeddings, encoder)
         queries.append(Query(text, row, pixels))
+    if not queries:
+        raise UserError(f"--query={','.join(options.query)} names no image: give one, or several")
     others = [query.pixels for query in queries if query.row is None]
     if not others:
         return queries

@@ -153,16 +153,12 @@ def test_a_step_that_does_not_repeat_is_found():
     assert finding.state == WRONG and "other bits" in finding.said
 
 
-def test_numbers_that_are_none_are_no_rounding(monkeypatch):
-    nothing = {name: np.full(3, np.nan) for name in alike.FAULTS}
-
-    class Taken:
-        def once(self):
-            return alike.Outcome({name: np.ones(3) for name in alike.FAULTS}, "")
-
-    trial = alike.Trial(FEW, "float32")
-    monkeypatch.setattr(trial, "on", lambda mesh: Taken())
-    findings = alike.devices_agree(trial, alike.Outcome(nothing, ""))
+def test_numbers_that_are_none_are_no_rounding():
+    nothing, some = (
+        alike.Outcome({name: np.full(3, value) for name in alike.FAULTS}, "")
+        for value in (np.nan, 1.0)
+    )
+    findings = alike.devices_agree(alike.Trial(FEW, "float32"), nothing, some)
     assert [x.state for x in findings] == [WRONG] * 3
 
 

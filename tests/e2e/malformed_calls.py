@@ -252,7 +252,7 @@ FIELDS = (
     *(("train.steps", v) for v in ("0", "-1", "x")),
     *(("train.epochs", v) for v in ("nan", "inf", "-1.0")),
     *(("optim.base_lr", v) for v in ("-1.0", "nan", "fast")),
-    *(("optim.name", v) for v in ("adam", "", "lars,sgd")),
+    *(("optim.name", v) for v in ("adagrad", "", "lars,sgd")),
     *(("optim.warmup_epochs", v) for v in ("-1.0", "99.0")),
     *(("loss.temperature", v) for v in ("0.0", "-0.1", "1e-9", "inf")),
     *(("model.depth", v) for v in ("17", "0", "-18")),
