@@ -28,6 +28,7 @@ DOORS = {
     "export": "export",
     "plan": "plan",
     "pack": "pack",
+    "doctor": "doctor",
     "recipes": "list_recipes",
     "fields": "list_fields",
 }

@@ -194,6 +194,8 @@ def run(main: Callable[[], int | None]) -> None:
             _exit(_explain(error))
         if len(rest) > 1:
             _exit(f'"{rest[1]}" is no flag: every argument has the form --name=value')
+        if wrong := _given_wrongly(usage.of(door)):
+            _exit(wrong)
         return rest
 
     def guarded(_: list[str]) -> int | None:
@@ -212,6 +214,24 @@ def run(main: Callable[[], int | None]) -> None:
             _exit(str(said), said.code)
 
     app.run(guarded, flags_parser=parse)
+
+
+def _given_wrongly(given: Iterable[flags.Flag]) -> str:
+    """Return what is wrong with how flags were given, or "".
+
+    An empty value is a variable of the shell that is not set: it would pass for the default. Of two
+    values the last would count, and nobody can tell which was meant.
+    """
+    for flag in given:
+        if not flag.present or flag.name == "config":
+            continue
+        several = isinstance(flag, flags.MultiFlag)
+        values = flag.value if several or isinstance(flag.value, list) else [flag.value]
+        if not values or any(value == "" for value in values):
+            return f"--{flag.name} is empty, or a part of it: give it a value, or leave it out"
+        if flag.present > 1 and not several and not flag.boolean:
+            return f"--{flag.name} is given {flag.present} times: give it once"
+    return ""
 
 
 LEAST_FILES, MANY_FILES = 32, 4096
@@ -307,6 +327,8 @@ def _explain(error: Exception) -> str:
             return f"{flag} has the wrong type: {WRONG_TYPE[said]}"
         text = text.removeprefix("flag ")
         return f"{text} (see --help)" if isinstance(error, flags.UnrecognizedFlagError) else text
+    if unread := re.match(r"Could not parse '([^']*)'", text):
+        return f'recipe "{path}" has no field "{unread[1]}": `simclr fields` lists them'
     if isinstance(error, OSError) and not Path(path).is_file():
         return no_recipe(path)
     if "get_config" in text and isinstance(error, AttributeError):
@@ -317,6 +339,8 @@ def _explain(error: Exception) -> str:
 
 
 def _explain_field(text: str, path: str) -> str:
+    if text.strip("\"'").startswith("Attribute <class"):  # a field of what is no recipe
+        return f'recipe "{path}": get_config() must return a ConfigDict, see {EXAMPLE}'
     misspelt = re.search(r'Did you mean "(\w+)" instead of "(\w+)"', text)
     locked = re.search(r'Key "(\w+)" does not exist', text)  # assigned to inside a recipe
     if misspelt:

@@ -8,7 +8,7 @@ from collections.abc import Callable
 
 from ml_collections import ConfigDict
 
-from simclr_jax import declaration, flag_kinds
+from simclr_jax import buckets, declaration, flag_kinds
 from simclr_jax.errors import UserError, choose, nearest, number
 from simclr_jax.recipes import OPEN, base, get, view
 
@@ -67,9 +67,14 @@ LOGGERS = ("tensorboard", "wandb", "mlflow", "trackio")  # of `log.to`
 # What numbers must hold: the fields, the rule in words, the rule.
 RULES: tuple[tuple[tuple[str, ...], str, Callable[[float], bool]], ...] = (
     (
-        ("model.width", "optim.base_lr", "bn.epsilon", "optim.trust_coefficient"),
+        ("optim.base_lr", "bn.epsilon", "optim.trust_coefficient"),
         "greater than 0",
         lambda value: value > 0,
+    ),
+    (
+        ("model.width",),
+        "greater than 0 and at most 64, which is 4096 channels in the first layer",
+        lambda value: 0 < value <= 64,
     ),
     (
         ("loss.temperature", "eval.knn_temperature", "distill.temperature"),
@@ -173,9 +178,8 @@ def check_values(c: ConfigDict) -> None:
     for names, words, holds in RULES:
         for name in names:
             _require(c, name, holds, words)
-    if c.train.steps is None:
-        _require(c, "train.epochs", lambda value: value > 0, "greater than 0")
-    else:
+    _require(c, "train.epochs", lambda value: value > 0, "greater than 0")
+    if c.train.steps is not None:
         _require(c, "train.steps", lambda value: value >= 1, "1 or more")
     if not _is_white_level(c.data.white_level):
         raise UserError(
@@ -220,10 +224,10 @@ def drop_epochs(c: ConfigDict) -> tuple[float, ...]:
 
 
 def check_paths(c: ConfigDict) -> None:
-    """Check that each path has a home, where it names one.
+    """Check that each path has a home, where it names one, or a bucket that is known.
 
     Raises:
-      UserError: if `~` or `~NAME` is nobody's.
+      UserError: if `~` or `~NAME` is nobody's, or of another scheme.
     """
     for name in PATHS:
         _check_home(name, get(c, name))
@@ -254,6 +258,10 @@ def _check_home(name: str, path: str | None) -> None:
         flag_kinds.at_home(path or "")
     except ValueError as error:
         raise UserError(f"{name} is {path}, but {error}") from error
+    scheme, colon, _ = (path or "").partition("://")
+    if colon and scheme not in buckets.PACKAGES:
+        known = ", ".join(f"{one}://" for one in buckets.PACKAGES)
+        raise UserError(f"{name} is {path}, but {scheme}:// is no bucket that is known ({known})")
 
 
 def _check_view(config: ConfigDict, prefix: str) -> None:

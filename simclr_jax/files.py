@@ -261,6 +261,21 @@ def size_and_time(path: epath.PathLike) -> str:
     return f"{found['size']} {int(mark.timestamp()) if hasattr(mark, 'timestamp') else mark}"
 
 
+def check_directory(path: str, flag: str) -> None:
+    """Raise `UserError` if a path can be no directory, for it or one above it is a file.
+
+    Nothing is made: whether it can be written shows when it is.
+    """
+    if is_local(path) and not (there := nearest(Path(path))).is_dir():
+        raise UserError(f"{flag}={path}: {there} is no directory, so name another")
+
+
+def nearest(path: Path) -> Path:
+    """Return what is there of a path: itself, or the nearest above it."""
+    whole = path.absolute()
+    return next(part for part in (whole, *whole.parents) if os.path.lexists(part))
+
+
 def cache_directory() -> Path:
     """Return the user's directory for what can be made again."""
     return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "simclr_jax"

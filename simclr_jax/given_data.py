@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Container
 from pathlib import Path
 from typing import Any
 
@@ -27,8 +28,12 @@ def layout_of(data: str) -> tuple[str, str]:
     return "auto", data
 
 
-def fields(data: str) -> dict[str, Any]:
+def fields(data: str, flag: str = "--data") -> dict[str, Any]:
     """Return the fields of `config.data` that differ from their defaults.
+
+    Args:
+      data: the images.
+      flag: by which they were named.
 
     Raises:
       UserError: if it is nothing of `KINDS`.
@@ -40,11 +45,18 @@ def fields(data: str) -> dict[str, Any]:
         return {"source": "tfds", "name": rest}
     layout, directory = layout_of(data)
     path = Path(directory).expanduser()
-    if layout != "auto" or path.is_dir():
+    if layout != "auto" or _is_directory(path):
         return {"source": "folder", "path": directory, "layout": layout}
     if path.suffix == ".npz":
         return {"source": "memory", "path": data}
-    raise UserError(f"--data={data} is no directory: give {KINDS}")
+    raise UserError(f"{flag}={data} is no directory: give {KINDS}")
+
+
+def _is_directory(path: Path) -> bool:
+    try:
+        return path.is_dir()
+    except (OSError, ValueError):  # no directory can have this name
+        return False
 
 
 def recipe(data: str) -> str:
@@ -59,12 +71,21 @@ def recipe(data: str) -> str:
     return RECIPES[source]
 
 
-def put(config: ConfigDict, data: str) -> None:
+def put(config: ConfigDict, data: str, given: Container[str] = ()) -> None:
     """Let a recipe train on these images, whatever it names itself; its splits stay.
 
+    Args:
+      config: the recipe.
+      data: the images.
+      given: names of fields that the user has set.
+
     Raises:
-      UserError: if it is nothing of `KINDS`, or the recipe is one of several runs.
+      UserError: if it is nothing of `KINDS`, the recipe is one of several runs, or fields were
+        given that say another thing.
     """
+    for field in FIELDS:
+        if f"data.{field}" in given:
+            raise UserError(f"--data and --config.data.{field} are given: leave one out")
     if "data" not in config:
         raise UserError(
             f"--data={data} is for one run, and the recipe has several: set config.data of each"

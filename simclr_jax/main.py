@@ -86,7 +86,8 @@ def main() -> int:
     if FLAGS.config is None:
         raise errors.UserError("no recipe: give --config=configs/digits.py, say, or --data=FOLDER")
     if FLAGS.data:
-        put_data(FLAGS.data)
+        given = config_flags.get_override_values(FLAGS["config"])
+        given_data.put(FLAGS.config, FLAGS.data, given)
     # Imported late: --help and mistakes in flags answer without waiting for JAX.
     from simclr_jax import cpu_devices, parallel, processes
     from simclr_jax.pipeline import run as pipeline
@@ -103,19 +104,6 @@ def main() -> int:
         FLAGS.distributed, FLAGS.coordinator, FLAGS.processes, FLAGS.process, FLAGS.heartbeat_secs
     ):
         return start(FLAGS.config, workdir, FLAGS.resume, FLAGS.profile_steps)
-
-
-def put_data(data: str) -> None:
-    """Let the recipe train on these images.
-
-    Raises:
-      UserError: if they are none, or fields of the recipe were given that say another thing.
-    """
-    given = config_flags.get_override_values(FLAGS["config"])
-    for field in given_data.FIELDS:
-        if f"data.{field}" in given:
-            raise errors.UserError(f"--data and --config.data.{field} are given: leave one out")
-    given_data.put(FLAGS.config, data)
 
 
 if __name__ == "__main__":

@@ -25,6 +25,7 @@ from simclr_jax import errors
 from simclr_jax.errors import Unreachable, UserError
 
 HEARTBEAT_SECS = 60
+PORTS = 65535
 START_SECS = 300  # that processes wait for one another at the start
 
 Value = TypeVar("Value")
@@ -95,8 +96,11 @@ def _start(
         raise UserError(
             f"--process is {process}: with --processes={processes} it is 0 or more and below"
         )
-    if coordinator is not None and not coordinator.rpartition(":")[2].isdecimal():
-        raise UserError(f'--coordinator is "{coordinator}": it must be HOST:PORT of process 0')
+    if coordinator is not None and not _is_address(coordinator):
+        raise UserError(
+            f'--coordinator is "{coordinator}": it must be HOST:PORT of process 0, a port from 1 '
+            f"to {PORTS}"
+        )
     if heartbeat_secs < 5:
         raise UserError(f"--heartbeat_secs is {heartbeat_secs}: it must be at least 5")
     if coordinator is not None and process:
@@ -117,6 +121,14 @@ def _start(
             f"--distributed finds no cluster ({error}): on other machines than Cloud TPU, SLURM, "
             "Kubernetes and Open MPI give --coordinator, --processes and --process"
         ) from error
+
+
+def _is_address(text: str) -> bool:
+    """Tell whether a text is `HOST:PORT`; whether the host is there shows when it is called."""
+    host, _, port = text.rpartition(":")
+    named = bool(host) and not any(character.isspace() for character in host)
+    decimal = port.isascii() and port.isdecimal() and len(port) <= len(str(PORTS))
+    return named and decimal and 1 <= int(port) <= PORTS
 
 
 def _bind_address(coordinator: str | None) -> str | None:

@@ -145,6 +145,8 @@ def _unread_by_others(c: ConfigDict) -> dict[str, Unread]:
     only(is_lars, o, "optim.name=lars", *(f"optim.{name}" for name in lars))
     only(is_sgd, o, "optim.name=sgd", "optim.nesterov")
     only(is_lars or is_sgd, o, "optim.name=sgd", "optim.momentum")
+    starts = bool(c.init.run) or c.init.parts == "none"
+    only(starts, "a run that starts from no other", "init.run=RUN", "init.parts")
     cosine = "a rate that falls as a cosine"
     only(bool(c.optim.drops), cosine, "optim.drops=120,160", "optim.drop_factor")
     law = f"augment.crop_law={c.augment.crop_law}"

@@ -37,6 +37,7 @@ PATHS = {
     "export": ("checkpoint", "out"),
     "plan": ("json",),
     "pack": ("out", "verify"),
+    "doctor": ("data", "workdir"),
     "list_recipes": (),
     "list_fields": (),
 }
@@ -62,6 +63,12 @@ NUMBERS = {
     "convert": {"image_size": ("1", "0"), "tap": ("0", "101")},
     "export": {},
     "plan": {"devices": ("1", "0"), "images": ("0", "-1"), "classes": ("0", "-1")},
+    "doctor": {
+        "secs": ("0.5", "0"),
+        "processes": ("1", "0"),
+        "process": ("0", "-1"),
+        "heartbeat_secs": ("1", "0"),
+    },
     "pack": {"side": ("8", "7"), "quality": ("100", "101"), "workers": ("1", "0")},
     "list_recipes": {},
     "list_fields": {},
@@ -81,6 +88,7 @@ TEXT = {
     "export": ("format", "tap", "weights", "preprocess", "loads_in"),
     "plan": ("device", "device_memory"),
     "pack": ("format", "splits"),
+    "doctor": ("coordinator",),
     "list_recipes": (),
     "list_fields": ("prefix",),
 }

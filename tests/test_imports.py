@@ -19,11 +19,11 @@ LAYERS = (
     ("__main__", "command"),
     (
         *("main", "convert", "linear_probe", "transfer", "embed", "search", "report", "plan"),
-        *("list_recipes", "list_fields", "export", "pack"),
+        *("list_recipes", "list_fields", "export", "pack", "doctor"),
     ),
     ("api",),
     ("pipeline",),
-    ("judging", "embedding", "reporting", "planning", "interop"),
+    ("judging", "embedding", "reporting", "planning", "interop", "checking"),
     ("stages",),
     ("methods",),
     ("frame",),
@@ -54,6 +54,7 @@ LAYERS = (
         "archives",
         "buckets",
         "unlabelled",
+        "alive",
         "declaration",
     ),
 )

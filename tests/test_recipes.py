@@ -200,6 +200,13 @@ def test_every_other_choice_is_refused(name):
 
 
 REFUSED_BY = {
+    "greater than 0 and at most 64, which is 4096 channels in the first layer": (
+        0.0,
+        -1.0,
+        64.5,
+        1e9,
+        float("nan"),
+    ),
     "greater than 0": (0.0, -1.0, float("nan"), float("inf")),
     "1e-6 or more: less would magnify the rounding of similarities, 6e-8, above all else": (
         0.0,
@@ -247,6 +254,7 @@ def test_every_rule_refuses(name, words):
         ({"train.epochs": 0.0}, "train.epochs is 0"),
         ({"train.epochs": float("inf")}, "train.epochs is inf"),
         ({"model.width": 0.01}, "model.width is 0.01"),
+        ({"init.parts": "encoder"}, "init.parts is encoder, .* or set --config.init.run=RUN"),
         ({"model.width": 1 / 64, "model.sk_ratio": 0.1}, "halves 64 . width.* 2 channels or more"),
         (
             {"model.variant": "torchvision", "model.sk_ratio": 0.1},

@@ -126,6 +126,10 @@ def _opened(
     if names:
         parts = {name: found[name]() for name in names}
         return parts | {names[0]: sources.noted(parts[names[0]], sources.unused(found, names))}
+    if kept is None and recipe.eval_split not in found and len(found) == 1:
+        (whole,) = (open_it() for open_it in found.values())
+        if len(whole) == 1:  # of which nothing can be held out, and nothing has to be
+            return {recipe.split: whole}
     used = (recipe.split, recipe.eval_split)
     others = sorted(found.keys() - {*used}) if kept is None else []
     unseen = Unseen(trained, scored=False)

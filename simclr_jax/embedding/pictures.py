@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import functools
+import os
 from pathlib import Path
 
 import numpy as np
 
-from simclr_jax import files
+from simclr_jax import files, given_data
 from simclr_jax.data import decode
 from simclr_jax.data.decode import BadImage, Rules
 from simclr_jax.data.sources import Source
@@ -67,6 +69,8 @@ class Pictures:
                 "the embeddings are not of this user's embed, so images are not looked for where "
                 f"they say: give --images=DIRECTORY (they say {printable(said)})"
             )
+        if images:
+            given_data.fields(images, "--images")
         self._found, self._checkpoint = found, checkpoint
         self._data = images or about["data"]["data"]
         self._sources: list[Source] = []
@@ -120,7 +124,10 @@ class Pictures:
 
     def _read(self, row: int) -> np.ndarray:
         if self._root:
-            path = self._inside(self._root, str(self._found.names[row]))
+            name = str(self._found.names[row])
+            path = self._inside(self._root, name)
+            if not path.is_file() and name in self._escaped:
+                path = self._inside(self._root, self._escaped[name])
             if not path.is_file():
                 raise BadImage("no file")
             return decode.decode(decode.content(path, VIEWED), VIEWED)
@@ -131,6 +138,17 @@ class Pictures:
         if example >= len(source):
             raise BadImage("no such example")
         return source.example(example)[0]
+
+    @functools.cached_property
+    def _escaped(self) -> dict[str, str]:
+        """Return the files whose names embed has escaped, by what it calls them."""
+        assert self._root is not None
+        found = (
+            os.path.relpath(os.path.join(place, name), self._root)  # noqa: PTH118 (bytes stay)
+            for place, _, names in os.walk(self._root, followlinks=self._links)
+            for name in names
+        )
+        return {printable(name): name for name in found if not name.isprintable()}
 
     def _inside(self, root: Path, name: str) -> Path:
         """Return the path of an image, which lies below `root`; raise `Outside` if it does not."""

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
-from simclr_jax import files
+from simclr_jax import alive, files
 from simclr_jax.data import decode
 from simclr_jax.data.decode import BadImage, Rules
 from simclr_jax.data.sources import NO_LABEL
@@ -86,13 +86,15 @@ def run(options: Options, say: Say = print) -> None:
     pictures = Pictures(found, options.images, options.checkpoint)
     sections, listed = [], []
     if options.query or least is None:
-        queries = _queries(options, found) if options.query else _spread(found, options.seed)
-        rows = [_nearest(query, found, k, pictures) for query in queries]
+        with alive.during("looking for the nearest images", say):
+            queries = _queries(options, found) if options.query else _spread(found, options.seed)
+            rows = [_nearest(query, found, k, pictures) for query in queries]
         _say_rows(rows, say)
         some = "" if options.query else f" of {len(rows)} images, chosen at random"
         sections.append((f"Nearest images{some}", rows))
     if least is not None:
-        rows, lines = _pairs(found, least, pictures)
+        with alive.during(f"comparing {len(found)} images with each other", say):
+            rows, lines = _pairs(found, least, pictures)
         title = f"{len(lines)} pairs of similarity {least:g} or more"
         shown = lines[: PICTURED_PAIRS + LISTED_PAIRS]
         if len(shown) < len(lines):
@@ -121,9 +123,11 @@ def _queries(options: Options, found: Embeddings) -> list[Query]:
     for text in _split(options.query, position):
         row = position.get(text)
         if row is None and directory:
-            row = position.get(_below(text, directory))
+            row = position.get(printable(_below(text, directory)))  # as embed has named it
         pixels = None if row is not None else _read_query(text, found, options.embeddings, encoder)
         queries.append(Query(text, row, pixels))
+    if not queries:
+        raise UserError(f"--query={','.join(options.query)} names no image: give one, or several")
     others = [query.pixels for query in queries if query.row is None]
     if not others:
         return queries

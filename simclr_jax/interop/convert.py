@@ -48,6 +48,7 @@ def run(source: str, workdir: str, options: Options) -> None:
         not say contradicts it, or the workdir holds a run already.
     """
     workdir = files.expand_home(workdir)
+    files.check_directory(workdir, "--workdir")
     if started(workdir):
         raise UserError(f"{workdir} holds a run already: give another --workdir")
     path = torch_files.find(source)

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
+from simclr_jax import alive
 from simclr_jax.errors import UserError, choose
 from simclr_jax.interop import (
     libraries,
@@ -121,13 +122,19 @@ def run(options: Options, say: Say = print) -> None:
     for line in _about(leaving):
         say(line)
     with outputs.aside(out) as path:
-        form.write(leaving, path)
+        with alive.during("writing the export", say):
+            form.write(leaving, path)
         say(f"compare   {outputs.size(path) / 1e6:.1f} MB, in {runtime}")
-        for line in compared(leaving, lambda images: form.run(path, leaving, images)):
+        with alive.during("running it on the reference images", say):
+            found = compared(leaving, lambda images: form.run(path, leaving, images))
+        for line in found:
             say(line)
         if wanted:
             state = to_torch.load_state(path)
-            found = compared(leaving, lambda images: libraries.run(wanted, state, leaving, images))
+            with alive.during(f"running it in {wanted.library}", say):
+                found = compared(
+                    leaving, lambda images: libraries.run(wanted, state, leaving, images)
+                )
             for line in found:
                 say(f"{line}, in {wanted.library} {wanted.model}")
     if form.named:

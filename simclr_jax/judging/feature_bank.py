@@ -23,7 +23,8 @@ from typing import Any
 import numpy as np
 from etils import epath
 
-from simclr_jax import archives, documents, files
+from simclr_jax import alive, archives, documents, files
+from simclr_jax.alive import duration
 from simclr_jax.data import formats
 from simclr_jax.data.held_out import HeldOut
 from simclr_jax.data.reader import Unreadable
@@ -31,11 +32,9 @@ from simclr_jax.data.sources import Images, Source, stamp, tell
 from simclr_jax.data.sources.folder import Folder
 from simclr_jax.errors import BadFile, UserError
 from simclr_jax.stages.encoder import Encoder
-from simclr_jax.train.progress import duration
 
 SHARD = 4096  # examples
 BATCH = 512  # images in a forward pass, over all devices
-SPOKEN = 10.0  # seconds between lines of progress
 FORMAT = 1  # of the files
 
 NO_CACHE = "none"  # in place of the directory that keeps features
@@ -117,22 +116,23 @@ def extract(
     count, work = len(source), _Progress(len(source), say)
     vectors: dict[str, np.ndarray] = {}
     bad = np.zeros(count, bool)
-    for start in range(0, count, SHARD):
-        rows = slice(start, min(start + SHARD, count))
-        kept = {tap: _read(place, tap, start // SHARD, rows.stop - start, say) for tap in taps}
-        found = {tap: shard for tap, shard in kept.items() if shard is not None}
-        if missing := [tap for tap in taps if tap not in found]:
-            part = source.take(np.arange(rows.start, rows.stop))
-            for tap, shard in _compute(encoder, part, missing, unreadable).items():
-                _write(place, tap, start // SHARD, shard)
-                found[tap] = shard
-            work.add(rows.stop - rows.start)
-        for tap, shard in found.items():
-            if tap not in vectors:
-                vectors[tap] = np.empty((count, shard["x"].shape[1]), np.float32)
-            vectors[tap][rows] = shard["x"]
-            bad[rows] |= shard["bad"]  # taps may be of different days
-        _check(bad, encoder.config.data.max_bad_fraction, source)
+    with alive.lines(work.line, say):
+        for start in range(0, count, SHARD):
+            rows = slice(start, min(start + SHARD, count))
+            kept = {tap: _read(place, tap, start // SHARD, rows.stop - start, say) for tap in taps}
+            found = {tap: shard for tap, shard in kept.items() if shard is not None}
+            if missing := [tap for tap in taps if tap not in found]:
+                part = source.take(np.arange(rows.start, rows.stop))
+                for tap, shard in _compute(encoder, part, missing, unreadable).items():
+                    _write(place, tap, start // SHARD, shard)
+                    found[tap] = shard
+                work.add(rows.stop - rows.start)
+            for tap, shard in found.items():
+                if tap not in vectors:
+                    vectors[tap] = np.empty((count, shard["x"].shape[1]), np.float32)
+                vectors[tap][rows] = shard["x"]
+                bad[rows] |= shard["bad"]  # taps may be of different days
+            _check(bad, encoder.config.data.max_bad_fraction, source)
     work.end()
     if bad.any():
         say(f"note      {bad.sum()} of {count} images are unreadable and left out")
@@ -267,19 +267,21 @@ def _file(place: epath.Path, tap: str, shard: int) -> epath.Path:
 
 
 class _Progress:
-    """Says now and then how many images have been encoded, and how fast."""
+    """Says now and then how many images have been encoded, and at the end how fast."""
 
     def __init__(self, total: int, say: Say):
         self._total, self._say = total, say
         self._done, self._start = 0, time.monotonic()
-        self._spoken = self._start
+
+    def line(self, seconds: float) -> str:
+        """Return how far it is after so many seconds."""
+        if not self._done:
+            return f"working   encoding {self._total} images, {duration(seconds)} so far"
+        left = (self._total - self._done) * seconds / self._done
+        return f"encoded   {self._done} of {self._total} images, {duration(left)} left"
 
     def add(self, images: int) -> None:
         self._done += images
-        if time.monotonic() - self._spoken > SPOKEN and self._done < self._total:
-            self._spoken = time.monotonic()
-            left = (self._total - self._done) * (self._spoken - self._start) / self._done
-            self._say(f"encoded   {self._done} of {self._total} images, {duration(left)} left")
 
     def end(self) -> None:
         if not self._done:

@@ -4,28 +4,26 @@ from __future__ import annotations
 
 import dataclasses
 import os
-import time
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 from etils import epath
 
-from simclr_jax import files
+from simclr_jax import alive, files
 from simclr_jax.closing import Closing
 from simclr_jax.data.sources import Source
 from simclr_jax.errors import UserError, choose, number
 from simclr_jax.evaluate import chance, scores
 from simclr_jax.judging import datasets, feature_bank, naming, results, shown
 from simclr_jax.judging.datasets import Data, Wanted
-from simclr_jax.judging.feature_bank import SPOKEN, Features, Say, cache_of
+from simclr_jax.judging.feature_bank import Features, Say, cache_of
 from simclr_jax.judging.settings import Settings
 from simclr_jax.judging.shown import Scored
 from simclr_jax.judging.solvers import CHOOSE, LEARN, SOLVERS, Outcome, Task, check
 from simclr_jax.stages import labels as label_choice
 from simclr_jax.stages.encoder import Encoder, check_tap
 from simclr_jax.train import saved
-from simclr_jax.train.progress import duration
 from simclr_jax.unlabelled import counted
 
 
@@ -135,16 +133,12 @@ def _judge_run(opened: _Opened, wanted: Wanted, options: Options, done: _Done, s
         if judged is not encoder:
             tasks = [task for task in tasks if task.tap != "pixels"]  # which are the same
         named = (options.name or data.slug, tail, naming.of_data(wanted, data))
-        start = time.monotonic()
-        for one in judge(judged, data, tasks, options, *named):
+        for one in judge(judged, data, tasks, options, *named, say=say):
             for line in naming.set_aside(workdir, one.result):
                 say(f"note      {line}")
             results.write(workdir, one.result, one.arrays)
             done.written.add(f"{workdir}/results")
             done.found.append(one)
-            took, start = time.monotonic() - start, time.monotonic()
-            if took > SPOKEN:
-                say(f"judged    {one.result['name']} in {duration(took)}")
 
 
 def _say_found(done: _Done, grid: bool, say: Say) -> None:
@@ -230,6 +224,7 @@ def judge(
     prefix: str = "",
     tail: str = "",
     beyond: Mapping[str, Any] | None = None,
+    say: Say = lambda line: None,
 ) -> Iterator[Scored]:
     """Run every solver on every task; yield what results files hold.
 
@@ -239,10 +234,13 @@ def judge(
       options: the solvers and their settings.
       prefix, tail: what the names of results begin and end with.
       beyond: what tells `data` from the run's own, see `naming.name`.
+      say: receives signs of life.
     """
     for task in tasks:
         for solver in options.solvers:
-            for outcome in SOLVERS[solver](task, options.settings):
+            with alive.during(f"solver {solver} on {task.tap}", say):
+                outcomes = [*SOLVERS[solver](task, options.settings)]
+            for outcome in outcomes:
                 learned = options.labels if "fit" in outcome.roles else label_choice.ALL
                 name = naming.name(
                     *(prefix, outcome.name, task.tap),
@@ -251,7 +249,9 @@ def judge(
                     beyond={**(beyond or {}), **options.settings.unsaid(solver)},
                     tail=tail,
                 )
-                yield _scored(encoder, data, task, solver, outcome, options, name)
+                with alive.during(f"intervals of {name}", say):
+                    scored = _scored(encoder, data, task, solver, outcome, options, name)
+                yield scored
 
 
 def _scored(

@@ -165,7 +165,7 @@ def _judge(
         say(f"note      {note}")
     options = Options(settings=Settings(seed=seed), metric=target.metric)
     tasks = linear_probe.make_tasks(encoder, data, options, cache, say)
-    (one,) = linear_probe.judge(encoder, data, tasks, options)
+    (one,) = linear_probe.judge(encoder, data, tasks, options, say=say)
     about = {
         "name": naming.name(f"transfer-{name}", seed=seed, tail=tail),
         "metric": tasks[0].metric,

@@ -11,7 +11,7 @@ import jax
 from etils import epath
 from ml_collections import ConfigDict
 
-from simclr_jax import buckets, declaration, documents, files
+from simclr_jax import alive, buckets, declaration, documents, files
 from simclr_jax.errors import UserError
 from simclr_jax.planning import ahead, devices
 from simclr_jax.planning.ahead import Compiled
@@ -93,13 +93,16 @@ def run(config: ConfigDict, asked: Asked, json_file: str = "") -> dict[str, Any]
     compiles = _compiles(asked)
     if compiles:
         ahead.mesh(asked.device, asked.count)  # its complaints need not wait for the estimate
-    _say("reading the step of the recipe")
-    case = Case.of(config, asked.count, asked.images, asked.classes)
-    steps = case.at_any_batch()
-    plan = estimate(case, steps, asked)
+    with alive.during("planning", _say):
+        case = Case.of(config, asked.count, asked.images, asked.classes)
+        _say("reading the step of the recipe")
+        steps = case.at_any_batch()
+        plan = estimate(case, steps, asked)
+    compiled = None
     if compiles:
         _say("compiling the step, which takes minutes")
-    compiled = case.compile(asked.device) if compiles else None
+        with alive.during("compiling the step", _say):
+            compiled = case.compile(asked.device)
     if compiled:
         plan["compiled"] = dataclasses.asdict(compiled)
     print(report(case, asked, plan, compiled))

@@ -13,7 +13,7 @@ import numpy as np
 from etils import epath
 from ml_collections import ConfigDict
 
-from simclr_jax import documents, files, recipes
+from simclr_jax import alive, documents, files, recipes
 from simclr_jax.data import order
 from simclr_jax.data.sources import NO_LABEL, Source
 from simclr_jax.errors import UserError, printable
@@ -119,27 +119,34 @@ def _examine(one: Record, say: Say) -> Examined | str:
 def _measured(one: Record, say: Say) -> Examined:
     checkpoint = os.fspath(one.path) if one.at is None else f"{one.path}@{one.at}"
     encoder = Encoder.of(saved.read(checkpoint))
-    data = datasets.open_data(encoder.config, one.path, datasets.Wanted())
     say(f"reading   {encoder.run}")
+    with alive.during("opening the images", say):
+        data = datasets.open_data(encoder.config, one.path, datasets.Wanted())
     held, learned = _some(data.score, HELD_OUT), _some(data.fit, BANK)
     cache = one.path / "features" if os.access(one.path, os.W_OK) else None
     queries, bank = (
         extract(encoder, source, ("h",), cache, say)["h"] for source in (held, learned)
     )
-    points, method = project(queries.x)
+    with alive.during(f"making the map of {len(queries)} images", say):
+        points, method = project(queries.x)
     names = datasets.class_names(held)
     single = queries.labels is not None and queries.labels.ndim == 1
     many = len(names) > MOST_CLASSES
+    with alive.during("measuring pairs of views", say):
+        measured = _pairs(encoder, data.score)
+    with alive.during("looking for neighbours", say):
+        neighbours = _neighbours(queries, bank, held, learned, names)
+        judged = _judged(one, encoder, data, queries, bank) if single and not many else None
     return Examined(
         checkpoint=encoder.run,
         images=f"{len(queries):,} held-out and {len(bank):,} training images of {data.name}",
-        pairs=_pairs(encoder, data.score),
+        pairs=measured,
         points=points,
         method=method,
         labels=queries.labels if single else None,
         class_names=names,
-        neighbours=_neighbours(queries, bank, held, learned, names),
-        judged=_judged(one, encoder, data, queries, bank) if single and not many else None,
+        neighbours=neighbours,
+        judged=judged,
         several=queries.labels is not None and not single,
         many=many,
     )

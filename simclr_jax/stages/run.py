@@ -14,7 +14,7 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from simclr_jax import cpu_devices, fields, files, parallel, processes
-from simclr_jax.data import sources
+from simclr_jax.data import placements, sources
 from simclr_jax.data.sources import Source
 from simclr_jax.stages import (
     distill,
@@ -98,6 +98,7 @@ def run(
       UserError: for whatever a user can put right.
     """
     fields.known(config)
+    warm_start.wanted(config)
     loggers.check(config.log.to)
     try:
         with AtOnce():
@@ -137,6 +138,7 @@ def _run(
     record |= processes.on_first(lambda: said_beside(ready, before)) | cpu_devices.record(mesh)
     processes.check_same("recipe or images", record)
     keep, keep_period = config.checkpoint.keep, config.checkpoint.keep_period
+    placements.check_libraries(config.augment.placement)
     profiler = Profiler(profile_steps, epath.Path(workdir) / "profile", timetable.total_steps)
     open_one = open_workdir(workdir, record, resume, keep=keep, keep_period=keep_period)
     with open_one as opened, _telling(opened.console):

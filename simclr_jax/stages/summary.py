@@ -94,7 +94,9 @@ def conclude(
     `more` is kept with the scores beside what the stage says of them.
     """
     say = workdir.console.say
-    results = workdir.console.during("scoring", functools.partial(stage.compare, state))
+    results = workdir.console.during(
+        "judging what was learned", functools.partial(stage.compare, state)
+    )
     if processes.rank() > 0:
         return
     path = workdir.path / "results" / "summary.json"

@@ -14,6 +14,7 @@ from typing import TextIO, TypeVar
 from etils import epath
 
 from simclr_jax import closing, documents, files
+from simclr_jax.alive import duration
 from simclr_jax.background import Work
 from simclr_jax.errors import BadFile, printable
 from simclr_jax.train.timetable import Timetable
@@ -230,13 +231,3 @@ def progress_line(step: int, timetable: Timetable, metrics: str, speed: Speed) -
             [*parts, f"{duration(left)} left", metrics, f"{speed.images_per_second:.0f} images/s"]
         )
     return "  ".join([*parts, metrics])
-
-
-def duration(seconds: float) -> str:
-    """Return `m:ss`, `h:mm:ss` or `2d 03:04:05`."""
-    minutes, secs = divmod(int(seconds + 0.5), 60)
-    hours, minutes = divmod(minutes, 60)
-    days, hours = divmod(hours, 24)
-    if days:
-        return f"{days}d {hours:02}:{minutes:02}:{secs:02}"
-    return f"{hours}:{minutes:02}:{secs:02}" if hours else f"{minutes}:{secs:02}"

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from embedding import embedded
 from etils import epath
+from PIL import Image
 
 from simclr_jax.data import decode
 from simclr_jax.data.sources import Images
@@ -44,6 +45,15 @@ def test_rows_are_what_the_encoder_makes_of_the_files(folder, run):
     assert got.about["directory"] == str(folder)
     assert (got.about["tap"], got.about["weights"]) == ("h", embedded.encoder().fingerprint)
     assert any("images/s" in line for line in said)
+
+
+def test_one_image_is_enough(run, tmp_path):
+    """Training would hold some out of it."""
+    (tmp_path / "one").mkdir()
+    Image.new("RGB", (9, 12), "red").save(tmp_path / "one" / "only.png")
+    file, _ = run(tmp_path / "one", data=str(tmp_path / "one"))
+    got = embeddings.read(str(file))
+    assert got.names.tolist() == ["only.png"] and got.about["parts"] == ["train"]
 
 
 def test_parquet_holds_the_same(folder, run):

@@ -16,7 +16,7 @@ from embedding import embedded
 from PIL import Image
 
 from simclr_jax.embedding import embed, embeddings, search
-from simclr_jax.errors import UserError
+from simclr_jax.errors import UserError, printable
 from simclr_jax.reporting import sheet
 from simclr_jax.train import saved
 
@@ -67,6 +67,25 @@ def test_the_nearest_of_a_name_in_the_file(photos):
 def test_a_file_in_the_directory_is_the_image_of_that_name(photos):
     said, _ = find(photos, query=[str(photos.parent / "images" / "45.png")], k=1)
     assert said[1].split()[1] == "46.png"
+
+
+@pytest.mark.parametrize("name", ["a\nb.png", "wh\udcffat.png", "\x1b[2J.png"])
+def test_images_whose_names_are_escaped_have_pictures_and_can_be_asked_for(photos, name):
+    directory = photos.parent / "images"
+    (directory / "45.png").rename(directory / name)
+    names = ["45.png" if angle == 45 else f"{int(angle)}.png" for angle in ANGLES]
+    shown = printable(name)
+    found = embeddings.read(str(photos))
+    names = [shown if each == "45.png" else each for each in names]
+    write(photos, names, found.features, directory)
+    said, page = find(photos, query=[str(directory / name)], k=3)
+    assert said[0] == f"query     {shown}" and not [x for x in said if x.startswith("note")]
+    assert page.count('src="data:image/png;base64,') == 4
+
+
+def test_a_query_with_a_byte_that_is_no_text_is_one_line(photos):
+    with pytest.raises(UserError, match="is no file, and no name"):
+        find(photos, query=["wh\udcffat.jpg"])
 
 
 def test_pairs_are_listed_the_most_similar_first(photos):

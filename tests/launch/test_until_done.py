@@ -227,6 +227,17 @@ def test_mistakes_and_help(arguments, ends, said):
     assert said in ended.stdout + ended.stderr
 
 
+@pytest.mark.parametrize("script", ["until_done", "local"])
+def test_help_may_be_read_in_part(script):
+    """As by `--help | head -1`: no traceback, whenever the reader goes away."""
+    reader, writer = os.pipe()
+    os.close(reader)
+    command = [LAUNCH / script, "--help"]
+    done = subprocess.run(command, stdout=writer, stderr=subprocess.PIPE, text=True, timeout=30)
+    os.close(writer)
+    assert done.stderr == "" and done.returncode in (0, -signal.SIGPIPE)
+
+
 @pytest.mark.parametrize("name, value", [("TRIES", "0"), ("TRIES", "many"), ("PAUSE", "-1")])
 def test_settings_that_are_no_numbers_are_refused(monkeypatch, name, value):
     monkeypatch.setenv(name, value)

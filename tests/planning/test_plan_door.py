@@ -16,6 +16,7 @@ from jax.sharding import AxisType
 from jax.sharding import PartitionSpec as P
 from train import tiny
 
+from simclr_jax import alive
 from simclr_jax.errors import UserError
 from simclr_jax.planning import ahead, devices, footprint, plan
 from simclr_jax.planning.any_batch import AnyBatch
@@ -64,12 +65,15 @@ def test_plan_knows_the_canvases_of_a_batch_and_the_work_of_its_views():
     assert case.view_flops() == 2 * products * 2 * case.images
 
 
-def test_plan_prints_and_writes_what_it_found(tmp_path, capsys):
+def test_plan_prints_and_writes_what_it_found(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(alive, "SECS", 0.01)
     path = tmp_path / "plan.json"
     asked = dataclasses.replace(ASKED, memory=2**20)
     changed = recipe(train__dtype="bfloat16", train__steps_per_call=2, data__resident=True)
     plan.run(changed, asked, str(path))
-    found, said = json.loads(path.read_text()), capsys.readouterr().out
+    said, at_work = capsys.readouterr()
+    assert "working   planning, 0:0" in at_work
+    found = json.loads(path.read_text())
     assert found["batch_size"] == tiny.BATCH and found["devices"] == DEVICES
     parts = sum(found["state"].values())
     assert found["estimated"]["state"] == parts + 4  # the number of the step

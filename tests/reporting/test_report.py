@@ -14,7 +14,7 @@ import pytest
 from sklearn import decomposition, metrics
 from stages.written import write_images, write_run
 
-from simclr_jax import documents, recipes
+from simclr_jax import alive, documents, recipes
 from simclr_jax.data.sources import Images
 from simclr_jax.errors import UserError
 from simclr_jax.judging import results
@@ -365,6 +365,10 @@ def test_a_checkpoint_is_looked_at(tmp_path, monkeypatch):
     write_images(tmp_path / "images.npz")
     source = {"data__source": "memory", "data__path": str(tmp_path / "images.npz")}
     run = write_run(tmp_path / "run", **source)
+    monkeypatch.setattr(alive, "SECS", 0.002)
+    report.run([str(run)], say=(said := list[str]()).append)
+    at_work = " ".join(line for line in said if line.startswith("working"))
+    assert "encoding 24 images" in at_work and "measuring pairs of views" in at_work
     page = written(run)
     assert "24 held-out and 48 training images" in page
     pictures = re.findall(r'<img alt="(\d)"', page)

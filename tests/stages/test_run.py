@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import sys
+
+import numpy as np
 import pytest
 from train import tiny
 
 from simclr_jax import processes
+from simclr_jax.errors import UserError
 from simclr_jax.stages import run
 
 
@@ -30,3 +34,18 @@ def test_all_hosts_go_by_what_the_first_has_found_in_the_workdir(seen, tmp_path,
         run.run(tiny.recipe(), str(tmp_path))
     kept, record = found.value.args
     assert record == before and str(kept) == str(tmp_path / "index")
+
+
+@pytest.mark.parametrize("placement, package", [("split", "cv2"), ("canvas", "cv2")])
+def test_a_missing_library_is_found_before_anything_is_written(
+    placement, package, tmp_path, monkeypatch
+):
+    monkeypatch.setitem(sys.modules, package, None)
+    np.savez(tmp_path / "images.npz", images=tiny.sorted_images().pixels)
+    c = tiny.recipe(data__source="memory", data__path=str(tmp_path / "images.npz"))
+    c.eval.probe = c.eval.knn = False
+    c.augment.placement = placement
+    c.augment.grid = "opencv" if placement == "split" else c.augment.grid
+    with pytest.raises(UserError, match="needs OpenCV, which is not installed: pip install"):
+        run.run(c, str(tmp_path / "run"))
+    assert not (tmp_path / "run").exists()

@@ -89,6 +89,10 @@ def test_when_one_fails_the_other_ends_too(ended):
         ((True, "a:1", 2, None), "give all of --coordinator, --processes and --process"),
         ((True, "a:1", 2, 2), "--process is 2"),
         ((True, "somewhere", 2, 1), "must be HOST:PORT"),
+        ((True, ":1", 2, 1), "must be HOST:PORT"),
+        ((True, "a b:1", 2, 1), "must be HOST:PORT"),
+        ((True, "a:0", 2, 1), "a port from 1 to 65535"),
+        ((True, "a:99999999", 1, 0), "a port from 1 to 65535"),
         ((True, "a:1", 2, 1, 1), "--heartbeat_secs is 1"),
     ],
 )

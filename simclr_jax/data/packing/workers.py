@@ -7,7 +7,6 @@ import multiprocessing
 import os
 import signal
 import threading
-import time
 from collections.abc import Callable, Generator, Mapping, Sequence
 from concurrent import futures
 from concurrent.futures.process import BrokenProcessPool
@@ -16,6 +15,8 @@ from typing import Any, NamedTuple
 from etils import epath
 from ml_collections import ConfigDict
 
+from simclr_jax import alive
+from simclr_jax.alive import duration
 from simclr_jax.closing import Closing
 from simclr_jax.data import sources
 from simclr_jax.data.packing import shards
@@ -73,8 +74,8 @@ def write(
     """
     context = multiprocessing.get_context("spawn")
     count, stop = context.Value("q", 0), context.Event()
-    progress = _Progress(sum(job.last - job.first for job in jobs), lambda: count.value, say)
-    with Closing(progress.close):
+    line = _progress(sum(job.last - job.first for job in jobs), lambda: count.value)
+    with alive.lines(line, say, EVERY_SECS):
         if workers == 1:
             tick = functools.partial(_tick, count, stop)
             for job in jobs:
@@ -96,35 +97,19 @@ def write(
                     ) from error
 
 
-class _Progress:
-    """Says every few seconds how many of `total` images are done, until it is closed."""
+def _progress(total: int, count: Callable[[], int]) -> Callable[[float], str]:
+    """Return what makes of the seconds so far a line about how many of `total` images are done."""
 
-    def __init__(self, total: int, count: Callable[[], int], say: Say):
-        self._total, self._count, self._say = total, count, say
-        self._start, self._end = time.monotonic(), threading.Event()
-        self._thread = threading.Thread(target=self._run, daemon=True)
-        self._thread.start()
+    def line(seconds: float) -> str:
+        if not (done := count()):
+            return f"working   packing {total} images, {duration(seconds)} so far"
+        left = seconds * (total - done) / done
+        return (
+            f"packed    {done}/{total} images {done / total:4.0%}  "
+            f"{duration(left)} left  {done / seconds:.0f} images/s"
+        )
 
-    def close(self) -> None:
-        self._end.set()
-        self._thread.join()
-
-    def _run(self) -> None:
-        while not self._end.wait(EVERY_SECS):
-            done, seconds = self._count(), time.monotonic() - self._start
-            if done:
-                left = seconds * (self._total - done) / done
-                self._say(
-                    f"packed    {done}/{self._total} images {done / self._total:4.0%}  "
-                    f"{duration(left)} left  {done / seconds:.0f} images/s"
-                )
-
-
-def duration(seconds: float) -> str:
-    """Return `m:ss` or `h:mm:ss`."""
-    minutes, secs = divmod(int(seconds + 0.5), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours}:{minutes:02}:{secs:02}" if hours else f"{minutes}:{secs:02}"
+    return line
 
 
 def _tick(count: Any, stop: Any) -> bool:

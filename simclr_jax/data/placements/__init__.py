@@ -62,6 +62,25 @@ class Loading:
 Placement = Callable[[Loading, Iterator[Request]], Generator[dict[str, np.ndarray], None, None]]
 
 
+def check_libraries(name: str) -> None:
+    """Raise `UserError` if a library is not installed that a placement needs.
+
+    For whoever has something to write before the first batch is made.
+    """
+    if name == "split":
+        from simclr_jax.data.placements import split
+
+        split.check_libraries()
+    elif name == "canvas":
+        from simclr_jax.data import canvas
+
+        canvas.opencv()
+    elif name == "host":
+        from simclr_jax.data.placements import host
+
+        host.check_libraries()
+
+
 def get(name: str) -> Placement:
     """Return a placement by name; the libraries it needs are imported now, not before."""
     if name == "device":

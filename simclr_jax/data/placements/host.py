@@ -116,6 +116,11 @@ def _dataset(
     return dataset.with_options(options)
 
 
+def check_libraries() -> None:
+    """Raise `UserError` if TensorFlow is not installed."""
+    _tensorflow()
+
+
 def _tensorflow() -> Any:
     try:
         import tensorflow as tf

@@ -106,6 +106,11 @@ def shrinker(size: int) -> Callable[[np.ndarray], np.ndarray]:
     return shrink
 
 
+def check_libraries() -> None:
+    """Raise `UserError` if OpenCV is not installed."""
+    _opencv()
+
+
 def _opencv() -> Any:
     try:
         import cv2
