@@ -34,6 +34,9 @@ flags.DEFINE_list("sgd_rates", ["0.01", "0.03", "0.1", "0.3", "1", "3"], "For 25
 flags.DEFINE(flag_kinds.Number(above=0), "sgd_epochs", None, "100; 90 from 100 000 images on.")
 flags.DEFINE(flag_kinds.Whole(1), "sgd_batch_size", None, "512; 4096 from 100 000 images on.")
 flags.DEFINE_boolean("sgd_augment", False, "New crops and flips in each epoch, as the papers.")
+flags.DEFINE_string(
+    "weights", "trained", "trained, or average: their moving average, where the run keeps one."
+)
 flags.DEFINE_boolean("untrained", False, "Judge the same network before training as well.")
 flags.DEFINE(
     flag_kinds.Whole(0, 2**32 - 1), "seed", 0, "Of drawn labels, splits, orders and intervals."
@@ -80,6 +83,7 @@ def main() -> None:
         labels=FLAGS.labels,
         settings=settings,
         untrained=FLAGS.untrained,
+        weights=FLAGS.weights,
         cache=FLAGS.cache,
         name=FLAGS.name,
         max_bad_fraction=FLAGS.max_bad_fraction,

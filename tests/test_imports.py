@@ -35,6 +35,7 @@ LAYERS = (
         "fields",
         "recipes",
         "records",
+        "segments",
         "tables",
         "errors",
         "flag_kinds",

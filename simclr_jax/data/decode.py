@@ -34,7 +34,18 @@ from simclr_jax.data.depth import Depth
 from simclr_jax.data.formats import BadImage, remedy, suffixes
 from simclr_jax.errors import UserError
 
-__all__ = ["BadImage", "Decoder", "Rules", "content", "decode", "remedy", "size", "suffixes"]
+__all__ = [
+    "BadImage",
+    "Decoder",
+    "Rules",
+    "content",
+    "decode",
+    "deep",
+    "loaded",
+    "remedy",
+    "size",
+    "suffixes",
+]
 
 MOST_PIXELS = 128_000_000  # of one image
 LARGEST = 2**30  # bytes of a file that is read; a sparse file may claim any size
@@ -88,7 +99,7 @@ class Decoder:
 
     def __call__(self, encoded: bytes, name: Callable[[], str]) -> np.ndarray:
         """Decode an image file; see `decode`. `name` is asked for where something is said."""
-        pixels, found = _decode(encoded, self.rules)
+        pixels, found = deep(encoded, self.rules)
         if found is not None:
             self._tell(found, name)
         return pixels
@@ -125,10 +136,11 @@ def decode(encoded: bytes, rules: Rules = RULES) -> np.ndarray:
         rules allow. A JPEG whose data break off but that has its end marker passes, as in Pillow.
       MemoryError: if it does not fit into memory; see `within_memory`.
     """
-    return _decode(encoded, rules)[0]
+    return deep(encoded, rules)[0]
 
 
-def _decode(encoded: bytes, rules: Rules) -> tuple[np.ndarray, Depth | None]:
+def deep(encoded: bytes, rules: Rules) -> tuple[np.ndarray, Depth | None]:
+    """Return what `decode` does, and how an image of more than 8 bits was scaled."""
     scaling.forget()
     pixels, found = _decode_plain_jpeg(encoded, rules), None
     if pixels is not None and not _may_be_rotated(encoded):
@@ -285,13 +297,33 @@ def _load(image: Image.Image, encoded: bytes, rules: Rules) -> tuple[np.ndarray,
     orientation = _orientation(image.getexif)
     if deep_colour and law != depth.FULL:
         return *_scaled_colour(image, turned, encoded, law), orientation
+    pixels, found = _pixels(image, law)
+    return pixels, depth.of_upper_bits(pixels) if deep_colour else found, orientation
+
+
+def loaded(image: Image.Image, rules: Rules = RULES) -> tuple[np.ndarray, Depth | None]:
+    """Return the pixels of an image in memory as `deep` does those of a file with just these.
+
+    Raises:
+      BadImage: if it has more pixels than the rules allow, or a mode of which no colours are made.
+    """
+    with formats.reasons(b""):
+        if image.width * image.height > rules.most_pixels:
+            raise _too_large(*image.size, rules)
+        image.load()
+        pixels, found = _pixels(image, rules.white_level)
+        return np.ascontiguousarray(_turn(pixels, _orientation(image.getexif))), found
+
+
+def _pixels(image: Image.Image, law: str) -> tuple[np.ndarray, Depth | None]:
+    """Return the pixels of a loaded image, `[h, w, 3]`, as they lie, and how deep it was."""
     if image.mode == "F" or image.mode.startswith("I"):
         made, found = depth.to_bytes(_values(image), law)
-        return np.repeat(made[..., None], 3, axis=2), found, orientation
+        return np.repeat(made[..., None], 3, axis=2), found
     pixels = np.empty((image.height, image.width, 3), np.uint8)
     for rows, band in _bands(image):
         pixels[rows] = _eight_bits(band)
-    return pixels, depth.of_upper_bits(pixels) if deep_colour else None, orientation
+    return pixels, None
 
 
 def _bands(image: Image.Image) -> Iterator[tuple[slice, Image.Image]]:

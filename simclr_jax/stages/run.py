@@ -11,11 +11,13 @@ from etils import epath
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from simclr_jax import fields, files, parallel, processes
+from simclr_jax import fields, files, parallel, processes, segments
 from simclr_jax.data import sources
 from simclr_jax.data.sources import Source
+from simclr_jax.segments import Extension
 from simclr_jax.stages import (
     distill,
+    extend,
     finetune,
     heritage,
     pretrain,
@@ -28,6 +30,7 @@ from simclr_jax.stages.inherit import pin
 from simclr_jax.stages.inputs import Inputs
 from simclr_jax.stages.prepare import Prepared, prepare
 from simclr_jax.train import loggers, loop
+from simclr_jax.train import timetable as timetables
 from simclr_jax.train.profile import Profiler
 from simclr_jax.train.stage import Stage
 from simclr_jax.train.timetable import Timetable
@@ -66,12 +69,18 @@ def said_beside(ready: Prepared, before: Mapping[str, Any] | None) -> dict[str, 
     return found | ({"chance": chance(ready.config, ready.train)} if chance else {})
 
 
+def _segments(timetable: Timetable) -> dict[str, Any]:
+    """Return what `config.json` says of the segments of a run, nothing where it has none."""
+    return segments.kept(timetable.segments)
+
+
 def run(
     config: ConfigDict,
     workdir: str,
     resume: str = "auto",
     profile_steps: str = "",
     by: Callable[..., loop.Result] | None = None,
+    extension: Extension | None = None,
 ) -> int:
     """Train by a recipe, then say what was learned.
 
@@ -81,6 +90,7 @@ def run(
       resume: see `train.workdir.open_workdir`.
       profile_steps: `a:b` writes a trace of these steps to `workdir/profile`.
       by: what trains in the place of `train.loop.train`, to measure it.
+      extension: trains a finished run on; the same once more adds nothing.
 
     Returns:
       0 when the run is complete; 75 (ask me again) when SIGTERM stopped it, 130 when Ctrl-C did.
@@ -97,11 +107,19 @@ def run(
     ready = prepare(config, mesh.size, kept if before else None, before)
     config, timetable, train, test = ready.config, ready.timetable, ready.train, ready.test
     pin(config, before)
+    if before is None:
+        processes.on_first(lambda: warm_start.check(config))
     if config.stage == "distill":
         teacher.check(config, train, test)
 
     record = config.to_dict() | {"images": [train.fingerprint(), test.fingerprint()]}
     record |= processes.on_first(lambda: said_beside(ready, before))
+    if extension:
+        asked = extension, config, timetable, workdir, record | _segments(timetable), before
+        added = processes.on_first(lambda: extend.decided(*asked))
+        longer = segments.of_record({segments.KEY: added})
+        timetable = timetables.make(config, len(train), longer)
+    record |= _segments(timetable)
     processes.check_same("recipe or images", record)
     keep, keep_period = config.checkpoint.keep, config.checkpoint.keep_period
     profiler = Profiler(profile_steps, epath.Path(workdir) / "profile", timetable.total_steps)
@@ -110,7 +128,7 @@ def run(
             sources.remember(kept, ready.images, ready.test)
         inputs = Inputs(config, train, test, opened)
         stage = STAGES[config.stage](config, timetable, inputs, mesh)
-        about = [*ready.about(), *ready.chosen]
+        about = [*ready.about(), *ready.chosen, *extend.lines(timetable)]
         # A run that is resumed has weights of its own.
         if opened.fresh and warm_start.wanted(config):
             about.append(f"start     from {config.init.parts} of {config.init.run}")
