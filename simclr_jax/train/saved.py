@@ -18,6 +18,7 @@ from simclr_jax.errors import UserError, choose
 from simclr_jax.train import stored
 from simclr_jax.train.bucket_checkpoints import open_checkpoints
 
+HUB, MODEL = "hf://", "model.safetensors"  # what model folders are known by
 TRAINED, AVERAGE = WEIGHTS = ("trained", "average")
 
 
@@ -147,6 +148,11 @@ def _find(run: str, flag: str) -> tuple[epath.Path, int | None]:
     """Return the workdir that a user names, and the step, None for the newest."""
     workdir, at = split(run)
     path = epath.Path(files.expand_home(workdir))
+    if run.startswith(HUB) or (files.is_local(path) and (path / MODEL).exists()):
+        raise UserError(
+            f"{flag}={run} is a model folder, and no run yet: make one of it by python -m "
+            f"simclr_jax.convert --source={run} --workdir=RUN"
+        )
     if not buckets.listing(path / stored.CHECKPOINTS):
         raise UserError(f"{flag}={run} holds no checkpoints: give the workdir of a run")
     return path, at
