@@ -15,7 +15,6 @@ import signal
 from pathlib import Path
 from typing import Any
 
-import jax
 import numpy as np
 from etils import epath
 from ml_collections import ConfigDict
@@ -218,7 +217,9 @@ def embed(run: Run | Encoder | PathLike, images: Any, tap: Any = "h", batch_size
     several: Any = images if hasattr(images, "__getitem__") else list(images)
     starts = range(0, max(len(several), 1), batch_size)
     parts = [encoder(several[i : i + batch_size], tap, batch_size) for i in starts]
-    return jax.tree.map(lambda *rows: np.concatenate(rows), *parts)
+    if isinstance(tap, str):
+        return np.concatenate(parts)
+    return {one: np.concatenate([part[one] for part in parts]) for one in parts[0]}
 
 
 def _recipe(config: str) -> ConfigDict:

@@ -14,38 +14,49 @@ from simclr_jax.reporting import record, report
 pytestmark = pytest.mark.e2e
 
 
-def test_without_a_recipe_killed_and_given_again(finished, tmp_path):
-    """And it embeds, is reported and is loaded as what it has become."""
-    workdir = shutil.copytree(finished.workdir, tmp_path / "run")
-    command = (f"--workdir={workdir}", "--extend_to=8", "--extend_lr=0.05")
-    ended = doors.run(tmp_path, *command, blow=Blow(signal.SIGKILL, 24))
-    assert ended.code == -signal.SIGKILL, ended
-    straight = shutil.copytree(finished.workdir, tmp_path / "straight")
-    found = simclr_jax.train(workdir=straight, extend_to=8, extend_lr=0.05)
-    assert found.encoder.step == 28  # 8 epochs of 54 images // 16, and one
-    ended = doors.run(tmp_path, *command)
-    assert ended.code == 0 and "step 28/28" in ended.out, ended
-    assert "extended  by steps 20 to 28 (epochs 5.9 to 8.3): no warm-up, peak rate" in ended.out
-    assert doors.metrics(workdir) == doors.metrics(straight)
-    one, other = doors.leaves(workdir, 28), doors.leaves(straight, 28)
-    assert all(one[name].tobytes() == other[name].tobytes() for name in one)
-    assert doors.run(tmp_path, *finished.arguments, f"--workdir={workdir}").code == 0
-    assert doors.metrics(workdir) == doors.metrics(straight)
+COMMAND = ("--extend_to=8", "--extend_lr=0.05")  # 28 steps: 8 epochs of 54 images // 16, and one
 
-    page, said = tmp_path / "report.html", []
-    report.run([str(workdir)], str(page), said.append)
-    text = page.read_text()
-    assert "Finished: step 28 of 28 (planned for 20, then extended)." in text
-    assert "The run was extended at step 20, to step 28, where its learning rate begins" in text
-    assert text.count('class="border"') >= 5
+
+@pytest.fixture(scope="module")
+def extended(finished, tmp_path_factory):
+    """The finished run, extended without its recipe."""
+    workdir = shutil.copytree(finished.workdir, tmp_path_factory.mktemp("extended") / "run")
+    ended = doors.run(workdir.parent, f"--workdir={workdir}", *COMMAND)
+    assert ended.code == 0, ended
+    return workdir, ended
+
+
+def test_it_says_what_it_is_and_the_report_shows_where(extended, finished, tmp_path):
+    workdir, ended = extended
+    assert "extended  by steps 20 to 28 (epochs 5.9 to 8.3): no warm-up, peak rate" in ended.out
+    assert "resumed at step 20 of 28" in ended.out and "accuracy on held-out" in ended.out
+    before = doors.metrics(finished.workdir)
+    assert doors.metrics(workdir)[: len(before)] == before
+    pages = []
+    for place in (workdir, finished.workdir):
+        report.run([str(place)], str(tmp_path / "report.html"), lambda line: None)
+        pages.append((tmp_path / "report.html").read_text())
+    assert "Finished: step 28 of 28 (planned for 20, then extended)." in pages[0]
+    assert "The run was extended at step 20, to step 28, where its learning rate begins" in pages[0]
+    assert pages[0].count('class="border"') >= 5 and 'class="border"' not in pages[1]
     read = record.read(str(workdir))
     assert (read.total_steps, list(read.damaged)) == (28, [])
-    assert 'class="border"' not in _page(finished.workdir, tmp_path)
 
 
-def _page(workdir, tmp_path):
-    report.run([str(workdir)], str(tmp_path / "other.html"), lambda line: None)
-    return (tmp_path / "other.html").read_text()
+@pytest.mark.slow
+def test_killed_and_given_again_or_called_is_the_same_run(extended, finished, tmp_path):
+    straight, _ = extended
+    workdir = shutil.copytree(finished.workdir, tmp_path / "run")
+    command = (f"--workdir={workdir}", *COMMAND)
+    ended = doors.run(tmp_path, *command, blow=Blow(signal.SIGKILL, 24))
+    assert ended.code == -signal.SIGKILL, ended
+    found = simclr_jax.train(workdir=workdir, extend_to=8, extend_lr=0.05)
+    assert found.encoder.step == 28
+    for _ in range(2):
+        assert doors.metrics(workdir) == doors.metrics(straight)
+        one, other = doors.leaves(workdir, 28), doors.leaves(straight, 28)
+        assert all(one[name].tobytes() == other[name].tobytes() for name in one)
+        assert doors.run(tmp_path, *finished.arguments, f"--workdir={workdir}").code == 0
 
 
 REFUSED = {
