@@ -179,7 +179,8 @@ def train(
         _set(made, name.replace("__", "."), value)
     parallel.use_compilation_cache()
     place = files.expand_home(os.fspath(workdir))
-    code = runs.run(made, place, resume, **({"extension": asked} if asked else {}))
+    more: dict[str, Any] = {"extension": asked} if asked else {}
+    code = runs.run(made, place, resume, **more)
     if code == INTERRUPTED:
         raise KeyboardInterrupt
     if code:

@@ -15,7 +15,7 @@ from stages import taught
 from stages.written import write_images
 from train import tiny
 
-from simclr_jax import parallel
+from simclr_jax import documents, parallel
 from simclr_jax.errors import UserError
 from simclr_jax.segments import Extension
 from simclr_jax.stages import run
@@ -33,7 +33,7 @@ CASES = {
     # Clusters before each epoch, and calls of two steps, which end at the border all the same.
     "pcl": {"train__steps_per_call": 2, "checkpoint__every_steps": 2, "log__every_steps": 2},
 }
-OFTEN = ("simclr", "with memory", "byol", "finetune")
+OFTEN = ("byol", "finetune")
 ASKED_OF = [case if case in OFTEN else pytest.param(case, marks=pytest.mark.slow) for case in CASES]
 
 
@@ -114,24 +114,38 @@ def steps(workdir):
 def test_extended_and_killed_is_extended_straight(case, planned, images, tmp_path):
     """Also where no flag is given once the extension is recorded, and where it began once more."""
     config = recipe(case, images)
-    straight, killed, early = (tmp_path / name for name in ("straight", "killed", "early"))
-    for place in (straight, killed, early):
+    straight, killed = tmp_path / "straight", tmp_path / "killed"
+    for place in (straight, killed):
         shutil.copytree(planned(case), place)
     assert run.run(config, str(straight), extension=ASKED) == 0
-    for step in (8, 7):
-        with pytest.raises(Kill):
-            run.run(config, str(killed), by=killed_at(step), extension=ASKED)
+    with pytest.raises(Kill):  # before anything of it was saved
+        run.run(config, str(killed), by=killed_at(5), extension=ASKED)
+    with pytest.raises(Kill):
+        run.run(config, str(killed), by=killed_at(8), extension=ASKED)
     assert run.run(config, str(killed)) == 0  # the command as it was
     same(killed, straight, LONGER)
-    with pytest.raises(Kill):  # before anything of it was saved
-        run.run(config, str(early), by=killed_at(5), extension=ASKED)
-    assert run.run(config, str(early), extension=ASKED) == 0
-    same(early, straight, LONGER)
     before, after = leaves(straight, PLANNED), leaves(straight, LONGER)
     assert any((before[name] != after[name]).any() for name in before if name.startswith("params"))
     assert steps(straight) == [PLANNED, LONGER]  # what was finished once stays
 
 
+@pytest.mark.slow
+def test_a_student_is_extended_likewise(planned, images, tmp_path):
+    """Its teacher, a fine-tuned run, is the one it had."""
+    teacher = f"{planned('finetune')}@{PLANNED}"
+    fixed = {"data__source": "memory", "data__path": str(images), **FIXED, "eval__compare": False}
+    config = taught.recipe("distill", **fixed, eval__knn=False, distill__teacher=teacher)
+    straight, killed = tmp_path / "straight", tmp_path / "killed"
+    for place in (straight, killed):
+        assert run.run(config, str(place)) == 0
+    assert run.run(config, str(straight), extension=ASKED) == 0
+    with pytest.raises(Kill):
+        run.run(config, str(killed), by=killed_at(7), extension=ASKED)
+    assert run.run(config, str(killed)) == 0
+    same(killed, straight, LONGER)
+
+
+@pytest.mark.slow
 def test_all_lost_since_before_the_border_it_passes_the_border_as_it_did(planned, images, tmp_path):
     config = recipe("byol", images, checkpoint__keep=9)
     straight, back = (shutil.copytree(planned("byol"), tmp_path / name) for name in "ab")
@@ -174,8 +188,7 @@ def test_a_second_same_command_adds_nothing(planned, images, tmp_path, capsys):
     assert "extended  by steps 5 to 9 (epochs 1.7 to 3.0): warm-up until step 7, peak" in said
     assert "an extended run is another than one planned as long: its rate had fallen" in said
     lines, config_json = logged.lines(place), (place / "config.json").read_bytes()
-    for extension in (ASKED, Extension("9steps"), None):
-        assert run.run(config, str(place), extension=extension) == 0
+    assert run.run(config, str(place), extension=ASKED) == 0
     assert logged.lines(place) == lines
     assert (place / "config.json").read_bytes() == config_json
     assert json.loads(config_json)["segments"] == [
@@ -231,13 +244,13 @@ def test_what_cannot_be_extended_is_said(planned, images, tmp_path):
         run.run(config, str(place), extension=ASKED._replace(base_lr=0.5))
     with pytest.raises(UserError, match=r"--extend_warmup=0.34 is steps of warm-up: 1, but .* 2"):
         run.run(config, str(place), extension=ASKED._replace(warmup_epochs=0.34))
-    found = json.loads((place / "config.json").read_text())
+    found = documents.read(place / "config.json", dict)
     for segments, words in (
         ([], "of another recipe"),
         ([{**found["segments"][0], "total_steps": 8}], "of another recipe"),
         ([{**found["segments"][0], "first_step": 4}], "of another recipe|extended at step 4"),
         ("many", "segments: Expected `array`"),
     ):
-        (place / "config.json").write_text(json.dumps({**found, "segments": segments}))
+        documents.write(place / "config.json", {**found, "segments": segments})
         with pytest.raises(UserError, match=words):
             run.run(config, str(place))
