@@ -111,8 +111,8 @@ def main() -> int:
     config = extend.recipe_of(workdir) if FLAGS.config is None else FLAGS.config
     if config.get("stage") == STAGE and extension:
         raise errors.UserError(
-            "--extend_to extends one run, and the recipe is a pipeline of several: give --workdir "
-            f"of one, such as {workdir}/{config.order[0]}, without --config"
+            "--extend_to extends one run, and the recipe is a pipeline of several: copy the "
+            f"directory of one, such as {workdir}/{config.order[0]}, and give --workdir=COPY alone"
         )
     start: Any = pipeline.run if config.get("stage") == STAGE else run.run
     more = {"extension": extension} if extension else {}
