@@ -33,7 +33,8 @@ from simclr_jax.errors import UserError
 from simclr_jax.interop import model_folder
 from simclr_jax.judging import results
 from simclr_jax.pipeline.recipe import STAGE
-from simclr_jax.stages import in_hand
+from simclr_jax.segments import Extension
+from simclr_jax.stages import extend, in_hand
 from simclr_jax.stages import run as runs
 from simclr_jax.stages.encoder import Encoder
 from simclr_jax.train import saved
@@ -85,7 +86,7 @@ class Run:
         return [{name: v for name, v in line.items() if name != "crc32"} for line in lines]
 
 
-def load(run: PathLike) -> Encoder:
+def load(run: PathLike, weights: str = saved.TRAINED) -> Encoder:
     """Load the encoder of a run, with its preprocessing.
 
         encoder = simclr_jax.load("runs/digits")
@@ -96,6 +97,8 @@ def load(run: PathLike) -> Encoder:
       run: a workdir, or `WORKDIR@STEP`; without a step the newest whole checkpoint. Or a model
         folder that `python -m simclr_jax.export --format=huggingface` has written, or one on the
         Hugging Face Hub: `hf://ORGANISATION/NAME`, `hf://ORGANISATION/NAME@REVISION`.
+      weights: "trained", or "average": their moving average, where the run keeps one (BYOL, MoCo,
+        PCL, a memory of negatives). A model folder has those that it was exported with.
 
     Raises:
       UserError: if there is no run, no such step, or the checkpoint or folder is damaged; of the
@@ -103,8 +106,13 @@ def load(run: PathLike) -> Encoder:
     """
     path = os.fspath(run)
     if model_folder.is_one(path):
+        if weights != saved.TRAINED:
+            raise UserError(
+                f"weights={weights}, but {path} is a model folder, which has the weights that it "
+                "was exported with: leave it out"
+            )
         return Encoder.of(model_folder.read(path))
-    return Encoder.of(saved.read(path, "run"))
+    return Encoder.of(saved.of_weights(saved.read(path, "run"), weights, "weights"))
 
 
 def train(
@@ -112,12 +120,16 @@ def train(
     workdir: PathLike | None = None,
     config: str | ConfigDict | None = None,
     resume: str = "auto",
+    extend_to: float | str | None = None,
+    extend_lr: float | None = None,
+    extend_warmup: float | None = None,
     **fields: Any,
 ) -> Run:
     """Train by a recipe, or on a folder of images, and return the run when it is complete.
 
         run = simclr_jax.train("photographs", "runs/photographs")
         run = simclr_jax.train(config="digits", train__epochs=20, optim__base_lr=6.0)
+        run = simclr_jax.train(workdir="runs/digits", extend_to=40)
 
     It prints what `simclr train` does. The same call continues a run that was interrupted, and
     trains nothing if it is complete.
@@ -128,6 +140,11 @@ def train(
       config: a recipe: a file, the name of one that comes along, or a ConfigDict; by default the
         one for such data.
       resume: "auto", "never" or "must".
+      extend_to: trains a finished run on, until it has seen so many epochs in all, or "5000steps".
+        The same call once more adds nothing. Data and config may be left out then.
+      extend_lr: base rate of what is added; by default that of the run.
+      extend_warmup: epochs in which its rate rises; by default as in the run, a tenth of what is
+        added at most.
       **fields: of the recipe, with `__` for each dot; or by their dotted names, as
         `**{"train.epochs": 20}`.
 
@@ -140,6 +157,11 @@ def train(
         data = flag_kinds.at_home(os.fspath(data))
     except ValueError as error:
         raise UserError(f"data: {error}") from error
+    if extend_to is None and (extend_lr, extend_warmup) != (None, None):
+        raise UserError("extend_lr and extend_warmup are of a run that is extended: give extend_to")
+    asked = None if extend_to is None else Extension(str(extend_to), extend_lr, extend_warmup)
+    if config is None and asked and workdir is not None and not data:
+        config = extend.recipe_of(os.fspath(workdir))
     if config is None:
         if not data:
             raise UserError("there is nothing to train on: give data, or config as a recipe")
@@ -157,7 +179,8 @@ def train(
         _set(made, name.replace("__", "."), value)
     parallel.use_compilation_cache()
     place = files.expand_home(os.fspath(workdir))
-    code = runs.run(made, place, resume)
+    more: dict[str, Any] = {"extension": asked} if asked else {}
+    code = runs.run(made, place, resume, **more)
     if code == INTERRUPTED:
         raise KeyboardInterrupt
     if code:
@@ -165,9 +188,7 @@ def train(
     return Run(place)
 
 
-def embed(
-    run: Run | Encoder | PathLike, images: Any, tap: str = "h", batch_size: int = 256
-) -> np.ndarray:
+def embed(run: Run | Encoder | PathLike, images: Any, tap: Any = "h", batch_size: int = 256) -> Any:
     """Encode images by the encoder of a run.
 
         h = simclr_jax.embed("runs/photographs", sorted(Path("more").glob("*.jpg")))  # [n, d]
@@ -177,11 +198,11 @@ def embed(
         in each call; `load` keeps what it has read.
       images: one image or several: arrays as `Encoder.__call__` takes them, paths of image files,
         or images of Pillow.
-      tap: which vector: h, z, ...
+      tap: which vector: h, z, ...; or several, such as `("h", "z")`.
       batch_size: images in a forward pass, over all devices; so many are decoded at a time.
 
     Returns:
-      float32 `[n, d]`, or `[d]` of one image.
+      float32 `[n, d]`, or `[d]` of one image; of several taps a dictionary of such.
 
     Raises:
       UserError: if the run or an image cannot be read, or there is no such tap.
@@ -196,7 +217,10 @@ def embed(
         return encoder(images, tap, batch_size)
     several: Any = images if hasattr(images, "__getitem__") else list(images)
     starts = range(0, max(len(several), 1), batch_size)
-    return np.concatenate([encoder(several[i : i + batch_size], tap, batch_size) for i in starts])
+    parts = [encoder(several[i : i + batch_size], tap, batch_size) for i in starts]
+    if isinstance(tap, str):
+        return np.concatenate(parts)
+    return {one: np.concatenate([part[one] for part in parts]) for one in parts[0]}
 
 
 def _recipe(config: str) -> ConfigDict:

@@ -1,11 +1,12 @@
-"""Turn weights of another program into a run: of google-research/simclr, or a PyTorch ResNet.
+"""Turn weights into a run: of google-research/simclr, a PyTorch ResNet, or a model folder.
 
     python -m simclr_jax.convert --source=pretrained/r50_1x_sk0 --workdir=runs/r50_1x_sk0
     python -m simclr_jax.convert --source=finetuned_10pct/r50_1x_sk0 --workdir=runs/tuned --tap=1
     python -m simclr_jax.convert --source=moco_v2_800ep_pretrain.pth.tar --workdir=runs/moco
+    python -m simclr_jax.convert --source=hf://ORGANISATION/NAME --workdir=runs/theirs
 
-Reads checkpoints of TensorFlow 1 and 2 and SavedModels, what torch.save writes, and safetensors;
-see docs/checkpoints.md.
+Reads checkpoints of TensorFlow 1 and 2 and SavedModels, what torch.save writes, safetensors, and
+what export --format=huggingface writes; see docs/checkpoints.md.
 """
 
 from __future__ import annotations
@@ -19,7 +20,8 @@ flags.DEFINE(
     flag_kinds.Path(),
     "source",
     None,
-    "model.ckpt-N, ckpt-N, their directory, a SavedModel; or .pth, .pt, .ckpt, .bin, .safetensors.",
+    "model.ckpt-N, ckpt-N, their directory, a SavedModel; .pth, .pt, .ckpt, .bin, .safetensors; "
+    "or a model folder.",
 )
 flags.DEFINE(flag_kinds.Path(), "workdir", None, "Where the run will live.")
 flags.DEFINE_string("dataset", None, "TFDS data set it was trained on, or none.")

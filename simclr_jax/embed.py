@@ -29,6 +29,9 @@ flags.DEFINE_string(
     "Splits, with commas; by default all of --data, or of the run's own data the one to train on "
     "and the one held out.",
 )
+flags.DEFINE_string(
+    "weights", "trained", "trained, or average: their moving average, where the run keeps one."
+)
 flags.DEFINE_string("tap", "h", "h, z, head1 to headL, group1 to group4, or pixels.")
 flags.DEFINE(
     flag_kinds.Path(), "cache", "", 'Directory that keeps features; WORKDIR/features, or "none".'
@@ -55,6 +58,7 @@ def main() -> None:
             split=FLAGS.split,
             tap=FLAGS.tap,
             cache=FLAGS.cache,
+            weights=FLAGS.weights,
         )
     )
 

@@ -50,6 +50,9 @@ flags.DEFINE_list("mlp_decays", ["0.0005", "0.005"], "Of all its parameters.")
 flags.DEFINE(flag_kinds.Number(above=0), "mlp_epochs", 50.0, "Of each of its trainings.")
 flags.DEFINE(flag_kinds.Whole(1), "mlp_units", None, "Of its hidden layers; 20 for each class.")
 flags.DEFINE_boolean("grid", False, "Print runs by taps, a table for each way to judge.")
+flags.DEFINE_string(
+    "weights", "trained", "trained, or average: their moving average, where the run keeps one."
+)
 flags.DEFINE_boolean("untrained", False, "Judge the same network before training as well.")
 flags.DEFINE(
     flag_kinds.Whole(0, 2**32 - 1), "seed", 0, "Of drawn labels, splits, orders and intervals."
@@ -100,6 +103,7 @@ def main() -> None:
         labels=FLAGS.labels,
         settings=settings,
         untrained=FLAGS.untrained,
+        weights=FLAGS.weights,
         cache=FLAGS.cache,
         name=FLAGS.name,
         max_bad_fraction=FLAGS.max_bad_fraction,

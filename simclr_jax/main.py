@@ -3,21 +3,23 @@
     python -m simclr_jax.main --config=configs/digits.py
     python -m simclr_jax.main --config=configs/digits.py --workdir=runs/try \\
         --config.train.epochs=20 --config.loss.temperature=0.2
+    python -m simclr_jax.main --workdir=runs/digits --extend_to=200
     python -m simclr_jax.main --data=photographs
 
 Without a recipe --data chooses one by its kind: configs/folder.py, configs/memory.py for FILE.npz.
-The same command continues a run that was interrupted. On several hosts each runs it with
---distributed; launch/ has scripts for that.
+The same command continues a run that was interrupted; --extend_to trains a finished one on. On
+several hosts each runs it with --distributed; launch/ has scripts for that.
 """
 
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 from absl import flags
 from ml_collections import config_flags
 
-from simclr_jax import errors, flag_kinds, given_data
+from simclr_jax import errors, flag_kinds, given_data, segments
 
 FLAGS = flags.FLAGS
 config_flags.DEFINE_config_file(
@@ -33,6 +35,23 @@ flags.DEFINE(
 flags.DEFINE(flag_kinds.Path(), "workdir", None, "Where the run lives; runs/RECIPE by default.")
 flags.DEFINE_string(
     "resume", "auto", "auto: continue what is in the workdir; never: refuse; must: insist."
+)
+flags.DEFINE_string(
+    "extend_to",
+    "",
+    "Train a finished run on: EPOCHS of the whole run, such as 200, or its steps, 5000steps.",
+)
+flags.DEFINE(
+    flag_kinds.Number(above=0),
+    "extend_lr",
+    None,
+    "Base rate of what is added; by default that of the run.",
+)
+flags.DEFINE(
+    flag_kinds.Number(least=0),
+    "extend_warmup",
+    None,
+    "Epochs in which its rate rises; by default as in the run, a tenth of what is added at most.",
 )
 flags.DEFINE_string("profile_steps", "", "a:b writes a trace of these steps to WORKDIR/profile.")
 flags.DEFINE(
@@ -83,7 +102,8 @@ def arguments(argv: list[str]) -> list[str]:
 
 def main() -> int:
     """Run the stage that the recipe names; return the exit code."""
-    if FLAGS.config is None:
+    extension = asked_for()
+    if FLAGS.config is None and not extension:
         raise errors.UserError("no recipe: give --config=configs/digits.py, say, or --data=FOLDER")
     if FLAGS.data:
         given = config_flags.get_override_values(FLAGS["config"])
@@ -92,18 +112,42 @@ def main() -> int:
     from simclr_jax import cpu_devices, parallel, processes
     from simclr_jax.pipeline import run as pipeline
     from simclr_jax.pipeline.recipe import STAGE
-    from simclr_jax.stages import run
+    from simclr_jax.stages import extend, run
 
     parallel.use_compilation_cache()
     workdir = FLAGS.workdir or f"runs/{Path(errors.recipe_path()).stem}"
-    several = FLAGS.config.get("stage") == STAGE
-    start, begun = (pipeline.run, pipeline.begun) if several else (run.run, run.begun)
-    before = begun(FLAGS.config, workdir)
-    cpu_devices.use(cpu_devices.choose(FLAGS.config, FLAGS.cpu_devices, before, FLAGS.distributed))
+    config = extend.recipe_of(workdir) if FLAGS.config is None else FLAGS.config
+    several = config.get("stage") == STAGE
+    if several and extension:
+        raise errors.UserError(
+            "--extend_to extends one run, and the recipe is a pipeline of several: copy the "
+            f"directory of one, such as {workdir}/{config.order[0]}, and give --workdir=COPY alone"
+        )
+    start: Any = pipeline.run if several else run.run
+    before = (pipeline.begun if several else run.begun)(config, workdir)
+    cpu_devices.use(cpu_devices.choose(config, FLAGS.cpu_devices, before, FLAGS.distributed))
+    more = {"extension": extension} if extension else {}
     with processes.joined(
         FLAGS.distributed, FLAGS.coordinator, FLAGS.processes, FLAGS.process, FLAGS.heartbeat_secs
     ):
-        return start(FLAGS.config, workdir, FLAGS.resume, FLAGS.profile_steps)
+        return start(config, workdir, FLAGS.resume, FLAGS.profile_steps, **more)
+
+
+def asked_for() -> segments.Extension | None:
+    """Return by what a finished run is to be extended, if it is.
+
+    Raises:
+      UserError: for a length that is none, or flags that say nothing without one.
+    """
+    if FLAGS.extend_to:
+        if FLAGS.config is None and not FLAGS.workdir:
+            raise errors.UserError("--extend_to needs the run: give --workdir=RUN")
+        segments.length(FLAGS.extend_to)
+        return segments.Extension(FLAGS.extend_to, FLAGS.extend_lr, FLAGS.extend_warmup)
+    for flag in ("extend_lr", "extend_warmup"):
+        if FLAGS[flag].value is not None:
+            raise errors.UserError(f"--{flag} is of a run that is extended: give --extend_to too")
+    return None
 
 
 if __name__ == "__main__":

@@ -266,7 +266,7 @@ def base(method: str = declaration.DEFAULT) -> ConfigDict:
     config.init = ConfigDict(
         {
             "run": "",  # start from the weights of this run: a workdir, or WORKDIR@STEP
-            "parts": "encoder,head",  # which of them; also probe, or classifier | none
+            "parts": "encoder,head",  # which of them; also probe, classifier | average | none
         }
     )
     config.eval = ConfigDict(

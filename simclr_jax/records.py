@@ -7,12 +7,15 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from simclr_jax import declaration
+from simclr_jax import declaration, segments
 from simclr_jax.errors import UserError
 from simclr_jax.recipes import OPEN, base, view
 
 # What the record of a run holds beside the fields of its recipe.
-NOT_RECIPE = ("images", "converted", "trained_on", "notes", "chance", "cpu_devices")
+NOT_RECIPE = (
+    *("images", "converted", "trained_on", "notes", "chance", "cpu_devices"),
+    segments.KEY,
+)
 
 
 def recipe(record: Mapping[str, Any]) -> ConfigDict:
@@ -98,10 +101,13 @@ FREE = (
 def changed(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
     """Name the fields in which the records of two runs differ, see `differences`.
 
-    Fields that came after a run are at the defaults which leave it as it was.
+    Fields that came after a run are at the defaults which leave it as it was. A run that was
+    extended since is the same run; one that has lost segments is not.
     """
     before, now = ({**record, **recipe(record).to_dict()} for record in (old, new))
-    return differences(before, now)
+    parts = [record.pop(segments.KEY, None) for record in (before, now)]
+    lost = [] if segments.begins(*parts) else [f"{segments.KEY}: {parts[0]} -> {parts[1]}"]
+    return differences(before, now) + lost
 
 
 def differences(old: dict, new: dict, prefix: str = "") -> list[str]:

@@ -18,6 +18,9 @@ from simclr_jax import errors, flag_kinds
 
 FLAGS = flags.FLAGS
 flags.DEFINE(flag_kinds.Path(), "checkpoint", "", "The run: WORKDIR, or WORKDIR@STEP.")
+flags.DEFINE_string(
+    "weights", "trained", "trained, or average: their moving average, where the run keeps one."
+)
 flags.DEFINE(
     flag_kinds.Path(), "data_dir", "", "Where the data sets lie; by default where TFDS keeps them."
 )
@@ -70,6 +73,7 @@ def main() -> None:
         seed=FLAGS.seed,
         max_bad_fraction=FLAGS.max_bad_fraction,
         seen=FLAGS.seen,
+        weights=FLAGS.weights,
     )
 
 

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from ml_collections import ConfigDict
 
-from simclr_jax import declaration, fields, recipes, records, view_rules
+from simclr_jax import declaration, fields, recipes, records, segments, view_rules
 from simclr_jax.declaration import Unread
 from simclr_jax.errors import UserError
 from simclr_jax.recipes import get, head_layers
@@ -111,6 +111,7 @@ def stored(record: Mapping[str, Any]) -> ConfigDict:
     else:
         checked = config
     fields.check_values(checked)
+    segments.of_record(record)
     return config
 
 

@@ -37,6 +37,7 @@ LAYERS = (
         "cpu_devices",
         "recipes",
         "records",
+        "segments",
         "tables",
         "errors",
         "flag_kinds",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections import deque
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Callable, Generator, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -88,10 +88,16 @@ def _places(of: Request) -> Batch:
     return {"position": parallel.split64(of.positions), "start": parallel.split64(start)}
 
 
-def chunks(first_step: int, total_steps: int, steps_per_call: int) -> Iterator[range]:
-    """Cut the steps `first_step` to `total_steps` where `steps_per_call` divides them."""
+def chunks(
+    first_step: int, total_steps: int, steps_per_call: int, borders: Sequence[int] = ()
+) -> Iterator[range]:
+    """Cut the steps `first_step` to `total_steps` where `steps_per_call` divides them.
+
+    They are cut at `borders` too.
+    """
     while first_step < total_steps:
         end = min(total_steps, (first_step // steps_per_call + 1) * steps_per_call)
+        end = min([end, *(border for border in borders if border > first_step)])
         yield range(first_step, end)
         first_step = end
 
@@ -105,6 +111,7 @@ def device_batches(
     first_step: int,
     total_steps: int,
     steps_per_call: int,
+    borders: Sequence[int] = (),
     resident: bool = False,
 ) -> Generator[tuple[range, Batch], None, None]:
     """Yield the steps of each chunk and their batches, `[steps, n, ...]` sharded on axis 1.
@@ -130,7 +137,8 @@ def device_batches(
     worker = ThreadPoolExecutor(1)
     # The reader is closed first: what is under way would go on for a batch.
     with Closing(loading.reader.close, worker.shutdown, stream.close):
-        yield from ahead(worker, load, chunks(first_step, total_steps, steps_per_call), depth=1)
+        cut = chunks(first_step, total_steps, steps_per_call, borders)
+        yield from ahead(worker, load, cut, depth=1)
 
 
 def _lookups(loading: Loading, requests: Iterator[Request]) -> Generator[Batch, None, None]:

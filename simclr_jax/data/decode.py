@@ -29,20 +29,29 @@ from ml_collections import ConfigDict
 from PIL import Image
 
 from simclr_jax import extras
-from simclr_jax.data import depth, formats, scaling, scratch
+from simclr_jax.data import depth, formats, modes, scaling, scratch
 from simclr_jax.data.depth import Depth
 from simclr_jax.data.formats import BadImage, remedy, suffixes
 from simclr_jax.errors import UserError
 
-__all__ = ["BadImage", "Decoder", "Rules", "content", "decode", "remedy", "size", "suffixes"]
+__all__ = [
+    "BadImage",
+    "Decoder",
+    "Rules",
+    "content",
+    "decode",
+    "deep",
+    "loaded",
+    "remedy",
+    "size",
+    "suffixes",
+]
 
 MOST_PIXELS = 128_000_000  # of one image
 LARGEST = 2**30  # bytes of a file that is read; a sparse file may claim any size
 LOOKED_INTO = 2**26  # bytes of a file of which more is read only if it begins like an image
-ORIENTATION = 0x0112  # the EXIF tag
 JPEG2000 = b"\xff\x4f\xff\x51"  # begins its pixels' header
 TILE = (0x0142, 0x0143)  # the tags of a TIFF with the sides of its tiles
-BAND = 1 << 22  # pixels that are converted at a time
 
 # The limit is ours, and a photograph below it no bomb.
 warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
@@ -88,7 +97,7 @@ class Decoder:
 
     def __call__(self, encoded: bytes, name: Callable[[], str]) -> np.ndarray:
         """Decode an image file; see `decode`. `name` is asked for where something is said."""
-        pixels, found = _decode(encoded, self.rules)
+        pixels, found = deep(encoded, self.rules)
         if found is not None:
             self._tell(found, name)
         return pixels
@@ -125,10 +134,11 @@ def decode(encoded: bytes, rules: Rules = RULES) -> np.ndarray:
         rules allow. A JPEG whose data break off but that has its end marker passes, as in Pillow.
       MemoryError: if it does not fit into memory; see `within_memory`.
     """
-    return _decode(encoded, rules)[0]
+    return deep(encoded, rules)[0]
 
 
-def _decode(encoded: bytes, rules: Rules) -> tuple[np.ndarray, Depth | None]:
+def deep(encoded: bytes, rules: Rules) -> tuple[np.ndarray, Depth | None]:
+    """Return what `decode` does, and how an image of more than 8 bits was scaled."""
     scaling.forget()
     pixels, found = _decode_plain_jpeg(encoded, rules), None
     if pixels is not None and not _may_be_rotated(encoded):
@@ -137,11 +147,11 @@ def _decode(encoded: bytes, rules: Rules) -> tuple[np.ndarray, Depth | None]:
         image = formats.opened(io.BytesIO(encoded), encoded[:64])
         _check_size(image, rules)
         if pixels is not None:
-            orientation = _orientation(image.getexif)
+            orientation = modes.orientation_of(image.getexif)
         else:
             pixels, found, orientation = _load(image, encoded, rules)
     del image
-    return np.ascontiguousarray(_turn(pixels, orientation)), found
+    return np.ascontiguousarray(modes.turn(pixels, orientation)), found
 
 
 def size(file: IO[bytes], rules: Rules = RULES) -> tuple[int, int]:
@@ -155,7 +165,7 @@ def size(file: IO[bytes], rules: Rules = RULES) -> tuple[int, int]:
         image = formats.opened(file, beginning)
         _check_size(image, rules)
         # The method of PNGs reads all pixels first, to find EXIF data behind them.
-        orientation = _orientation(functools.partial(Image.Image.getexif, image))
+        orientation = modes.orientation_of(functools.partial(Image.Image.getexif, image))
     # Pillow turns TIFFs itself and tells the size after it.
     swapped = orientation >= 5 and image.format != "TIFF"
     return (image.width, image.height) if swapped else (image.height, image.width)
@@ -255,76 +265,30 @@ def _may_be_rotated(jpeg: bytes) -> bool:
 # Everything else through Pillow -------------------------------------------------------------------
 
 
-def _orientation(getexif: Callable[[], Image.Exif]) -> int:
-    """Return the EXIF orientation, 1 to 8."""
-    try:
-        orientation = getexif().get(ORIENTATION, 1)
-    except MemoryError:
-        raise
-    except Exception:  # damaged metadata fail in many ways, and are no reason to lose the pixels
-        return 1
-    return orientation if orientation in range(1, 9) else 1
-
-
-def _turn(pixels: np.ndarray, orientation: int) -> np.ndarray:
-    """Turn `[h, w, 3]` pixels upright: 5 to 8 are transposed, and then come the flips."""
-    if orientation >= 5:
-        pixels = pixels.transpose(1, 0, 2)
-    if orientation in (3, 4, 7, 8):
-        pixels = pixels[::-1]
-    if orientation in (2, 3, 6, 7):
-        pixels = pixels[:, ::-1]
-    return pixels
-
-
 def _load(image: Image.Image, encoded: bytes, rules: Rules) -> tuple[np.ndarray, Depth | None, int]:
     """Return the pixels of an open image, `[h, w, 3]`, how deep it was, and its orientation."""
     deep_colour, law = _is_deep_colour(image), _white_level(image, encoded, rules)
-    turned = image.tag_v2.get(ORIENTATION, 1) if image.format == "TIFF" else 1  # type: ignore
+    turned = image.tag_v2.get(modes.ORIENTATION, 1) if image.format == "TIFF" else 1  # type: ignore
     image.load()  # which turns a TIFF
-    orientation = _orientation(image.getexif)
+    orientation = modes.orientation_of(image.getexif)
     if deep_colour and law != depth.FULL:
         return *_scaled_colour(image, turned, encoded, law), orientation
-    if image.mode == "F" or image.mode.startswith("I"):
-        made, found = depth.to_bytes(_values(image), law)
-        return np.repeat(made[..., None], 3, axis=2), found, orientation
-    pixels = np.empty((image.height, image.width, 3), np.uint8)
-    for rows, band in _bands(image):
-        pixels[rows] = _eight_bits(band)
-    return pixels, depth.of_upper_bits(pixels) if deep_colour else None, orientation
+    pixels, found = modes.pixels_of(image, law)
+    return pixels, depth.of_upper_bits(pixels) if deep_colour else found, orientation
 
 
-def _bands(image: Image.Image) -> Iterator[tuple[slice, Image.Image]]:
-    """Yield an image in bands of rows, so that what is made of them does not add up."""
-    rows = max(1, BAND // max(1, image.width))
-    if rows >= image.height:
-        yield slice(None), image
-        return
-    for top in range(0, image.height, rows):
-        bottom = min(top + rows, image.height)
-        yield slice(top, bottom), image.crop((0, top, image.width, bottom))
+def loaded(image: Image.Image, rules: Rules = RULES) -> tuple[np.ndarray, Depth | None]:
+    """Return the pixels of an image in memory as `deep` does those of a file with just these.
 
-
-def _eight_bits(image: Image.Image) -> np.ndarray:
-    if image.getbands()[-1] in ("A", "a") or "transparency" in image.info:
-        if image.mode == "La":  # which Pillow converts to nothing else
-            image = image.convert("LA")
-        image = image.convert("RGBA")
-        white = Image.new("RGBA", image.size, "white")
-        image = Image.alpha_composite(white, image)
-    return np.asarray(image.convert("RGB"))
-
-
-def _values(image: Image.Image) -> np.ndarray:
-    """Return one channel of more than 8 bits, `[h, w]`."""
-    made = None
-    for rows, band in _bands(image):
-        values = np.asarray(band)
-        if made is None:
-            made = np.empty((image.height, image.width), values.dtype)
-        made[rows] = values
-    assert made is not None
-    return made
+    Raises:
+      BadImage: if it has more pixels than the rules allow, or a mode of which no colours are made.
+    """
+    with formats.reasons(b""):
+        if image.width * image.height > rules.most_pixels:
+            raise _too_large(*image.size, rules)
+        image.load()
+        pixels, found = modes.pixels_of(image, rules.white_level)
+        return np.ascontiguousarray(modes.turn(pixels, modes.orientation_of(image.getexif))), found
 
 
 def _white_level(image: Image.Image, encoded: bytes, rules: Rules) -> str:
@@ -380,7 +344,7 @@ def _scaled_colour(
     stored: Any = cv2.imdecode(np.frombuffer(encoded, np.uint8), cv2.IMREAD_UNCHANGED)
     if image.mode in ("RGB", "RGBA") and stored is not None and stored.dtype == np.uint16:
         upper = np.asarray(image.convert("RGB"), np.int16)
-        for values in (stored, _turn(stored, turned)):
+        for values in (stored, modes.turn(stored, turned)):
             if values.shape[:2] != upper.shape[:2] or values.ndim != 3:
                 continue
             colours, alpha = values[..., 2::-1], values[..., 3:]
@@ -389,6 +353,6 @@ def _scaled_colour(
             made, found = depth.to_bytes(colours, white_level)
             if alpha.size:
                 both = np.concatenate([made, (alpha >> 8).astype(np.uint8)], axis=2)
-                made = _eight_bits(Image.fromarray(both))
+                made = modes.eight_bits(Image.fromarray(both))
             return made, found
     raise BadImage(f"{image.mode} of 16 bits that only data.white_level=full reads")

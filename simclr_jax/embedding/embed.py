@@ -38,6 +38,7 @@ class Options:
         evaluated on.
       tap: which vector, see `encoder.taps`.
       cache: where features are kept; "": in the workdir, "none": nowhere.
+      weights: one of `saved.WEIGHTS`.
     """
 
     checkpoint: str
@@ -47,6 +48,7 @@ class Options:
     split: str = ""
     tap: str = "h"
     cache: str = ""
+    weights: str = saved.TRAINED
 
 
 def run(options: Options, say: Say = print) -> None:
@@ -60,7 +62,7 @@ def run(options: Options, say: Say = print) -> None:
     out = embeddings.writable(options.out, "--out", embeddings.SUFFIXES)
     if out.suffix == ".parquet":
         embeddings.pyarrow()  # missing: say so now
-    read = saved.read(options.checkpoint)
+    read = saved.of_weights(saved.read(options.checkpoint), options.weights)
     # Unreadable images are left out and named, however many they are: what can be is embedded.
     encoder = Encoder.of(read).changed({"data.max_bad_fraction": 1.0})
     check_tap("--tap", options.tap, encoder.config)
@@ -154,6 +156,7 @@ def _about(
         "checkpoint": f"{_absolute(os.fspath(read.workdir))}@{read.step}",
         "step": read.step,
         "weights": encoder.fingerprint,
+        **({"kind": read.weights} if read.weights != saved.TRAINED else {}),
         "tap": options.tap,
         "data": {"data": data, "data_dir": _absolute(options.data_dir), "split": options.split},
         "parts": list(parts),

@@ -52,7 +52,10 @@ class Data(TypedDict):
 
 
 class About(TypedDict):
-    """What a file says beside its rows; `fingerprints` are of the `parts`."""
+    """What a file says beside its rows; `fingerprints` are of the `parts`.
+
+    `weights` is their checksum, `kind` which of a checkpoint's they are, see `saved.WEIGHTS`.
+    """
 
     format: int
     checkpoint: str
@@ -64,6 +67,7 @@ class About(TypedDict):
     fingerprints: list[str]
     directory: str
     class_names: list[str]
+    kind: NotRequired[str]
     content: NotRequired[str]
     mark: NotRequired[str]
 

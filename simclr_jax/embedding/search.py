@@ -23,6 +23,7 @@ from simclr_jax.evaluate import knn, retrieval
 from simclr_jax.judging.feature_bank import Say
 from simclr_jax.reporting.sheet import Cell, sheet, thumbnail
 from simclr_jax.stages.encoder import Encoder, check_tap
+from simclr_jax.train import saved
 
 K = 12  # nearest images, where nothing else is asked for
 SPREAD = 12  # queries, where none is given
@@ -181,7 +182,8 @@ def _read_query(
 
 
 def _encoder(found: Embeddings, checkpoint: str) -> Encoder:
-    encoder = Encoder.of(source_run(found, checkpoint))
+    run, kind = source_run(found, checkpoint), found.about.get("kind", saved.TRAINED)
+    encoder = Encoder.of(saved.of_weights(run, kind, "the weights of the embeddings"))
     check_tap("the embeddings' tap", found.about["tap"], encoder.config)
     if encoder.fingerprint != found.about["weights"]:
         raise UserError(

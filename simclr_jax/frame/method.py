@@ -32,9 +32,12 @@ class Setting(NamedTuple):
       classes: of their labels; 0: they have none.
       channels: of an image.
       batch_size: images of a global batch.
-      total_steps: of the run.
+      total_steps: of the run. More once it is extended: what changes over a run goes by `done`.
       peak_rate: of the schedule.
       rate: the schedule of the learning rate.
+      done: from a step to the share that is done then, 0 to 1, of the run as it was planned or,
+        once it was extended, of the segment that the step belongs to.
+      peak: from a step to the peak of the rate in that segment; `peak_rate` is the first.
     """
 
     examples: int
@@ -44,6 +47,8 @@ class Setting(NamedTuple):
     total_steps: int
     peak_rate: float
     rate: optax.Schedule
+    done: optax.Schedule
+    peak: optax.Schedule
 
 
 def as_they_are(views: Views, keys: Keys) -> Views:

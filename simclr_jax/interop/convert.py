@@ -13,7 +13,15 @@ from ml_collections import ConfigDict
 from simclr_jax import documents, files, recipes
 from simclr_jax.data.sources import tfds
 from simclr_jax.errors import UserError
-from simclr_jax.interop import convert_torch, infer, official_names, torch_files, written
+from simclr_jax.interop import (
+    convert_folder,
+    convert_torch,
+    infer,
+    model_folder,
+    official_names,
+    torch_files,
+    written,
+)
 from simclr_jax.interop.infer import Model
 from simclr_jax.interop.tensorflow_files import Checkpoint, beside, open_checkpoint
 from simclr_jax.interop.written import NO_DATASET, Foreign, Options
@@ -39,7 +47,8 @@ def run(source: str, workdir: str, options: Options) -> None:
     bicubic grid; for PyTorch's see `interop/convert_torch.py`.
 
     Args:
-      source: see `interop.torch_files.find`, and else `interop.tensorflow_files.find`.
+      source: a model folder of this program, or see `interop.torch_files.find`, and else
+        `interop.tensorflow_files.find`.
       workdir: of the run to be; must hold none.
       options: what the checkpoint does not say.
 
@@ -51,9 +60,14 @@ def run(source: str, workdir: str, options: Options) -> None:
     files.check_directory(workdir, "--workdir")
     if started(workdir):
         raise UserError(f"{workdir} holds a run already: give another --workdir")
+    written.write(_opened(source, options), workdir)
+
+
+def _opened(source: str, options: Options) -> Foreign:
+    if model_folder.is_ours(source):
+        return convert_folder.open_model(source, options)
     path = torch_files.find(source)
-    foreign = convert_torch.open_model(path, options) if path else _official(source, options)
-    written.write(foreign, workdir)
+    return convert_torch.open_model(path, options) if path else _official(source, options)
 
 
 def _official(source: str, options: Options) -> Foreign:

@@ -138,8 +138,8 @@ def _beside(path: Path) -> Beside:
     said = documents.read(file, dict[str, Any], "repair or remove it")
     if said.get("model_type") == "simclr_jax":
         raise UserError(
-            f"{path.parent} is a model folder of this program: simclr_jax.load reads it; to start "
-            "from it, name the run that it was exported from"
+            f"{path.parent} is a model folder of this program: give --source={path.parent}, which "
+            "takes head, classifier and preprocessing too"
         )
     name, images = said.get("architecture"), said.get("pretrained_cfg")
     if isinstance(name, str) and images and not PLAIN.fullmatch(name):

@@ -107,7 +107,7 @@ def run(options: Options, say: Say = print) -> None:
         `TOLERANCE`.
     """
     choose("--format", options.format, FORMATS)
-    choose("--weights", options.weights, network.WEIGHTS)
+    choose("--weights", options.weights, saved.WEIGHTS)
     form = FORMATS[options.format]
     sides = _sides(options, form)
     out = outputs.place(options.out, form.suffixes)

@@ -12,6 +12,7 @@ No code in it is run, and nothing is unpickled.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import re
 from pathlib import Path
@@ -27,11 +28,12 @@ from simclr_jax.errors import BadFile, UserError, printable
 from simclr_jax.fields import LABELLED
 from simclr_jax.interop import torch_names
 from simclr_jax.stages import build
+from simclr_jax.train import saved
 from simclr_jax.train.saved import Saved
 
 FORMAT = 1
-CONFIG, MODEL, HEAD = "config.json", "model.safetensors", "head.safetensors"
-HUB = "hf://"
+CONFIG, MODEL, HEAD = "config.json", saved.MODEL, "head.safetensors"
+HUB = saved.HUB
 KIND = "simclr_jax"
 REMEDY = "export it again, or fetch it again"
 SHOWN = 3
@@ -54,6 +56,18 @@ def is_one(path: str) -> bool:
     return path.startswith(HUB) or (
         files.is_local(path) and (Path(files.expand_home(path)) / MODEL).is_file()
     )
+
+
+def is_ours(path: str) -> bool:
+    """Tell whether a path is a model folder that this program has written, or names the Hub."""
+    if path.startswith(HUB):
+        return True
+    if not is_one(path):
+        return False
+    with contextlib.suppress(FileNotFoundError, UserError):
+        said = documents.read(Path(files.expand_home(path)) / CONFIG, dict[str, Any], REMEDY)
+        return said.get("model_type") == KIND
+    return False
 
 
 def read(path: str) -> Saved:

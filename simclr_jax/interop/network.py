@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import functools
 import hashlib
-import re
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -25,11 +24,11 @@ from simclr_jax.models.resnet import ARCHITECTURES
 from simclr_jax.records import NOT_RECIPE
 from simclr_jax.stages import encoder as encoders
 from simclr_jax.stages.encoder import Encoder
+from simclr_jax.train import saved
 from simclr_jax.train.saved import Saved
 
 FORMAT = 1  # of what is said of an export
 LOGITS = "logits"
-WEIGHTS = ("trained", "average")
 REFERENCE = 3  # images that an export is compared on
 TOLERANCE = 1e-4  # of the largest number of a tap
 
@@ -156,7 +155,7 @@ class Network:
         return {
             "format": FORMAT,
             "program": "simclr_jax",
-            "run": e.run.rstrip("/").rpartition("/")[2],
+            "run": f"{self.workdir.rstrip('/').rpartition('/')[2]}@{e.step}",
             "step": e.step,
             "weights": self.weights,
             "taps": list(self.taps),
@@ -257,23 +256,6 @@ def published(record: Mapping[str, Any]) -> dict[str, Any]:
     return found
 
 
-def averaged(read: Saved) -> Saved:
-    """Return a checkpoint with the moving average of its weights in the place of these.
-
-    Raises:
-      UserError: if it has none.
-    """
-    found = {m[1] for name in read.leaves if (m := re.match(r"extra/(\w+)/params/encoder/", name))}
-    if not found:
-        raise UserError(
-            f"--weights=average, but {read} keeps no moving average of its weights (BYOL, "
-            "MoCo, PCL and a memory of negatives do): leave it out"
-        )
-    prefix = f"extra/{min(found)}/"
-    leaves = {n.removeprefix(prefix): x for n, x in read.leaves.items() if n.startswith(prefix)}
-    return dataclasses.replace(read, leaves=leaves)
-
-
 def of_saved(
     read: Saved, taps: tuple[str, ...] = (), weights: str = "trained", sides: Any = None
 ) -> Network:
@@ -282,15 +264,14 @@ def of_saved(
     Args:
       read: the checkpoint.
       taps: which vectors; none: `h`, and `logits` where the run was trained on labels.
-      weights: one of `WEIGHTS`.
+      weights: one of `saved.WEIGHTS`.
       sides: see `Network`.
 
     Raises:
       UserError: if it has no such taps, weights or classifier, or cannot prepare such images.
     """
     trained = "params/classifier/dense/kernel" in read.leaves and weights == "trained"
-    if weights == "average":
-        read = averaged(read)
+    read = saved.of_weights(read, weights)
     fields = {"train.dtype": "float32"}
     with on_cpu():
         device = np.array(jax.local_devices(backend="cpu")[:1])

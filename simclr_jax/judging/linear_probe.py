@@ -37,6 +37,7 @@ class Options:
       labels: which of the training labels may be used, see `stages.labels.allowed`.
       settings: of the solvers.
       untrained: judge the same network before training as well.
+      weights: which of a checkpoint's, one of `saved.WEIGHTS`.
       cache: where features are kept; "" is the run's directory, "none" keeps none.
       metric: by which settings are chosen; "" is top-1, or mAP for several labels an image.
       name: what results begin with, in place of a word for the data.
@@ -54,6 +55,7 @@ class Options:
     name: str = ""
     max_bad_fraction: float | None = None
     grid: bool = False
+    weights: str = saved.TRAINED
 
 
 def run(checkpoints: Sequence[str], wanted: Wanted, options: Options, say: Say = print) -> None:
@@ -77,7 +79,7 @@ def run(checkpoints: Sequence[str], wanted: Wanted, options: Options, say: Say =
         solvers=tuple(dict.fromkeys(options.solvers)),
         taps=tuple(dict.fromkeys(options.taps)),
     )
-    _check_runs(checkpoints, options.taps)
+    _check_runs(checkpoints, options)
     for checkpoint in checkpoints[1:]:  # the first is checked as its turn comes, which is now
         _open(checkpoint, wanted, options)
     done = _Done()
@@ -90,12 +92,12 @@ def run(checkpoints: Sequence[str], wanted: Wanted, options: Options, say: Say =
 
 @dataclasses.dataclass(frozen=True)
 class _Opened:
-    """A checkpoint to judge and its images, checked; `step` ends the names of its results."""
+    """A checkpoint to judge and its images, checked; `tail` ends the names of its results."""
 
     encoder: Encoder
     data: Data
     workdir: epath.Path
-    step: str
+    tail: str
 
 
 @dataclasses.dataclass
@@ -109,14 +111,13 @@ class _Done:
 
 def _open(checkpoint: str, wanted: Wanted, options: Options) -> _Opened:
     """Open a checkpoint and its images, and raise what they tell before features are computed."""
-    run = saved.read(checkpoint)
+    run = saved.of_weights(saved.read(checkpoint), options.weights)
     encoder = Encoder.of(run)
     if options.max_bad_fraction is not None:
         encoder = encoder.changed({"data.max_bad_fraction": options.max_bad_fraction})
     data = datasets.open_data(run.config, run.workdir, wanted)
     _check_before(encoder, data, options)
-    step = f"step{run.step}" if checkpoint.endswith(f"@{run.step}") else ""
-    return _Opened(encoder, data, run.workdir, step)
+    return _Opened(encoder, data, run.workdir, naming.of_weights(run, checkpoint))
 
 
 def _judge_run(opened: _Opened, wanted: Wanted, options: Options, done: _Done, say: Say) -> None:
@@ -128,7 +129,7 @@ def _judge_run(opened: _Opened, wanted: Wanted, options: Options, done: _Done, s
     both = options.untrained and str(workdir) not in done.untrained
     done.untrained.add(str(workdir))
     for judged in [encoder, encoder.untrained()] if both else [encoder]:
-        tail = opened.step if judged is encoder else "untrained"
+        tail = opened.tail if judged is encoder else "untrained"
         tasks = make_tasks(judged, data, options, cache, say)
         if judged is not encoder:
             tasks = [task for task in tasks if task.tap != "pixels"]  # which are the same
@@ -153,12 +154,12 @@ def _say_found(done: _Done, grid: bool, say: Say) -> None:
     say(f"written   {', '.join(sorted(done.written))}: settings, scores, predictions")
 
 
-def _check_runs(checkpoints: Sequence[str], wanted: Sequence[str]) -> None:
-    """Raise `UserError` unless each checkpoint is there, once, and has the taps that are wanted."""
+def _check_runs(checkpoints: Sequence[str], options: Options) -> None:
+    """Raise `UserError` unless each checkpoint is there, once, and has the taps and weights."""
     named = set()
     for checkpoint in checkpoints:
-        run = saved.describe(checkpoint)
-        for tap in wanted:
+        run = saved.of_weights(saved.describe(checkpoint), options.weights)
+        for tap in options.taps:
             check_tap("--tap", tap, run.config)
         at = run.step if checkpoint.endswith(f"@{run.step}") else None
         place = os.path.realpath(run.workdir) if files.is_local(run.workdir) else str(run.workdir)

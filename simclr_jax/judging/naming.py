@@ -4,6 +4,7 @@
     knn20-z-10pct_labels-seed1   a share of the labels
     photos-lbfgs-h-3fa2c1        --data=DIR/photos; the tag tells it from another directory `photos`
     lbfgs-h-step450              of the checkpoint RUN@450
+    lbfgs-h-average              of the moving average of its weights
 
 The same command writes the same file again; another one never does. What has changed since without
 a word of the command (the newest checkpoint, the images) is no reason to lose the older result:
@@ -28,6 +29,7 @@ from simclr_jax.errors import BadFile
 from simclr_jax.judging import results
 from simclr_jax.judging.datasets import Data, Wanted
 from simclr_jax.stages import labels as label_choice
+from simclr_jax.train.saved import TRAINED, Saved
 
 TAG = 6  # digits
 
@@ -54,6 +56,13 @@ def name(
     drawn = label_choice.tag(labels, seed) or (f"seed{seed}" if seed else "")
     parts = (*words, drawn, tag(beyond) if beyond else "", tail)
     return "-".join(part for part in parts if part)
+
+
+def of_weights(run: Saved, named: str) -> str:
+    """Return the tail that tells weights from those of a plain RUN; `named` is as the user did."""
+    words = [] if run.weights == TRAINED else [run.weights]
+    words += [f"step{run.step}"] if named.endswith(f"@{run.step}") else []
+    return "-".join(words)
 
 
 def tag(beyond: Any) -> str:

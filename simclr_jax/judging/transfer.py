@@ -55,6 +55,7 @@ def run(
     max_bad_fraction: float | None = None,
     seen: bool = False,
     say: Say = print,
+    weights: str = saved.TRAINED,
 ) -> None:
     """Evaluate a frozen encoder on data sets, write `results/transfer-NAME.json`, print a table.
 
@@ -68,13 +69,14 @@ def run(
       max_bad_fraction: of unreadable images in a split; None is that of the run's recipe.
       seen: see `datasets.Wanted`.
       say: receives each line.
+      weights: which of the checkpoint's, one of `saved.WEIGHTS`.
 
     Raises:
       UserError: for an unknown name, or if none of the data sets could be evaluated.
     """
     for name in sets:
         choose("--sets", name, NAMES)
-    read = saved.read(checkpoint)
+    read = saved.of_weights(saved.read(checkpoint), weights)
     fields = {} if max_bad_fraction is None else {"data.max_bad_fraction": max_bad_fraction}
     encoder = Encoder.of(read)
     encoder = encoder.changed(fields, transfer_sets.whole_image(encoder.preprocessing))
@@ -95,7 +97,7 @@ def run(
         ways[name] = functools.partial(_same, other)
     targets, left_out = _attempt(ways, say)
     kept = cache_of(read.workdir, cache)
-    tail = f"step{read.step}" if checkpoint.endswith(f"@{read.step}") else ""
+    tail = naming.of_weights(read, checkpoint)
     judge = functools.partial(_judge, encoder, read.workdir, kept, seed, tail, say)
     work = {name: functools.partial(judge, name, target) for name, target in targets.items()}
     found, failed = _attempt(work, say)

@@ -12,6 +12,7 @@ import functools
 
 import jax
 import jax.numpy as jnp
+import optax
 from ml_collections import ConfigDict
 
 from simclr_jax.declaration import TWO_AND_LOCAL, Chart, Declaration, Field
@@ -66,16 +67,18 @@ DECLARATION = Declaration(
 )
 
 
-def momentum(base: float, total_steps: int, step: jax.Array) -> jax.Array:
-    """Return the target's momentum: official `byol/utils/schedules.py: target_ema`."""
-    done = jnp.minimum(step, total_steps) / jnp.asarray(total_steps, float)
-    return 1 - (1 - base) * (jnp.cos(jnp.pi * done) + 1) / 2
+def momentum(base: float, share: optax.Schedule, step: jax.Array) -> jax.Array:
+    """Return the target's momentum: official `byol/utils/schedules.py: target_ema`.
+
+    `share` says how much of the run, or of a segment that extends it, is done at a step.
+    """
+    return 1 - (1 - base) * (jnp.cos(jnp.pi * share(step)) + 1) / 2
 
 
 def make(config: ConfigDict, setting: Setting) -> Method:
     """Build BYOL."""
     c = config.byol
-    tau = functools.partial(momentum, c.momentum, setting.total_steps)
+    tau = functools.partial(momentum, c.momentum, setting.done)
 
     def forward(net: Net, views: Views, extra: Extra, batch: Batch, keys: Keys) -> Outputs:
         taps = [project(net, view) for view in apart(views["views"])]

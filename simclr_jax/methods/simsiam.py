@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import jax
 import jax.numpy as jnp
-import optax
 from ml_collections import ConfigDict
 
 from simclr_jax.declaration import TWO_AND_LOCAL, Declaration, Field
@@ -95,6 +94,6 @@ def make(config: ConfigDict, setting: Setting) -> Method:
         loss=loss,
         modules={"predictor": modules.mlp(config, c.hidden, config.head.dim, bias="last")},
         formats={"loss": "loss {:.4f}"},
-        rates={"predictor": optax.constant_schedule(setting.peak_rate)} if c.constant_rate else {},
+        rates={"predictor": setting.peak} if c.constant_rate else {},
         learns=lambda path: path != still,
     )

@@ -51,7 +51,7 @@ def warmup_cosine_by_epoch(
       peak: rate.
       warmup: steps, each of which has a rate of its own.
       epochs: at which the cosine begins and ends; an epoch in which it begins has the peak.
-      starts: the first step of each epoch, increasing from 0.
+      starts: the first step of each epoch, increasing; below 0 of those before the first step.
     """
     first, last = epochs
 
@@ -62,6 +62,22 @@ def warmup_cosine_by_epoch(
         return jnp.where(step < warmup, peak * step / max(warmup, 1), fallen)
 
     return rate
+
+
+def share_done(ends: Sequence[int]) -> optax.Schedule:
+    """Return which share of its segment is done after so many steps, from 0 to 1.
+
+    `ends` are the steps at which segments end, increasing; the first begins at step 0.
+    """
+
+    def share(step: jax.Array) -> jax.Array:
+        done, start = jnp.minimum(step, ends[0]) / jnp.asarray(ends[0], float), ends[0]
+        for end in ends[1:]:
+            within = jnp.minimum(step - start, end - start) / jnp.asarray(end - start, float)
+            done, start = jnp.where(step < start, done, within), end
+        return done
+
+    return share
 
 
 def warmup_drops(

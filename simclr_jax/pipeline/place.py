@@ -10,7 +10,7 @@ import msgspec
 from etils import epath
 from ml_collections import ConfigDict
 
-from simclr_jax import files, recipes, records
+from simclr_jax import files, recipes, records, segments
 from simclr_jax.data import sources
 from simclr_jax.data.sources import Opened, Trained, Unseen
 from simclr_jax.errors import UserError, choose
@@ -177,6 +177,13 @@ class Place:
         path = self.of(name)
         if (record := stored.of_run(path)) is None:
             raise UserError(f"{path} has no {stored.NAME}: restore it, or remove that directory")
+        if added := segments.of_record(record):
+            raise UserError(
+                f"{path} was extended at step {added[0].first_step} since this pipeline made it, "
+                "and its table would hold another run than the recipe says: give another "
+                "--workdir; the table that was made before is in "
+                f"{self.path / 'results' / 'pipeline.json'}"
+            )
         c, _ = inherit(c, record)
         c = as_before(c, record)
         same = recipes.copied(c)

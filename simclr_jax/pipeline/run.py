@@ -29,6 +29,7 @@ from simclr_jax.pipeline import table as pipeline_table
 from simclr_jax.pipeline.place import SOLVER, Place, Settle
 from simclr_jax.pipeline.table import Cost, Entry
 from simclr_jax.stages import run as runs
+from simclr_jax.stages import warm_start
 from simclr_jax.stages.encoder import check_tap
 from simclr_jax.stages.inherit import inherit
 from simclr_jax.train import saved
@@ -143,7 +144,7 @@ def _check_fit(c: ConfigDict, known: Mapping[str, ConfigDict]) -> None:
     if (start := known.get(c.init.run)) is not None:
         for part, group in (("encoder", "model"), ("head", "head")):
             differing = records.differences(start[group].to_dict(), c[group].to_dict())
-            if part in c.init.parts and differing:
+            if part in warm_start.wanted(c) and differing:
                 raise UserError(
                     f"{group}.{differing[0]} from init.run={c.init.run} to here: set both alike, "
                     f"or leave {part} out of init.parts"

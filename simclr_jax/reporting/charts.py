@@ -40,6 +40,7 @@ def line_chart(
     percent: bool = False,
     reference: tuple[float, str] | None = None,
     until: float = 0.0,
+    borders: Sequence[float] = (),
     x_label: str = "step",
 ) -> Html:
     """Draw lines over a common axis.
@@ -50,6 +51,7 @@ def line_chart(
       percent: values are fractions, written as percentages.
       reference: a value that a dashed line marks, and what it is.
       until: the axis from 0 reaches at least to here, so that charts of one run share it.
+      borders: places of x that a line from top to bottom marks.
       x_label: what `x` counts.
     """
     marked = [np.array([reference[0]])] if reference else []
@@ -59,6 +61,9 @@ def line_chart(
     last = max([until, *(float(s.x[-1]) for s in series)])
     x, y = axes.x_axis(0.0, last or 1.0), axes.y_axis(low, high, percent)
     parts: list[object] = [axes.frame(x, x_label, y)]
+    for border in borders:
+        at = round(float(x(border)), 1)
+        parts.append(line(at, axes.TOP, at, axes.HEIGHT - axes.BOTTOM, "border"))
     if reference:
         at = round(float(y(reference[0])), 1)
         parts.append(line(axes.LEFT, at, axes.WIDTH - axes.RIGHT, at, "reference"))

@@ -12,7 +12,7 @@ from typing import Any, TypedDict, TypeVar
 import numpy as np
 from etils import epath
 
-from simclr_jax import buckets, declaration, documents, files, recipes, records
+from simclr_jax import buckets, declaration, documents, files, recipes, records, segments
 from simclr_jax.data import decode
 from simclr_jax.data.reader import Listed
 from simclr_jax.declaration import Declaration
@@ -22,6 +22,7 @@ from simclr_jax.judging import results
 from simclr_jax.optim import schedules
 from simclr_jax.reporting import curves, levels
 from simclr_jax.reporting.curves import Curve, Known
+from simclr_jax.segments import Segment
 from simclr_jax.stages import summary
 from simclr_jax.train import manifest, saved, stored
 from simclr_jax.train.manifest import Damaged
@@ -64,6 +65,7 @@ class Record:
       method: what the method of pretraining says of itself; None of other stages.
       chances: what each `loss` would be of an encoder that has learned nothing, if that is known.
       floor: what the loss would be of one that has learned all; None: that is not known.
+      segments: by which the run was extended.
     """
 
     path: epath.Path
@@ -85,6 +87,7 @@ class Record:
     method: Declaration | None = None
     chances: np.ndarray | None = None
     floor: float | None = None
+    segments: tuple[Segment, ...] = ()
 
     @property
     def chance(self) -> float | None:
@@ -107,6 +110,8 @@ class Record:
     @property
     def total_steps(self) -> int:
         """Return the length of the run, 0 where it is not known yet."""
+        if self.segments:
+            return self.segments[-1].total_steps
         if self.recipe.get("train.steps"):
             return int(self.recipe["train.steps"])
         if not (self.examples and self.recipe.get("train.epochs")):
@@ -163,6 +168,7 @@ def read(run: str, flag: str = "--checkpoint") -> Record:
         alive=_alive(path / "lock.json"),
         unreadable=there.unreadable(),
         method=method,
+        segments=there.said(segments.of_record, config) or (),
     )
     known_of = config, resolved, method
     record = dataclasses.replace(

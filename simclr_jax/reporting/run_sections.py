@@ -27,7 +27,7 @@ from simclr_jax.reporting.page import (
 )
 from simclr_jax.reporting.record import Record, flatten
 
-HIDDEN = ("epoch",)  # metrics that say nothing a step does not
+HIDDEN = ("epoch", "segment")  # metrics that say nothing a step does not
 
 
 CHARTS = (
@@ -120,6 +120,8 @@ def state(record: Record) -> str:
     if not record.curves:
         return f"It holds the checkpoint of step {max(record.saved, default=0)} and no curves."
     where = f"step {record.step:,}" + (f" of {total:,}" if total else "")
+    if record.segments:
+        where += f" (planned for {record.segments[0].first_step:,}, then extended)"
     if total and record.step >= total:
         return f"Finished: {where}."
     saved = f"; newest checkpoint: step {record.saved[-1]:,}" if record.saved else ""
@@ -237,7 +239,22 @@ def curves(records: Sequence[Record]) -> Section:
     ]
     legend = charts.legend([record.name for record in records]) if several else ""
     more = details(f"{len(others)} more metrics", grid(others)) if others else ""
-    return section("Curves", legend, grid(main), more)
+    return section("Curves", legend, *_extended(records), grid(main), more)
+
+
+def _extended(records: Sequence[Record]) -> list[Html]:
+    """Say where runs were extended, and how their rate went on."""
+    said = []
+    for record in records:
+        for one in record.segments:
+            whose = f"{record.name} was" if len(records) > 1 else "The run was"
+            rise = f"rises over {one.warmup_steps:,} steps" if one.warmup_steps else "begins"
+            said.append(
+                f"{whose} extended at step {one.first_step:,}, to step {one.total_steps:,}, where "
+                f"its learning rate {rise} anew, to {one.peak_rate:.4g}; dotted lines show where. "
+                "It is another run than one planned as long."
+            )
+    return [paragraph(text, kind="note") for text in said]
 
 
 def _charts(records: Sequence[Record]) -> list[Chart]:
@@ -278,8 +295,14 @@ def _figure(
     said = [f"{s.name} ends at {charts.written(s.y[-1], chart.percent)}" for s in series]
     about = f"{title} over steps: {'; '.join(said)}"
     until = max(record.step for record in records)
+    borders = sorted({one.first_step for record in records for one in record.segments})
     drawn = charts.line_chart(
-        series, about, percent=chart.percent, reference=reference, until=until
+        series,
+        about,
+        percent=chart.percent,
+        reference=reference,
+        until=until,
+        borders=[border for border in borders if border <= until],
     )
     caption = chart.caption
     if any(len(s.x) > charts.MOST_POINTS for s in series):

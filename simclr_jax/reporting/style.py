@@ -120,6 +120,7 @@ svg text { font: 11px system-ui, -apple-system, "Segoe UI", Roboto, "Helvetica N
 .line { fill: none; stroke-width: 1.75; stroke-linejoin: round; stroke-linecap: round; }
 .band { stroke: none; opacity: .18; }
 .reference { stroke: var(--soft); stroke-width: 1; stroke-dasharray: 4 3; }
+.border { stroke: var(--soft); stroke-width: 1; stroke-dasharray: 1 3; }
 .range { fill: none; stroke-width: 4; opacity: .5; }
 .area { fill-opacity: .28; stroke-width: 1.5; stroke-linejoin: round; }
 .map-label { font-size: 14px; font-weight: 650; fill: var(--ink); stroke: var(--paper);

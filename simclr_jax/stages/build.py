@@ -23,6 +23,7 @@ from simclr_jax.frame.average import Variables
 from simclr_jax.frame.net import Recorder, project
 from simclr_jax.models.inputs import COLOURED
 from simclr_jax.optim import masks, optimizers, schedules
+from simclr_jax.segments import Segment
 from simclr_jax.stages.scored import lacking
 from simclr_jax.train.timetable import Timetable
 from simclr_jax.unlabelled import counted
@@ -102,15 +103,42 @@ def policies(config: ConfigDict) -> dict[str, tuple[Policy, ...]]:
 
 
 def schedule(timetable: Timetable) -> optax.Schedule:
-    """Return the learning rate over a run: warm-up, then a cosine, by step or epoch, or drops."""
+    """Return the learning rate over a run: that of its plan, then those of its segments."""
+    segments = timetable.segments
+    rates = [_planned(timetable), *(_extended(timetable, segment) for segment in segments)]
+    return optax.join_schedules(rates, list(timetable.borders)) if segments else rates[0]
+
+
+def peak(timetable: Timetable) -> optax.Schedule:
+    """Return the peak of the rate in the segment that a step belongs to."""
+    peaks = [timetable.peak_rate, *(segment.peak_rate for segment in timetable.segments)]
+    rates = [optax.constant_schedule(rate) for rate in peaks]
+    return optax.join_schedules(rates, list(timetable.borders)) if timetable.segments else rates[0]
+
+
+def _planned(timetable: Timetable) -> optax.Schedule:
+    """Return the rate that a recipe says: warm-up, then a cosine, by step or epoch, or drops."""
     t = timetable
     if t.drops:
         return schedules.warmup_drops(t.peak_rate, t.warmup_steps, t.drops, t.drop_factor)
     if t.cosine_epochs is None:
-        return schedules.warmup_cosine(t.peak_rate, t.warmup_steps, t.total_steps)
+        return schedules.warmup_cosine(t.peak_rate, t.warmup_steps, t.planned_steps)
     return schedules.warmup_cosine_by_epoch(
         t.peak_rate, t.warmup_steps, t.cosine_epochs, t.epoch_starts
     )
+
+
+def _extended(timetable: Timetable, segment: Segment) -> optax.Schedule:
+    """Return the rate of a segment, by the steps since it began; where rates drop it stays."""
+    t, rises = timetable, segment.warmup_steps
+    if t.drops:
+        return schedules.warmup_drops(segment.peak_rate, rises, ())
+    if t.cosine_epochs is None:
+        return schedules.warmup_cosine(segment.peak_rate, rises, segment.steps)
+    ends = (segment.first_step + rises, segment.total_steps)
+    first, last = (step * t.batch_size / t.examples for step in ends)
+    starts = t.epoch_starts - segment.first_step
+    return schedules.warmup_cosine_by_epoch(segment.peak_rate, rises, (first, last), starts)
 
 
 def optimizer(

@@ -7,7 +7,7 @@ import json
 import re
 import zlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any
+from typing import Any, overload
 
 import jax
 import jax.numpy as jnp
@@ -131,7 +131,7 @@ class Encoder:
       preprocessing: from an image to what the network sees.
       mesh: the devices it runs on.
       classifier: the linear classifier of the checkpoint and the tap it reads; None: it has none.
-      variables: `params` and `batch_stats`, each by part, on the devices.
+      variables: `params` and `batch_stats`, each by part, on the devices; see `apply`.
     """
 
     def __init__(
@@ -218,7 +218,15 @@ class Encoder:
             check = zlib.crc32(np.ascontiguousarray(leaf).data, zlib.crc32(name.encode(), check))
         return f"crc32 {check:08x}"
 
-    def __call__(self, images: Any, tap: str = "h", batch_size: int = 256) -> np.ndarray:
+    @overload
+    def __call__(self, images: Any, tap: str = "h", batch_size: int = 256) -> np.ndarray: ...
+
+    @overload
+    def __call__(
+        self, images: Any, tap: Sequence[str], batch_size: int = 256
+    ) -> dict[str, np.ndarray]: ...
+
+    def __call__(self, images: Any, tap: Any = "h", batch_size: int = 256) -> Any:
         """Encode images.
 
         Args:
@@ -227,28 +235,66 @@ class Encoder:
             sizes; c is 1 or 3. An image may also be the path of a file, or one of Pillow's. They
             are resized and cropped as at the run's evaluations. Take nothing else off them: a mean
             and deviation (`model.input`) are the encoder's own.
-          tap: which vector, see `taps`.
+          tap: which vector, see `taps`; or several, such as `("h", "z")`, from one pass.
           batch_size: images in a forward pass, over all devices.
 
         Returns:
-          `[n, d]`, or `[d]` for one image.
+          `[n, d]`, or `[d]` for one image; of several taps a dictionary of such. Of no images, an
+          empty list or batch, `[0, d]`.
 
         Raises:
           UserError: for an unknown tap, or something that is no image.
         """
-        check_tap("tap", tap, self.config)
+        wanted = _several(tap)
+        for one in wanted:
+            check_tap("tap", one, self.config)
         several = not in_hand.is_one(images)
         rules = Rules.of(self.config.data)
         views = [
             self.preprocessing(in_hand.pixels(image, rules))
             for image in (images if several else [images])
         ]
-        if not views:
-            raise UserError("there are no images to encode: give at least one")
-        # Powers of 2, so that few sizes are compiled.
-        size = min(batch_size, 1 << (len(views) - 1).bit_length())
-        found = self.extract(np.stack(views), (tap,), size, prepared=True)[tap]
-        return found if several else found[0]
+        if views:
+            # Powers of 2, so that few sizes are compiled.
+            size = min(batch_size, 1 << (len(views) - 1).bit_length())
+            found = self.extract(np.stack(views), wanted, size, prepared=True)
+        else:
+            found = {one: self._none(one) for one in wanted}
+        rows = {one: x if several else x[0] for one, x in found.items()}
+        return rows[tap] if isinstance(tap, str) else {one: rows[one] for one in wanted}
+
+    def apply(self, variables: Variables, images: jax.Array, tap: Any = "h") -> Any:
+        """Return vectors as a function of weights and images, for `jax.jit`, `grad` or `vmap`.
+
+            views = np.stack([encoder.preprocessing(image) for image in arrays])
+            h = jax.jit(encoder.apply)(encoder.variables, views)  # [n, d]
+
+        Nothing about it depends on devices or on neighbours in the batch; batch normalisation is
+        in inference mode.
+
+        Args:
+          variables: `encoder.variables`, or others of their shapes.
+          images: what `encoder.preprocessing` makes, `[b, size, size, channels]`: floats in [0, 1],
+            or uint8.
+          tap: which vector, see `taps`; or several.
+
+        Returns:
+          `[b, d]` float32; of several taps a dictionary of such.
+
+        Raises:
+          UserError: for an unknown tap.
+        """
+        wanted = _several(tap)
+        for one in wanted:
+            check_tap("tap", one, self.config)
+        found = embedder(self.config, wanted)(variables, to_float(images))
+        return found[tap] if isinstance(tap, str) else found
+
+    def _none(self, tap: str) -> np.ndarray:
+        """Return the vectors of no images, `[0, d]`."""
+        view = jax.ShapeDtypeStruct((1, self.size, self.size, self.channels), np.float32)
+        found = jax.eval_shape(embedder(self.config, (tap,)), self.variables, view)[tap]
+        return np.empty((0, *found.shape[1:]), found.dtype)
 
     def extract(
         self, images: Any, wanted: Sequence[str], batch_size: int = 512, prepared: bool = False
@@ -275,6 +321,11 @@ class Encoder:
         embed = embedder(self.config, wanted)
         prepare = to_float if prepared else self.preprocessing.on_device
         return lambda variables, images: embed(variables, prepare(images))
+
+
+def _several(tap: str | Sequence[str]) -> tuple[str, ...]:
+    """Return the taps that are asked for, each once."""
+    return (tap,) if isinstance(tap, str) else tuple(dict.fromkeys(tap))
 
 
 def check_fits(saved: Saved) -> None:

@@ -79,6 +79,7 @@ class Inputs:
             first_step=first_step,
             total_steps=total_steps,
             steps_per_call=timetable.steps_per_call,
+            borders=timetable.borders,
             resident=self._config.data.resident,
         )
 

@@ -9,7 +9,7 @@ from typing import Any
 from etils import epath
 from ml_collections import ConfigDict
 
-from simclr_jax import fields, validation
+from simclr_jax import fields, segments, validation
 from simclr_jax.data import sources
 from simclr_jax.data.sources import Opened, Source, Trained, Unseen
 from simclr_jax.stages import build, heritage, pretrain, scored
@@ -115,7 +115,7 @@ def prepare(
     if config.stage not in fields.LABELLED:
         pretrain.check_sample(config, train)
     build.check_images(config, train, test)
-    timetable = timetables.make(config, len(train))
+    timetable = timetables.make(config, len(train), segments.of_record(before or {}))
     if config.stage not in fields.LABELLED:
         pretrain.check(config, timetable, train)
     if before is None:

@@ -28,6 +28,7 @@ from simclr_jax.frame.keys import Keys, root
 from simclr_jax.frame.method import Method, Setting, Views, nothing_seen
 from simclr_jax.frame.net import Averages, Net, Recorder, Rows, image_major, view_major
 from simclr_jax.losses.cross_entropy import cross_entropy
+from simclr_jax.optim import schedules
 from simclr_jax.stages import build
 from simclr_jax.stages.inputs import Inputs
 from simclr_jax.stages.monitor import Monitor
@@ -208,6 +209,8 @@ def make_method(config: ConfigDict, timetable: Timetable, train: Source) -> Meth
         total_steps=timetable.total_steps,
         peak_rate=timetable.peak_rate,
         rate=build.schedule(timetable),
+        done=schedules.share_done([*timetable.borders, timetable.total_steps]),
+        peak=build.peak(timetable),
     )
     return declaration.module(config.method).make(config, setting)
 

@@ -13,11 +13,13 @@ from etils import epath
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from simclr_jax import cpu_devices, fields, files, parallel, processes
+from simclr_jax import cpu_devices, fields, files, parallel, processes, segments
 from simclr_jax.data import placements, sources
 from simclr_jax.data.sources import Source
+from simclr_jax.segments import Extension
 from simclr_jax.stages import (
     distill,
+    extend,
     finetune,
     heritage,
     pretrain,
@@ -30,6 +32,7 @@ from simclr_jax.stages.inherit import pin
 from simclr_jax.stages.inputs import Inputs
 from simclr_jax.stages.prepare import Prepared, prepare
 from simclr_jax.train import loggers, loop
+from simclr_jax.train import timetable as timetables
 from simclr_jax.train.interrupt import Asked, AtOnce
 from simclr_jax.train.profile import Profiler
 from simclr_jax.train.progress import Console
@@ -75,12 +78,18 @@ def begun(config: ConfigDict, workdir: str) -> dict[str, Any] | None:
     return recipe_before(files.expand_home(workdir))
 
 
+def _segments(timetable: Timetable) -> dict[str, Any]:
+    """Return what `config.json` says of the segments of a run, nothing where it has none."""
+    return segments.kept(timetable.segments)
+
+
 def run(
     config: ConfigDict,
     workdir: str,
     resume: str = "auto",
     profile_steps: str = "",
     by: Callable[..., loop.Result] | None = None,
+    extension: Extension | None = None,
 ) -> int:
     """Train by a recipe, then say what was learned.
 
@@ -90,6 +99,7 @@ def run(
       resume: see `train.workdir.open_workdir`.
       profile_steps: `a:b` writes a trace of these steps to `workdir/profile`.
       by: what trains in the place of `train.loop.train`, to measure it.
+      extension: trains a finished run on; the same once more adds nothing.
 
     Returns:
       0 when the run is complete; 75 (ask me again) when SIGTERM stopped it, 130 when Ctrl-C did.
@@ -102,7 +112,7 @@ def run(
     loggers.check(config.log.to)
     try:
         with AtOnce():
-            return _run(config, workdir, resume, profile_steps, by or loop.train)
+            return _run(config, workdir, resume, profile_steps, by or loop.train, extension)
     except Asked:
         return EXIT_CODES[signal.SIGTERM]
 
@@ -123,6 +133,7 @@ def _run(
     resume: str,
     profile_steps: str,
     train_by: Callable[..., loop.Result],
+    extension: Extension | None,
 ) -> int:
     mesh = parallel.make_mesh()
     workdir = files.expand_home(workdir)
@@ -131,11 +142,19 @@ def _run(
     ready = prepare(config, mesh.size, kept if before else None, before)
     config, timetable, train, test = ready.config, ready.timetable, ready.train, ready.test
     pin(config, before)
+    if before is None:
+        processes.on_first(lambda: warm_start.check(config))
     if config.stage == "distill":
         teacher.check(config, train, test)
 
     record = config.to_dict() | {"images": [train.fingerprint(), test.fingerprint()]}
     record |= processes.on_first(lambda: said_beside(ready, before)) | cpu_devices.record(mesh)
+    if extension:
+        asked = extension, config, timetable, workdir, record | _segments(timetable), before
+        added = processes.on_first(lambda: extend.decided(*asked))
+        longer = segments.of_record({segments.KEY: added})
+        timetable = timetables.make(config, len(train), longer)
+    record |= _segments(timetable)
     processes.check_same("recipe or images", record)
     keep, keep_period = config.checkpoint.keep, config.checkpoint.keep_period
     placements.check_libraries(config.augment.placement)
@@ -146,7 +165,8 @@ def _run(
             sources.remember(kept, ready.images, ready.test)
         inputs = Inputs(config, train, test, opened)
         stage = STAGES[config.stage](config, timetable, inputs, mesh)
-        about = [*ready.about(), *ready.chosen, *cpu_devices.notes(mesh, before)]
+        about = [*ready.about(), *ready.chosen, *extend.lines(timetable)]
+        about += cpu_devices.notes(mesh, before)
         # A run that is resumed has weights of its own.
         if opened.fresh and warm_start.wanted(config):
             about.append(f"start     from {config.init.parts} of {config.init.run}")

@@ -53,7 +53,8 @@ def announce(
     views = stage.views_per_image * timetable.batch_size
     params = jax.eval_shape(stage.init).params
     kind = mesh.devices.flat[0].device_kind
-    warmup, devices = timetable.warmup_steps, f"{mesh.size} x {kind}"
+    warmup, planned = timetable.warmup_steps, timetable.planned_steps
+    devices = f"{mesh.size} x {kind}"
     if processes.rank() == 0:
         with files.explaining(workdir.path / DEVICES):
             documents.write(workdir.path / DEVICES, {"devices": devices})
@@ -71,10 +72,10 @@ def announce(
         f"length    {timetable.total_steps} steps = {timetable.epochs:.1f} epochs of "
         f"{timetable.examples} images; {rising}"
     )
-    if warmup > LONG_WARM_UP * timetable.total_steps:
-        shorter = timetable.epochs / 10
+    if warmup > LONG_WARM_UP * planned:
+        shorter = planned * timetable.batch_size / timetable.examples / 10
         say(
-            f"note      the learning rate rises in {warmup / timetable.total_steps:.0%} of the run:"
+            f"note      the learning rate rises in {warmup / planned:.0%} of the run:"
             f" --config.optim.warmup_epochs={shorter:.3g} is a tenth of it"
         )
     say(f"optimiser {o.name}, peak rate {timetable.peak_rate:g}, weight decay {o.weight_decay:g}")

@@ -19,6 +19,8 @@ NOTHING = "none"  # of a run whose model is wanted, not its weights
 PARTS = ("encoder", "head", "probe", "classifier")
 # What changes what an encoder computes, and none of its shapes.
 UNSEEN = ("model.variant", "model.input", "bn.epsilon")
+AVERAGE = saved.AVERAGE  # encoder and head of the moving average of that run's weights
+OF_AVERAGE = f"{AVERAGE}:"  # before a part: that of the average
 LINEAR = ("probe", "classifier")  # the same thing, taught on the side or with the encoder
 
 
@@ -29,7 +31,9 @@ def load_parts(
 
     Args:
       init: `run`, a workdir or `WORKDIR@STEP` (the newest whole checkpoint without a step), and
-        `parts`, names with commas. An empty `run` or "none" for `parts` changes nothing.
+        `parts`, names with commas; "average:" before a name takes the part from the moving average
+        of the run's weights, and "average" is short for its encoder and head. An empty `run` or
+        "none" for `parts` changes nothing.
       state: the first state of this run; the rest of it stays (optimiser, step 0).
       tap: layer of the head that this run's probe or classifier reads; if it is taken over, that
         of the other run must be the same.
@@ -43,7 +47,7 @@ def load_parts(
     if not parts:
         return state
     run = saved.read(init.run, "init.run")
-    there = dict(run.leaves)
+    there = _chosen(run, init, others)
     wanted = manifest.named_leaves(state)
     for part in set(parts) & set(LINEAR):
         _check_tap(run, tap)
@@ -66,12 +70,45 @@ def wanted(config: ConfigDict) -> list[str]:
 
 def parts_of(init: ConfigDict, others: Sequence[str] = ()) -> list[str]:
     """Return the parts that `init` names, see `load_parts`."""
+    return list(_asked(init, others))
+
+
+def check(config: ConfigDict) -> None:
+    """Raise `UserError` if parts of an average are wanted of a run that keeps none."""
+    parts = _asked(config.init, declaration.find(config.method).parts)
+    if AVERAGE in parts.values():
+        saved.of_weights(saved.describe(config.init.run, "init.run"), AVERAGE, "init.parts")
+
+
+def _asked(init: ConfigDict, others: Sequence[str]) -> dict[str, str]:
+    """Return the parts that `init` names, each with the weights it is taken from."""
     if not init.run or init.parts == NOTHING:
-        return []
-    parts = [part.strip() for part in init.parts.split(",")]
-    for part in parts:
-        choose("init.parts", part, (*PARTS, *others, NOTHING))
-    return parts
+        return {}
+    averaged = [f"{OF_AVERAGE}{part}" for part in (*PARTS[:2], *others)]
+    found: dict[str, str] = {}
+    for word in (word.strip() for word in init.parts.split(",")):
+        choose("init.parts", word, (*PARTS, *others, AVERAGE, *averaged, NOTHING))
+        words = averaged[:2] if word == AVERAGE else [word]
+        for one in words:
+            part = one.removeprefix(OF_AVERAGE)
+            weights = saved.TRAINED if part == one else AVERAGE
+            if found.setdefault(part, weights) != weights:
+                raise UserError(
+                    f"init.parts is {init.parts}, which takes {part} twice, trained and averaged: "
+                    "leave one out"
+                )
+    return found
+
+
+def _chosen(run: saved.Saved, init: ConfigDict, others: Sequence[str]) -> dict[str, Any]:
+    """Return the arrays of a run, with those of its average in the parts that are to be of it."""
+    there, asked = dict(run.leaves), _asked(init, others)
+    if averaged := [part for part, weights in asked.items() if weights == AVERAGE]:
+        parts = tuple(f"{kind}/{part}/" for kind in ("params", "batch_stats") for part in averaged)
+        leaves = saved.of_weights(run, AVERAGE, "init.parts").leaves
+        there = {name: x for name, x in there.items() if not name.startswith(parts)}
+        there |= {name: x for name, x in leaves.items() if name.startswith(parts)}
+    return there
 
 
 def unlike(config: ConfigDict) -> list[str]:

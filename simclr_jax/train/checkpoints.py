@@ -23,7 +23,7 @@ import functools
 import itertools
 import os
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any, TypeVar
 
@@ -52,6 +52,7 @@ class Checkpoints:
       directory: created by the first save.
       keep: how many of the newest steps stay.
       keep_period: multiples of this step stay as well.
+      stay: steps that stay too.
       read_only: for readers of a run that may still be training: `restore` skips what is damaged
         or unfinished and leaves it in place, and `save` is refused.
       recipe: of the run, kept in each checkpoint; one that has another recipe is not restored.
@@ -65,6 +66,7 @@ class Checkpoints:
         *,
         keep: int = 3,
         keep_period: int | None = None,
+        stay: Collection[int] = (),
         read_only: bool = False,
         recipe: Mapping[str, Any] | None = None,
         sealed: Callable[[int], None] = lambda step: None,
@@ -80,6 +82,7 @@ class Checkpoints:
         self._directory = path.absolute() if files.is_local(path) else path  # Orbax insists
         self._keep = keep
         self._keep_period = keep_period
+        self._stay = stay
         self._read_only = read_only
         self._recipe = None if recipe is None else documents.finite(recipe)  # as it is kept
         self._sealed = sealed
@@ -342,7 +345,7 @@ class Checkpoints:
         """Delete what need not stay, now that the newest step is known to be whole."""
         for step in self.steps()[: -self._keep]:
             periodic = self._keep_period is not None and step % self._keep_period == 0
-            if not periodic:
+            if not periodic and step not in self._stay:
                 self._retire(step)
         self.sweep()
 

@@ -106,10 +106,12 @@ class Log:
         self._window.add(metrics)
         self._speed.add(len(steps))
         done = steps[-1] + 1
-        if due(done, self._timetable.log_every) or done == self._timetable.total_steps:
+        if due(done, self._timetable.log_every) or self._timetable.at_end(done):
             last = {name: float(metrics[name][-1]) for name in OF_ONE_STEP}
             values = self._window.close() | last
             values["epoch"] = done * self._timetable.batch_size / self._timetable.examples
+            if segment := self._timetable.segment(done):
+                values["segment"] = segment
             self._show(done, values)
             speed = ("images_per_second", "input_wait")
             self._writer.write(done, values | {name: getattr(self._speed, name) for name in speed})

@@ -95,7 +95,7 @@ def train(
             log.add(steps, metrics)
             done = steps[-1] + 1
 
-            at_end = done == timetable.total_steps
+            at_end = timetable.at_end(done)
             stopped_by = stop.after_chunk()
             if at_end or due(done, timetable.evaluate_every):
                 log.catch_up()

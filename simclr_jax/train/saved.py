@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -13,9 +14,12 @@ from ml_collections import ConfigDict
 
 from simclr_jax import buckets, files, records
 from simclr_jax.closing import Closing
-from simclr_jax.errors import UserError
+from simclr_jax.errors import UserError, choose
 from simclr_jax.train import stored
 from simclr_jax.train.bucket_checkpoints import open_checkpoints
+
+HUB, MODEL = "hf://", "model.safetensors"  # what model folders are known by
+TRAINED, AVERAGE = WEIGHTS = ("trained", "average")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -29,15 +33,17 @@ class Saved:
         the checkpoint; see `train.stored`.
       leaves: all arrays by path, such as `params/encoder/stem_conv/conv/kernel`; their shapes and
         dtypes alone if it was read by `describe`.
+      weights: one of `WEIGHTS`: which stand as `params` and `batch_stats`, see `of_weights`.
     """
 
     workdir: epath.Path
     step: int
     record: Mapping[str, Any]
     leaves: Mapping[str, Any]  # arrays, or `manifest.Leaf`
+    weights: str = TRAINED
 
     def __str__(self) -> str:
-        return f"{self.workdir}@{self.step}"
+        return f"{self.workdir}@{self.step}" + ("" if self.weights == TRAINED else " average")
 
     @property
     def config(self) -> ConfigDict:
@@ -54,6 +60,36 @@ class Saved:
             }
             found[kind] = traverse_util.unflatten_dict(named, sep="/")
         return found
+
+
+def of_weights(run: Saved, weights: str, flag: str = "--weights") -> Saved:
+    """Return a checkpoint with the weights that are asked for.
+
+    Args:
+      run: with its trained weights.
+      weights: one of `WEIGHTS`; "average" are those of the moving average that the run keeps, of
+        encoder and head: a memory's, BYOL's or MoCo's target.
+      flag: what the user wrote it behind, for errors.
+
+    Raises:
+      UserError: if the run keeps no moving average, naming what it has, or several.
+    """
+    choose(flag, weights, WEIGHTS)
+    if weights == run.weights:
+        return run
+    kept = (re.match(r"extra/([^/]+)/params/encoder/", name) for name in run.leaves)
+    found = sorted({match[1] for match in kept if match})
+    if len(found) != 1:
+        parts = sorted({name.split("/")[1] for name in run.leaves if name.startswith("params/")})
+        many = f"keeps several ({', '.join(found)})"
+        has = many if found else f"keeps no moving average of its weights, only {', '.join(parts)}"
+        raise UserError(
+            f"{flag}={weights}, but {run} {has} (BYOL, MoCo, PCL and a memory of negatives keep "
+            "one): leave it out"
+        )
+    prefix = f"extra/{found[0]}/"
+    leaves = {n.removeprefix(prefix): x for n, x in run.leaves.items() if n.startswith(prefix)}
+    return dataclasses.replace(run, leaves=leaves, weights=weights)
 
 
 def read(run: str, flag: str = "--checkpoint") -> Saved:
@@ -112,6 +148,11 @@ def _find(run: str, flag: str) -> tuple[epath.Path, int | None]:
     """Return the workdir that a user names, and the step, None for the newest."""
     workdir, at = split(run)
     path = epath.Path(files.expand_home(workdir))
+    if run.startswith(HUB) or (files.is_local(path) and (path / MODEL).exists()):
+        raise UserError(
+            f"{flag}={run} is a model folder, and no run yet: make one of it by python -m "
+            f"simclr_jax.convert --source={run} --workdir=RUN"
+        )
     if not buckets.listing(path / stored.CHECKPOINTS):
         raise UserError(f"{flag}={run} holds no checkpoints: give the workdir of a run")
     return path, at

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from collections.abc import Sequence
 
 import numpy as np
 from ml_collections import ConfigDict
@@ -11,6 +12,7 @@ from ml_collections import ConfigDict
 from simclr_jax import fields
 from simclr_jax.errors import UserError
 from simclr_jax.optim import schedules
+from simclr_jax.segments import Segment
 
 
 @dataclasses.dataclass(frozen=True)
@@ -18,6 +20,8 @@ class Timetable:
     """What a recipe and the size of its data set come to.
 
     Intervals are in steps and multiples of `steps_per_call`, the unit in which the loop moves.
+    `warmup_steps`, `peak_rate`, `cosine_epochs` and `drops` are of the run as its recipe plans it;
+    `segments` have their own.
     """
 
     examples: int
@@ -32,6 +36,25 @@ class Timetable:
     cosine_epochs: tuple[float, float] | None = None  # where a rate by the epoch falls: from, to
     drops: tuple[int, ...] = ()  # steps at which the rate drops, in place of a cosine
     drop_factor: float = 0.1
+    segments: tuple[Segment, ...] = ()  # by which it was extended
+
+    @property
+    def planned_steps(self) -> int:
+        """How many steps the recipe alone says."""
+        return self.segments[0].first_step if self.segments else self.total_steps
+
+    @property
+    def borders(self) -> tuple[int, ...]:
+        """Where one segment ends and the next begins: steps finished then."""
+        return tuple(segment.first_step for segment in self.segments)
+
+    def at_end(self, done: int) -> bool:
+        """Tell whether the run, or a segment of it, ends after so many steps."""
+        return done == self.total_steps or done in self.borders
+
+    def segment(self, done: int) -> int:
+        """Return the number of the segment that made the last of so many steps, 0 of the plan."""
+        return sum(border < done for border in self.borders)
 
     @property
     def epochs(self) -> float:
@@ -46,17 +69,20 @@ class Timetable:
 
     def new_epoch(self, steps: range) -> int | None:
         """Return the epoch in which a chunk begins, if the chunk before began in another."""
+        cuts = [step for step in self.borders if step < steps[0]]
+        start = max([(steps[0] - 1) // self.steps_per_call * self.steps_per_call, *cuts])
         epoch = steps[0] * self.batch_size // self.examples
-        before = (steps[0] - self.steps_per_call) * self.batch_size // self.examples
-        return epoch if epoch > before else None
+        return epoch if epoch > start * self.batch_size // self.examples else None
 
 
-def make(config: ConfigDict, examples: int) -> Timetable:
+def make(config: ConfigDict, examples: int, segments: Sequence[Segment] = ()) -> Timetable:
     """Work out the timetable of a recipe for a data set of `examples` images.
 
+    `segments` are those by which the run was extended.
+
     Raises:
-      UserError: if the batch is larger than the data set, or the run over before the warm-up or a
-        drop of the rate.
+      UserError: if the batch is larger than the data set, the run over before the warm-up or a
+        drop of the rate, or the segments do not begin where it ends.
     """
     c, batch = config, config.train.batch_size
     if batch > examples:
@@ -71,12 +97,17 @@ def make(config: ConfigDict, examples: int) -> Timetable:
             f"optim.warmup_epochs={c.optim.warmup_epochs:g} is {warmup} steps, longer than the "
             f"whole run of {total}: shorten it or train for more epochs"
         )
+    if segments and segments[0].first_step != total:
+        raise UserError(
+            f"the run was extended at step {segments[0].first_step}, but {examples} images and "
+            f"this recipe make {total} steps: put back its images and its config.json"
+        )
     per_call = c.train.steps_per_call
     every = c.eval.every_epochs * examples / batch / per_call
     return Timetable(
         examples=examples,
         batch_size=batch,
-        total_steps=total,
+        total_steps=segments[-1].total_steps if segments else total,
         warmup_steps=warmup,
         peak_rate=schedules.peak_rate(c.optim.base_lr, c.optim.lr_scaling, batch),
         steps_per_call=per_call,
@@ -86,6 +117,7 @@ def make(config: ConfigDict, examples: int) -> Timetable:
         cosine_epochs=_cosine_epochs(c, total * batch / examples),
         drops=_drops(c, examples, total),
         drop_factor=c.optim.drop_factor,
+        segments=tuple(segments),
     )
 
 

@@ -13,7 +13,7 @@ from typing import Any
 from absl import logging
 from etils import epath
 
-from simclr_jax import buckets, documents, files, processes, records, validation
+from simclr_jax import buckets, documents, files, processes, records, segments, validation
 from simclr_jax.closing import Closing
 from simclr_jax.errors import BadFile, UserError, choose
 from simclr_jax.train import manifest, mending, stored
@@ -25,6 +25,7 @@ from simclr_jax.train.progress import Console, Silence
 
 RESUME = ("auto", "never", "must")
 VISIBLE_SECS = 60.0  # network file systems remember for a while that a file was not there
+LENGTH = ("train.epochs: ", "train.steps: ")  # fields that differ, each with its values
 CONVERTED = "convert"  # the stage of runs that were not trained here
 
 
@@ -97,6 +98,7 @@ def open_workdir(
             workdir / stored.CHECKPOINTS,
             keep=keep,
             keep_period=keep_period,
+            stay=[segment.first_step for segment in segments.of_record(recipe)],
             recipe=recipe,
             sealed=lambda step: documents.write(workdir / stored.SAVED, {"step": step}),
             say=console.say,
@@ -240,9 +242,14 @@ def check_recipe(workdir: epath.Path, recipe: dict[str, Any], resume: str, fresh
             f"by --config.init.run={workdir} in another --workdir"
         )
     if differing := records.changed(before, recipe):
+        remedy = "give another --workdir, or the recipe of that run"
+        if all(field.startswith(LENGTH) for field in differing):
+            remedy = (
+                "to train that run on after its end, leave its length as it is and give "
+                "--extend_to=EPOCHS; else give another --workdir"
+            )
         raise UserError(
-            f"{workdir} holds a run of another recipe ({stored.listed(differing)}): "
-            "give another --workdir, or the recipe of that run"
+            f"{workdir} holds a run of another recipe ({stored.listed(differing)}): {remedy}"
         )
     for step, sealed in stored.in_checkpoints(workdir).items():
         stored.check_same(sealed, recipe, f"checkpoint {workdir / stored.CHECKPOINTS / str(step)}")

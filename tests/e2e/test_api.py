@@ -159,6 +159,27 @@ def test_runs_are_paths_encoders_and_runs(trained, files):
         np.testing.assert_array_equal(simclr_jax.embed(run, paths[0], tap="z"), wanted)
 
 
+def test_several_taps_come_from_one_pass_and_of_no_images_nothing(trained, files):
+    paths, pixels = files
+    wanted = {tap: trained.encoder(pixels, tap) for tap in ("h", "z")}
+    for found in (
+        simclr_jax.embed(trained, paths, ["z", "h"], batch_size=3),
+        trained.encoder(pixels, ("z", "h", "z")),
+    ):
+        assert list(found) == ["z", "h"]
+        for tap, vectors in wanted.items():
+            np.testing.assert_allclose(found[tap], vectors, rtol=1e-5, atol=1e-6)
+    one = trained.encoder(pixels[0], ("h", "z"))
+    np.testing.assert_allclose(one["z"], wanted["z"][0], rtol=1e-5, atol=1e-6)
+    for nothing in ([], pixels[:0], iter([])):
+        found = simclr_jax.embed(trained, nothing, ("h", "z"))
+        assert {tap: (x.shape, x.dtype) for tap, x in found.items()} == {
+            "h": ((0, 32), np.float32),
+            "z": ((0, 8), np.float32),
+        }
+    assert simclr_jax.embed(trained, []).shape == (0, 32)
+
+
 def test_many_are_decoded_in_parts(trained, files):
     paths, _ = files
     whole, parts = (simclr_jax.embed(trained, paths, batch_size=size) for size in (256, 3))
@@ -228,8 +249,6 @@ def test_images_that_are_none(trained, tmp_path):
     ):
         with pytest.raises(UserError, match=words):
             simclr_jax.embed(trained, [tmp_path / path])
-    with pytest.raises(UserError, match="no images to encode"):
-        simclr_jax.embed(trained, [])
     with pytest.raises(UserError, match="batch_size is 0"):
         simclr_jax.embed(trained, np.zeros((8, 8, 3), np.uint8), batch_size=0)
     with pytest.raises(UserError, match="tap"):

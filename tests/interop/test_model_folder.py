@@ -11,14 +11,19 @@ import types
 import numpy as np
 import pytest
 from interop import torch_packages
-from stages.written import write_run
+from stages.written import write_images, write_run
+from train import tiny
 
 import simclr_jax
 from simclr_jax import documents
+from simclr_jax.embedding import embed
 from simclr_jax.errors import BadFile, UserError
-from simclr_jax.interop import export
+from simclr_jax.interop import convert, export
 from simclr_jax.interop.export import Options
-from simclr_jax.train import saved
+from simclr_jax.judging import linear_probe
+from simclr_jax.judging.datasets import Wanted
+from simclr_jax.stages.warm_start import load_parts
+from simclr_jax.train import manifest, saved
 from simclr_jax.train.checkpoints import Checkpoints
 
 safetensors = pytest.importorskip("safetensors.numpy", reason="safetensors is not installed")
@@ -255,3 +260,46 @@ def test_timm_makes_the_model_of_a_folder(tmp_path):
     wanted = simclr_jax.load(out).extract(images, ("h",), 2, prepared=True)["h"]
     np.testing.assert_allclose(found, wanted, atol=1e-4 * np.abs(wanted).max())
     assert timm.data.resolve_model_data_config(model)["mean"] == [0.0] * 3
+
+
+def test_made_a_run_of_it_is_judged_started_from_and_embedded(run, folder, tmp_path):
+    """By doors that read runs: they see what `load` sees, of whichever step that was."""
+    made = tmp_path / "made"
+    convert.run(str(folder), str(made), convert.Options())
+    mine, theirs = simclr_jax.load(made), simclr_jax.load(folder)
+    for tap in ("h", "z", "head1"):
+        np.testing.assert_array_equal(mine(IMAGES, tap=tap), theirs(IMAGES, tap=tap))
+    assert (mine.step, mine.preprocessing) == (7, theirs.preprocessing)
+    assert mine.classifier[0] == theirs.classifier[0]
+    np.testing.assert_array_equal(mine.classifier[1].kernel, theirs.classifier[1].kernel)
+    record = json.loads((made / "config.json").read_text())
+    assert record["converted"]["flavour"] == "simclr_jax" and record["images"] == []
+
+    write_images(tmp_path / "images.npz", side=8)
+    data = Wanted(str(tmp_path / "images.npz"))
+    said: list[str] = []
+    options = linear_probe.Options(solvers=("knn", "classifier"), cache="none")
+    linear_probe.run([str(made)], data, options, said.append)
+    assert len(list(made.glob("results/*.json"))) >= 2
+    out = tmp_path / "rows.npz"
+    embed.run(embed.Options(str(made), str(out), data=data.data, cache="none"), said.append)
+    config = tiny.recipe(init__run=str(made), head__layers=3)
+    state = tiny.make_stage(tiny.recipe(seed=3, head__layers=3), 1)[0].init()
+    found = manifest.named_leaves(load_parts(config.init, state))
+    there = saved.read(str(run)).leaves
+    for name in ("params/encoder/stem_conv/conv/kernel", "params/head/dense1/kernel"):
+        np.testing.assert_array_equal(found[name], there[name])
+
+
+def test_a_folder_in_the_place_of_a_run_says_how_it_becomes_one(folder, tmp_path):
+    remedy = f"is a model folder, and no run yet: make one of it by .* --source={folder} --workdir"
+    with pytest.raises(UserError, match=f"--checkpoint={folder} {remedy}"):
+        linear_probe.run([str(folder)], Wanted(), linear_probe.Options())
+    with pytest.raises(UserError, match=f"init.run={folder} {remedy}"):
+        load_parts(tiny.recipe(init__run=str(folder)).init, None)
+    with pytest.raises(UserError, match="--checkpoint=hf://a/b is a model folder"):
+        embed.run(embed.Options("hf://a/b", str(tmp_path / "x.npz")))
+    with pytest.raises(UserError, match="--tap=1 is for weights of other programs, and"):
+        convert.run(str(folder), str(tmp_path / "run"), convert.Options(tap=1))
+    with pytest.raises(UserError, match=r"weights=average, but .* is a model folder"):
+        simclr_jax.load(folder, weights="average")

@@ -15,12 +15,15 @@ from pipeline.short import ORDER, result, runs_of
 from stages import noisy
 from train import tiny
 
+from simclr_jax import documents
 from simclr_jax.errors import UserError
 from simclr_jax.pipeline import recipe
 from simclr_jax.pipeline import run as pipeline
 from simclr_jax.pipeline import table as pipeline_table
 from simclr_jax.pipeline.place import Place
 from simclr_jax.pipeline.table import Cost, Entry
+from simclr_jax.segments import Extension
+from simclr_jax.stages import extend
 from simclr_jax.train import progress, saved
 from simclr_jax.train.metrics import MetricsWriter
 
@@ -162,6 +165,22 @@ def test_a_run_whose_origin_is_gone_is_refused(piped, images, tmp_path):
     shutil.rmtree(workdir / "first")
     with pytest.raises(UserError, match=r"second was made with .*first, which is not there"):
         pipeline.run(runs_of(images), str(workdir))
+
+
+def test_a_run_is_not_extended_while_a_table_is_made_of_it(piped, images, tmp_path):
+    """Nor is a table made of one that was: neither would say what it holds."""
+    workdir = shutil.copytree(piped, tmp_path / "pipeline")
+    run, before = workdir / ORDER[0], result(workdir)
+    longer, config = Extension("9000steps"), extend.recipe_of(str(workdir / ORDER[0]))
+    with pytest.raises(UserError, match=f"{run} is a run of the pipeline in {workdir}, whose"):
+        pipeline.runs.run(config, str(run), extension=longer)
+    record = documents.read(run / "config.json", dict)
+    (step,) = (int(path.name) for path in (run / "checkpoints").iterdir())
+    added = {"first_step": step, "total_steps": 9000, "warmup_steps": 0, "peak_rate": 0.1}
+    documents.write(run / "config.json", record | {"segments": [added]})
+    with pytest.raises(UserError, match=f"{ORDER[0]} was extended at step {step} since this"):
+        pipeline.run(runs_of(images), str(workdir))
+    assert result(workdir) == before
 
 
 def rename_probe(c, **fields):

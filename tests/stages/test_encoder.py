@@ -7,6 +7,7 @@ import functools
 import importlib
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from stages.written import write_run
@@ -128,9 +129,32 @@ def test_what_is_no_image_is_refused(encoder, images, message):
         encoder(images)
 
 
-def test_no_image_is_refused(encoder):
-    with pytest.raises(UserError, match="no images to encode"):
-        encoder([])
+def test_of_no_images_come_no_vectors(encoder):
+    for nothing in ([], IMAGES[:0]):
+        for tap, vectors in encoder(nothing, encoder.taps).items():
+            want = encoder(IMAGES[:1], tap)
+            assert (vectors.shape, vectors.dtype) == ((0, want.shape[1]), want.dtype), tap
+
+
+def test_apply_is_the_network_as_a_function_of_its_weights(encoder):
+    """Compiled, differentiated and given other weights."""
+    views = np.stack([encoder.preprocessing(image) for image in IMAGES])
+    found = jax.jit(encoder.apply)(encoder.variables, views)
+    np.testing.assert_allclose(found, encoder(IMAGES), atol=1e-5)
+    both = encoder.apply(encoder.variables, jnp.asarray(views), ("h", "z"))
+    np.testing.assert_allclose(both["z"], encoder(IMAGES, "z"), atol=1e-5)
+    other = encoder.untrained()
+    np.testing.assert_allclose(encoder.apply(other.variables, views), other(IMAGES), atol=1e-5)
+
+    def first(scale):
+        params = jax.tree.map(lambda x: x * scale, encoder.variables["params"])
+        return jnp.sum(encoder.apply({**encoder.variables, "params": params}, views))
+
+    slope, step = jax.grad(first)(1.0), 1e-2
+    by_hand = (first(1.0 + step) - first(1.0 - step)) / (2 * step)
+    np.testing.assert_allclose(slope, by_hand, rtol=0.05)
+    with pytest.raises(UserError, match='tap is "q"'):
+        encoder.apply(encoder.variables, views, "q")
 
 
 def test_an_unknown_tap_is_refused(encoder):
