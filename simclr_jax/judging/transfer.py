@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import textwrap
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -12,6 +13,7 @@ from etils import epath
 from simclr_jax import tables
 from simclr_jax.data.sources import Unseen, trained
 from simclr_jax.errors import UserError, choose
+from simclr_jax.evaluate import chance
 from simclr_jax.judging import datasets, linear_probe, naming, results, shown, transfer_sets
 from simclr_jax.judging.datasets import Data, Wanted
 from simclr_jax.judging.feature_bank import Say, cache_of
@@ -193,9 +195,17 @@ def _beside_published(found: Mapping[str, Scored], targets: Mapping[str, Target]
         (method, *(f"{100 * scores[name][method]:.1f}" for name in scores), f"{rank:.1f}")
         for method, rank in ranks.items()
     ]
+    guesses = [
+        found[name].result["level"]["scores"][targets[name].metric]["value"] for name in scores
+    ]
+    rows.append((chance.COMMONEST, *(f"{100 * guess:.1f}" for guess in guesses), "-"))
     used = dict.fromkeys(targets[name].metric for name in scores)
     metrics = [
-        f"{metric} on {', '.join(name for name in scores if targets[name].metric == metric)}"
+        textwrap.fill(
+            f"{metric} on {', '.join(name for name in scores if targets[name].metric == metric)}",
+            tables.WIDTH,
+            subsequent_indent="  ",
+        )
         for metric in used
     ]
     places: dict[str, list[str]] = {}
@@ -204,9 +214,14 @@ def _beside_published(found: Mapping[str, Scored], targets: Mapping[str, Target]
     header = [f"{name}*" if targets[name].notes else name for name in scores]
     return [
         tables.table(("linear evaluation, %", *header, "mean rank"), rows),
-        "; ".join(metrics),
+        *metrics,
         *(["* not as published: see its notes"] if any(h.endswith("*") for h in header) else []),
-        "published: ResNet-50 (4x: four times as wide), pretrained on ImageNet at 224 pixels",
-        *(f"  {', '.join(methods)}: {place}" for place, methods in places.items()),
+        "published: ResNet-50 (4x: four times as wide), from ImageNet at 224 pixels",
+        *(
+            textwrap.fill(
+                f"  {', '.join(methods)}: {place}", tables.WIDTH, subsequent_indent="    "
+            )
+            for place, methods in places.items()
+        ),
         "",
     ]
