@@ -87,15 +87,17 @@ def _narrowed(widths: Sequence[int], room: int) -> list[int]:
 
 
 def _broken(cell: str, width: int) -> list[str]:
-    """Break a cell into lines, after spaces or marks of punctuation if there are any."""
+    """Break a cell into lines at its spaces, and what is longer after marks of punctuation."""
     lines = [""]
-    for piece in re.findall(r"[^\s/\-_,]*[\s/\-_,]?", cell):
-        if len(lines[-1] + piece.rstrip()) > width and lines[-1]:
-            lines.append("")
-        while len(piece.rstrip()) > width:
-            lines[-1], piece = piece[:width], piece[width:]
-            lines.append("")
-        lines[-1] += piece
+    for word in re.findall(r"\S+|\s+", cell):
+        pieces = [word] if len(word) <= width else re.findall(r"[^/\-_,]*[/\-_,]?", word)
+        for piece in pieces:
+            if len(lines[-1] + piece.rstrip()) > width and lines[-1]:
+                lines.append("")
+            while len(piece.rstrip()) > width:
+                lines[-1], piece = piece[:width], piece[width:]
+                lines.append("")
+            lines[-1] += piece
     return [line.strip() for line in lines]
 
 

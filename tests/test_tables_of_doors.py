@@ -54,7 +54,7 @@ def of_transfer() -> str:
         name: Target(None, one.metric, transfer_sets.published(one), ("a note",))  # type: ignore
         for name, one in sets.items()
     }
-    return "\n".join(transfer._beside_published(dict.fromkeys(sets, scored()), targets))
+    return "\n".join(transfer.beside_published(dict.fromkeys(sets, scored()), targets))
 
 
 def of_pipelines() -> str:

@@ -21,6 +21,7 @@ from simclr_jax.stages import scored as run_scored
 from simclr_jax.stages.encoder import Encoder
 from simclr_jax.unlabelled import counted
 
+UNTRAINED = " untrained"  # ends what `Encoder.untrained` calls a run
 MAIN = ("top-1", "mAP")  # of these the one there is, is compared with guessing
 
 
@@ -96,6 +97,8 @@ def table(found: Sequence[Scored]) -> list[str]:
     for group in groups.values():
         names = list(dict.fromkeys(name for one in group for name in one.result["scores"]))
         facts = [_facts(one) for one in group]
+        if not any(one.encoder.run.endswith(UNTRAINED) for one in group):
+            facts = [{word: fact[word] for word in fact if word != "weights"} for fact in facts]
         words = list(dict.fromkeys(word for fact in facts for word in fact))
         rows = [[fact.get(word, "") for word in words] for fact in facts]
         said, words, rows, _ = tables.common(words, rows, len(words))
@@ -113,9 +116,11 @@ def table(found: Sequence[Scored]) -> list[str]:
 def _facts(one: Scored) -> dict[str, str]:
     """Return what tells a row from others, the coarsest first."""
     r = one.result
+    run = one.encoder.run.removesuffix(UNTRAINED)
     learned = r.get("protocol", {}).get("labels used", "none")
     return {
-        "run": one.encoder.run,
+        "run": run,
+        "weights": "trained" if run == one.encoder.run else "untrained",
         "data": r.get("data", {}).get("name", ""),
         "solver": r.get("variant", r["solver"]),
         "tap": r["tap"],
@@ -138,8 +143,11 @@ def levels(results: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, Any]]:
 
 def notes(found: Sequence[Scored]) -> Iterator[str]:
     """Yield what must be said of results: settings that could not be kept, scores by chance."""
+    named: dict[str, list[str]] = {}
     for one in found:
-        yield from (f"{one.result['name']}: {note}" for note in one.result.get("notes", ()))
+        for note in one.result.get("notes", ()):
+            named.setdefault(note, []).append(one.result["name"])
+    yield from (f"{', '.join(dict.fromkeys(of))}: {note}" for note, of in named.items())
     yield from by_chance(found)
 
 

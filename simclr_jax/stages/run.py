@@ -13,7 +13,7 @@ from ml_collections import ConfigDict
 
 from simclr_jax import fields, files, parallel, processes
 from simclr_jax.data import sources
-from simclr_jax.data.sources import Source
+from simclr_jax.data.sources import Opened, Source
 from simclr_jax.stages import (
     distill,
     finetune,
@@ -49,7 +49,7 @@ CHANCES: dict[str, Callable[[ConfigDict, Source], float]] = {
     "distill": distill.chance,
 }
 # In `config.json`, where there is anything to say and the run is not too old for it.
-BESIDE = (heritage.KEY, heritage.NOTES, "chance")
+BESIDE = (heritage.KEY, heritage.NOTES, "chance", teacher.SEVERAL)
 
 
 def said_beside(ready: Prepared, before: Mapping[str, Any] | None) -> dict[str, Any]:
@@ -62,6 +62,8 @@ def said_beside(ready: Prepared, before: Mapping[str, Any] | None) -> dict[str, 
     found: dict[str, Any] = {heritage.KEY: msgspec.to_builtins(ready.trained_on)}
     if ready.notes:
         found[heritage.NOTES] = list(ready.notes)
+    if ready.config.stage == "finetune" and ready.train.multi_label:
+        found[teacher.SEVERAL] = True
     chance = CHANCES.get(ready.config.stage)
     return found | ({"chance": chance(ready.config, ready.train)} if chance else {})
 
@@ -72,6 +74,7 @@ def run(
     resume: str = "auto",
     profile_steps: str = "",
     by: Callable[..., loop.Result] | None = None,
+    open_all: Callable[..., Opened] = sources.open_all,
 ) -> int:
     """Train by a recipe, then say what was learned.
 
@@ -81,6 +84,7 @@ def run(
       resume: see `train.workdir.open_workdir`.
       profile_steps: `a:b` writes a trace of these steps to `workdir/profile`.
       by: what trains in the place of `train.loop.train`, to measure it.
+      open_all: what opens the images, where they are not all of the splits that the recipe names.
 
     Returns:
       0 when the run is complete; 75 (ask me again) when SIGTERM stopped it, 130 when Ctrl-C did.
@@ -94,7 +98,7 @@ def run(
     workdir = files.expand_home(workdir)
     kept = epath.Path(workdir) / "index"
     before = processes.on_first(lambda: recipe_before(workdir))  # what all see, sooner or later
-    ready = prepare(config, mesh.size, kept if before else None, before)
+    ready = prepare(config, mesh.size, kept if before else None, before, open_all)
     config, timetable, train, test = ready.config, ready.timetable, ready.train, ready.test
     pin(config, before)
     if config.stage == "distill":
