@@ -16,7 +16,7 @@ SIDE = 160  # pixels of a thumbnail's longer side, at most
 SMALL = 64  # pixels: up to here, images are kept as they are and shown with their pixels
 PNG = b"\x89PNG"
 FOLDED, UNFOLDED = 240, 160  # images: with more than the first, about the second are shown at once
-LONGEST = 26  # characters of a name that are shown below its image
+LONGEST = 22  # characters of a name that are shown below its image
 
 
 @dataclasses.dataclass(frozen=True)
