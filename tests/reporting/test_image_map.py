@@ -57,12 +57,13 @@ def test_pictures_are_spread_over_the_map():
     assert len(image_map.spread(np.zeros((5, 2)))) == 1
 
 
-def test_each_picture_is_that_of_its_place():
+def test_each_picture_is_that_of_its_place(monkeypatch):
     """Pixels tell the image: of held-out images first, then of the rows of the bank."""
-    held, bank = features(0, 40), features(40, 60)
+    monkeypatch.setattr(image_map, "MOST", 100)
+    held, bank = features(0, 40), features(40, 150)
     _, _, rows = image_map.joined(held, bank)
     points = np.random.default_rng(0).normal(size=(100, 2))
-    found = image_map.pictures(points, held, bank, rows, (images(0, 40), images(40, 60)))
+    found = image_map.pictures(points, held, bank, rows, (images(0, 40), images(40, 150)))
     assert {place >= 40 for place, _ in found} == {True, False}
     for place, pixels in found:
         number = place if place < 40 else 40 + rows[place - 40]
