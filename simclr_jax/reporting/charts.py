@@ -15,6 +15,7 @@ from simclr_jax.reporting.style import COLOURS
 MOST_POINTS = 240  # on a line; more are averaged, and a band shows their range
 MOST_DOTS = 30  # a line of fewer points shows each
 FLAT = 0.02  # of a value: changes below this fill no chart
+LEAST_SHARE = 1e-3  # that a chart of shares spans: finer ones would need long numbers
 SHAPES = 4  # marks of a map: with the colours they tell MOST_GROUPS apart
 MOST_GROUPS = 2 * COLOURS * SHAPES // 2
 MAP_SIDE = 520
@@ -57,6 +58,7 @@ def line_chart(
     low, high = axes.span([*(s.y for s in series), *marked], least=FLAT)
     if percent:
         low, high = max(low, 0.0), min(high, 1.0)
+        high = max(high, min(low + LEAST_SHARE, 1.0))
     last = max([until, *(float(s.x[-1]) for s in series)])
     x, y = axes.x_axis(0.0, last or 1.0), axes.y_axis(low, high, percent)
     parts: list[object] = [axes.frame(x, x_label, y)]

@@ -217,7 +217,12 @@ def confusion(name: str, found: Examined) -> Html:
     counts = judged.counts
     accuracy = np.trace(counts) / max(1, counts.sum())
     parts: list[object] = [_heading(name)]
-    said = f"Of {judged.what}: {accuracy:.1%} of {counts.sum():,} images are right."
+    each = counts.sum(axis=1)
+    said = (
+        f"Of {judged.what}: {accuracy:.1%} of {counts.sum():,} images are right. Always to guess "
+        f"{judged.names[int(each.argmax())]}, the commonest of them, is right in "
+        f"{each.max() / max(1, each.sum()):.1%}."
+    )
     parts.append(paragraph(said))
     if len(judged.names) <= MOST_CELLS:
         drawn = charts.heat_map(counts, judged.names, f"Confusion matrix of {judged.what}")
