@@ -29,7 +29,7 @@ DOORS = tuple(command.DOORS.values())
 PATHS = {
     "main": ("workdir", "data"),
     "linear_probe": ("checkpoint", "data", "data_dir", "labels", "cache"),
-    "transfer": ("checkpoint", "data", "data_dir", "cache"),
+    "transfer": ("checkpoint", "data", "data_dir", "cache", "workdir"),
     "embed": ("checkpoint", "out", "data", "data_dir", "cache"),
     "search": ("embeddings", "query", "out", "images", "checkpoint"),
     "report": ("checkpoint", "out"),
@@ -53,7 +53,12 @@ NUMBERS = {
         "seed": ("4294967295", "4294967296"),
         "max_bad_fraction": ("1", "1.01"),
     },
-    "transfer": {"seed": ("0", "4294967296"), "max_bad_fraction": ("0", "1.01")},
+    "transfer": {
+        "seed": ("0", "4294967296"),
+        "max_bad_fraction": ("0", "1.01"),
+        "finetune_steps": ("1", "0"),
+        "finetune_batch_size": ("1", "0"),
+    },
     "embed": {},
     "search": {"k": ("1", "0"), "duplicates": ("1", "0"), "seed": ("7", "-1")},
     "report": {},
@@ -70,7 +75,7 @@ TEXT = {
     "linear_probe": (
         *("split", "eval_split", "validation_split", "solver", "tap", "name", "knn", "sgd_rates"),
     ),
-    "transfer": ("sets",),
+    "transfer": ("sets", "protocol", "finetune_rates", "finetune_decays"),
     "embed": ("split", "tap"),
     "search": (),
     "report": (),

@@ -21,7 +21,7 @@ import jax
 from etils import epath
 from ml_collections import ConfigDict
 
-from simclr_jax import documents, files, tables
+from simclr_jax import documents, files, records, tables
 from simclr_jax.data.sources import Opened
 from simclr_jax.errors import Diverged, UserError, choose
 from simclr_jax.judging import (
@@ -232,17 +232,13 @@ class Sweep:
             which = f"{self.name}  run {number} of {len(self.grid.pairs)}"
             if path.name not in done:
                 say(f"sweep     {which}: rate {rate:g}, decay {decay:g}")
+                score: float | None = None
                 try:
-                    if code := runs.run(
-                        self.settled(rate, decay, False),
-                        str(path),
-                        open_all=self.opener(False),
-                    ):
+                    if not _thinned(path) and (code := self._run(path, rate, decay)):
                         return code
-                    score: float | None = self._score(path)
+                    score = self._score(path)
                 except Diverged as error:
                     say(f"note      {which}: {error}")
-                    score = None
                 done = {**done, path.name: score}
                 self._write(done)
             _thin(path)
@@ -250,8 +246,14 @@ class Sweep:
             say(line)
         rate, decay = self.best(done)
         say(f"sweep     {self.name}  final run: rate {rate:g}, decay {decay:g}")
-        config = self.settled(rate, decay, True)
-        return runs.run(config, str(self.final(rate, decay)), open_all=self.opener(True))
+        return self._run(self.final(rate, decay), rate, decay, final=True)
+
+    def _run(self, path: epath.Path, rate: float, decay: float, final: bool = False) -> int:
+        """Make a run, or what is left of it; return its exit code."""
+        config = self.settled(rate, decay, final)
+        if (begun := stored.of_run(path)) is not None:  # before the run it is from was moved
+            config.init.run = records.recipe(begun).init.run
+        return runs.run(config, str(path), open_all=self.opener(final))
 
     def final(self, rate: float, decay: float) -> epath.Path:
         """Return the directory of the final run: of a larger grid it may be another one."""
@@ -307,6 +309,12 @@ class Sweep:
         ]
         notes = [f"note      {self.name}: the best has {edge} of the grid" for edge in edges]
         return ["", *found, *notes, ""]
+
+
+def _thinned(path: epath.Path) -> bool:
+    """Tell whether a run was done, and its ledger has been removed since."""
+    scored = path / "results" / results.SUMMARY
+    return scored.exists() and not (path / stored.CHECKPOINTS).exists()
 
 
 def _thin(path: epath.Path) -> None:

@@ -167,6 +167,24 @@ def test_killed_anywhere_and_given_again_it_ends_as_straight(straight, data, tmp
         np.testing.assert_array_equal(one.leaves[name], leaf, err_msg=name)
 
 
+def test_a_ledger_that_is_gone_is_made_again_from_the_runs(straight, data, tmp_path, monkeypatch):
+    workdir = tmp_path / "run"
+    shutil.copytree(straight[0], workdir)
+    (path,) = workdir.glob("transfer/*/sweep.json")
+    path.unlink()
+    real, calls = runs.run, []
+
+    def counted(config, path, **how):
+        calls.append(path)
+        return real(config, path, **how)
+
+    monkeypatch.setattr(transfer_finetune.runs, "run", counted)
+    assert sweep(workdir, data)[0] == 0
+    assert len(calls) == 1 and "/final-" in calls[0]  # which says once more what it has found
+    assert ledger(workdir) == ledger(straight[0])
+    assert content(workdir)[0]["scores"] == content(straight[0])[0]["scores"]
+
+
 def test_a_run_that_diverges_is_left_aside_and_a_stop_is_handed_on(
     straight, data, tmp_path, monkeypatch
 ):
