@@ -121,12 +121,14 @@ def _numbers(flag: str, usual: tuple[float, ...], zero: bool = False) -> tuple[f
     """
     if FLAGS[flag].value is None:
         return usual
-    found = {
-        errors.number(f"--{flag}", text, above=-5e-324 if zero else 0) for text in FLAGS[flag].value
-    }
+    found = [errors.number(f"--{flag}", text) for text in FLAGS[flag].value]
     if not found:
         raise errors.UserError(f"--{flag} is empty: give numbers with commas between them")
-    return tuple(sorted(found))
+    least = min(found)
+    if least < 0 or (least == 0 and not zero):
+        limit = "0 or more" if zero else "above 0"
+        raise errors.UserError(f"--{flag} has {least:g}: give numbers {limit}")
+    return tuple(sorted({*found}))
 
 
 if __name__ == "__main__":
