@@ -22,9 +22,9 @@ def joined(held: Features, bank: Features) -> tuple[np.ndarray, np.ndarray | Non
     count = min(max(0, MOST - len(held)), len(bank))
     rows = np.sort(order.examples(0, np.arange(count), len(bank))) if count else np.zeros(0, int)
     x = np.concatenate([held.x, bank.x[rows]])
-    known = held.labels is not None and bank.labels is not None
-    labels = np.concatenate([held.labels, bank.labels[rows]]) if known else None
-    return x, labels, rows
+    if held.labels is None or bank.labels is None:
+        return x, None, rows
+    return x, np.concatenate([held.labels, bank.labels[rows]]), rows
 
 
 def spread(points: np.ndarray, cells: int = CELLS) -> np.ndarray:

@@ -8,6 +8,7 @@ question of its own.
 from __future__ import annotations
 
 import functools
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
@@ -62,7 +63,9 @@ def make_stage(config: ConfigDict, timetable: Timetable, inputs: Inputs, mesh: M
     make_views = views.view_maker(config)
     # Of several labels an image, sources do not hand over those of an example beside its pixels.
     several = jnp.asarray(inputs.train.labels) if inputs.train.multi_label else None
-    lossy = cross_entropy if several is None else binary_cross_entropy
+    loss_of: Callable[..., tuple[jax.Array, jax.Array]] = cross_entropy
+    if several is not None:
+        loss_of = binary_cross_entropy
 
     def forward(
         params: Params, batch_stats: Stats, extra: Extra, batch: Batch, step: jax.Array
@@ -76,7 +79,7 @@ def make_stage(config: ConfigDict, timetable: Timetable, inputs: Inputs, mesh: M
         outputs: Outputs, extra: Extra, step: jax.Array, axis_name: str
     ) -> tuple[jax.Array, Metrics]:
         logits, label = outputs["logits"], outputs["label"]
-        loss, accuracy = lossy(logits, label, axis_name=axis_name)
+        loss, accuracy = loss_of(logits, label, axis_name=axis_name)
         return loss, {"loss": loss, "train_accuracy": accuracy}
 
     accuracy = Accuracy(config, network, inputs, mesh)
