@@ -42,6 +42,10 @@ class Unreachable(UserError):
     code = os.EX_TEMPFAIL
 
 
+class Diverged(UserError):
+    """Training has left the finite numbers: the rate is too high."""
+
+
 class BadFile(UserError):
     """A file is at fault itself, by what it is or what it holds.
 

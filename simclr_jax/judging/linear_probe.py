@@ -281,6 +281,7 @@ def _scored(
     result = {
         "name": name,
         "solver": solver,
+        "variant": outcome.name,
         "tap": task.tap,
         "checkpoint": {"run": encoder.run, "step": encoder.step, "weights": encoder.fingerprint},
         "data": _about_data(data, task, outcome.roles),

@@ -89,6 +89,7 @@ class Result(TypedDict):
     name: str
     scores: dict[str, Score]
     solver: NotRequired[str]
+    variant: NotRequired[str]
     tap: NotRequired[str]
     checkpoint: NotRequired[Weights]
     data: NotRequired[Judged]
@@ -119,7 +120,8 @@ def write(workdir: epath.PathLike, result: Mapping[str, Any], arrays: Mapping[st
 
     Args:
       workdir: of the run that was judged.
-      result: `name`, `solver`, `tap`, `checkpoint`, `data`, `protocol`, `scores` and `seed`.
+      result: `name`, `solver`, `variant` (which names its settings too), `tap`, `checkpoint`,
+        `data`, `protocol`, `scores` and `seed`.
       arrays: `labels`, `examples`, and `predictions` `[m]` or `scores` `[m, classes]`.
 
     Raises:

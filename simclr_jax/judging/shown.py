@@ -6,6 +6,7 @@ What is judged; then a table with what guessing would give, notes and comparison
 from __future__ import annotations
 
 import dataclasses
+import textwrap
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -21,6 +22,7 @@ from simclr_jax.stages.encoder import Encoder
 from simclr_jax.unlabelled import counted
 
 LABEL = 30  # letters of the first column of a grid
+UNTRAINED = " untrained"  # ends what `Encoder.untrained` calls a run
 MAIN = ("top-1", "mAP")  # of these the one there is, is compared with guessing
 
 
@@ -88,8 +90,10 @@ def who_counts(fit: np.ndarray, score: np.ndarray, data: Data, learn: bool, say:
 
 
 def table(found: Sequence[Scored]) -> list[str]:
-    """Show scores in per cent and their intervals: a row for each result, and one for guessing."""
-    several = len({one.encoder.run for one in found}) > 1
+    """Show scores in per cent and their intervals: a row for each result, and one for guessing.
+
+    What is the same in all rows of a table stands above it.
+    """
     groups: dict[str, list[Scored]] = {}
     for one in found:
         kind = one.result["solver"]
@@ -97,15 +101,36 @@ def table(found: Sequence[Scored]) -> list[str]:
     lines = []
     for group in groups.values():
         names = list(dict.fromkeys(name for one in group for name in one.result["scores"]))
-        rows = []
-        for one in group:
-            name, scored = one.result["name"], one.result["scores"]
-            name = f"{one.encoder.run}  {name}" if several else name
-            rows.append((name, *(_percent(scored.get(n)) for n in names)))
+        facts = [_facts(one) for one in group]
+        if not any(one.encoder.run.endswith(UNTRAINED) for one in group):
+            facts = [{word: fact[word] for word in fact if word != "weights"} for fact in facts]
+        words = list(dict.fromkeys(word for fact in facts for word in fact))
+        rows = [[fact.get(word, "") for word in words] for fact in facts]
+        said, words, rows, _ = tables.common(words, rows, len(words))
+        if said:
+            said = textwrap.fill(said, tables.WIDTH, break_on_hyphens=False)
+        for row, one in zip(rows, group, strict=True):
+            row += [_percent(one.result["scores"].get(name)) for name in names]
         for name, scored in levels([one.result for one in group]).items():
-            rows.append((name, *(_percent(scored.get(n)) for n in names)))
-        lines += ["", tables.table(("%", *names), rows)]
-    return [*lines, "in brackets: 95 % bootstrap interval over the images scored on", ""]
+            blank = [""] * (len(words) - 1)
+            rows.append([name, *blank, *(_percent(scored.get(n)) for n in names)])
+        lines += ["", *([said] if said else []), tables.table((*words, *names), rows, len(words))]
+    return [*lines, "in %; in brackets: 95 % bootstrap interval over the images scored on", ""]
+
+
+def _facts(one: Scored) -> dict[str, str]:
+    """Return what tells a row from others, the coarsest first."""
+    r = one.result
+    run = one.encoder.run.removesuffix(UNTRAINED)
+    learned = r.get("protocol", {}).get("labels used", "none")
+    return {
+        "run": run,
+        "weights": "trained" if run == one.encoder.run else "untrained",
+        "data": r.get("data", {}).get("name", ""),
+        "solver": r.get("variant", r["solver"]),
+        "tap": r["tap"],
+        "labels": learned.partition(", crc32")[0],
+    }
 
 
 def grid(found: Sequence[Scored]) -> list[str]:
@@ -158,8 +183,11 @@ def levels(results: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, Any]]:
 
 def notes(found: Sequence[Scored]) -> Iterator[str]:
     """Yield what must be said of results: settings that could not be kept, scores by chance."""
+    named: dict[str, list[str]] = {}
     for one in found:
-        yield from (f"{one.result['name']}: {note}" for note in one.result.get("notes", ()))
+        for note in one.result.get("notes", ()):
+            named.setdefault(note, []).append(one.result["name"])
+    yield from (f"{', '.join(dict.fromkeys(of))}: {note}" for note, of in named.items())
     yield from by_chance(found)
 
 

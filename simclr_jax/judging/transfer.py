@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import textwrap
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from etils import epath
+from ml_collections import ConfigDict
 
 from simclr_jax import tables
 from simclr_jax.data.sources import Unseen, trained
 from simclr_jax.errors import UserError, choose
+from simclr_jax.evaluate import chance
 from simclr_jax.judging import datasets, linear_probe, naming, results, shown, transfer_sets
 from simclr_jax.judging.datasets import Data, Wanted
 from simclr_jax.judging.feature_bank import Say, cache_of
@@ -36,6 +39,7 @@ class Target:
       published: scores of others on it, fractions, by method.
       notes: what a reader of the result must know.
       beyond: what tells the data from others of the name, see `naming.of_data`.
+      recipe: `config.data` of it, as far as a recipe can say which images these are.
     """
 
     data: Data
@@ -43,6 +47,7 @@ class Target:
     published: Mapping[str, float] = dataclasses.field(default_factory=dict)
     notes: Sequence[str] = ()
     beyond: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    recipe: ConfigDict | None = None
 
 
 def run(
@@ -83,8 +88,33 @@ def run(
     p = encoder.preprocessing
     say(f"run       {encoder.run}")
     say(f"images    short side to {p.size} pixels (grid {p.grid}), central crop, no augmentation")
-    say("note      linear evaluation; fine-tuning, the protocol's other half, is a later stage")
+    say("note      linear evaluation; --protocol=finetune is the protocol's other half")
+    targets, left_out = open_targets(read, data_dir, sets, others, seen, say)
+    kept = cache_of(read.workdir, cache)
+    tail = naming.of_weights(read, checkpoint)
+    judge = functools.partial(_judge, encoder, read.workdir, kept, seed, tail, say)
+    work = {name: functools.partial(judge, name, target) for name, target in targets.items()}
+    found, failed = attempt(work, say)
+    check_some(found, left_out | failed)
+    for line in shown.table([*found.values()]):
+        say(line)
+    for line in shown.by_chance([*found.values()]):
+        say(f"note      {line}")
+    for line in beside_published(found, targets):
+        say(line)
+    names = ", ".join(f"{one.result['name']}.json" for one in found.values())
+    say(f"written   {read.workdir}/results: {names}")
 
+
+def open_targets(
+    read: saved.Saved,
+    data_dir: str,
+    sets: Sequence[str],
+    others: Sequence[str],
+    seen: bool,
+    say: Say,
+) -> tuple[dict[str, Target], dict[str, str]]:
+    """Open data sets, see `run`; return them, and why others could not be, both by name."""
     unseen = Unseen(heritage.of_record(read.record, read.workdir), REMEDY, seen)
     ways: dict[str, Callable[[], Target]] = {
         one.name: functools.partial(_open, one, data_dir, unseen)
@@ -95,23 +125,14 @@ def run(
         other = _open_other(read, data, data_dir, seen)
         name = f"{other.data.slug}-{naming.tag(other.beyond)}"  # others may be called so, too
         ways[name] = functools.partial(_same, other)
-    targets, left_out = _attempt(ways, say)
-    kept = cache_of(read.workdir, cache)
-    tail = naming.of_weights(read, checkpoint)
-    judge = functools.partial(_judge, encoder, read.workdir, kept, seed, tail, say)
-    work = {name: functools.partial(judge, name, target) for name, target in targets.items()}
-    found, failed = _attempt(work, say)
+    return attempt(ways, say)
+
+
+def check_some(found: Mapping[str, Any], failed: Mapping[str, str]) -> None:
+    """Raise `UserError` if none of the data sets could be evaluated."""
     if not found:
-        name, why = next(iter((left_out | failed).items()))
-        raise UserError(f"none of {len(ways)} data set(s) could be evaluated; {name}: {why}")
-    for line in shown.table([*found.values()]):
-        say(line)
-    for line in shown.by_chance([*found.values()]):
-        say(f"note      {line}")
-    for line in _beside_published(found, targets):
-        say(line)
-    names = ", ".join(f"{one.result['name']}.json" for one in found.values())
-    say(f"written   {read.workdir}/results: {names}")
+        name, why = next(iter(failed.items()))
+        raise UserError(f"none of {len(failed)} data set(s) could be evaluated; {name}: {why}")
 
 
 def _open(one: TransferSet, data_dir: str, unseen: Unseen) -> Target:
@@ -122,20 +143,22 @@ def _open(one: TransferSet, data_dir: str, unseen: Unseen) -> Target:
         names = ("25 of each class", "5 of each class", "the rest")
     splits = dict(zip(("fit", "choose", "score"), names, strict=True))
     data = Data(one.title, one.name, splits, opened.train, opened.validation, opened.test)
-    return Target(data, one.metric, transfer_sets.published(one), (*opened.notes, *said))
+    notes, recipe = (*opened.notes, *said), transfer_sets.recipe_data(one, data_dir)
+    return Target(data, one.metric, transfer_sets.published(one), notes, recipe=recipe)
 
 
 def _open_other(read: saved.Saved, data: str, data_dir: str, seen: bool) -> Target:
     wanted = Wanted(data, data_dir if data.startswith("tfds:") else "", seen=seen)
     opened = datasets.open_data(read.config, read.workdir, wanted)
-    return Target(opened, notes=opened.notes, beyond=naming.of_data(wanted, opened))
+    beyond, recipe = naming.of_data(wanted, opened), datasets.recipe_data(read.config, wanted)
+    return Target(opened, notes=opened.notes, beyond=beyond, recipe=recipe)
 
 
 def _same(target: Target) -> Target:
     return target
 
 
-def _attempt(
+def attempt(
     ways: Mapping[str, Callable[[], Any]], say: Say
 ) -> tuple[dict[str, Any], dict[str, str]]:
     """Call each way; return the results, and for those that failed the reason, which is printed."""
@@ -181,8 +204,10 @@ def _judge(
     return dataclasses.replace(one, result=result)
 
 
-def _beside_published(found: Mapping[str, Scored], targets: Mapping[str, Target]) -> list[str]:
-    """Show our scores among the published linear rows, with every row's mean rank."""
+def beside_published(
+    found: Mapping[str, Scored], targets: Mapping[str, Target], how: str = "linear evaluation"
+) -> list[str]:
+    """Show our scores among the published rows, with every row's mean rank."""
     ours, scores = "this encoder", {}
     for name, one in found.items():
         if targets[name].published:
@@ -195,9 +220,17 @@ def _beside_published(found: Mapping[str, Scored], targets: Mapping[str, Target]
         (method, *(f"{100 * scores[name][method]:.1f}" for name in scores), f"{rank:.1f}")
         for method, rank in ranks.items()
     ]
+    guesses = [
+        found[name].result["level"]["scores"][targets[name].metric]["value"] for name in scores
+    ]
+    rows.append((chance.COMMONEST, *(f"{100 * guess:.1f}" for guess in guesses), "-"))
     used = dict.fromkeys(targets[name].metric for name in scores)
     metrics = [
-        f"{metric} on {', '.join(name for name in scores if targets[name].metric == metric)}"
+        textwrap.fill(
+            f"{metric} on {', '.join(name for name in scores if targets[name].metric == metric)}",
+            tables.WIDTH,
+            subsequent_indent="  ",
+        )
         for metric in used
     ]
     places: dict[str, list[str]] = {}
@@ -205,10 +238,15 @@ def _beside_published(found: Mapping[str, Scored], targets: Mapping[str, Target]
         places.setdefault(transfer_sets.SOURCES[method], []).append(method)
     header = [f"{name}*" if targets[name].notes else name for name in scores]
     return [
-        tables.table(("linear evaluation, %", *header, "mean rank"), rows),
-        "; ".join(metrics),
+        tables.table((f"{how}, %", *header, "mean rank"), rows),
+        *metrics,
         *(["* not as published: see its notes"] if any(h.endswith("*") for h in header) else []),
-        "published: ResNet-50 (4x: four times as wide), pretrained on ImageNet at 224 pixels",
-        *(f"  {', '.join(methods)}: {place}" for place, methods in places.items()),
+        "published: ResNet-50 (4x: four times as wide), from ImageNet at 224 pixels",
+        *(
+            textwrap.fill(
+                f"  {', '.join(methods)}: {place}", tables.WIDTH, subsequent_indent="    "
+            )
+            for place, methods in places.items()
+        ),
         "",
     ]

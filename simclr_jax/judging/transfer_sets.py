@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
+from ml_collections import ConfigDict
 
 from simclr_jax import files, recipes
 from simclr_jax.data import order, sources
@@ -190,7 +191,12 @@ def open_set(one: TransferSet, data_dir: str) -> Opened:
     return Opened(parts[0], parts[1], parts[2], _notes(one, parts))
 
 
-def _splits(one: TransferSet, data_dir: str) -> Mapping[str, Callable[[], Source]]:
+def recipe_data(one: TransferSet, data_dir: str) -> ConfigDict:
+    """Return `config.data` of a data set; its validation images are none of that.
+
+    Raises:
+      UserError: if there is no directory of one that TFDS has not.
+    """
     data = recipes.base().data
     path = files.expand_home(data_dir)
     if one.tfds:
@@ -202,6 +208,11 @@ def _splits(one: TransferSet, data_dir: str) -> Mapping[str, Callable[[], Source
             raise UserError(f"{place} is no directory: lay the images out as {place}/{LAYOUT}")
         data.update({"source": "folder", "path": str(place)})
     data.update({"split": splits[0], "eval_split": splits[1], "layout": "splits"})
+    return data
+
+
+def _splits(one: TransferSet, data_dir: str) -> Mapping[str, Callable[[], Source]]:
+    data = recipe_data(one, data_dir)
     return sources.OPENERS[data.source](data, None)
 
 

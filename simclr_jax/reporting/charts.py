@@ -9,15 +9,17 @@ import numpy as np
 
 from simclr_jax.reporting import axes
 from simclr_jax.reporting.axes import line, svg, text
-from simclr_jax.reporting.page import Html, element, join, markup
+from simclr_jax.reporting.page import Html, element, join, markup, picture_data
 from simclr_jax.reporting.style import COLOURS
 
 MOST_POINTS = 240  # on a line; more are averaged, and a band shows their range
 MOST_DOTS = 30  # a line of fewer points shows each
 FLAT = 0.02  # of a value: changes below this fill no chart
+LEAST_SHARE = 1e-3  # that a chart of shares spans: finer ones would need long numbers
 SHAPES = 4  # marks of a map: with the colours they tell MOST_GROUPS apart
 MOST_GROUPS = 2 * COLOURS * SHAPES // 2
 MAP_SIDE = 520
+PICTURE = 42  # side of a picture on a map
 LETTER, LINE = 8.5, 15.0  # about the size of a letter of a map's words
 NEAR = 10  # neighbours by whose distance the thickest place of a group is found
 CELL = 34  # side of a cell of the confusion matrix
@@ -58,6 +60,7 @@ def line_chart(
     low, high = axes.span([*(s.y for s in series), *marked], least=FLAT)
     if percent:
         low, high = max(low, 0.0), min(high, 1.0)
+        high = max(high, min(low + LEAST_SHARE, 1.0))
     last = max([until, *(float(s.x[-1]) for s in series)])
     x, y = axes.x_axis(0.0, last or 1.0), axes.y_axis(low, high, percent)
     parts: list[object] = [axes.frame(x, x_label, y)]
@@ -152,12 +155,7 @@ def scatter_map(points: np.ndarray, groups: np.ndarray, names: Sequence[str], ab
       names: of the groups, at most MOST_GROUPS.
       about: what the map shows, for those who hear it.
     """
-    low, high = points.min(axis=0), points.max(axis=0)
-    # One scale for both directions: distances mean the same up and across.
-    scale = (MAP_SIDE - 24) / max(float((high - low).max()), 1e-12)
-    places = 12 + (points - low) * scale
-    width, height = 24 + (high - low) * scale
-    places[:, 1] = height - places[:, 1]
+    places, width, height = _placed(points, 12)
     parts: list[object] = []
     for group in range(-1, len(names)):
         marks = "".join(f"M{a:.1f},{b:.1f}{mark(group)}" for a, b in places[groups == group])
@@ -169,6 +167,33 @@ def scatter_map(points: np.ndarray, groups: np.ndarray, names: Sequence[str], ab
     for i, (a, b) in zip(there, spots, strict=True):
         parts.append(text(round(a, 1), round(b + 5, 1), names[i], "middle", "map-label"))
     return svg(round(width), round(height), about, *parts)
+
+
+def picture_map(points: np.ndarray, pictures: Sequence[tuple[int, bytes]], about: str) -> Html:
+    """Draw pictures in the places of some points of a map `[n, 2]`, the others as dots.
+
+    `pictures` has rows of points, and PNG or JPEG.
+    """
+    places, width, height = _placed(points, PICTURE // 2)
+    dots = "".join(f"M{a:.1f},{b:.1f}{mark(-1)}" for a, b in places)
+    parts: list[object] = [Html(f'<path class="rest" fill-opacity=".8" d="{dots}"/>')]
+    for row, content in pictures:
+        a, b = places[row] - PICTURE / 2
+        data = picture_data(content)
+        box = f'x="{a:.1f}" y="{b:.1f}" width="{PICTURE}" height="{PICTURE}"'
+        parts.append(Html(f'<image {box} href="{data}"/>'))
+    return svg(round(width), round(height), about, *parts)
+
+
+def _placed(points: np.ndarray, margin: int) -> tuple[np.ndarray, float, float]:
+    """Return places within a map `[n, 2]`, from its upper left corner, and its width and height."""
+    low, high = points.min(axis=0), points.max(axis=0)
+    # One scale for both directions: distances mean the same up and across.
+    scale = (MAP_SIDE - 2 * margin) / max(float((high - low).max()), 1e-12)
+    places = margin + (points - low) * scale
+    width, height = 2 * margin + (high - low) * scale
+    places[:, 1] = height - places[:, 1]
+    return places, width, height
 
 
 def mark(group: int) -> str:

@@ -24,6 +24,7 @@ from simclr_jax.reporting.page import (
 from simclr_jax.reporting.sheet import PNG, thumbnail
 
 MOST_CELLS = 30  # classes of a confusion matrix that can be read
+MAPPED = 64  # pixels of the longer side of a picture on a map
 WORST = 10  # classes, or errors, in a table
 
 
@@ -75,7 +76,7 @@ class Examined:
       checkpoint: `WORKDIR@STEP`.
       images: what the images are and how many, in words.
       pairs: by tap.
-      points: `[m, 2]`, a map of held-out images, or None where there are too few.
+      points: `[m, 2]`, a map of images, or None where there are too few.
       method: how it was drawn, in words.
       labels: int `[m]`, of these images, -1 for unknown; None without labels, or where an image may
         have several.
@@ -84,6 +85,8 @@ class Examined:
       judged: predictions, or None without labels, or of `many` classes.
       several: an image may have several labels.
       many: there are too many classes for a matrix of all.
+      learned: so many of the last points are of training images, the others of held-out ones.
+      pictures: some images on the map, by the rows of their points.
     """
 
     checkpoint: str
@@ -97,6 +100,8 @@ class Examined:
     judged: Judged | None
     several: bool = False
     many: bool = False
+    learned: int = 0
+    pictures: Sequence[tuple[int, np.ndarray]] = ()
 
 
 def geometry(name: str, found: Examined) -> Html:
@@ -144,10 +149,19 @@ def embedding_map(name: str, found: Examined) -> Html:
         return join([_heading(name), paragraph("There are too few images for a map.")])
     groups, names, note = _groups(found, len(found.points))
     about = f"Map of {len(found.points)} embeddings, {found.method}"
-    drawn = charts.scatter_map(found.points, groups, names, about)
     legend = charts.legend(names, marks=True) if names else ""
-    said = f"{len(found.points):,} held-out images. {found.method}{note}"
-    return figure(name, drawn, said, legend)
+    learned = f" and {found.learned:,} training" if found.learned else ""
+    said = f"{len(found.points) - found.learned:,} held-out{learned} images. {found.method}{note}"
+    dots = charts.scatter_map(found.points, groups, names, about)
+    if not found.pictures:
+        return figure(name, dots, said, legend)
+    some = [(row, thumbnail(pixels, MAPPED)) for row, pixels in found.pictures]
+    about = f"Pictures of {len(some)} of {len(found.points)} images where their embeddings lie"
+    shown = charts.picture_map(found.points, some, about)
+    if not names:  # dots of one colour say less than pictures do
+        return figure(name, shown, f"{len(some)} of {said}")
+    more = figure("", shown, f"The same map: {len(some)} of these images.")
+    return join([figure(name, dots, said, legend), more])
 
 
 def _groups(found: Examined, images: int) -> tuple[np.ndarray, list[str], str]:
@@ -203,7 +217,12 @@ def confusion(name: str, found: Examined) -> Html:
     counts = judged.counts
     accuracy = np.trace(counts) / max(1, counts.sum())
     parts: list[object] = [_heading(name)]
-    said = f"Of {judged.what}: {accuracy:.1%} of {counts.sum():,} images are right."
+    each = counts.sum(axis=1)
+    said = (
+        f"Of {judged.what}: {accuracy:.1%} of {counts.sum():,} images are right. Always to guess "
+        f"{judged.names[int(each.argmax())]}, the commonest of them, is right in "
+        f"{each.max() / max(1, each.sum()):.1%}."
+    )
     parts.append(paragraph(said))
     if len(judged.names) <= MOST_CELLS:
         drawn = charts.heat_map(counts, judged.names, f"Confusion matrix of {judged.what}")

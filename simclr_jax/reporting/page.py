@@ -118,7 +118,11 @@ def details(summary: object, *parts: object) -> Html:
 
 def picture(content: bytes, alt: str, kind: str = "") -> Html:
     """Return a PNG or JPEG within the page; `kind` is a class of the style sheet."""
-    form = "png" if content.startswith(b"\x89PNG") else "jpeg"
-    data = base64.b64encode(content).decode()
     described = f'alt="{_text(alt)}" class="{kind}"' if kind else f'alt="{_text(alt)}"'
-    return Html(f'<img {described} src="data:image/{form};base64,{data}">')
+    return Html(f'<img {described} src="{picture_data(content)}">')
+
+
+def picture_data(content: bytes) -> str:
+    """Return a PNG or JPEG as an address that holds it."""
+    form = "png" if content.startswith(b"\x89PNG") else "jpeg"
+    return f"data:image/{form};base64,{base64.b64encode(content).decode()}"

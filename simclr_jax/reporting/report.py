@@ -25,6 +25,7 @@ from simclr_jax.losses.unit import l2_normalize
 from simclr_jax.reporting import (
     embedding_sections,
     findings,
+    image_map,
     page,
     record,
     run_sections,
@@ -41,7 +42,7 @@ from simclr_jax.stages.views import pair, view_maker
 from simclr_jax.train import saved
 from simclr_jax.unlabelled import counted
 
-HELD_OUT = 2000  # images, at most, on the map and in the confusion matrix
+HELD_OUT = 2000  # images, at most, in the confusion matrix, and on the map
 BANK = 10_000  # training images, at most, among which neighbours are looked for
 ROWS, NEAREST = 10, 8  # of the sheet of neighbours
 FEW = 50  # images: fewer make no t-SNE, and their geometry says nothing of collapse
@@ -127,8 +128,9 @@ def _measured(one: Record, say: Say) -> Examined:
     queries, bank = (
         extract(encoder, source, ("h",), cache, say)["h"] for source in (held, learned)
     )
-    with alive.during(f"making the map of {len(queries)} images", say):
-        points, method = project(queries.x)
+    x, labels, rows = image_map.joined(queries, bank)
+    with alive.during(f"making the map of {len(x)} images", say):
+        points, method = project(x)
     names = datasets.class_names(held)
     single = queries.labels is not None and queries.labels.ndim == 1
     many = len(names) > MOST_CLASSES
@@ -143,12 +145,16 @@ def _measured(one: Record, say: Say) -> Examined:
         pairs=measured,
         points=points,
         method=method,
-        labels=queries.labels if single else None,
+        labels=labels if single else None,
         class_names=names,
         neighbours=neighbours,
         judged=judged,
         several=queries.labels is not None and not single,
         many=many,
+        learned=len(rows),
+        pictures=[]
+        if points is None
+        else image_map.pictures(points, queries, bank, rows, (held, learned)),
     )
 
 

@@ -27,6 +27,7 @@ from simclr_jax.reporting.page import (
 )
 from simclr_jax.reporting.record import Record, flatten
 
+VIEWS = "augment.views."
 HIDDEN = ("epoch", "segment")  # metrics that say nothing a step does not
 
 
@@ -171,7 +172,7 @@ def recipe(records: Sequence[Record]) -> Section:
     known = [record for record in records if record.recipe]
     if not known:
         return section("Recipe", paragraph("There is no config.json in the run."))
-    folded = [_folded(record.recipe) for record in known]
+    folded = _folded([record.recipe for record in known])
     parts: list[object] = []
     fields = list(dict.fromkeys(field for fields in folded for field in fields))
     same = [f for f in fields if all(r.get(f, "") == folded[0].get(f, "") for r in folded)]
@@ -181,8 +182,8 @@ def recipe(records: Sequence[Record]) -> Section:
         parts += [element("h3", "What differs"), table(["", *(r.name for r in known)], rows)]
     elif len(known) > 1:
         parts.append(paragraph("The runs have the same recipe."))
-    defaults = _folded(flatten(recipes.base().to_dict()))
-    changed = [f for f in same if folded[0][f] != defaults.get(f)]
+    (defaults,) = _folded([flatten(recipes.base().to_dict())])
+    changed = [f for f in same if folded[0][f] != _default(f, defaults)]
     usual = [f for f in same if f not in changed]
     parts.append(element("h3", "What the recipe sets" + (" in all runs" if len(known) > 1 else "")))
     parts.append(_groups(folded[0], changed))
@@ -192,16 +193,39 @@ def recipe(records: Sequence[Record]) -> Section:
     return section("Recipe", *parts)
 
 
-def _folded(recipe: Mapping[str, Any]) -> dict[str, Any]:
-    """Write a field that is the same for both views once, as `augment.views.*`."""
-    found: dict[str, Any] = {}
-    for field, value in recipe.items():
-        other = field.replace(".first.", ".second.")
-        if other != field and recipe.get(other) == value:
-            found[field.replace(".first.", ".*.")] = value
-        elif field.replace(".second.", ".*.") not in found:
-            found[field] = value
-    return found
+def _folded(all_recipes: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """Write what is the same for all views of a recipe once, as `augment.views.*`.
+
+    Only where it is the same within each of the recipes, however many views each has: in a table of
+    several a row is then of the same thing.
+    """
+    each = [
+        [field[len(VIEWS) :].split(".", 1) for field in r if _of_view(field)] for r in all_recipes
+    ]
+    values: dict[str, list[set[str]]] = {}
+    for recipe, fields in zip(all_recipes, each, strict=True):
+        found: dict[str, set[str]] = {}
+        for view, name in fields:
+            found.setdefault(name, set()).add(repr(recipe[f"{VIEWS}{view}.{name}"]))
+        for name, told in found.items():
+            values.setdefault(name, []).append(told)
+    once = {name for name, told in values.items() if all(len(one) == 1 for one in told)}
+    return [{_once(field, once): value for field, value in r.items()} for r in all_recipes]
+
+
+def _of_view(field: str) -> bool:
+    return field.startswith(VIEWS) and "." in field[len(VIEWS) :]
+
+
+def _once(field: str, once: set[str]) -> str:
+    name = field[len(VIEWS) :].partition(".")[2] if _of_view(field) else ""
+    return f"{VIEWS}*.{name}" if name in once else field
+
+
+def _default(field: str, defaults: Mapping[str, Any]) -> Any:
+    """Return the default of a field, which may be that of all views."""
+    name = field[len(VIEWS) :].partition(".")[2] if _of_view(field) else ""
+    return defaults.get(field, defaults.get(f"{VIEWS}*.{name}"))
 
 
 def _groups(recipe: Mapping[str, Any], fields: Iterable[str]) -> Html:

@@ -15,14 +15,8 @@ from simclr_jax.reporting.page import Html
 SIDE = 160  # pixels of a thumbnail's longer side, at most
 SMALL = 64  # pixels: up to here, images are kept as they are and shown with their pixels
 PNG = b"\x89PNG"
-FOLDED, UNFOLDED = 60, 40  # rows: with more than the first, the second is shown at once
-LONGEST = 26  # characters of a name that are shown below its image
-# What a row compares with stands to the left; the others wrap, so that a page is never wider than
-# its window.
-ROW = "grid-template-columns:minmax(5rem,9rem) 1fr;min-width:0"
-OTHERS = "display:grid;gap:.5rem;grid-template-columns:repeat(auto-fill,minmax(6.2rem,1fr))"
-PAIR = "grid-template-columns:1fr 1fr;min-width:0"
-PAIRS = "display:grid;gap:.5rem 2rem;grid-template-columns:repeat(auto-fill,minmax(14rem,1fr))"
+FOLDED, UNFOLDED = 240, 160  # images: with more than the first, about the second are shown at once
+LONGEST = 22  # characters of a name that are shown below its image
 
 
 @dataclasses.dataclass(frozen=True)
@@ -63,37 +57,41 @@ def sheet(
     return page.page(title, header, parts)
 
 
-def thumbnail(pixels: np.ndarray) -> bytes:
-    """Shrink an image, uint8 `[h, w, 1 or 3]`, and encode it: JPEG, or PNG up to `SMALL`."""
+def thumbnail(pixels: np.ndarray, side: int = SIDE) -> bytes:
+    """Shrink an image, uint8 `[h, w, 1 or 3]`, and encode it: JPEG, or PNG up to `SMALL`.
+
+    `side` is that of the longer side at most, if the image has more than `SMALL` pixels there.
+    """
     image = Image.fromarray(np.ascontiguousarray(np.broadcast_to(pixels, (*pixels.shape[:2], 3))))
     buffer = io.BytesIO()
     if max(image.size) <= SMALL:
         image.save(buffer, "PNG")
     else:
-        image.thumbnail((SIDE, SIDE), Image.Resampling.LANCZOS)
+        image.thumbnail((side, side), Image.Resampling.LANCZOS)
         image.save(buffer, "JPEG", quality=85)
     return buffer.getvalue()
 
 
 def _rows(rows: Sequence[Sequence[Cell]]) -> Html:
     """Put rows below each other, and those of two images side by side; many are folded away."""
-    if len(rows) > FOLDED:
-        more = page.details(f"{len(rows) - UNFOLDED} more", _rows_all(rows[UNFOLDED:]))
-        return page.join((_rows_all(rows[:UNFOLDED]), more))
+    ends = np.cumsum([len(row) for row in rows])
+    if len(rows) and ends[-1] > FOLDED:
+        at_once = max(1, int(np.searchsorted(ends, UNFOLDED, side="right")))
+        more = page.details(f"{len(rows) - at_once} more", _rows_all(rows[at_once:]))
+        return page.join((_rows_all(rows[:at_once]), more))
     return _rows_all(rows)
 
 
 def _rows_all(rows: Sequence[Sequence[Cell]]) -> Html:
     if all(len(row) == 2 for row in rows):
-        pairs = (page.element("div", *map(_figure, row), class_="row", style=PAIR) for row in rows)
-        return page.element("div", *pairs, style=PAIRS)
+        pairs = (page.element("div", *map(_figure, row), class_="row pair") for row in rows)
+        return page.element("div", *pairs, class_="pairs")
     return page.join(
         page.element(
             "div",
             _figure(first),
-            page.element("div", *map(_figure, others), style=OTHERS),
-            class_="row",
-            style=ROW,
+            page.element("div", *map(_figure, others), class_="others"),
+            class_="row alike",
         )
         for first, *others in rows
     )

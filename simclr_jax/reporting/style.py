@@ -112,6 +112,27 @@ img.sheet { border: 1px solid var(--line); border-radius: 4px; background: #fff;
 .row b { font-weight: 600; color: var(--ink); }
 """
 
+# Of sheets of images. What a row compares with stands to the left, on a phone above; the others
+# wrap, so that a page is never wider than its window.
+_SHEETS = """
+.row.alike { grid-template-columns: minmax(5rem, 9rem) 1fr; min-width: 0; }
+.others { display: grid; gap: .5rem;
+  grid-template-columns: repeat(auto-fill, minmax(6.2rem, 1fr)); align-content: start; }
+.row.pair { grid-template-columns: 1fr 1fr; min-width: 0; }
+.row.pair > figure:first-child { padding-right: 0; border-right: 0; }
+.pairs { display: grid; gap: .5rem 2rem;
+  grid-template-columns: repeat(auto-fill, minmax(14rem, 1fr)); }
+@media (max-width: 40rem) {
+  .row.alike { grid-template-columns: 1fr; }
+  .row.alike > figure:first-child { display: grid; grid-template-columns: 6rem 1fr; gap: .7rem;
+    align-items: end; padding-right: 0; border-right: 0; }
+  .others { grid-template-columns: repeat(auto-fill, minmax(4.6rem, 1fr)); }
+  .pairs { gap: .3rem 1rem; grid-template-columns: repeat(auto-fill, minmax(9.4rem, 1fr)); }
+  .pairs .row, .others figure { margin-bottom: 0; }
+  .others figcaption, .pairs figcaption { font-size: .68rem; }
+}
+"""
+
 _CHARTS = """
 svg text { font: 11px system-ui, -apple-system, "Segoe UI", Roboto, "Helvetica Neue", Arial,
   "Liberation Sans", sans-serif; fill: var(--soft); font-variant-numeric: tabular-nums; }
@@ -138,4 +159,4 @@ _NUMBERED = "\n".join(
     f".s{i} {{ stroke: var(--c{i}); }} .f{i} {{ fill: var(--c{i}); }}" for i in range(COLOURS)
 )
 
-CSS = _VARIABLES + _TEXT + _PARTS + _CHARTS + _NUMBERED + "\n"
+CSS = _VARIABLES + _TEXT + _PARTS + _SHEETS + _CHARTS + _NUMBERED + "\n"

@@ -6,11 +6,13 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from simclr_jax.evaluate import chance, features, scores
+from simclr_jax.losses.cross_entropy import binary_cross_entropy
 from simclr_jax.stages import labels as label_choice
 from simclr_jax.stages.inputs import Inputs
 from simclr_jax.stages.labelled_network import LabelledNetwork
@@ -73,16 +75,25 @@ class Accuracy:
         }
 
     def evaluate(self, state: TrainState) -> dict[str, float]:
-        """Return `accuracy` (top-1) and `held_out_loss` (nats) on held-out images."""
+        """Return `accuracy` (top-1) and `held_out_loss` (nats) on held-out images.
+
+        With several labels an image, `mAP` and the sum over classes.
+        """
         if not self._inputs.test.classes:
             return {}
         logits, labels = self._outputs(self._classify, state.variables)
+        if labels.ndim == 2:
+            summed, _ = binary_cross_entropy(jnp.asarray(logits), jnp.asarray(labels))
+            mean = scores.statistics(labels, logits)["mAP"](np.ones(len(labels)))
+            return {"mAP": float(mean), "held_out_loss": float(summed)}
         losses = jax.nn.logsumexp(logits, axis=1) - logits[np.arange(len(labels)), labels]
         right = np.argmax(logits, axis=1) == labels
         return {"accuracy": float(np.mean(right)), "held_out_loss": float(np.mean(losses))}
 
     def compare(self, state: TrainState) -> dict[str, dict[str, dict[str, float]]]:
         """Return top-1, mean per class and, of more than 5 classes, top-5 with 95 % intervals.
+
+        With several labels an image, mAP and its 11-point form.
 
         Beside them stands `chance.COMMONEST`, if labels of training images are known.
         """

@@ -1,20 +1,24 @@
 """Fine-tuning on labels, from the weights of a run or from scratch (SimCLRv2, section 3).
 
 Also linear evaluation with a frozen encoder (`finetune.train_from_block=5`) and, without
-`init.run`, the supervised baseline.
+`init.run`, the supervised baseline. Where an image may have several labels, each class is a
+question of its own.
 """
 
 from __future__ import annotations
 
 import functools
+from collections.abc import Callable
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
+from scipy import special
 
 from simclr_jax.data.sources import NO_LABEL, Source
-from simclr_jax.losses.cross_entropy import cross_entropy
+from simclr_jax.losses.cross_entropy import binary_cross_entropy, cross_entropy
 from simclr_jax.stages import build, views
 from simclr_jax.stages.accuracy import Accuracy
 from simclr_jax.stages.inputs import Inputs
@@ -28,12 +32,17 @@ FORMATS = {
     "train_accuracy": "train {:.1%}",
     "lr": "lr {:.3g}",
     "accuracy": "accuracy {:.1%}",
+    "mAP": "mAP {:.1%}",
 }
 
 
 def chance(config: ConfigDict, train: Source) -> float:
     """Return the loss of a classifier that knows how frequent each class is and nothing else."""
     assert train.labels is not None  # `labels.restrict` has seen to it
+    if train.multi_label:
+        known = np.maximum((train.labels != NO_LABEL).sum(axis=0), 1)
+        share = (train.labels == 1).sum(axis=0) / known
+        return float(-(special.xlogy(share, share) + special.xlogy(1 - share, 1 - share)).sum())
     counts = np.unique(train.labels[train.labels != NO_LABEL], return_counts=True)[1]
     shares = counts / counts.sum()
     return float(-(shares * np.log(shares)).sum())
@@ -52,19 +61,25 @@ def make_stage(config: ConfigDict, timetable: Timetable, inputs: Inputs, mesh: M
     schedule = build.schedule(timetable)
     optimizer = build.optimizer(config, schedule, learns=network.learns)
     make_views = views.view_maker(config)
+    # Of several labels an image, sources do not hand over those of an example beside its pixels.
+    several = jnp.asarray(inputs.train.labels) if inputs.train.multi_label else None
+    loss_of: Callable[..., tuple[jax.Array, jax.Array]] = cross_entropy
+    if several is not None:
+        loss_of = binary_cross_entropy
 
     def forward(
         params: Params, batch_stats: Stats, extra: Extra, batch: Batch, step: jax.Array
     ) -> tuple[Outputs, Stats]:
         images = make_views(batch)["views"][:, 0]  # [n, h, w, c]
         logits, moved = network.in_training(params, batch_stats, images, batch["row"])
-        return {"logits": logits, "label": batch["label"]}, moved
+        label = batch["label"] if several is None else several[batch["example"]]
+        return {"logits": logits, "label": label}, moved
 
     def objective(
         outputs: Outputs, extra: Extra, step: jax.Array, axis_name: str
     ) -> tuple[jax.Array, Metrics]:
         logits, label = outputs["logits"], outputs["label"]
-        loss, accuracy = cross_entropy(logits, label, axis_name=axis_name)
+        loss, accuracy = loss_of(logits, label, axis_name=axis_name)
         return loss, {"loss": loss, "train_accuracy": accuracy}
 
     accuracy = Accuracy(config, network, inputs, mesh)

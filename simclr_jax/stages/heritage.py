@@ -24,6 +24,7 @@ from simclr_jax.errors import UserError
 from simclr_jax.stages import labels as label_choice
 from simclr_jax.stages import warm_start
 from simclr_jax.train import saved, stored
+from simclr_jax.unlabelled import counted
 
 KEY, NOTES = "trained_on", "notes"  # of `config.json`
 REMEDY = (
@@ -307,9 +308,11 @@ def _chosen(labels: Any, held_out: int | None, whole: Source) -> np.ndarray | No
       whole: the split.
     """
     known = whole.labels
-    if known is None or known.ndim != 1:
+    if known is None or (known.ndim == 2 and labels.use != label_choice.ALL):
         return None
     rows = trained.rows(len(whole), held_out)[0]
+    if known.ndim == 2:
+        return rows[counted(known[rows])]
     places = np.flatnonzero(known[rows] != NO_LABEL)
     by_name = whole.take(rows) if label_choice.is_file(labels.use) else whole
     known = known[rows[places]]

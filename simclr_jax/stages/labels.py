@@ -71,19 +71,20 @@ def count(config: ConfigDict, train: Source) -> int:
 
 
 def check(config: ConfigDict, source: Source, which: str) -> None:
-    """Raise `UserError` unless each of the `which` images may have one label."""
+    """Raise `UserError` unless the `which` images have labels that a stage is made for."""
     if not source.classes or not len(counted(source.labels)):
         raise UserError(
             f"the {which} images have no labels, which stage {config.stage} needs: give a data set "
             "that has, and data.labels=True"
         )
-    if source.multi_label:
-        remedy = " or, to distil, --config.data.labels=False" if config.stage == "distill" else ""
+    if source.multi_label and config.stage == "distill":
         raise UserError(
-            f"the {which} images may have several labels, stage {config.stage} is made for one "
-            f"each: give a data set of such labels{remedy}"
+            f"the {which} images may have several labels, stage distill is made for one each: give "
+            "a data set of such labels or --config.data.labels=False"
         )
     assert source.labels is not None  # or none of them would count
+    if source.multi_label:
+        return
     if which == "training" and len(np.unique(source.labels[counted(source.labels)])) == 1:
         raise UserError(
             f"all labelled training images are of one class, of which stage {config.stage} can "

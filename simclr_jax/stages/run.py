@@ -15,7 +15,7 @@ from ml_collections import ConfigDict
 
 from simclr_jax import cpu_devices, fields, files, parallel, processes, segments
 from simclr_jax.data import placements, sources
-from simclr_jax.data.sources import Source
+from simclr_jax.data.sources import Opened, Source
 from simclr_jax.segments import Extension
 from simclr_jax.stages import (
     distill,
@@ -56,7 +56,7 @@ CHANCES: dict[str, Callable[[ConfigDict, Source], float]] = {
     "distill": distill.chance,
 }
 # In `config.json`, where there is anything to say and the run is not too old for it.
-BESIDE = (heritage.KEY, heritage.NOTES, "chance")
+BESIDE = (heritage.KEY, heritage.NOTES, "chance", teacher.SEVERAL)
 
 
 def said_beside(ready: Prepared, before: Mapping[str, Any] | None) -> dict[str, Any]:
@@ -69,6 +69,8 @@ def said_beside(ready: Prepared, before: Mapping[str, Any] | None) -> dict[str, 
     found: dict[str, Any] = {heritage.KEY: msgspec.to_builtins(ready.trained_on)}
     if ready.notes:
         found[heritage.NOTES] = list(ready.notes)
+    if ready.config.stage == "finetune" and ready.train.multi_label:
+        found[teacher.SEVERAL] = True
     chance = CHANCES.get(ready.config.stage)
     return found | ({"chance": chance(ready.config, ready.train)} if chance else {})
 
@@ -90,6 +92,7 @@ def run(
     profile_steps: str = "",
     by: Callable[..., loop.Result] | None = None,
     extension: Extension | None = None,
+    open_all: Callable[..., Opened] = sources.open_all,
 ) -> int:
     """Train by a recipe, then say what was learned.
 
@@ -100,6 +103,7 @@ def run(
       profile_steps: `a:b` writes a trace of these steps to `workdir/profile`.
       by: what trains in the place of `train.loop.train`, to measure it.
       extension: trains a finished run on; the same once more adds nothing.
+      open_all: what opens the images, where they are not all of the splits that the recipe names.
 
     Returns:
       0 when the run is complete; 75 (ask me again) when SIGTERM stopped it, 130 when Ctrl-C did.
@@ -112,7 +116,8 @@ def run(
     loggers.check(config.log.to)
     try:
         with AtOnce():
-            return _run(config, workdir, resume, profile_steps, by or loop.train, extension)
+            train_by = by or loop.train
+            return _run(config, workdir, resume, profile_steps, train_by, extension, open_all)
     except Asked:
         return EXIT_CODES[signal.SIGTERM]
 
@@ -134,12 +139,13 @@ def _run(
     profile_steps: str,
     train_by: Callable[..., loop.Result],
     extension: Extension | None,
+    open_all: Callable[..., Opened],
 ) -> int:
     mesh = parallel.make_mesh()
     workdir = files.expand_home(workdir)
     kept = epath.Path(workdir) / "index"
     before = processes.on_first(lambda: recipe_before(workdir))  # what all see, sooner or later
-    ready = prepare(config, mesh.size, kept if before else None, before)
+    ready = prepare(config, mesh.size, kept if before else None, before, open_all)
     config, timetable, train, test = ready.config, ready.timetable, ready.train, ready.test
     pin(config, before)
     if before is None:

@@ -16,6 +16,8 @@ from simclr_jax.stages.encoder import Encoder, channels_of, classifier_of, embed
 from simclr_jax.train import saved
 from simclr_jax.train.saved import Saved
 
+SEVERAL = "several_labels"  # of `config.json`: it has learned that an image may have several
+
 
 class Teacher:
     """Images in, logits out, in inference mode.
@@ -69,6 +71,11 @@ def check(config: ConfigDict, train: Source, test: Source) -> None:
     """
     run = saved.describe(config.distill.teacher, "distill.teacher")
     where = f"distill.teacher={run}"
+    if run.record.get(SEVERAL):
+        raise UserError(
+            f"{where} asks of each class by itself, for its images may have several labels, and "
+            "stage distill is made for one each: give another teacher"
+        )
     _, classes = classifier_shape(run)
     channels = channels_of(run.config, run.variables("encoder")["params"])
     if (size := run.config.data.image_size) != config.data.image_size:

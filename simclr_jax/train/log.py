@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from simclr_jax import closing, processes
-from simclr_jax.errors import UserError
+from simclr_jax.errors import Diverged
 from simclr_jax.train.metrics import MetricsWriter, NoMetrics
 from simclr_jax.train.progress import STATUS_SECS, Speed, progress_line, shown
 from simclr_jax.train.stage import Params, TrainState
@@ -127,7 +127,7 @@ class Log:
         self._checkpoints.wait()
         saved = [step for step in self._checkpoints.steps() if step < steps[0]]
         last = f"the last good checkpoint is step {saved[-1]}" if saved else "nothing was saved yet"
-        raise UserError(
+        raise Diverged(
             f"{what} not finite in steps {steps[0] + 1} to {steps[-1] + 1}; "
             f"{last}; "
             "start anew in another --workdir with a lower optim.base_lr or a longer warm-up"

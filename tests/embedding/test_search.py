@@ -125,8 +125,8 @@ def test_a_threshold_of_no_use_gets_another_from_the_images(photos, asked, pairs
 
 
 def test_a_sheet_of_many_pairs_folds_most_of_them(photos, monkeypatch):
-    monkeypatch.setattr(sheet, "FOLDED", 4)
-    monkeypatch.setattr(sheet, "UNFOLDED", 3)
+    monkeypatch.setattr(sheet, "FOLDED", 8)
+    monkeypatch.setattr(sheet, "UNFOLDED", 6)
     _, page = find(photos, duplicates=0.5)
     at_once, folded = page.split("<summary>10 more</summary>")
     assert at_once.count("<img") == 6 and folded.count("<img") == 20

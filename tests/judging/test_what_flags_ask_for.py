@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import importlib
+import itertools
 import sys
 import types
 
@@ -14,10 +15,12 @@ from absl import flags
 
 from simclr_jax import parallel
 from simclr_jax.embedding import embed, search
-from simclr_jax.judging import linear_probe, transfer
+from simclr_jax.errors import UserError
+from simclr_jax.judging import linear_probe, transfer, transfer_finetune
 from simclr_jax.judging.datasets import Wanted
 from simclr_jax.judging.linear_probe import Options
 from simclr_jax.judging.solvers import Settings
+from simclr_jax.judging.tuned_runs import DECAYS, RATES, Grid
 
 
 @pytest.fixture
@@ -138,3 +141,54 @@ def test_search(asked):
     assert list(options.query) == ["b", "c"] and options.checkpoint == "f"
     assert (options.embeddings, options.k, options.duplicates) == ("a", 4, 0.9)
     assert (options.out, options.images, options.seed) == ("d", "e", 6)
+
+
+TUNE = ("--checkpoint=a", "--protocol=finetune")
+
+
+def test_transfer_by_fine_tuning(asked):
+    more = ("--data_dir=b", "--sets=dtd,pets", "--data=c", "--seed=11", "--seen", "--workdir=d")
+    lists = ("--finetune_rates=0.1,0.01,0.1", "--finetune_decays=0,1e-5", "--finetune_steps=9")
+    (checkpoint, data_dir), said = asked(
+        "transfer", transfer_finetune, *TUNE, *more, *lists, "--finetune_batch_size=32"
+    )
+    assert (checkpoint, data_dir) == ("a", "b")
+    assert said == {
+        "sets": ["dtd", "pets"],
+        "others": ["c"],
+        "grid": Grid((0.01, 0.1), (0.0, 1e-5), 9, 32),
+        "place": "d",
+        "seed": 11,
+        "max_bad_fraction": None,
+        "seen": True,
+    }
+
+
+def test_by_default_it_is_the_paper_s_grid(asked):
+    """Chen et al. (2020), B.8: 7 rates from 1e-4 to 0.1, 7 decays from 1e-6 to 1e-3, and none."""
+    _, said = asked("transfer", transfer_finetune, *TUNE)
+    grid = said["grid"]
+    assert grid == Grid(RATES, DECAYS, 20_000, 256) and len(grid.pairs) == 56
+    for values, low in ((grid.rates, 1e-4), (grid.decays[1:], 1e-6)):
+        assert values[0] == low and len(values) == 7
+        ratios = [b / a for a, b in itertools.pairwise(values)]
+        assert ratios == pytest.approx([10**0.5] * 6, rel=1e-3)
+    assert grid.decays[0] == 0 and grid.rates[-1] == 0.1 and grid.decays[-1] == 1e-3
+
+
+@pytest.mark.parametrize(
+    "flag, message",
+    [
+        (("--finetune_rates=0.1,0",), "--finetune_rates has 0: give numbers above 0"),
+        (("--finetune_rates=",), "--finetune_rates is empty"),
+        (("--finetune_decays=-1",), "--finetune_decays has -1: give numbers 0 or more"),
+        (("--finetune_decays=x",), '--finetune_decays has "x", which is no number'),
+        (("--cache=x",), "--cache is of --protocol=linear"),
+        (("--protocol=linear", "--workdir=x"), "--workdir is of --protocol=finetune"),
+        (("--protocol=linear", "--finetune_steps=3"), "--finetune_steps is of --protocol=finetune"),
+    ],
+)
+def test_what_is_not_of_a_protocol_or_no_number_is_refused(asked, flag, message):
+    with pytest.raises(UserError) as raised:
+        asked("transfer", transfer_finetune, *TUNE, *flag)
+    assert str(raised.value).startswith(message)

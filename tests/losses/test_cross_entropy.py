@@ -11,7 +11,7 @@ import pytest
 from jax import lax
 
 from simclr_jax import parallel
-from simclr_jax.losses.cross_entropy import NO_LABEL, cross_entropy
+from simclr_jax.losses.cross_entropy import NO_LABEL, binary_cross_entropy, cross_entropy
 
 DEVICES = 8
 ROWS, CLASSES = 2 * DEVICES, 5
@@ -105,3 +105,33 @@ def test_bfloat16_is_reduced_in_float32():
     assert loss.dtype == jnp.float32
     want, _, _ = definition(np.asarray(logits, np.float64), labels)
     np.testing.assert_allclose(loss, want, rtol=1e-6)
+
+
+@pytest.mark.x64
+def test_several_labels_by_definition_on_one_device_and_on_eight():
+    """One row has no label at all, and some classes do not count in some rows."""
+    logits, _ = draw()
+    labels = (np.random.default_rng(1).random(logits.shape) < 0.4).astype(np.int8)
+    labels[0], labels[5, 2:], labels[14, 0] = NO_LABEL, NO_LABEL, NO_LABEL
+    total, right, gradient = 0.0, 0, np.zeros_like(logits)
+    for i, c in zip(*np.nonzero(labels != NO_LABEL), strict=True):
+        probability = 1 / (1 + math.exp(-logits[i, c]))
+        total -= math.log(probability if labels[i, c] else 1 - probability)
+        right += (probability > 0.5) == labels[i, c]
+        gradient[i, c] = probability - labels[i, c]
+    rows = ROWS - 1
+    want = total / rows, right / (labels != NO_LABEL).sum(), gradient / rows
+
+    def local(logits, labels):
+        shares, gradient = jax.value_and_grad(
+            lambda x: binary_cross_entropy(x, labels, axis_name=parallel.AXIS), has_aux=True
+        )(logits)
+        return lax.psum(shares, parallel.AXIS), gradient
+
+    P, mesh = jax.P, parallel.make_mesh(DEVICES)
+    specs = {"in_specs": P(parallel.AXIS), "out_specs": (P(), P(parallel.AXIS))}
+    of_eight = jax.jit(jax.shard_map(local, mesh=mesh, **specs))(logits, labels)
+    of_one = jax.jit(jax.value_and_grad(binary_cross_entropy, has_aux=True))(logits, labels)
+    for (loss, share), moved in (of_one, of_eight):
+        for a, b in zip((loss, share, moved), want, strict=True):
+            np.testing.assert_allclose(a, b, rtol=1e-13, atol=1e-15)

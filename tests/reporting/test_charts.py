@@ -99,6 +99,14 @@ def test_ticks_are_round_and_their_labels_differ(low, high, percent):
         assert said == pytest.approx(tick, abs=1e-9)
 
 
+def test_numbers_of_small_shares_stay_within_the_chart():
+    """Shares of a hundred thousandth are as good as none."""
+    values = np.array([9e-6, 1.1e-5])
+    svg = charts.line_chart([Series("a", np.array([0.0, 8.0]), values)], "about", percent=True)
+    labels = [e.text for e in drawn(svg).iter("text") if "%" in (e.text or "")]
+    assert labels and max(map(len, labels)) <= len("0.10 %")
+
+
 def test_histograms_of_different_sizes_have_the_same_area():
     random = np.random.RandomState(0)
     samples = [("few", random.randn(50)), ("many", 3 + random.randn(5000))]
