@@ -15,6 +15,8 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 
+from simclr_jax.closing import Closing
+
 SECS = 10.0  # between two lines
 
 Say = Callable[[str], object]  # takes a line
@@ -52,11 +54,8 @@ def lines(line: Callable[[float], str], say: Say, secs: float | None = None) -> 
 
     speaker = threading.Thread(target=speak, name="signs of life", daemon=True)
     speaker.start()
-    try:
+    with Closing(done.set, speaker.join):
         yield
-    finally:
-        done.set()
-        speaker.join()
 
 
 def duration(seconds: float) -> str:

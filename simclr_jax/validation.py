@@ -235,7 +235,8 @@ def _check_method(c: ConfigDict, known: dict, begun: ConfigDict | None) -> None:
     for group in READ_BY_METHODS:
         _unread(c, known, group, f"method {c.method}", method.reads)
     for field, said in method.fields.items():
-        if not said.holds(value := c[name][field]):
+        value = c[name][field]
+        if not (said.holds(value) and (type(value) is not float or math.isfinite(value))):
             raise UserError(f"{name}.{field} is {value}: it must be {said.rule}")
     counted = _counted(c)
     for group in counted.keys() - method.views.keys():

@@ -47,6 +47,9 @@ NUMBERS = {
         "processes": ("1", "0"),
         "process": ("0", "-1"),
         "heartbeat_secs": ("1", "0"),
+        "extend_lr": ("0.1", "0"),
+        "extend_warmup": ("0", "-1"),
+        "cpu_devices": ("1", "0"),
     },
     "linear_probe": {
         "sgd_epochs": ("0.5", "0"),
@@ -80,13 +83,13 @@ NUMBERS = {
 }
 # Text; what of it is made of numbers is read by a function of its own, below.
 TEXT = {
-    "main": ("resume", "profile_steps", "coordinator"),
+    "main": ("resume", "extend_to", "profile_steps", "coordinator"),
     "linear_probe": (
         *("split", "eval_split", "validation_split", "solver", "tap", "name", "knn", "sgd_rates"),
-        *("mlp_rates", "mlp_decays"),
+        *("mlp_rates", "mlp_decays", "weights"),
     ),
-    "transfer": ("sets", "protocol", "finetune_rates", "finetune_decays"),
-    "embed": ("split", "tap"),
+    "transfer": ("sets", "protocol", "finetune_rates", "finetune_decays", "weights"),
+    "embed": ("split", "tap", "weights"),
     "search": (),
     "report": (),
     "convert": ("dataset", "input", "prefix"),

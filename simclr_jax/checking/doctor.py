@@ -16,6 +16,7 @@ from ml_collections import ConfigDict
 from simclr_jax import alive, errors, extras, fields, files, parallel, processes
 from simclr_jax.checking import alike, rates, surroundings
 from simclr_jax.checking.findings import NOTE, WRONG, Finding
+from simclr_jax.closing import Closing
 from simclr_jax.errors import UserError
 from simclr_jax.stages.prepare import Prepared
 
@@ -108,12 +109,12 @@ def speed(
 ) -> list[Finding]:
     """Look whether images arrive as fast as they are taken, and whether checkpoints have room."""
     what = f"images of {asked.images}" if asked.images else "JPEGs of 500x375 pixels"
-    with contextlib.ExitStack() as stack, _told("input") as failed:
+    with Closing() as stack, _told("input") as failed:
         if ready is None:
             if missing := surroundings.missing("images"):
                 said = f"not measured, for {', '.join(missing)} is missing"
                 return [Finding(NOTE, "input", said, extras.install("images"))]
-            place = Path(stack.enter_context(tempfile.TemporaryDirectory()))
+            place = Path(stack.enter(tempfile.TemporaryDirectory()))
             with during("making photographs"):
                 ready = rates.opened(rates.made(asked.config, place, mesh), mesh)
         measured = rates.measure(ready, mesh, asked.secs, during)

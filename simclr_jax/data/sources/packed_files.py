@@ -16,6 +16,7 @@ from __future__ import annotations
 import functools
 import os
 import threading
+import weakref
 import zlib
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -336,12 +337,9 @@ class _Opened:
 
     def __init__(self, path: epath.Path):
         self.descriptor = os.open(os.fspath(path), os.O_RDONLY | os.O_CLOEXEC)
+        weakref.finalize(self, os.close, self.descriptor)
         found = os.fstat(self.descriptor)
         self.mark = (found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns)
-
-    def __del__(self):
-        if hasattr(self, "descriptor"):
-            os.close(self.descriptor)
 
 
 class Shards:
