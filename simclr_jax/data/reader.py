@@ -35,12 +35,29 @@ class Listed(TypedDict):
     reason: str
 
 
+class Row(NamedTuple):
+    """A decoded image `[h, w, c]`, its label and its number."""
+
+    image: np.ndarray
+    label: int
+    example: int
+
+
 class Rows(NamedTuple):
     """Decoded images `[h, w, c]`, of any sizes, their labels and their numbers, int32 `[n]`."""
 
     images: list[np.ndarray]
     labels: np.ndarray
     examples: np.ndarray
+
+    @classmethod
+    def of(cls, rows: list[Row]) -> Rows:
+        """Return images that were read one by one."""
+        return cls(
+            [row.image for row in rows],
+            np.array([row.label for row in rows], np.int32),
+            np.array([row.example for row in rows], np.int32),
+        )
 
 
 @dataclasses.dataclass
@@ -165,15 +182,13 @@ class Reader:
         Raises:
           CancelledError: once the reader is closed.
         """
-        rows = list(self.each(positions, shrink))
-        images, labels, examples = ([row[i] for row in rows] for i in range(3))
-        return Rows(images, np.array(labels, np.int32), np.array(examples, np.int32))
+        return Rows.of(list(self.each(positions, shrink)))
 
     def each(
         self,
         positions: np.ndarray,
         shrink: Callable[[np.ndarray], np.ndarray] = lambda image: image,
-    ) -> Iterator[tuple[np.ndarray, int, int]]:
+    ) -> Iterator[Row]:
         """Yield one image after the other with its label and number, each as `read` returns them.
 
         The next is decoded when it is asked for.
@@ -221,16 +236,14 @@ class Reader:
         stream, of_records = cast(Stream, self.order), cast(Any, self.source)
         return [of_records.rows[examples] for examples in stream.blocks(positions)]
 
-    def _row(
-        self, position: int, example: int, shrink: Callable[[np.ndarray], np.ndarray]
-    ) -> tuple[np.ndarray, int, int]:
+    def _row(self, position: int, example: int, shrink: Callable[[np.ndarray], np.ndarray]) -> Row:
         """Return the first readable image from a position on: shrunk pixels, label and number."""
         # Ends, because `unreadable` refuses a source that has nothing else to offer.
         while True:
             try:
                 with within_memory(functools.partial(self.source.name, int(example))):
                     image, label = self.source.example(int(example))
-                    return shrink(image), label, int(example)
+                    return Row(shrink(image), label, int(example))
             except BadImage as reason:
                 self.unreadable.add(self.source.name(int(example)), reason)
             position += 1

@@ -171,6 +171,14 @@ def test_a_recipe_that_a_store_does_not_serve_is_refused(root, tmp_path, fields,
         sources.open_splits(data)
 
 
+def test_a_stream_of_a_store_that_is_called_a_folder_says_what_it_is(exact):
+    config = of_crops(exact, "folder", order="stream")
+    with pytest.raises(UserError, match=r"order=random, or --config.data.source=packed if that"):
+        validation.validate(config, 1)
+    config.data.source = "packed"
+    validation.validate(config, 1)
+
+
 def test_of_images_that_were_small_nothing_is_lost(root, exact):
     sources.open_splits(recipe(exact, "packed", image_size=128).data)
     with pytest.raises(UserError, match=r"is no packed store \(it has no pack.json\)"):

@@ -15,7 +15,7 @@ from simclr_jax import parallel
 from simclr_jax.augment.draws import Draws, draw_views
 from simclr_jax.data import scratch
 from simclr_jax.data.placements import Loading, Request
-from simclr_jax.data.reader import Rows
+from simclr_jax.data.reader import Row, Rows
 from simclr_jax.errors import UserError
 
 BLOCK = 16  # rows of a batch that a thread works on
@@ -44,19 +44,18 @@ def parts(
         drawn = of_run(Request(request.positions[rows], request.start), sizes[rows])
         return {group: np.asarray(boxes)[: len(sizes)] for group, boxes in drawn.items()}
 
-    def part(block: Request, first: int, rows: list[tuple[np.ndarray, int, int]]) -> Part:
-        images, labels, examples = ([row[i] for row in rows] for i in range(3))
-        sizes = np.array([image.shape[:2] for image in images], np.int32)
+    def part(block: Request, first: int, rows: list[Row]) -> Part:
+        sizes = np.array([row.image.shape[:2] for row in rows], np.int32)
         positions = block.positions[first : first + len(rows)]
         drawn = draw(Request(positions, block.start), sizes)
-        return Part(Rows(images, np.array(labels, np.int32), np.array(examples, np.int32)), drawn)
+        return Part(Rows.of(rows), drawn)
 
     def read(block: Request) -> Iterator[Part]:
-        first, rows, held = 0, list[tuple[np.ndarray, int, int]](), 0
+        first, rows, held = 0, list[Row](), 0
         with scratch.lent() as memory:
             for row in loading.reader.each(block.positions, shrink):
                 rows.append(row)
-                held += row[0].nbytes
+                held += row.image.nbytes
                 del row
                 if held >= HELD:
                     made = part(block, first, rows)

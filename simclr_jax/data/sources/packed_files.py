@@ -388,8 +388,8 @@ class Shards:
         count = int(self._length[row])
         if self._lent and (room := scratch.room(count)) is not None and self._is_local:
             file, start = self._opened(int(self._file[row])), int(self._start[row])
-            read = os.preadv(file.descriptor, [memoryview(room)], start)
-            return self._whole(row, memoryview(room)[:read])
+            read = os.preadv(file.descriptor, [room.data], start)
+            return self._whole(row, room.data[:read])
         return self._whole(row, self._read(row, count))
 
     def fetch(self, rows: np.ndarray) -> list[bytes]:

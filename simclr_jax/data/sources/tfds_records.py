@@ -96,7 +96,7 @@ class Records:
         """
         if self.fields.label is None:
             return None
-        return self.known.of(self.rows, len(self.raw), self._labels_at)
+        return self.known.of(self.raw, self.rows, self._labels_at)
 
     def fingerprint(self) -> str:
         """Return name, configuration, version, split and size, and a checksum of a choice."""
@@ -225,20 +225,22 @@ class KnownLabels:
     """Labels by record: each is read once, whichever splits are made of the records."""
 
     def __init__(self):
+        self._raw: RawRecords | None = None  # whose labels they are
         self._labels, self._known = np.zeros(0, np.int32), np.zeros(0, bool)
         self._lock = threading.Lock()
 
     def of(
-        self, rows: np.ndarray, records: int, labels_at: Callable[[np.ndarray], np.ndarray]
+        self, raw: RawRecords, rows: np.ndarray, labels_at: Callable[[np.ndarray], np.ndarray]
     ) -> np.ndarray:
-        """Return the labels of the records at `rows`, of all `records`; `labels_at` reads some."""
+        """Return the labels of the records at `rows`, of all `raw`; `labels_at` reads some."""
         with self._lock:
-            unknown = rows if not len(self._known) else rows[~self._known[rows]]
-            if len(unknown) or not len(rows):
+            first = self._raw is not raw
+            unknown = rows if first else rows[~self._known[rows]]
+            if first or len(unknown):
                 found = read_labels(unknown, labels_at)
-                if not len(self._known):
-                    self._labels = np.zeros((records, *found.shape[1:]), found.dtype)
-                    self._known = np.zeros(records, bool)
+                if first:
+                    self._labels = np.zeros((len(raw), *found.shape[1:]), found.dtype)
+                    self._raw, self._known = raw, np.zeros(len(raw), bool)
                 self._labels[unknown], self._known[unknown] = found, True
             return self._labels[rows]
 
