@@ -17,6 +17,7 @@ grow in proportion (kNN with queries times bank). Memory is what arrays take.
 
 from __future__ import annotations
 
+import functools
 import os
 import struct
 import tempfile
@@ -138,7 +139,7 @@ def _order(directory: Path) -> Iterator[Row]:
         for step in (0, 10**6):
             positions = step * BATCH + np.arange(BATCH)
             order.examples(0, positions, size)
-            _, seconds = _timed(lambda p=positions, n=size: order.examples(0, p, n))
+            _, seconds = _timed(functools.partial(order.examples, 0, positions, size))
             yield f"{BATCH} of {size} at step {step}", *_seconds(seconds)
 
 

@@ -12,6 +12,7 @@ import statistics
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
 from typing import Any, TypedDict, TypeVar
 
 import jax
@@ -26,7 +27,7 @@ Value = TypeVar("Value")
 
 NAME = "compile_times.json"  # in the user's cache
 MOST = 200  # programs that it remembers, the newest
-Shapes = Mapping[str, jax.ShapeDtypeStruct]
+Shapes = Mapping[str, Any]  # arrays, or what says their shapes, dtypes and shardings
 Like = tuple[tuple[str, tuple[int, ...], str], ...]  # batches that one program takes
 
 
@@ -54,10 +55,10 @@ class Times:
     """
 
     def __init__(self) -> None:
-        self._path = files.cache_directory() / NAME
+        self._path: Path | None = files.cache_directory() / NAME
         self._known: dict[str, Took] = {}
         try:
-            self._known = documents.read(self._path, dict[str, Took])
+            self._known = documents.read(files.cache_directory() / NAME, dict[str, Took])
         except (FileNotFoundError, BadFile):
             pass  # the next time that is kept begins it
         except UserError:
