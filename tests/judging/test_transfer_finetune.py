@@ -133,6 +133,7 @@ def test_the_best_on_validation_images_is_trained_on_them_too_and_scored_on_test
     assert "the commonest class" in said and "transfer-finetune" in said
 
 
+@pytest.mark.slow  # eight runs, each of which compiles its step
 def test_killed_anywhere_and_given_again_it_ends_as_straight(straight, data, tmp_path, monkeypatch):
     """Killed in a run, after a run but before its score is kept, and in the final run."""
     workdir = first_run(tmp_path)
@@ -167,6 +168,7 @@ def test_killed_anywhere_and_given_again_it_ends_as_straight(straight, data, tmp
         np.testing.assert_array_equal(one.leaves[name], leaf, err_msg=name)
 
 
+@pytest.mark.slow
 def test_a_ledger_that_is_gone_is_made_again_from_the_runs(straight, data, tmp_path, monkeypatch):
     workdir = tmp_path / "run"
     shutil.copytree(straight[0], workdir)
