@@ -12,7 +12,7 @@ from simclr_jax.errors import UserError
 from simclr_jax.recipes import OPEN, base, view
 
 # What the record of a run holds beside the fields of its recipe.
-NOT_RECIPE = ("images", "converted", "trained_on", "notes", "chance")
+NOT_RECIPE = ("images", "converted", "trained_on", "notes", "chance", "several_labels")
 
 
 def recipe(record: Mapping[str, Any]) -> ConfigDict:

@@ -79,7 +79,7 @@ def main() -> int:
             raise errors.UserError(f"--{name} is of --protocol={other}: leave one of them out")
     # Imported late: --help and mistakes in flags answer without waiting for JAX.
     from simclr_jax import parallel
-    from simclr_jax.judging import transfer, transfer_finetune
+    from simclr_jax.judging import transfer, transfer_finetune, tuned_runs
     from simclr_jax.judging.transfer_sets import NAMES
 
     parallel.use_compilation_cache()
@@ -90,11 +90,11 @@ def main() -> int:
             FLAGS.data_dir,
             sets=sets,
             others=FLAGS.data,
-            grid=transfer_finetune.Grid(
-                _numbers("finetune_rates", transfer_finetune.RATES),
-                _numbers("finetune_decays", transfer_finetune.DECAYS, zero=True),
-                FLAGS.finetune_steps or transfer_finetune.STEPS,
-                FLAGS.finetune_batch_size or transfer_finetune.BATCH,
+            grid=tuned_runs.Grid(
+                _numbers("finetune_rates", tuned_runs.RATES),
+                _numbers("finetune_decays", tuned_runs.DECAYS, zero=True),
+                FLAGS.finetune_steps or tuned_runs.STEPS,
+                FLAGS.finetune_batch_size or tuned_runs.BATCH,
             ),
             place=FLAGS.workdir,
             seed=FLAGS.seed,
@@ -119,9 +119,10 @@ def _numbers(flag: str, usual: tuple[float, ...], zero: bool = False) -> tuple[f
 
     They are above 0, or with `zero` not below.
     """
-    if FLAGS[flag].value is None:
+    given = FLAGS[flag].value
+    if given is None:
         return usual
-    found = [errors.number(f"--{flag}", text) for text in FLAGS[flag].value]
+    found = [errors.number(f"--{flag}", text) for text in given]
     if not found:
         raise errors.UserError(f"--{flag} is empty: give numbers with commas between them")
     least = min(found)
