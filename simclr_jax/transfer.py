@@ -93,7 +93,7 @@ def main() -> int:
             FLAGS.data_dir,
             sets=sets,
             others=FLAGS.data,
-            grid=transfer_finetune.Grid(
+            grid=tuned_runs.Grid(
                 _numbers("finetune_rates", tuned_runs.RATES),
                 _numbers("finetune_decays", tuned_runs.DECAYS, zero=True),
                 FLAGS.finetune_steps or tuned_runs.STEPS,
@@ -123,10 +123,10 @@ def _numbers(flag: str, usual: tuple[float, ...], zero: bool = False) -> tuple[f
 
     They are above 0, or with `zero` not below.
     """
-    texts = FLAGS[flag].value
-    if texts is None:
+    given = FLAGS[flag].value
+    if given is None:
         return usual
-    found = [errors.number(f"--{flag}", text) for text in texts]
+    found = [errors.number(f"--{flag}", text) for text in given]
     if not found:
         raise errors.UserError(f"--{flag} is empty: give numbers with commas between them")
     least = min(found)

@@ -14,6 +14,7 @@ from train import tiny
 
 from simclr_jax import declaration, recipes, validation
 from simclr_jax.errors import UserError
+from simclr_jax.frame.method import Setting
 from simclr_jax.stages import pretrain
 
 METHODS = declaration.known()
@@ -59,6 +60,21 @@ SMALL: dict[str, dict[str, Any]] = {
     "simclr": {"memory__size": tiny.BATCH + 8},
     "simsiam": {"head__hidden": 7, "simsiam__hidden": 3},
 }
+
+
+def setting(examples: int, classes: int, batch_size: int, steps: int = 100) -> Setting:
+    """Return what a method knows of a run at a constant rate of 0.1, of images with 3 channels."""
+    return Setting(
+        examples=examples,
+        classes=classes,
+        channels=3,
+        batch_size=batch_size,
+        total_steps=steps,
+        peak_rate=0.1,
+        rate=lambda step: 0.1,
+        done=lambda step: step / steps,
+        peak=lambda step: 0.1,
+    )
 
 
 def recipe(case: str, **fields):

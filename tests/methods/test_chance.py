@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import smallest
 from frame import toys
 from jax.sharding import PartitionSpec as P
 from sklearn.dummy import DummyClassifier
@@ -21,7 +22,6 @@ from train import tiny
 from simclr_jax import declaration, documents, parallel, recipes
 from simclr_jax.data.sources import NO_LABEL
 from simclr_jax.frame.keys import Keys
-from simclr_jax.frame.method import Setting
 from simclr_jax.losses.byol import regression
 from simclr_jax.losses.nt_xent import NO_IMAGE
 from simclr_jax.reporting import findings, record
@@ -48,10 +48,7 @@ def recipe(method="simclr", **fields):
 
 
 def simclr(config):
-    schedule = lambda step: 0.1  # noqa: E731
-    return declaration.module("simclr").make(
-        config, Setting(EXAMPLES, 0, 3, BATCH, 100, 0.1, schedule)
-    )
+    return declaration.module("simclr").make(config, smallest.setting(EXAMPLES, 0, BATCH))
 
 
 def losses(config, embed, steps):

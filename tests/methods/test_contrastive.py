@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import smallest
 from frame import toys
 from jax.sharding import PartitionSpec as P
 from losses import by_hand
@@ -20,7 +21,6 @@ from simclr_jax import declaration, documents, parallel, recipes, validation
 from simclr_jax.errors import UserError
 from simclr_jax.frame import modules
 from simclr_jax.frame.keys import Keys
-from simclr_jax.frame.method import Setting
 from simclr_jax.methods import contrastive
 from simclr_jax.reporting import findings, record
 from simclr_jax.train import timetable as timetables
@@ -89,7 +89,7 @@ def embeddings():
 @functools.cache
 def measured():
     """Return loss and metrics by case, scale and encoder, on eight devices, from one program."""
-    setting = Setting(10**6, 0, 3, tiny.BATCH, 100, 0.1, lambda step: 0.1)
+    setting = smallest.setting(10**6, 0, tiny.BATCH)
     made = {
         (name, scale): declaration.module("contrastive").make(
             recipe(**fields(name, scale)), setting

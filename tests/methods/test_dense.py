@@ -16,7 +16,6 @@ from simclr_jax import parallel, recipes, validation
 from simclr_jax.augment.lab import lab_to_rgb, rgb_to_lab
 from simclr_jax.errors import UserError
 from simclr_jax.frame.keys import Keys
-from simclr_jax.frame.method import Setting
 from simclr_jax.losses.colour_bins import BINS
 from simclr_jax.methods import autoencoder, colourisation, context_encoder, denoising_autoencoder
 from simclr_jax.models.inputs import INPUTS
@@ -26,7 +25,7 @@ from simclr_jax.stages.inputs import Inputs
 pytestmark = pytest.mark.x64
 
 N, SIDE = 4, 8
-SETTING = Setting(48, 4, 3, tiny.BATCH, 100, 0.1, lambda step: 0.1)
+SETTING = smallest.setting(48, 4, tiny.BATCH)
 RANDOM = np.random.default_rng(0)
 IMAGES = RANDOM.uniform(size=(N, SIDE, SIDE, 3))
 

@@ -8,13 +8,13 @@ import math
 import jax
 import numpy as np
 import pytest
+import smallest
 from frame import toys
 from train import tiny
 
 from simclr_jax import declaration, parallel, recipes, validation
 from simclr_jax.errors import UserError
 from simclr_jax.frame import modules
-from simclr_jax.frame.method import Setting
 from simclr_jax.methods import exemplar
 from simclr_jax.train.step import make_step
 
@@ -111,7 +111,7 @@ def test_what_does_not_go_together_is_named(fields, message):
 
 
 def test_more_images_than_classes_are_refused_in_one_line_and_triplets_take_them():
-    setting = Setting(exemplar.MOST_CLASSES + 1, 0, 3, 16, 9, 0.1, lambda step: 0.1)
+    setting = smallest.setting(exemplar.MOST_CLASSES + 1, 0, 16)
     with pytest.raises(UserError, match=r"100001 images.*at most 100000.*form=triplet") as found:
         exemplar.make(recipe(), setting)
     assert "\n" not in str(found.value)

@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import smallest
 from frame import toys
 from jax.sharding import PartitionSpec as P
 from recipes.freeze import resolved
@@ -19,7 +20,6 @@ from simclr_jax import declaration, parallel, recipes, validation
 from simclr_jax.errors import UserError
 from simclr_jax.frame import modules
 from simclr_jax.frame.keys import Keys
-from simclr_jax.frame.method import Setting
 from simclr_jax.methods import fnc
 from simclr_jax.planning import plan
 from simclr_jax.planning.described import Case
@@ -143,7 +143,7 @@ def test_support_views_and_memory_go_with_or_without_each_other(support, memory)
 def losses(config, embed, steps):
     """Return the loss of each step of a method whose two networks embed by `embed`, two devices."""
     batch, mesh = config.train.batch_size, parallel.make_mesh(2)
-    setting = Setting(10**6, 0, 3, batch, 100, 0.1, lambda step: 0.1)
+    setting = smallest.setting(10**6, 0, batch)
     method = declaration.module("fnc").make(config, setting)
 
     @jax.jit

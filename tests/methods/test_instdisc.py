@@ -204,7 +204,7 @@ def collapsed(loss, momentum=0.5, epochs=4):
     c.instdisc.loss, c.instdisc.momentum = loss, momentum
     c.head.dim, c.train.batch_size, c.loss.temperature = 64, batch, 0.2
     c.instdisc.negatives = 4096 if loss == "softmax" else 100
-    with_images = pretrain.Setting(examples, 0, 3, batch, 100, 0.1, lambda step: 0.1)
+    with_images = pretrain.smallest.setting(examples, 0, batch)
     method, mesh = instdisc.make(c, with_images), parallel.make_mesh(2)
     random = np.random.default_rng(0)
 

@@ -20,7 +20,6 @@ from simclr_jax.declaration import LOCAL
 from simclr_jax.errors import UserError
 from simclr_jax.frame import modules
 from simclr_jax.frame.keys import Keys
-from simclr_jax.frame.method import Setting
 from simclr_jax.planning import plan
 from simclr_jax.stages import build
 
@@ -168,7 +167,7 @@ def outputs_of(method, made):
 def loss_of(config, made):
     """Return the loss of a method for these embeddings, and for those without local crops."""
     make = declaration.module(config.method).make
-    method = make(config, Setting(48, 4, 3, len(made), 100, 0.1, lambda step: 0.1))
+    method = make(config, smallest.setting(48, 4, len(made)))
     alike = jnp.ones((24, made.shape[-1])) / math.sqrt(made.shape[-1])
     extra = {"queue": alike} if config.method == "moco" else {}
     mesh = parallel.make_mesh(1)

@@ -145,8 +145,7 @@ def drawn(c, keys, n):
 
 
 def setting():
-    c = smallest.recipe("rotation")
-    return pretrain.Setting(48, 4, 3, 16, 3, 0.1, lambda step: c.optim.base_lr)
+    return smallest.setting(48, 4, 16, steps=3)
 
 
 class Stub:

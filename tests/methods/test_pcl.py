@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import smallest
 from frame import toys
 from jax.sharding import PartitionSpec as P
 from losses import brute_force
@@ -19,7 +20,6 @@ from simclr_jax.data import order
 from simclr_jax.errors import UserError
 from simclr_jax.frame import modules
 from simclr_jax.frame.keys import Keys
-from simclr_jax.frame.method import Setting
 from simclr_jax.methods import pcl
 from simclr_jax.parallel import AXIS
 from simclr_jax.stages import pretrain
@@ -76,7 +76,7 @@ def test_eight_devices_do_what_one_does(small):
 def test_the_loss_adds_that_of_the_prototypes(small):
     """Value and gradient of one step, against the definition written out in NumPy."""
     c = recipe(pcl__warmup_epochs=0)
-    method = pcl.make(c, Setting(EXAMPLES, 0, 3, tiny.BATCH, 100, 0.1, lambda step: 0.1))
+    method = pcl.make(c, smallest.setting(EXAMPLES, 0, tiny.BATCH))
     random = np.random.default_rng(0)
     query, key = random.normal(size=(2, tiny.BATCH, 5))
     example = random.permutation(EXAMPLES)[: tiny.BATCH]
@@ -165,7 +165,7 @@ def test_each_field_of_its_own_is_read(monkeypatch):
         return features[:size]
 
     monkeypatch.setattr(pcl.clusters, "kmeans", kmeans)
-    method = pcl.make(c, Setting(EXAMPLES, 0, 3, tiny.BATCH, 100, 0.1, lambda step: 0.1))
+    method = pcl.make(c, smallest.setting(EXAMPLES, 0, tiny.BATCH))
     extra = method.first({"key": jnp.zeros((2, 5))}, jax.random.key(0))
     assert extra["queue"].shape == (OWN["queue"], 5)
     assert method.averages["average"].momentum == OWN["momentum"]
@@ -229,7 +229,7 @@ def test_more_clusters_than_images_are_refused_before_the_work():
 
 def test_images_that_cannot_be_read_are_in_no_cluster():
     c = recipe(pcl__clusters="22", pcl__warmup_epochs=0)
-    method = pcl.make(c, Setting(EXAMPLES, 0, 3, tiny.BATCH, 100, 0.1, lambda step: 0.1))
+    method = pcl.make(c, smallest.setting(EXAMPLES, 0, tiny.BATCH))
     extra = method.first({"key": jnp.zeros((2, 5))}, jax.random.key(0))
     random = np.random.default_rng(0)
     numbers = np.sort(random.permutation(EXAMPLES)[:22])
@@ -250,7 +250,7 @@ def test_images_that_cannot_be_read_are_in_no_cluster():
 def test_embeddings_that_are_all_equal_have_the_loss_declared():
     """When their keys fill the queue: before there are clusters, and with those made of them."""
     c = recipe(train__dtype="float32", train__steps=7)
-    method = pcl.make(c, Setting(EXAMPLES, 0, 3, tiny.BATCH, 100, 0.1, lambda step: 0.1))
+    method = pcl.make(c, smallest.setting(EXAMPLES, 0, tiny.BATCH))
     z = np.broadcast_to(np.arange(1.0, 6, dtype=np.float32), (EXAMPLES, 5))
     unit = brute_force.unit(z)
     extra = dict(method.first({"key": jnp.asarray(z[:2])}, jax.random.key(0)))
