@@ -59,7 +59,7 @@ def forked(place: Path, action: Callable[[], object], secs: float = SECS) -> int
             os.chdir(place)
             for stream, name in ((1, "out"), (2, "err")):
                 os.dup2(os.open(name, os.O_WRONLY | os.O_CREAT | os.O_TRUNC), stream)
-            sys.stdout, sys.stderr = (open(stream, "w", closefd=False) for stream in (1, 2))
+            sys.stdout, sys.stderr = (os.fdopen(stream, "w", closefd=False) for stream in (1, 2))
             try:
                 action()
                 code = 0
