@@ -194,7 +194,9 @@ class Race:
             return found
 
         def batches(first: int, total: int) -> Iterator[tuple[range, Batch]]:
-            self._resume(first)
+            if first:  # the first of all are made while step 0 is evaluated
+                self._resume(first)
+            self._noted = time.monotonic()
             source = stage.batches(first, total)
             try:
                 while not self._over and (chunk := next(source, None)) is not None:
@@ -222,9 +224,7 @@ class Race:
                 "it: restore it, or give another --workdir"
             )
         self._clock.seconds = curve[-1]["training"]
-        if step:
-            self._wall = curve[-1]["wall"]
-        self._noted = time.monotonic()
+        self._wall = curve[-1]["wall"]
 
     def _forget(self, step: int) -> None:
         """Forget a step and all that came after it."""
