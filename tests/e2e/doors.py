@@ -125,6 +125,8 @@ def _run(
 
     from simclr_jax import errors
 
+    # As in a terminal: a shell's jobs in the background ignore it.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     if blow:
         blow.arm()
     errors.run(importlib.import_module(f"simclr_jax.{door}").main)

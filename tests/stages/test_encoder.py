@@ -58,6 +58,7 @@ def test_taps_are_those_of_the_modules(workdir, encoder):
         "head2": hiddens[2],
         "z": hiddens[2],
         **{f"group{i}": ends[f"block_group{i}"].mean((1, 2)) for i in range(1, 5)},
+        **{f"map{i}": ends[f"block_group{i}"].reshape(6, -1) for i in range(1, 5)},  # so small
         "pixels": images.reshape(6, -1),
     }
     assert set(encoder.taps) == set(expected)
