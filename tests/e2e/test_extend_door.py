@@ -29,7 +29,7 @@ def extended(finished, tmp_path_factory):
 def test_it_says_what_it_is_and_the_report_shows_where(extended, finished, tmp_path):
     workdir, ended = extended
     assert "extended  by steps 20 to 28 (epochs 5.9 to 8.3): no warm-up, peak rate" in ended.out
-    assert "resumed at step 20 of 28" in ended.out and "accuracy on held-out" in ended.out
+    assert "resumed at step 20 of 28" in ended.out and "pretrained encoder" in ended.out
     before = doors.metrics(finished.workdir)
     assert doors.metrics(workdir)[: len(before)] == before
     pages = []
