@@ -11,6 +11,7 @@ import dataclasses
 import importlib
 import multiprocessing
 import os
+import signal
 import subprocess
 import sys
 import time

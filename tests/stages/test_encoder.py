@@ -278,7 +278,7 @@ def test_fine_tuning_inherits_input_and_head(tmp_path):
 
 @pytest.mark.parametrize(
     "fields",
-    [{"model__depth": 18}, {"model__width": 1e6}, {"head__dim": 6}],
+    [{"model__depth": 18}, {"model__width": 64.0}, {"head__dim": 6}],
 )
 def test_a_network_that_is_not_that_of_the_arrays_is_one_line(tmp_path, fields):
     """In a run whose checkpoint is too old to hold the recipe."""

@@ -22,7 +22,7 @@ def test_all_hosts_go_by_what_the_first_has_found_in_the_workdir(seen, tmp_path,
     """A network file system may not show a host yet what another has saved."""
     before = {"seed": 1}
 
-    def prepare(config, devices, kept, record):
+    def prepare(config, devices, kept, record, open_all):
         raise Prepared(kept, record)
 
     monkeypatch.setattr(run, "recipe_before", lambda path: seen)
