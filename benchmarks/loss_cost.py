@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 
 FLAGS = flags.FLAGS
 flags.DEFINE_list("compiled", ["16384x1", "65536x8"], "Pairs x devices, compiled only.")
-flags.DEFINE_list("timed", ["1024", "4096", "16384"], "Pairs, run on one device.")
+flags.DEFINE_list("timed", ["1024", "4096", "16384"], "Pairs, run on one device; or none.")
 flags.DEFINE_list("at_once", [], "Further numbers of rows to take at once.")
 flags.DEFINE_integer("dim", 128, "Numbers in a projection.", lower_bound=1)
 flags.DEFINE(flag_kinds.Number(above=0), "temperature", 0.1, "Of the loss.")
@@ -49,7 +49,9 @@ def main() -> None:
     sizes, pairs, tiles = asked()
     if sizes and pairs:
         # So many CPU devices share the threads of one: what is timed would not be one device.
-        command = [sys.executable, __file__, *sys.argv[1:], "--timed="]
+        given = ("compiled", "at_once", "dim", "temperature", "turns")
+        same = [f"--{name}={_text(FLAGS[name].value)}" for name in given if FLAGS[name].value]
+        command = [sys.executable, __file__, *same, "--timed=none"]
         code = subprocess.run(command, check=False).returncode
         if code:
             raise SystemExit(code)
@@ -80,11 +82,16 @@ def asked() -> tuple[list[tuple[int, int]], list[int], list[int]]:
         sizes.append((pairs, devices))
     numbers: dict[str, list[int]] = {}
     for flag in ("timed", "at_once"):
-        given = [errors.number(f"--{flag}", text, above=0) for text in getattr(FLAGS, flag)]
+        texts = [] if getattr(FLAGS, flag) == ["none"] else getattr(FLAGS, flag)
+        given = [errors.number(f"--{flag}", text, above=0) for text in texts]
         if wrong := [number for number in given if number != int(number)]:
             raise errors.UserError(f"--{flag} has {wrong[0]:g}: give whole numbers")
         numbers[flag] = [int(number) for number in given]
     return sizes, numbers["timed"], numbers["at_once"]
+
+
+def _text(value: object) -> str:
+    return ",".join(map(str, value)) if isinstance(value, list) else str(value)
 
 
 def ways(pairs: int, devices: int, tiles: list[int]) -> dict[str, int]:
