@@ -133,7 +133,7 @@ def test_the_loss_is_that_of_its_definition(method, fields):
 
 def drawn(c, keys, n):
     """Return the permutations that images are laid out by, from the answers that people see."""
-    method = jigsaw.make(c, setting())
+    method = made(c)
     views = {"patches": jnp.zeros((n, c.jigsaw.grid**2, 2, 2, 3))}
     first = [int(text.partition(":")[0]) for text in method.show(views, keys).answers]
     net = Stub(c.jigsaw.permutations)
@@ -144,8 +144,9 @@ def drawn(c, keys, n):
     return asked.tolist()
 
 
-def setting():
-    return smallest.setting(48, 4, 16, steps=3)
+def made(c):
+    """Return the method of a recipe."""
+    return pretrain.make_method(c, tiny.timetable(c), tiny.sorted_images())
 
 
 class Stub:
@@ -397,6 +398,6 @@ def test_another_first_permutation_makes_another_set():
         c = recipe("jigsaw", **fields)
         views = {"patches": jnp.zeros((1, 9, 2, 2, 3))}
         keys = Keys(0, jnp.int32(0), jnp.zeros((1, 2), jnp.uint32))
-        (text,) = jigsaw.make(c, setting()).show(views, keys).answers
+        (text,) = made(c).show(views, keys).answers
         number, _, order = text.partition(": ")
         assert [int(tile) - 1 for tile in order.split()] == want[int(number)]

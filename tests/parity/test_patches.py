@@ -37,7 +37,9 @@ def test_patches(recording, record_parity):
     record_parity("patches", recording.name, wrong(ours, a["patches"]), 0.0)
     found = inputs.standardised(jnp.asarray(ours, jnp.float32))
     error = golden.error(found, a["standardised"])
-    record_parity("patches", recording.name, error, golden.float32_tolerance(0.0))
+    # Two sums over all values of a patch, in float32 there and here.
+    tolerance = golden.float32_tolerance(0.0, roundings=64)
+    record_parity("patches", recording.name, error, tolerance)
 
 
 @pytest.mark.parametrize("recording", golden.cases("patch_concat"))
