@@ -163,7 +163,7 @@ def test_an_image_of_many_bands_is_whole(monkeypatch):
     files = [GRAY["png"], GRAY["tiff of floats"], *(awkward.encode(i, "PNG") for i in images)]
     files.append(awkward.encode(palette, "GIF", transparency=3))
     whole = [decode.decode(encoded, Rules("4095")) for encoded in files]
-    monkeypatch.setattr(decode, "BAND", 5 * 36)
+    monkeypatch.setattr(modes, "BAND", 5 * 36)
     monkeypatch.setattr(depth, "ROWS", 7 * 36)
     for encoded, pixels in zip(files, whole, strict=True):
         np.testing.assert_array_equal(decode.decode(encoded, Rules("4095")), pixels)
