@@ -14,7 +14,7 @@ from PIL import Image
 from train import tiny
 
 from simclr_jax import recipes, validation
-from simclr_jax.data import decode, depth, sources
+from simclr_jax.data import decode, depth, modes, sources
 from simclr_jax.data.decode import BadImage, Decoder, Rules
 from simclr_jax.data.reader import Reader, Unreadable
 from simclr_jax.errors import UserError
