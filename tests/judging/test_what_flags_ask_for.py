@@ -115,6 +115,7 @@ def test_transfer(asked):
         "others": ["c", "d"],
         "cache": "e",
         "seed": 5,
+        "weights": "trained",
         "max_bad_fraction": 0.5,
         "seen": True,
     }
