@@ -74,9 +74,11 @@ def test_each_image_is_halved_by_a_kernel_of_its_own():
     np.testing.assert_array_equal(tiles.halved_at_random(images[5:], keys[5:]), found[5:])
 
 
-def test_the_loss_is_that_of_tiles_one_by_one():
+@pytest.mark.parametrize("form", ["length", "elementwise"])
+def test_the_loss_is_that_of_tiles_one_by_one(form):
     """By NumPy, from the pixels on: head with ReLU on the end, another image, both metrics."""
-    c = recipe(counting__downsampling="area", augment__views__first__flip=0.0, bn__groups=1)
+    fields = {"counting__downsampling": "area", "counting__form": form, "bn__groups": 1}
+    c = recipe(**fields, augment__views__first__flip=0.0)
     stage, mesh = tiny.make_stage(c, 1)
     state, (_, batch) = tiny.perturbed(stage.init()), next(stage.batches(0, 1))
     _, metrics = make_step(stage, mesh)(parallel.replicate(mesh, state), batch)
@@ -96,10 +98,13 @@ def test_the_loss_is_that_of_tiles_one_by_one():
     x = np.maximum(x @ head["dense2"]["kernel"] + head["dense2"]["bias"], 0)
     counts = x.reshape(5, len(five), -1)
     added, own = counts[1:].sum(0), counts[0]
-    near = ((own - added) ** 2).sum(1)
-    far = ((np.roll(own, 1, 0) - added) ** 2).sum(1)
-    want = np.mean(near + np.maximum(0, 0.3 - far))
+    near, far = (own - added) ** 2, (np.roll(own, 1, 0) - added) ** 2
+    each = np.mean(near + np.maximum(0, 0.3 - far))
+    near, far = near.sum(1), far.sum(1)
+    want = each if form == "elementwise" else np.mean(near + np.maximum(0, 0.3 - far))
     np.testing.assert_allclose(metrics["loss"][0], want, rtol=1e-10)
+    if form == "elementwise":
+        return
     np.testing.assert_allclose(metrics["count_gap"][0], near.mean(), rtol=1e-10)
     np.testing.assert_allclose(metrics["counting_accuracy"][0], np.mean(near < far), rtol=1e-12)
     assert counts.min() == 0 < counts.max()

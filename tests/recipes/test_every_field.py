@@ -200,6 +200,17 @@ SEEN: dict[tuple[str, str], tuple[str, ...]] = {
         "supcon.base_temperature",
         "supcon.anchors",
     ),
+    ("methods/test_exemplar.py", "test_triplets_one_by_one"): (
+        "exemplar.form",
+        "exemplar.margin",
+        "exemplar.dim",
+        "exemplar.normalize",
+    ),
+    ("methods/test_counting.py", "test_the_loss_is_that_of_tiles_one_by_one"): (
+        "counting.form",
+        "counting.margin",
+        "counting.downsampling",
+    ),
     (PATCHES, "test_the_loss_is_that_of_its_definition"): (
         "relative_patch.pairs",
         "relative_patch.grid",
@@ -418,7 +429,7 @@ LISTS = {
     "OPEN": recipes.OPEN,
     "INHERITED": recipes.INHERITED,
     "INHERITED_CROP": tuple(f"augment.views.first.{name}" for name in recipes.INHERITED_CROP),
-    "FREE": records.FREE,
+    "FREE": tuple(name for name in records.FREE if name not in records.NOT_RECIPE),
     "CHOICES": tuple(CHOICES),
     "RULES": tuple(name for names, _, _ in RULES for name in names),
     "POINTERS": pipeline.POINTERS,

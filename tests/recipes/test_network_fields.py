@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import smallest
 from frame import toys
 from train import tiny
 
@@ -153,8 +154,7 @@ def test_the_predictor_is_as_wide_as_asked(small, method):
     ],
 )
 def test_the_method_says_which_parts_there_are(small, method, part):
-    c = recipes.base(method)
-    tiny.shrink(c)
+    c = smallest.recipe(method, bn__groups=1)
     assert part in jax.eval_shape(tiny.make_stage(c, 1)[0].init).params
     assert part not in jax.eval_shape(tiny.make_stage(tiny.recipe(), 1)[0].init).params
 
