@@ -13,7 +13,7 @@ from simclr_jax.recipes import OPEN, base, view
 
 # What the record of a run holds beside the fields of its recipe.
 NOT_RECIPE = (
-    *("images", "converted", "trained_on", "notes", "chance", "cpu_devices"),
+    *("images", "converted", "trained_on", "notes", "chance", "several_labels", "cpu_devices"),
     segments.KEY,
 )
 
