@@ -107,7 +107,7 @@ def test_results_say_what_was_measured(run, judged):
     assert {words(name) for name in found} == {
         f"{solver}-{tap}" for solver in solvers for tap in ("h", "z")
     }
-    for name, one in found.items():
+    for one in found.values():
         assert any(line.count(one["variant"]) for line in said)
         assert one["checkpoint"]["step"] == 7 and one["checkpoint"]["run"] == f"{run}@7"
         assert one["data"]["test"]["images"] == 24 and "validation" not in one["data"]
