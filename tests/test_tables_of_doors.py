@@ -34,7 +34,8 @@ def scored(run=LONG, solver="knn", variant="knn200_0.1", tap="group4", data=LONG
         "scores": dict.fromkeys(METRICS, SCORE),
         "level": {"of": "", "scores": {metric: {"value": 0.1} for metric in METRICS}},
     }
-    return Scored(SimpleNamespace(run=run), result, {})  # type: ignore[arg-type]
+    encoder = SimpleNamespace(run=run, step=1, config=SimpleNamespace(stage="finetune"))
+    return Scored(encoder, result, {}, variant)  # type: ignore[arg-type]
 
 
 def of_probes() -> str:
@@ -46,6 +47,12 @@ def of_probes() -> str:
     ]
     found += [scored(solver="kmeans", variant="kmeans"), scored(solver="retrieval")]
     return "\n".join(shown.table(found))
+
+
+def of_many_probes() -> str:
+    taps = ["h", "z", *(f"head{i}" for i in range(1, 12)), "pixels"]
+    found = [scored(f"{run}{LONG}", tap=tap) for run in "ab" for tap in taps]
+    return "\n".join(shown.grid(found)[:-2])
 
 
 def of_transfer() -> str:
@@ -92,7 +99,15 @@ def of_plans() -> str:
     return plan._choices_table(asked, found).split("\n\n")[0]  # type: ignore[arg-type]
 
 
-TABLES = (of_probes, of_transfer, of_pipelines, at_the_end_of_a_run, of_parameters, of_plans)
+TABLES = (
+    of_probes,
+    of_many_probes,
+    of_transfer,
+    of_pipelines,
+    at_the_end_of_a_run,
+    of_parameters,
+    of_plans,
+)
 
 
 @pytest.mark.parametrize("make", TABLES)
@@ -102,7 +117,9 @@ def test_it_fits_a_terminal(make):
     assert max(map(len, lines)) <= tables.WIDTH, max(lines, key=len)
 
 
-@pytest.mark.parametrize("make", [of_probes, of_transfer, of_pipelines, at_the_end_of_a_run])
+@pytest.mark.parametrize(
+    "make", [of_probes, of_many_probes, of_transfer, of_pipelines, at_the_end_of_a_run]
+)
 def test_what_guessing_gives_stands_beside_accuracies(make):
     assert "thecommonestclass" in "".join(make().split())
 
