@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import smallest
 from frame import toys
 from losses import instances
 from recipes.freeze import resolved
@@ -204,7 +205,7 @@ def collapsed(loss, momentum=0.5, epochs=4):
     c.instdisc.loss, c.instdisc.momentum = loss, momentum
     c.head.dim, c.train.batch_size, c.loss.temperature = 64, batch, 0.2
     c.instdisc.negatives = 4096 if loss == "softmax" else 100
-    with_images = pretrain.smallest.setting(examples, 0, batch)
+    with_images = smallest.setting(examples, 0, batch)
     method, mesh = instdisc.make(c, with_images), parallel.make_mesh(2)
     random = np.random.default_rng(0)
 

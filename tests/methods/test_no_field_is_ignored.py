@@ -160,7 +160,9 @@ def test_what_is_not_read_is_refused_and_its_remedy_works(method, fields):
     c = smallest.recipe(method, **fields)
     for name, (who, instead) in unread(c).items():
         changed = recipes.copied(c)
-        value = next(v for v in others(c, name) if v not in (recipes.get(c, name), 0.5))
+        field = declaration.find(c.method).fields.get(name.partition(".")[2])
+        likely = (v for v in others(c, name) if v not in (recipes.get(c, name), 0.5))
+        value = next(v for v in likely if field is None or field.holds(v))
         recipes.put(changed, name, value)
         said = refusal(changed)
         assert said.startswith(f"{name} is {value}, but {who} does not read it: leave it at ")

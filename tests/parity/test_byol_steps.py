@@ -8,6 +8,7 @@ which nothing reads.
 from __future__ import annotations
 
 import dataclasses
+import functools
 
 import flax.linen as nn
 import golden
@@ -200,9 +201,10 @@ def test_loss(recording, record_parity):
 @pytest.mark.parametrize("recording", golden.cases("byol_schedule"))
 def test_schedules(recording, record_parity):
     settings, steps = recording.settings, recording.arrays["steps"]
-    tau = jax.vmap(lambda step: byol.momentum(settings["base_ema"], settings["total_steps"], step))(
-        steps
-    )
+    total = settings["total_steps"]
+    tau = jax.vmap(
+        functools.partial(byol.momentum, settings["base_ema"], lambda step: step / total)
+    )(steps)
     rate = build.schedules.warmup_cosine(
         build.schedules.peak_rate(settings["base_rate"], "linear", settings["batch_size"]),
         settings["warmup_steps"],

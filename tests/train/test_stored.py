@@ -76,7 +76,7 @@ MALFORMED = {
     ),
     "no name of a module": (
         RECORD | {"method": ".x"},
-        r"method is \.x, which is no dotted name of a module: give one, or any of byol, ",
+        r"method is \.x, which is no dotted name of a module: give one, or any of .*byol, ",
     ),
     "a module of no name": (RECORD | {"method": "a..b"}, r"method is a\.\.b, which is no dotted"),
     "converted, and no more": (RECORD | {"converted": True}, "converted is True: it must be a gro"),
