@@ -201,10 +201,8 @@ def test_loss(recording, record_parity):
 @pytest.mark.parametrize("recording", golden.cases("byol_schedule"))
 def test_schedules(recording, record_parity):
     settings, steps = recording.settings, recording.arrays["steps"]
-    total = settings["total_steps"]
-    tau = jax.vmap(
-        functools.partial(byol.momentum, settings["base_ema"], lambda step: step / total)
-    )(steps)
+    share = build.schedules.share_done([settings["total_steps"]])
+    tau = jax.vmap(functools.partial(byol.momentum, settings["base_ema"], share))(steps)
     rate = build.schedules.warmup_cosine(
         build.schedules.peak_rate(settings["base_rate"], "linear", settings["batch_size"]),
         settings["warmup_steps"],
