@@ -99,11 +99,9 @@ def test_a_recipe_says_how_exact_its_views_are(placement):
 @functools.cache
 def photographs():
     """Return the two photographs of scikit-learn on canvases, `[2, s, s, 3]`, and their sizes."""
-    shrink = Canvas(SIDE).fit
     canvases, sizes = np.zeros((2, SIDE, SIDE, 3), np.uint8), np.zeros((2, 2), np.int32)
     for i, image in enumerate(load_sample_images().images):
-        image = shrink(image)
-        canvases[i, : image.shape[0], : image.shape[1]], sizes[i] = image, image.shape[:2]
+        sizes[i] = Canvas(SIDE).fit(image, canvases[i])
     return canvases, sizes
 
 
