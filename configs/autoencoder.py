@@ -5,7 +5,7 @@
 
 Nothing is published of a ResNet trained so. `cifar10` decodes 4x4x64 numbers, a third of those of
 the image: of the whole map, 4x4x512, it would be asked for no choice. We have not trained it to its
-end; docs/methods.md has what the digits gave.
+end.
 """
 
 from simclr_jax import recipes

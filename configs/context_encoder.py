@@ -7,7 +7,7 @@
 Published, AlexNet with the adversary, which is not here: PASCAL VOC 2007 classification 56.5 %,
 detection 44.5 % (paper, table 2; from memory). `imagenet` has the images of 128 pixels, the hole of
 64 with 4 of overlap, and the generator's rate 0.002 of `train.lua`; encoder, decoder and length are
-ours. We have run neither `cifar10` nor `imagenet`; docs/methods.md has what the digits gave.
+ours. We have trained none of them to its end.
 """
 
 from simclr_jax import recipes

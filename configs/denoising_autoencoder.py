@@ -4,8 +4,7 @@
     python -m simclr_jax.main --config=configs/denoising_autoencoder.py:cifar10    cifar10.py's data
 
 A quarter of the pixels black, as the paper has it for most of its sets, and Gaussian noise of 0.1.
-Nothing is published of a ResNet trained so. We have not trained `cifar10` to its end;
-docs/methods.md has what the digits gave.
+Nothing is published of a ResNet trained so. We have not trained it to its end.
 """
 
 from simclr_jax import recipes

@@ -38,13 +38,14 @@ from simclr_jax.stages import extend, in_hand
 from simclr_jax.stages import run as runs
 from simclr_jax.stages.encoder import Encoder
 from simclr_jax.train import saved
+from simclr_jax.train.workdir import started
 
 PathLike = str | os.PathLike[str]
 INTERRUPTED = runs.EXIT_CODES[signal.SIGINT]
 
 
 class Stopped(UserError):
-    """A run was asked to end before its end, and has saved."""
+    """A run was asked to end before its end, and has saved if it had begun to train."""
 
     code = os.EX_TEMPFAIL
 
@@ -184,7 +185,9 @@ def train(
     if code == INTERRUPTED:
         raise KeyboardInterrupt
     if code:
-        raise Stopped(f"the run was stopped, and is saved in {place}: the same call continues it")
+        saved_one = started(epath.Path(place))
+        what = f"is saved in {place}" if saved_one else "had saved nothing yet"
+        raise Stopped(f"the run was stopped, and {what}: the same call continues it")
     return Run(place)
 
 

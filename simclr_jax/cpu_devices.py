@@ -66,7 +66,11 @@ def choose(
     if before is not None:
         kept = before.get(KEY)
         return kept if type(kept) is int and 1 <= kept <= MOST else None
-    return None if distributed else min(map(by_rule, recipes))
+    if distributed:
+        return None
+    count = min(map(by_rule, recipes))
+    batches = [recipe.train.batch_size or 0 for recipe in recipes]
+    return count if all(batch <= count * MOST_ROWS for batch in batches) else 1
 
 
 def in_environment() -> int | None:
@@ -86,7 +90,7 @@ def by_rule(config: ConfigDict) -> int:
     batch = config.train.batch_size
     if config.model.stem != STEM or batch is None or config.bn.groups == 0:
         return 1
-    count, unit = RULE, config.train.accumulate
+    count, unit = RULE, max(1, config.train.accumulate)  # what it may be is looked at later
     while count > 1 and (batch % (count * unit) or batch // (count * unit) < LEAST_ROWS):
         count //= 2
     return count if batch // count <= MOST_ROWS else 1
@@ -108,8 +112,15 @@ def use(count: int | None) -> None:
         jax.config.update("jax_num_cpu_devices", count)
 
 
-def record(mesh: Mesh) -> dict[str, int]:
-    """Return what a run keeps of its CPU devices, if these are what computes."""
+def record(mesh: Mesh, before: Mapping[str, Any] | None = None) -> dict[str, int]:
+    """Return what a run keeps of its CPU devices, if these are what computes: how many it began on.
+
+    Args:
+      mesh: the devices that compute.
+      before: the record of the run that is resumed.
+    """
+    if before is not None and KEY in before:
+        return {KEY: before[KEY]}
     here = _here(mesh)
     return {KEY: here} if here else {}
 
@@ -124,10 +135,10 @@ def notes(mesh: Mesh, before: Mapping[str, Any] | None) -> list[str]:
     here, then = _here(mesh), (before or {}).get(KEY)
     if then is not None and then != here:
         now = f"{here} of them" if here else "others"
-        return [
-            f"note      this run began on {then} CPU device(s) and goes on on {now}: the same but "
-            "for rounding, not to the bit"
-        ]
+        same = "the same but for rounding, not to the bit"
+        if (before or {}).get("bn", {}).get("groups") == 0:
+            same = "another run, since with bn.groups=0 each device is normalised alone"
+        return [f"note      this run began on {then} CPU device(s) and goes on on {now}: {same}"]
     if before is None and here > 1 and in_environment() is None:
         return [
             f"note      the CPU counts as {here} devices, which docs/performance.md found faster "

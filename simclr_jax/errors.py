@@ -15,6 +15,7 @@ import os
 import re
 import resource
 import sys
+import traceback
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import NoReturn
@@ -214,7 +215,10 @@ def run(main: Callable[[], int | None]) -> None:
             return _leaving(130)
         except Exception as error:
             if debug or (said := of_the_system(error)) is None:
-                raise
+                if not background.left():
+                    raise
+                traceback.print_exc()  # and not wait for work that nobody wants any more
+                return _leaving(1)
             _exit(str(said), said.code)
 
     app.run(guarded, flags_parser=parse)

@@ -343,18 +343,22 @@ def _conclude(
         "chosen": {
             "rate": rate,
             "decay": decay,
-            f"{sweep.metric} on validation": max(
-                score for score in done.values() if score is not None
-            ),
+            f"{sweep.metric} on validation": done[sweep.path(rate, decay).name],
         },
         "grid": {"rates": list(sweep.grid.rates), "decays": list(sweep.grid.decays)},
-        "runs that diverged": [name for name, score in done.items() if score is None],
+        "runs that diverged": [
+            name
+            for name in (sweep.path(*pair).name for pair in sweep.grid.pairs)
+            if name in done and done[name] is None
+        ],
         "training": f"{sweep.grid.steps} steps, SGD (Nesterov, 0.9), cosine, crops and flips",
         "learned from": f"{len(tuned_runs.both(data))} images: {splits['fit']}",
+        "labels used": f"all, of {splits['fit']}",
     }
     tail = f"step{read.step}" if checkpoint.endswith(f"@{read.step}") else ""
+    beyond = {} if sweep.grid == PAPER else dataclasses.asdict(sweep.grid)
     result = one.result | {
-        "name": naming.name(f"transfer-finetune-{sweep.name}", seed=seed, tail=tail),
+        "name": naming.name(f"transfer-finetune-{sweep.name}", seed=seed, beyond=beyond, tail=tail),
         "solver": CALLED,
         "variant": CALLED,
         "checkpoint": {"run": encoder.run, "step": read.step, "weights": encoder.fingerprint},

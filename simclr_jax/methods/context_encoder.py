@@ -146,18 +146,21 @@ def make(config: ConfigDict, setting: Setting) -> Method:
         draw = jax.vmap(lambda key: jax.random.randint(key, (2,), 0, side - hole + 1, jnp.int32))
         return draw(keys.of_rows("hole"))
 
-    def shown(images: jax.Array, keys: Keys) -> tuple[jax.Array, jax.Array]:
+    def shown(images: jax.Array, keys: Keys) -> tuple[jax.Array, jax.Array, jax.Array]:
         wide = jnp.promote_types(images.dtype, jnp.float32)
         corner = corners(images, keys)
         erased, weight = cut(side, corner, hole, c.overlap, c.border_weight, wide)
-        return with_holes(images, erased, jnp.asarray(fill)), weight
+        return with_holes(images, erased, jnp.asarray(fill)), erased, weight
 
     def forward(net: Net, views: Views, extra: Extra, batch: Batch, keys: Keys) -> Outputs:
         images = views["views"][:, 0]
-        given, weight = shown(images, keys)
+        given, erased, weight = shown(images, keys)
         taps, made = decoding.answer(net, given)  # in [-1, 1]
         wanted = 2 * images.astype(weight.dtype) - 1
-        error, flat = squared_error(made, wanted, weight), one_colour(wanted, weight)
+        error = squared_error(made, wanted, weight)
+        # Of the border, which is visible, nothing has to be learned.
+        unseen = jnp.sum(erased, (1, 2)) / jnp.sum(weight != 0, (1, 2))
+        flat = unseen * one_colour(wanted, erased)
         return {"taps": taps, "error": error, "one_colour": flat}  # [n] each
 
     def show(views: Views, keys: Keys) -> Seen:
@@ -173,7 +176,7 @@ def make(config: ConfigDict, setting: Setting) -> Method:
 
     def paint(net: Net, views: Views, keys: Keys) -> Mapping[str, jax.Array]:
         images = views["views"][:, 0]
-        given, weight = shown(images, keys)
+        given, _, weight = shown(images, keys)
         answer = (decoding.answer(net, given, train=False)[1] + 1) / 2
         made = jnp.where(weight[..., None] > 0, answer, images.astype(answer.dtype))
         return {"given": given, "made": made, "wanted": images}

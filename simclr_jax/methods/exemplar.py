@@ -49,12 +49,17 @@ def unread(config: ConfigDict) -> dict[str, Unread]:
 
 
 def check(config: ConfigDict) -> None:
-    """Raise `UserError` for triplets of images with one version, which has no positive."""
+    """Raise `UserError` for triplets without a positive, or without a negative."""
     copies = sum(view.copies for view in config.augment.views.values() if view.copies)
     if config.exemplar.form == "triplet" and copies < 2:
         raise UserError(
             f"exemplar.form is triplet, but an image has {copies} view(s), which is nearer to "
             "nothing: set --config.augment.views.first.copies=2 or more"
+        )
+    if config.exemplar.form == "triplet" and config.train.batch_size == 1:
+        raise UserError(
+            "train.batch_size is 1, but exemplar.form=triplet asks for versions of other images: "
+            "set --config.train.batch_size=2 or more"
         )
 
 

@@ -297,7 +297,8 @@ def _judged(
         outputs = one.outputs.get(result["name"], {})
         same = result.get("checkpoint", {}).get("weights") == encoder.fingerprint
         same = same and result.get("data", {}).get("name") == data.name
-        same = same and result.get("tap") != "pixels"
+        # Whose predictions are those of the pixels, or of weights that were trained since, are not.
+        same = same and result.get("tap") != "pixels" and result.get("solver") != "fine-tuning"
         if same and {"labels", "predictions"} <= outputs.keys():
             what = f"the result {result['name']}"
             return _counted(outputs["labels"], outputs["predictions"], names, what)

@@ -226,8 +226,9 @@ def describe(
         "start": ((2,), np.uint32),
     }
     made |= images_of(config, train)
-    if train.classes:
-        made |= {"label": ((train.classes,), np.int8) if train.multi_label else ((), np.int32)}
+    if train.classes:  # of several labels an image only the placement `device` hands over all
+        several = train.multi_label and config.augment.placement == "device"
+        made |= {"label": ((train.classes,), np.int8) if several else ((), np.int32)}
     return {
         name: jax.ShapeDtypeStruct((steps, rows, *shape), dtype, sharding=sharding)
         for name, (shape, dtype) in made.items()

@@ -154,7 +154,8 @@ def _run(
         teacher.check(config, train, test)
 
     record = config.to_dict() | {"images": [train.fingerprint(), test.fingerprint()]}
-    record |= processes.on_first(lambda: said_beside(ready, before)) | cpu_devices.record(mesh)
+    record |= processes.on_first(lambda: said_beside(ready, before))
+    record |= cpu_devices.record(mesh, before)
     if extension:
         asked = extension, config, timetable, workdir, record | _segments(timetable), before
         added = processes.on_first(lambda: extend.decided(*asked))

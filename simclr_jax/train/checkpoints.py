@@ -101,7 +101,7 @@ class Checkpoints:
             multiprocessing_options=alone,
         )
         self._background = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
-        self._saving = False
+        self._saving = self._closed = False
         self._pending: Future[None] | None = None  # of the process that writes
 
     @property
@@ -172,8 +172,12 @@ class Checkpoints:
 
     def close(self) -> None:
         """Wait as `wait` does, then free the threads."""
-        steps = (self._wait_here, self._background.shutdown, self._close_writer, self._reader.close)
-        closing.close(None, *steps)
+        last = (self._background.shutdown, self._close_writer, self._reader.close)
+        closing.close(None, self._wait_here, self._mark_closed, *last)
+
+    def _mark_closed(self) -> None:
+        """Let a thread that still reads for nobody take what it meets for no damage."""
+        self._closed = True
 
     def _close_writer(self) -> None:
         """Close what Orbax writes by, which says once more why the last save failed."""
@@ -208,6 +212,8 @@ class Checkpoints:
 
     def _dismiss(self, step: int, damages: list[str | None]) -> None:
         """Set a step aside that no process could read; `damages` is what each of them found."""
+        if self._closed:
+            raise RuntimeError(f"checkpoint {self._name(step)} is read, though nobody waits for it")
         if not all(damages):
             rank = next(rank for rank, found in enumerate(damages) if found)
             raise UserError(
@@ -321,6 +327,8 @@ class Checkpoints:
         except MemoryError:
             raise
         except Exception as error:  # each layer of Orbax and TensorStore has types of its own
+            if self._closed:
+                raise
             if (number := errno_of(error)) is not None:
                 said = errors.unreadable(
                     f"checkpoint {self._name(step)}",

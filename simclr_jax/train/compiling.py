@@ -19,6 +19,7 @@ import jax
 
 from simclr_jax import documents, files, processes
 from simclr_jax.background import Work
+from simclr_jax.closing import Closing
 from simclr_jax.errors import BadFile, UserError
 from simclr_jax.train.progress import Console, duration
 from simclr_jax.train.stage import Batch, Metrics, TrainState
@@ -176,7 +177,8 @@ class FirstAhead(Iterator[Value]):
     """Batches, the first of which is made in a thread from now on."""
 
     def __init__(self, batches: Iterator[Value]):
-        self._batches, self._closed, self._lock = batches, False, threading.Lock()
+        self._batches, self._lock = batches, threading.Lock()
+        self._closed = self._made = False
         self._first: Work[Value | None] | None = Work(self._make_first)
 
     def first(self, console: Console) -> Value | None:
@@ -195,17 +197,19 @@ class FirstAhead(Iterator[Value]):
         """Close the batches: at once, or where the first is being made when it is there."""
         with self._lock:
             self._closed = True
-            if self._first and not self._first.done:
+            if not self._made:
                 return
         self._close()
 
     def _make_first(self) -> Value | None:
-        batch = next(self._batches, None)
+        with Closing(self._first_is_over):
+            return next(self._batches, None)
+
+    def _first_is_over(self) -> None:
         with self._lock:
-            closed = self._closed
+            self._made, closed = True, self._closed
         if closed:
             self._close()
-        return batch
 
     def _close(self) -> None:
         getattr(self._batches, "close", lambda: None)()  # those of a run have threads that read

@@ -114,7 +114,9 @@ def train(
 
 def _first_batches(stage: Stage, timetable: Timetable, step: int) -> Shapes | None:
     """Describe the batches of the first call, if there is one and the stage can tell."""
-    steps = next(chunks(step, timetable.total_steps, timetable.steps_per_call), None)
+    steps = next(
+        chunks(step, timetable.total_steps, timetable.steps_per_call, timetable.borders), None
+    )
     return stage.like(len(steps)) if stage.like and steps else None
 
 

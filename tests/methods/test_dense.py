@@ -129,7 +129,7 @@ def test_a_hole_in_the_middle_whose_border_stays_and_weighs_more():
     made = RANDOM.normal(size=IMAGES.shape)
     method = build(context_encoder, hole=4, overlap=1, border_weight=7.0, fill="255,0,51", width=12)
     assert method.modules["decoder"].width == 12
-    (found, _), given = holes(method, made)
+    (found, metrics), given = holes(method, made)
     want = IMAGES.copy()
     want[:, 3:5, 3:5] = 1.0, 0.0, 0.2
     np.testing.assert_allclose(given, want, rtol=1e-12)
@@ -137,6 +137,9 @@ def test_a_hole_in_the_middle_whose_border_stays_and_weighs_more():
     weight[1:3, 1:3] = 1
     error = ((made - (2 * IMAGES - 1)) ** 2)[:, 2:6, 2:6] * weight
     assert found == pytest.approx(error.mean(), rel=1e-12)
+    hidden = (2 * IMAGES - 1)[:, 3:5, 3:5]  # the border is there to be copied
+    flat = np.mean(hidden.var((1, 2)).sum(-1) * 4 / (16 * 3))
+    assert metrics["one_colour_loss"] == pytest.approx(flat, rel=1e-12)
 
 
 def test_nothing_outside_the_hole_is_asked_and_nothing_inside_is_shown():

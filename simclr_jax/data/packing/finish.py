@@ -16,6 +16,7 @@ from simclr_jax.data.packing.plan import Plan
 from simclr_jax.data.packing.shards import Shard
 from simclr_jax.data.sources import Source, packed_files
 from simclr_jax.data.sources.packed_files import FORMAT, MANIFEST, File, Manifest, SplitOf
+from simclr_jax.errors import UserError
 
 
 def finish(partial: Path, plan: Plan, source: dict[str, str], opened: dict[str, Source]) -> None:
@@ -24,7 +25,11 @@ def finish(partial: Path, plan: Plan, source: dict[str, str], opened: dict[str, 
     for split, part in plan.splits.items():
         own = [job for job in jobs if job.split == split]
         found = [shard for job in own if (shard := shards.read(job)) is not None]
-        assert len(found) == len(own), "all shards were written"
+        if len(found) < len(own):
+            raise UserError(
+                f"{partial} has {len(found)} of {len(own)} shards of {documents.shown(split)}, all "
+                "of which were written: give the same command again, which makes the others"
+            )
         splits[split] = _summed(partial, part, opened[split], found)
     manifest = Manifest(FORMAT, _version(), plan.law, source, splits)
     with files.explaining(partial):

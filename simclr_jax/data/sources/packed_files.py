@@ -415,7 +415,8 @@ class Shards:
         file, start = int(self._file[row]), int(self._start[row])
         if not self._is_local:
             return buckets.read_range(self._paths[file], start, count)
-        return os.pread(self._opened(file).descriptor, count, start)
+        opened = self._opened(file)  # held while it is read, or it might be closed
+        return os.pread(opened.descriptor, count, start)
 
     def _opened(self, file: int) -> _Opened:
         """Return a shard; of those that are open the one that was not used longest is closed."""

@@ -46,7 +46,8 @@ from simclr_jax.errors import UserError, choose, printable
 from simclr_jax.unlabelled import NO_LABEL
 
 KIND = Kind(re.compile(r"\.parquet$"), True, "train-00000-of-00002.parquet", "train", ("data",))
-HELD = 256 * 2**20  # bytes of row groups in memory
+HELD = 256 * 2**20  # bytes of row groups that stay in memory
+AT_ONCE = 4  # more that are read or taken from at the same time
 LABELS = ("label", "labels", "class", "cls", "target")  # what a column of labels may be called
 
 
@@ -96,7 +97,7 @@ class ParquetRows:
         self.largest = max(counts, default=0)
         self.labels = self._labels() if self.columns.label else None
         self._held: collections.OrderedDict[int, Any] = collections.OrderedDict()
-        self._lock = threading.Lock()
+        self._lock, self._few = threading.Lock(), threading.BoundedSemaphore(AT_ONCE)
         self._busy: dict[int, threading.Lock] = collections.defaultdict(threading.Lock)
 
     def __len__(self) -> int:
@@ -116,6 +117,10 @@ class ParquetRows:
         Raises:
           BadImage: as for a single one.
         """
+        with self._few:
+            return self._fetch(rows)
+
+    def _fetch(self, rows: np.ndarray) -> list[bytes]:
         found, group = [], None
         for row in rows.tolist():
             number = int(np.searchsorted(self._ends, row, side="right"))
@@ -164,7 +169,7 @@ class ParquetRows:
                     table = self._read(path, self._heads[file], group)
             except _Damaged as error:
                 raise BadImage(f"{path.name}, row group {group}: {error}") from error
-            made = table.column(0).combine_chunks()
+            made = table.column(0)  # in chunks: a column of them may be too large for one
             with self._lock:
                 self._held[number] = made
                 while len(self._held) > 1 and sum(x.nbytes for x in self._held.values()) > HELD:
@@ -253,18 +258,28 @@ def splits(data: ConfigDict, kept: epath.Path | None = None) -> dict[str, Callab
         several columns of labels, or labels that make no classes.
     """
     _parquet()
-    found = find(data, KIND, named=True)
-    opened = functools.cache(functools.partial(_open, data, found, Decoder(Rules.of(data))))
+    found, decoder = find(data, KIND, named=True), Decoder(Rules.of(data))
+
+    @functools.cache
+    def opened(split: str) -> Examples:
+        other = split != data.split and data.split in found
+        train = functools.partial(opened, data.split) if other else None
+        return _open(data, found[split], decoder, split, train)
+
     return {split: functools.partial(opened, split) for split in found}
 
 
 def _open(
-    data: ConfigDict, found: dict[str, list[epath.Path]], decoder: Decoder, split: str
+    data: ConfigDict,
+    paths: list[epath.Path],
+    decoder: Decoder,
+    split: str,
+    train: Callable[[], Examples] | None,
 ) -> Examples:
-    check_complete(found[split], KIND)
-    rows = ParquetRows(found[split], data.name, data.labels)
+    check_complete(paths, KIND)
+    rows = ParquetRows(paths, data.name, data.labels)
     if not len(rows):
-        raise UserError(f"{found[split][0]} has no rows: choose another split")
+        raise UserError(f"{paths[0]} has no rows: choose another split")
     notes: tuple[str, ...] = ()
     if data.order == "random" and rows.largest > 1:
         notes = (
@@ -273,7 +288,7 @@ def _open(
         )
     source = Examples(
         split=split,
-        paths=found[split],
+        paths=paths,
         raw=ReadAhead(rows, rows.fetch),
         rows=np.arange(len(rows)),
         labels=None,
@@ -283,9 +298,6 @@ def _open(
         notes=notes,
         decoder=decoder,
     )
-    train = None
-    if split != data.split and data.split in found:
-        train = functools.partial(_open, data, found, decoder, data.split)
     return classed(source, rows.labels, data, train, rows.columns.names)
 
 

@@ -24,7 +24,8 @@ from simclr_jax.data.sources.numbering import identifiers, numbered, said
 from simclr_jax.errors import UserError
 from simclr_jax.unlabelled import NO_LABEL
 
-SHARD = re.compile(r"(^|[-_.])(\d+)(-of-(\d+))?$")  # the number of a file, at the end of its stem
+# The number of a file, at the end of its stem; older files of the Hugging Face Hub end in a hash.
+SHARD = re.compile(r"(^|[-_.])(\d+)(-of-(\d+)(-[0-9a-f]{16})?)?$")
 
 
 class Kind(NamedTuple):
@@ -162,19 +163,31 @@ def find(data: ConfigDict, kind: Kind, named: bool = False) -> dict[str, list[ep
 
 
 def _split_of(name: str, kind: Kind) -> str | None:
-    """Return the last word of a file's name ahead of suffix and number; None: not of the kind."""
+    """Return the last word of a file's name ahead of suffix and number; None: not of the kind.
+
+    A word is the letters that a part of the name begins with, so `train2017` and `train-512px` are
+    of `train`.
+    """
     stem = kind.suffix.sub("", name)
     if kind.needed and stem == name:
         return None
     plain = SHARD.sub("", stem)
     if plain == name:
         return None
-    words = re.search(r"[A-Za-z]*$", plain)
-    return words[0] if words and words[0] else kind.alone
+    words = [re.match(r"[A-Za-z]*", part) for part in re.split(r"[-_.]", plain)]
+    named = [word[0] for word in words if word and word[0]]
+    return named[-1] if named else kind.alone
 
 
 def check_complete(paths: list[epath.Path], kind: Kind) -> None:
-    """Raise `UserError` unless, where files are numbered `-of-N`, each number is there once."""
+    """Raise `UserError` unless, where files are numbered `-of-N`, each number is there once.
+
+    Files of one name in two directories are one set that was copied or moved.
+    """
+    places: dict[str, epath.Path] = {}
+    for path in paths:
+        if (other := places.setdefault(path.name, path)) != path:
+            raise UserError(f"{path} and {other} are files of one name: keep one of them")
     sets: dict[tuple[epath.Path, str], list[tuple[int, int, str]]] = {}
     for path in paths:
         stem = kind.suffix.sub("", path.name)

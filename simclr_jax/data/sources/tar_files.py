@@ -142,12 +142,15 @@ def _index(
     with ThreadPoolExecutor(INDEX_THREADS) as pool:
         stamps = list(pool.map(files.size_and_time, paths))
         known = [f"{os.fspath(path)} {stamp}" for path, stamp in zip(paths, stamps, strict=True)]
-        text = "\n".join([*known, *sorted(decode.suffixes()), str(labelled)])
-        place = kept / f"{hashlib.sha256(text.encode()).hexdigest()[:24]}.npz"
-        if (arrays := kept_arrays(place, *ARRAYS)) is not None:
-            found = dict(zip(ARRAYS, arrays, strict=True))
-            if _fits(found, len(paths)):
-                return found
+        text = "\n".join([*known, *sorted(decode.suffixes())])
+        place = _place(kept, text, labelled)
+        # One with labels serves who wants none, such as each process that packs.
+        for with_labels in (True,) if labelled else (True, False):
+            arrays = kept_arrays(_place(kept, text, with_labels), *ARRAYS)
+            found = dict(zip(ARRAYS, arrays, strict=True)) if arrays is not None else {}
+            if found and _fits(found, len(paths)):
+                none = np.full_like(found["labels"], NO_LABEL)
+                return found if labelled else {**found, "labels": none}
         say(f"indexing  {len(paths)} tar file(s) such as {paths[0]}, once: into {place}")
         read = list(pool.map(lambda path: _read(path, labelled), paths))
     found = {
@@ -163,6 +166,11 @@ def _index(
         kept.mkdir(parents=True, exist_ok=True)
     keep_arrays(place, **found)
     return found
+
+
+def _place(kept: epath.Path, text: str, labelled: bool) -> epath.Path:
+    name = hashlib.sha256(f"{text}\n{labelled}".encode()).hexdigest()[:24]
+    return kept / f"{name}.npz"
 
 
 def _fits(found: dict[str, np.ndarray], count: int) -> bool:

@@ -56,24 +56,34 @@ def splits(data: ConfigDict, kept: epath.Path | None = None) -> dict[str, Callab
         raises it if its files are damaged or not all there, it is empty, or it has labels that
         make no classes.
     """
-    found = find(data, KIND)
-    opened = functools.cache(functools.partial(_open, data, found, Decoder(Rules.of(data))))
+    found, decoder = find(data, KIND), Decoder(Rules.of(data))
+
+    @functools.cache
+    def opened(split: str) -> Examples:
+        other = split != data.split and data.split in found
+        train = functools.partial(opened, data.split) if other else None
+        return _open(data, found[split], decoder, split, train)
+
     return {split: functools.partial(opened, split) for split in found}
 
 
 def _open(
-    data: ConfigDict, found: dict[str, list[epath.Path]], decoder: Decoder, split: str
+    data: ConfigDict,
+    paths: list[epath.Path],
+    decoder: Decoder,
+    split: str,
+    train: Callable[[], Examples] | None,
 ) -> Examples:
-    check_complete(found[split], KIND)
+    check_complete(paths, KIND)
     say = functools.partial(print, file=sys.stderr, flush=True)
-    records = TFRecordFiles(found[split], index_directory(data), say)
+    records = TFRecordFiles(paths, index_directory(data), say)
     if not len(records):
-        raise UserError(f"{os.fspath(found[split][0])} has no records: choose another split")
+        raise UserError(f"{os.fspath(paths[0])} has no records: choose another split")
     labels, several = _labels(records, say) if data.labels else (None, 0)
     such = f"{several} of {len(records)} records of {split} have several labels"
     source = Examples(
         split=split,
-        paths=found[split],
+        paths=paths,
         raw=ReadAhead(records, records.fetch),
         rows=np.arange(len(records)),
         labels=None,
@@ -83,9 +93,6 @@ def _open(
         notes=(f"{such}: the first of each is taken",) * bool(several),
         decoder=decoder,
     )
-    train = None
-    if split != data.split and data.split in found:
-        train = functools.partial(_open, data, found, decoder, data.split)
     return classed(source, labels, data, train)
 
 
@@ -108,16 +115,23 @@ def _labels(records: TFRecordFiles, say: Callable[[str], object]) -> tuple[np.nd
         except BadImage:  # one of them
             return np.array([alone(int(row)) for row in rows], np.int64)
 
+    bad: list[int] = []
+
     def alone(row: int) -> tuple[int, bool]:
-        with contextlib.suppress(BadImage):
+        try:
             return _label(records[row])
+        except BadImage:
+            bad.append(row)
         return NO_LABEL, False
 
     found = read_labels(np.arange(len(records)), at)
     labels, several = found[:, 0], found[:, 1].sum()
     if ((small := labels.astype(np.int32)) == labels).all():
         labels = small
-    keep_arrays(place, labels=labels, several=several)
+    if bad:  # of a file that is still being copied, say: they are read again next time
+        say(f"note      {len(bad)} labels could not be read, such as that of record {bad[0]}")
+    else:
+        keep_arrays(place, labels=labels, several=several)
     return labels, int(several)
 
 

@@ -15,11 +15,12 @@ the order is the one of any source, resume and several hosts included.
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import os
 import re
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import numpy as np
 from etils import epath
@@ -47,12 +48,23 @@ def is_directory_of(path: str) -> bool:
 
     An archive that lies beside what it was unpacked to does not make it one.
     """
-    entries = buckets.listing(epath.Path(files.expand_home(path))) if path else []
-    names = [entry.name for entry in entries if not entry.name.startswith(".")]
-    if not any(name.endswith(".tar") for name in names):
+    root, images, tars = epath.Path(files.expand_home(path)), suffixes(), False
+    if not path or not root.is_dir():
         return False
-    images = any(name.rpartition(".")[2].lower() in suffixes() for name in names)
-    return not images and not any(entry.is_dir() for entry in entries)
+    local = buckets.is_local(root)
+    with buckets.reaching(root), os.scandir(root) if local else _listed(root) as entries:
+        for entry in entries:  # until the first that decides it: there may be a million images
+            if entry.name.startswith("."):
+                continue
+            if entry.name.rpartition(".")[2].lower() in images or entry.is_dir():
+                return False
+            tars = tars or entry.name.endswith(".tar")
+    return tars
+
+
+@contextlib.contextmanager
+def _listed(root: epath.Path) -> Iterator[list[epath.Path]]:
+    yield buckets.listing(root)
 
 
 def splits(data: ConfigDict, kept: epath.Path | None = None) -> dict[str, Callable[[], Examples]]:
@@ -66,25 +78,35 @@ def splits(data: ConfigDict, kept: epath.Path | None = None) -> dict[str, Callab
       UserError: if there is no such directory, or no tar file in it. When called, a split raises it
         if its files are damaged or not all there, it has no image, or labels that make no classes.
     """
-    found = find(data, KIND)
-    opened = functools.cache(functools.partial(_open, data, found, Decoder(Rules.of(data))))
+    found, decoder = find(data, KIND), Decoder(Rules.of(data))
+
+    @functools.cache
+    def opened(split: str) -> Examples:
+        other = split != data.split and data.split in found
+        train = functools.partial(opened, data.split) if other else None
+        return _open(data, found[split], decoder, split, train)
+
     return {split: functools.partial(opened, split) for split in found}
 
 
 def _open(
-    data: ConfigDict, found: dict[str, list[epath.Path]], decoder: Decoder, split: str
+    data: ConfigDict,
+    paths: list[epath.Path],
+    decoder: Decoder,
+    split: str,
+    train: Callable[[], Examples] | None,
 ) -> Examples:
-    check_complete(found[split], KIND)
+    check_complete(paths, KIND)
     say = functools.partial(print, file=sys.stderr, flush=True)
-    records = TarFiles(found[split], kept_in(data.index), data.labels, say)
+    records = TarFiles(paths, kept_in(data.index), data.labels, say)
     if not len(records):
         raise UserError(
-            f"{os.fspath(found[split][0])} has no image that can be read here: choose another split"
+            f"{os.fspath(paths[0])} has no image that can be read here: choose another split"
         )
     note = f"{records.left_out} example(s) of {split} have no image that can be read here"
     source = Examples(
         split=split,
-        paths=found[split],
+        paths=paths,
         raw=ReadAhead(records, records.fetch),
         rows=np.arange(len(records)),
         labels=None,
@@ -94,7 +116,4 @@ def _open(
         notes=(f"{note}, and are left out",) * bool(records.left_out),
         decoder=decoder,
     )
-    train = None
-    if split != data.split and data.split in found:
-        train = functools.partial(_open, data, found, decoder, data.split)
     return classed(source, records.labels if data.labels else None, data, train)
