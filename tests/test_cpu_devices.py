@@ -101,6 +101,9 @@ def test_runs_of_a_pipeline_have_one_number():
 def test_what_is_kept_and_said(environment):
     mesh = parallel.make_mesh()
     assert cpu_devices.record(mesh) == {"cpu_devices": 8}
+    assert cpu_devices.record(mesh, {"cpu_devices": 2}) == {"cpu_devices": 2}  # it began so
+    said = cpu_devices.notes(mesh, {"cpu_devices": 2, "bn": {"groups": 0}})[0]
+    assert "another run, since with bn.groups=0" in said
     assert "counts as 8 devices" in cpu_devices.notes(mesh, None)[0]
     assert cpu_devices.notes(mesh, {}) == cpu_devices.notes(mesh, {"cpu_devices": 8}) == []
     assert (

@@ -223,3 +223,28 @@ def test_without_pyarrow_it_says_what_to_install(root, monkeypatch):
     with pytest.raises(UserError, match=r"data.source=parquet needs pyarrow: pip install "):
         opened(root)
     parquet._parquet.cache_clear()
+
+
+@pytest.mark.parametrize(
+    "names",
+    [
+        ("train-00000-of-00001-a09b74b3ef9c3b56", "test-00000-of-00001-7c1d4e0000000042"),
+        ("train2017-00000", "test2017-00000"),
+        ("train-512px-0", "test-512px-0"),
+        ("birds_train", "birds_test"),
+        ("0000", "test"),
+    ],
+)
+def test_the_splits_that_names_tell(tmp_path, names):
+    """Older files of the Hub end in a hash; images to be scored must not be trained on."""
+    for name, rows in zip(names, (range(5), range(100, 103)), strict=True):
+        write(tmp_path / f"{name}.parquet", of(rows), CLASSED)
+    found = parquet.splits(options(tmp_path))
+    assert {split: len(open_it()) for split, open_it in found.items()} == {"train": 5, "test": 3}
+
+
+def test_one_set_in_two_places_is_refused(root):
+    for path in (root / "data").glob("train-*"):
+        (root / path.name).write_bytes(path.read_bytes())
+    with pytest.raises(UserError, match="are files of one name: keep one of them"):
+        opened(root)

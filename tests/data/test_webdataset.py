@@ -263,3 +263,11 @@ def test_takes_by_number(root):
     paths = sorted(epath.Path(root).glob("train-*.tar"))
     records = tar_files.TarFiles(paths, epath.Path(root.parent / "kept"))
     assert records.take(np.array([20, 3])).fetch(np.arange(2)) == [photo(20), photo(3)]
+
+
+def test_an_index_with_labels_serves_who_wants_none(root, capsys):
+    """As the processes that pack, each of which would read all heads again."""
+    opened(root)
+    source = opened(root, labels=False)
+    assert source.labels is None and capsys.readouterr().err.count("indexing") == 1
+    np.testing.assert_array_equal(source.example(20)[0], pixels(20))

@@ -340,3 +340,21 @@ def test_failure_that_is_not_damage_sets_nothing_aside(directory, monkeypatch):
     with pytest.raises(RuntimeError, match="out of memory"):
         checkpoints.restore(TARGET)
     assert checkpoints.steps() == [10, 20]
+
+
+def test_what_a_thread_meets_after_the_end_is_no_damage(tmp_path, monkeypatch):
+    """A run that was interrupted while it was read; Python ends around the thread that reads."""
+    state = host_state(1)
+    opened = Checkpoints(tmp_path)
+    opened.save(1, state)
+    opened.close()
+    opened = Checkpoints(tmp_path)
+
+    def ends(*_):
+        opened.close()
+        raise RuntimeError("cannot schedule new futures after shutdown")
+
+    monkeypatch.setattr(opened, "_load", ends)
+    with pytest.raises(RuntimeError, match="cannot schedule"):
+        opened.restore(target_of(state))
+    assert (tmp_path / "1").is_dir() and not [*tmp_path.glob("*.damaged*")]
