@@ -33,7 +33,8 @@ def test_it_says_what_it_is_and_the_report_shows_where(extended, finished, tmp_p
     before = doors.metrics(finished.workdir)
     assert doors.metrics(workdir)[: len(before)] == before
     pages = []
-    for place in (workdir, finished.workdir):
+    plain = shutil.copytree(finished.workdir, tmp_path / "plain")  # a report keeps features there
+    for place in (workdir, plain):
         report.run([str(place)], str(tmp_path / "report.html"), lambda line: None)
         pages.append((tmp_path / "report.html").read_text())
     assert "Finished: step 28 of 28 (planned for 20, then extended)." in pages[0]
