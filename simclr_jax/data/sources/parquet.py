@@ -32,7 +32,7 @@ from etils import epath
 from ml_collections import ConfigDict
 
 from simclr_jax import buckets, extras
-from simclr_jax.data.decode import BadImage, Decoder, Rules
+from simclr_jax.data.decode import BadImage, Decoder
 from simclr_jax.data.read_ahead import ReadAhead
 from simclr_jax.data.sources.sharded import (
     Examples,
@@ -40,6 +40,7 @@ from simclr_jax.data.sources.sharded import (
     as_it_is,
     check_complete,
     classed,
+    each,
     find,
 )
 from simclr_jax.errors import UserError, choose, printable
@@ -258,15 +259,7 @@ def splits(data: ConfigDict, kept: epath.Path | None = None) -> dict[str, Callab
         several columns of labels, or labels that make no classes.
     """
     _parquet()
-    found, decoder = find(data, KIND, named=True), Decoder(Rules.of(data))
-
-    @functools.cache
-    def opened(split: str) -> Examples:
-        other = split != data.split and data.split in found
-        train = functools.partial(opened, data.split) if other else None
-        return _open(data, found[split], decoder, split, train)
-
-    return {split: functools.partial(opened, split) for split in found}
+    return each(find(data, KIND, named=True), data, _open)
 
 
 def _open(

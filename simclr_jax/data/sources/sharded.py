@@ -10,7 +10,7 @@ import dataclasses
 import functools
 import re
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import NamedTuple
 
 import numpy as np
@@ -18,7 +18,7 @@ from etils import epath
 from ml_collections import ConfigDict
 
 from simclr_jax import buckets, files
-from simclr_jax.data.decode import BadImage, Decoder
+from simclr_jax.data.decode import BadImage, Decoder, Rules
 from simclr_jax.data.read_ahead import ReadAhead
 from simclr_jax.data.sources.numbering import identifiers, numbered, said
 from simclr_jax.errors import UserError
@@ -160,6 +160,28 @@ def find(data: ConfigDict, kind: Kind, named: bool = False) -> dict[str, list[ep
         names = ", ".join(entry.name for entry in entries[:3]) or "nothing"
         raise UserError(f"data.path={path} has no file such as {kind.such} (it has {names})")
     return found
+
+
+def each(
+    found: Mapping[str, list[epath.Path]], data: ConfigDict, open_one: Callable[..., Examples]
+) -> dict[str, Callable[[], Examples]]:
+    """Return splits that are opened when they are called, each once.
+
+    Args:
+      found: the files of each, by `find`.
+      data: `config.data`.
+      open_one: `(data, paths, decoder, split, train) -> Examples`, where `train` opens the split
+        whose classes count, None for that split itself.
+    """
+    decoder = Decoder(Rules.of(data))
+
+    @functools.cache
+    def opened(split: str) -> Examples:
+        other = split != data.split and data.split in found
+        train = functools.partial(opened, data.split) if other else None
+        return open_one(data, found[split], decoder, split, train)
+
+    return {split: functools.partial(opened, split) for split in found}
 
 
 def _split_of(name: str, kind: Kind) -> str | None:

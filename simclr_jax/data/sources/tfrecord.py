@@ -24,9 +24,9 @@ import numpy as np
 from etils import epath
 from ml_collections import ConfigDict
 
-from simclr_jax.data.decode import BadImage, Decoder, Rules
+from simclr_jax.data.decode import BadImage, Decoder
 from simclr_jax.data.read_ahead import ReadAhead
-from simclr_jax.data.sources.sharded import Examples, Kind, check_complete, classed, find
+from simclr_jax.data.sources.sharded import Examples, Kind, check_complete, classed, each, find
 from simclr_jax.data.sources.tfds_records import read_labels
 from simclr_jax.data.sources.tfrecord_files import (
     TFRecordFiles,
@@ -56,15 +56,7 @@ def splits(data: ConfigDict, kept: epath.Path | None = None) -> dict[str, Callab
         raises it if its files are damaged or not all there, it is empty, or it has labels that
         make no classes.
     """
-    found, decoder = find(data, KIND), Decoder(Rules.of(data))
-
-    @functools.cache
-    def opened(split: str) -> Examples:
-        other = split != data.split and data.split in found
-        train = functools.partial(opened, data.split) if other else None
-        return _open(data, found[split], decoder, split, train)
-
-    return {split: functools.partial(opened, split) for split in found}
+    return each(find(data, KIND), data, _open)
 
 
 def _open(

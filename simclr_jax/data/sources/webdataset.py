@@ -27,7 +27,7 @@ from etils import epath
 from ml_collections import ConfigDict
 
 from simclr_jax import buckets, files
-from simclr_jax.data.decode import Decoder, Rules, suffixes
+from simclr_jax.data.decode import Decoder, suffixes
 from simclr_jax.data.read_ahead import ReadAhead
 from simclr_jax.data.sources.sharded import (
     Examples,
@@ -35,6 +35,7 @@ from simclr_jax.data.sources.sharded import (
     as_it_is,
     check_complete,
     classed,
+    each,
     find,
 )
 from simclr_jax.data.sources.tar_files import TarFiles, kept_in
@@ -78,15 +79,7 @@ def splits(data: ConfigDict, kept: epath.Path | None = None) -> dict[str, Callab
       UserError: if there is no such directory, or no tar file in it. When called, a split raises it
         if its files are damaged or not all there, it has no image, or labels that make no classes.
     """
-    found, decoder = find(data, KIND), Decoder(Rules.of(data))
-
-    @functools.cache
-    def opened(split: str) -> Examples:
-        other = split != data.split and data.split in found
-        train = functools.partial(opened, data.split) if other else None
-        return _open(data, found[split], decoder, split, train)
-
-    return {split: functools.partial(opened, split) for split in found}
+    return each(find(data, KIND), data, _open)
 
 
 def _open(
