@@ -27,6 +27,7 @@ from simclr_jax.reporting import (
     findings,
     image_map,
     page,
+    recipe_section,
     record,
     run_sections,
     score_sections,
@@ -90,7 +91,7 @@ def _page(records: Sequence[Record], examined: dict[str, Examined | str]) -> str
     header = run_sections.head(records, time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime()))
     sections = [
         run_sections.stands_out(found),
-        run_sections.recipe(records),
+        recipe_section.recipe(records),
         run_sections.curves(records),
         run_sections.views(records),
         *run_sections.painted(records),

@@ -1,13 +1,11 @@
-"""What a run is and how it went: head of the page, recipe, curves, picture of views."""
+"""What a run is and how it went: head of the page, curves, picture of views."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from simclr_jax import recipes
 from simclr_jax.declaration import Chart
 from simclr_jax.reporting import charts
 from simclr_jax.reporting.charts import Series
@@ -23,11 +21,9 @@ from simclr_jax.reporting.page import (
     paragraph,
     picture,
     section,
-    table,
 )
-from simclr_jax.reporting.record import Record, flatten
+from simclr_jax.reporting.record import Record
 
-VIEWS = "augment.views."
 HIDDEN = ("epoch", "segment")  # metrics that say nothing a step does not
 
 
@@ -167,85 +163,6 @@ def stands_out(found: Mapping[str, Sequence[Finding]]) -> Section:
     return section("What stands out", *parts)
 
 
-def recipe(records: Sequence[Record]) -> Section:
-    """Return the recipes: of several runs what differs, then what was changed from the defaults."""
-    known = [record for record in records if record.recipe]
-    if not known:
-        return section("Recipe", paragraph("There is no config.json in the run."))
-    folded = _folded([record.recipe for record in known])
-    parts: list[object] = []
-    fields = list(dict.fromkeys(field for fields in folded for field in fields))
-    same = [f for f in fields if all(r.get(f, "") == folded[0].get(f, "") for r in folded)]
-    differing = [field for field in fields if field not in same]
-    if differing:
-        rows = [[element("code", f), *(_value(r.get(f, "")) for r in folded)] for f in differing]
-        parts += [element("h3", "What differs"), table(["", *(r.name for r in known)], rows)]
-    elif len(known) > 1:
-        parts.append(paragraph("The runs have the same recipe."))
-    (defaults,) = _folded([flatten(recipes.base().to_dict())])
-    changed = [f for f in same if folded[0][f] != _default(f, defaults)]
-    usual = [f for f in same if f not in changed]
-    parts.append(element("h3", "What the recipe sets" + (" in all runs" if len(known) > 1 else "")))
-    parts.append(_groups(folded[0], changed))
-    parts.append(
-        details(f"{len(usual)} fields at their defaults", _groups(folded[0], usual)),
-    )
-    return section("Recipe", *parts)
-
-
-def _folded(all_recipes: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """Write what is the same for all views of a recipe once, as `augment.views.*`.
-
-    Only where it is the same within each of the recipes, however many views each has: in a table of
-    several a row is then of the same thing.
-    """
-    each = [
-        [field[len(VIEWS) :].split(".", 1) for field in r if _of_view(field)] for r in all_recipes
-    ]
-    values: dict[str, list[set[str]]] = {}
-    for recipe, fields in zip(all_recipes, each, strict=True):
-        found: dict[str, set[str]] = {}
-        for view, name in fields:
-            found.setdefault(name, set()).add(repr(recipe[f"{VIEWS}{view}.{name}"]))
-        for name, told in found.items():
-            values.setdefault(name, []).append(told)
-    once = {name for name, told in values.items() if all(len(one) == 1 for one in told)}
-    return [{_once(field, once): value for field, value in r.items()} for r in all_recipes]
-
-
-def _of_view(field: str) -> bool:
-    return field.startswith(VIEWS) and "." in field[len(VIEWS) :]
-
-
-def _once(field: str, once: set[str]) -> str:
-    name = field[len(VIEWS) :].partition(".")[2] if _of_view(field) else ""
-    return f"{VIEWS}*.{name}" if name in once else field
-
-
-def _default(field: str, defaults: Mapping[str, Any]) -> Any:
-    """Return the default of a field, which may be that of all views."""
-    name = field[len(VIEWS) :].partition(".")[2] if _of_view(field) else ""
-    return defaults.get(field, defaults.get(f"{VIEWS}*.{name}"))
-
-
-def _groups(recipe: Mapping[str, Any], fields: Iterable[str]) -> Html:
-    groups: dict[str, list[list[object]]] = {}
-    for field in fields:
-        group, _, name = field.partition(".")
-        group, name = (group, name) if name else ("run", field)
-        groups.setdefault(group, []).append([element("code", name), _value(recipe[field])])
-    tables = [
-        element("div", element("h4", group), table((), rows)) for group, rows in groups.items()
-    ]
-    return element("div", *tables, class_="columns")
-
-
-def _value(value: object) -> str:
-    if value is None or value == "":
-        return "none"
-    return f"{value:.6g}" if isinstance(value, float) else str(value)
-
-
 def curves(records: Sequence[Record]) -> Section:
     """Return a chart for each metric; several runs share charts and one legend."""
     if not any(record.curves for record in records):
@@ -291,8 +208,16 @@ def _charts(records: Sequence[Record]) -> list[Chart]:
 
 
 def _drawn(records: Sequence[Record], chart: Chart) -> list[Html]:
-    """Draw a chart: the metrics of one run together, or one metric of several runs."""
-    present = [m for m in chart.metrics if any(m in record.curves for record in records)]
+    """Draw a chart: the metrics of one run together, or one metric of several runs.
+
+    What a method declares is drawn of its runs alone: to others the same metric, such as the loss,
+    is another thing.
+    """
+    owns = [r.method is not None and chart in r.method.charts for r in records]
+    curves = [
+        r.curves if own or not any(owns) else {} for r, own in zip(records, owns, strict=True)
+    ]
+    present = [m for m in chart.metrics if any(m in known for known in curves)]
     if not present:
         return []
     if len(records) == 1:
@@ -301,7 +226,7 @@ def _drawn(records: Sequence[Record], chart: Chart) -> list[Html]:
         return [_figure(records, chart, chart.title, series, legend)]
     found = []
     for m in present:
-        series = [_series(r, m, r.name, i) for i, r in enumerate(records) if m in r.curves]
+        series = [_series(r, m, r.name, i) for i, r in enumerate(records) if m in curves[i]]
         title = f"{chart.title}, {chart.metrics[m]}" if len(chart.metrics) > 1 else chart.title
         found.append(_figure(records, chart, title, series, ""))
     return found

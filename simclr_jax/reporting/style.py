@@ -77,6 +77,7 @@ th, td { text-align: left; padding: .32rem 1.1rem .32rem 0; vertical-align: top;
 th { font-weight: 600; color: var(--soft); white-space: nowrap; border-bottom-width: 2px; }
 th.number, td.number { text-align: right; font-variant-numeric: tabular-nums;
   padding: .32rem 0 .32rem 1.1rem; white-space: nowrap; }
+td > code { overflow-wrap: normal; }
 tr > :last-child { padding-right: .2rem; }
 .columns { columns: 20rem 3; column-gap: 2.5rem; }
 .columns > * { break-inside: avoid; }

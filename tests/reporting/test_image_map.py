@@ -12,7 +12,7 @@ from PIL import Image
 
 from simclr_jax.data.sources import Images
 from simclr_jax.judging.feature_bank import Features
-from simclr_jax.reporting import embedding_sections, image_map, page, run_sections, sheet
+from simclr_jax.reporting import embedding_sections, image_map, page, recipe_section, sheet
 from simclr_jax.reporting.embedding_sections import Examined
 from simclr_jax.reporting.style import CSS
 
@@ -147,7 +147,7 @@ SAME = {"flip": 0.5, "blur": 0.0}
     ids=["another number of views", "another value", "one of two views"],
 )
 def test_views_that_do_not_differ_are_no_difference(runs, want):
-    folded = run_sections._folded(runs)
+    folded = recipe_section._folded(runs)
     fields = dict.fromkeys(field for one in folded for field in one)
     differing = {
         field: [one.get(field) for one in folded]

@@ -22,9 +22,9 @@ from simclr_jax.judging.feature_bank import Features
 from simclr_jax.reporting import embedding_sections, findings, record, report, score_sections
 
 
-def write_record(path, lines, **fields):
+def write_record(path, lines, method="simclr", **fields):
     """Write what a run of 100 steps of 64 of 640 images has said so far."""
-    config = recipes.base()
+    config = recipes.base(method)
     config.train.batch_size, config.train.steps = 64, 100
     for name, value in fields.items():
         config.update_from_flattened_dict({name.replace("__", "."): value})
@@ -170,12 +170,56 @@ def test_several_runs_stand_side_by_side(tmp_path):
         results.write(run, {"name": "lbfgs-h", "solver": "lbfgs", "tap": "h", **about}, arrays)
     page = written(one, other, out=tmp_path / "both.html")
     differing = page[page.index("What differs") : page.index("What the recipe sets")]
-    assert re.findall(r"<code>([\w.]+)</code></td>", differing) == ["loss.temperature"]
+    assert fields_of(differing) == ["loss.temperature"]
     assert "90.0 (85.0 to 95.0)" in page and "60.0 (55.0 to 65.0)" in page
     tested = page[page.index("Are the differences") :]
     assert "+30.0" in tested and re.search(r">1e-05<", tested)
     assert page.count("Published for") == page.count("Published for cifar10") == 1
     assert "94.0" in page
+
+
+def fields_of(page):
+    """Return the names of recipe fields of a part of a page, which may break after their dots."""
+    names = re.findall(r"<code>([\w.*<>]+)</code></td>", page)
+    return [name.replace("<wbr>", "") for name in names]
+
+
+def test_fields_of_another_method_are_no_difference(tmp_path):
+    """A jigsaw has no such field as another method's, whose value would differ."""
+    own = {"jigsaw__grid": 2, "data__image_size": 64}
+    runs = [
+        write_record(tmp_path / "one", healthy(), method="jigsaw", **own),
+        write_record(tmp_path / "two", healthy(), method="jigsaw", **own | {"jigsaw__grid": 3}),
+        write_record(tmp_path / "other", healthy(), method="moco"),
+    ]
+    both = written(*runs[:2], out=tmp_path / "both.html")
+    assert fields_of(both[both.index("What differs") : both.index("What the recipe sets")]) == [
+        "jigsaw.grid"
+    ]
+    assert "What not all" not in both
+    page = written(*runs, out=tmp_path / "three.html")
+    start, alone = page.index("What differs"), page.index("What not all of them have")
+    differing = fields_of(page[start:alone])
+    assert {"method", "data.image_size"} <= {*differing}
+    assert not any(name.startswith(("jigsaw.", "moco.")) for name in differing)
+    tables = page[alone : page.index("What the recipe sets")].split("<h4>")[1:]
+    first, second, last = (fields_of(table) for table in tables)
+    assert "jigsaw.grid" in first and first == second
+    assert "moco.queue" in last and not {*first} & {*last}
+
+
+def test_what_a_method_draws_is_of_its_runs_alone(tmp_path):
+    """Each run has a loss; of a jigsaw it is no error of a reconstruction."""
+    names = ("jigsaw", "autoencoder", "denoising_autoencoder")
+    runs = [write_record(tmp_path / name, healthy(), method=name) for name in names]
+    page = written(*runs, out=tmp_path / "all.html")
+
+    def lines(title):
+        figure = re.search(rf"<figure><h3>{title}</h3>.*?</figure>", page, re.DOTALL).group()
+        return [name for name in names if re.search(rf"<title>{name}\b", figure)]
+
+    assert lines("Loss") == [*names]
+    assert lines("Error of reconstruction, loss") == [*names[1:]]
 
 
 def test_transfer_stands_beside_what_was_published(tmp_path):
