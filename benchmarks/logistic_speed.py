@@ -18,7 +18,7 @@ from typing import Any
 import jax
 import numpy as np
 from absl import flags
-from sklearn.linear_model import LogisticRegression
+from clouds import clouds, fits
 
 from simclr_jax import errors
 from simclr_jax.evaluate import linear_probe, logistic
@@ -37,27 +37,6 @@ def main() -> None:
     rows = [(shape, *_row(*map(int, shape.split("x")))) for shape in FLAGS.shapes]
     print(f"{len(jax.devices())} x {jax.devices()[0].device_kind}")
     print(table(("shape", *names, "path of 45, s"), rows))
-
-
-def clouds(count: int, dim: int, classes: int) -> tuple[list[np.ndarray], list[np.ndarray]]:
-    """Return features `[count, dim]` and labels, those to learn from and as many to test on."""
-    random = np.random.RandomState(0)
-    centres = random.normal(size=(classes, dim)) * 2 / np.sqrt(dim)
-    labels = random.randint(0, classes, 2 * count)
-    x = (centres[labels] + random.normal(size=(2 * count, dim))).astype(np.float32)
-    return np.split(x, 2), np.split(labels, 2)
-
-
-def fits(x: np.ndarray, y: np.ndarray, classes: int) -> tuple[Callable[[], Any], Callable[[], Any]]:
-    """Return our fit and scikit-learn's."""
-
-    def here() -> logistic.Weights:
-        return jax.block_until_ready(logistic.fit(x, y, classes, 1 / len(x), tolerance=1e-4))
-
-    def there() -> LogisticRegression:
-        return LogisticRegression(C=1.0, tol=1e-4, max_iter=1000).fit(x, y)
-
-    return here, there
 
 
 def _row(count: int, dim: int, classes: int) -> tuple[str, ...]:

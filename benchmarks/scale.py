@@ -29,8 +29,8 @@ from typing import Any
 import jax
 import numpy as np
 from absl import flags
+from clouds import clouds, fits
 from etils import epath
-from logistic_speed import clouds, fits
 
 from simclr_jax import errors, flag_kinds
 from simclr_jax.data import order

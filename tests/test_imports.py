@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import re
 import subprocess
 import sys
 from collections.abc import Mapping
@@ -206,3 +207,19 @@ def test_benchmarks_run_from_anywhere(path):
     """`python benchmarks/NAME.py` finds the package, which is installed, and nothing beside it."""
     tops = {name.split(".")[0] for name in imported(path.read_text())}
     assert not tops & {"configs", "tests", "benchmarks"}
+
+
+@pytest.mark.parametrize("path", BENCHMARKS, ids=lambda path: path.name)
+def test_no_flag_of_a_benchmark_is_defined_twice(path):
+    """Two that it imports, or it and one, would end it before it begins."""
+    by_stem = {other.stem: other for other in BENCHMARKS}
+    seen, left, flags = set(), [path], []
+    while left:
+        if (file := left.pop()) not in seen:
+            seen.add(file)
+            text = file.read_text()
+            flags += re.findall(r'^flags\.DEFINE\w*\([^"]*"(\w+)"', text, re.MULTILINE)
+            ours = {name for name in imported(text) if not name.startswith("simclr_jax")}
+            names = {part for name in ours for part in name.split(".")}
+            left += [by_stem[name] for name in names & {*by_stem}]
+    assert sorted(flags) == sorted({*flags})
