@@ -35,6 +35,7 @@ from typing import Any
 from absl import flags
 
 from simclr_jax import declaration, documents, errors, recipes
+from simclr_jax.judging.comparable import Comparable
 from simclr_jax.tables import table
 
 FLAGS = flags.FLAGS
@@ -249,15 +250,13 @@ def accuracies(runs: Sequence[str]) -> str:
     """Return the table of what runs have written at their end, levels of the first run below.
 
     Raises:
-      UserError: if a run has not ended, or is of other held-out images than the first.
+      UserError: if a run has not ended, or is of other images than the first, or of another size.
     """
-    found = _named([_read(Path(run)) for run in runs])
-    images = {said["protocol"]["held_out"]: run for run, (_, said) in zip(runs, found, strict=True)}
-    if len(images) > 1:
-        raise errors.UserError(
-            f"--runs has {' and '.join(images.values())}, which are scored on other images: their "
-            "accuracies do not go into one table"
-        )
+    read = [_read(Path(run)) for run in runs]
+    one_table = Comparable("--runs")
+    for run, (config, said) in zip(runs, read, strict=True):
+        one_table.add(run, _judged_on(config, said["protocol"]))
+    found = _named(read)
     grouped: dict[tuple[str, int], list[dict]] = {}
     for method, said in found:
         grouped.setdefault((method, said["protocol"]["step"]), []).append(said["scores"])
@@ -273,6 +272,16 @@ def accuracies(runs: Sequence[str]) -> str:
         if thing != TRAINED
     ]
     return table(("accuracy, %", "steps", "runs", *names), rows)
+
+
+def _judged_on(config: dict[str, Any], protocol: dict[str, Any]) -> dict[str, str]:
+    """Return what the accuracies of a run are of, as far as it says it."""
+    told = {
+        "held-out images": protocol["held_out"],
+        "training images": protocol.get("bank"),
+        "image size": (config.get("data") or {}).get("image_size"),
+    }
+    return {what: str(value) for what, value in told.items() if value is not None}
 
 
 def _named(

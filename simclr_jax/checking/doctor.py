@@ -7,17 +7,18 @@ import dataclasses
 import functools
 import sys
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from simclr_jax import alive, errors, extras, fields, files, parallel, processes
+from simclr_jax import alive, errors, extras, fields, files, parallel, processes, validation
 from simclr_jax.checking import alike, rates, surroundings
 from simclr_jax.checking.findings import NOTE, WRONG, Finding
 from simclr_jax.closing import Closing
 from simclr_jax.errors import UserError
+from simclr_jax.stages.inherit import inherit
 from simclr_jax.stages.prepare import Prepared
 
 Say = Callable[[str], object]
@@ -55,19 +56,22 @@ def run(asked: Asked, say: Say = print) -> int:
     fields.known(asked.config)
     first, mesh = processes.rank() == 0, parallel.make_mesh()
     during = functools.partial(alive.during, say=_progress if first else _silent)
-    ready = None
+    opened = None
     if asked.images:
         with during("opening the images"):
-            ready = rates.opened(asked.config, mesh)
+            opened = rates.opened(asked.config, mesh)
+    else:  # photographs are made for it at the end
+        validation.validate(inherit(asked.config)[0], mesh.size)
     found: list[Finding] = []
-    for look in (
+    looks: tuple[Callable[[], Iterable[Finding]], ...] = (
         surroundings.versions,
         surroundings.devices,
         surroundings.memory,
         functools.partial(surroundings.disk, workdir),
         functools.partial(same, asked.config.train.dtype, mesh, during),
-        functools.partial(speed, asked, workdir, ready, mesh, during),
-    ):
+        functools.partial(speed, asked, workdir, opened, mesh, during),
+    )
+    for look in looks:
         for finding in look():
             found.append(finding)
             for line in finding.lines if first else ():
@@ -105,27 +109,40 @@ def same(dtype: str, mesh: Mesh, during: Callable) -> list[Finding]:
 
 
 def speed(
-    asked: Asked, workdir: str, ready: Prepared | None, mesh: Mesh, during: Callable
-) -> list[Finding]:
-    """Look whether images arrive as fast as they are taken, and whether checkpoints have room."""
+    asked: Asked, workdir: str, opened: tuple[Prepared, str] | None, mesh: Mesh, during: Callable
+) -> Iterator[Finding]:
+    """Look whether images arrive as fast as they are taken, and whether checkpoints have room.
+
+    `opened` is by `rates.opened`; None: photographs are made.
+    """
     what = f"images of {asked.images}" if asked.images else "JPEGs of 500x375 pixels"
     with Closing() as stack, _told("input") as failed:
-        if ready is None:
+        if opened is None:
             if missing := surroundings.missing("images"):
                 said = f"not measured, for {', '.join(missing)} is missing"
-                return [Finding(NOTE, "input", said, extras.install("images"))]
+                yield Finding(NOTE, "input", said, extras.install("images"))
+                return
             place = Path(stack.enter(tempfile.TemporaryDirectory()))
-            with during("making photographs"):
-                ready = rates.opened(rates.made(asked.config, place, mesh), mesh)
+            try:
+                with during("making photographs"):
+                    opened = rates.opened(rates.made(asked.config, place, mesh), mesh)
+            except UserError as error:  # of a recipe that is sound as it was given
+                said = f"not measured, for the recipe does not fit small photographs: {error}"
+                yield Finding(NOTE, "input", said, "name images of your own by --data")
+                return
+        ready, whole = opened
+        if whole:
+            batch = ready.timetable.batch_size
+            said = f"a step of {batch} images is measured, for a smaller batch is refused: {whole}"
+            yield Finding(NOTE, "batch", said, "wait: such a step may take CPUs minutes")
         measured = rates.measure(ready, mesh, asked.secs, during)
         cpus = mesh.devices.flat[0].platform == "cpu"
-        findings = [rates.compared(measured, ready.config, what, cpus)]
+        yield rates.compared(measured, ready.config, what, cpus)
         if asked.images:  # the disk was looked at before: this is what the recipe needs of it
             needed = (ready.config.checkpoint.keep + 1) * measured.checkpoint
             room = surroundings.disk(workdir, needed)
-            findings += [finding for finding in room if finding.state == WRONG]
-        return findings
-    return failed
+            yield from (finding for finding in room if finding.state == WRONG)
+    yield from failed
 
 
 @contextlib.contextmanager

@@ -14,9 +14,11 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 from PIL import Image
 
-from simclr_jax import processes
+from simclr_jax import fields, processes, validation
 from simclr_jax.checking.findings import NOTE, SOUND, Finding
+from simclr_jax.errors import UserError
 from simclr_jax.planning.program import nbytes
+from simclr_jax.stages import pretrain
 from simclr_jax.stages.inputs import Inputs
 from simclr_jax.stages.prepare import Prepared, prepare
 from simclr_jax.stages.run import STAGES
@@ -65,22 +67,31 @@ def made(config: ConfigDict, place: Path, mesh: Mesh) -> ConfigDict:
     return c
 
 
-def shrunk(ready: Prepared, mesh: Mesh) -> Prepared:
-    """Return what is prepared, with a batch that CPUs take in seconds where devices are CPUs."""
+def shrunk(ready: Prepared, mesh: Mesh) -> tuple[Prepared, str]:
+    """Return what is prepared, with a batch that CPUs take in seconds where devices are CPUs.
+
+    And why it has its own batch there, where the recipe allows no such one; "" otherwise.
+    """
     c = ready.config
     least = mesh.size * max(1, -(-SMALL // mesh.size))
     whole = c.bn.groups <= 1 and c.train.accumulate == 1
     if mesh.devices.flat[0].platform != "cpu" or not whole or c.train.batch_size <= least:
-        return ready
+        return ready, ""
     c = c.copy_and_resolve_references()
     with c.unlocked():
         c.train.batch_size = least
     timetable = dataclasses.replace(ready.timetable, batch_size=least)
-    return dataclasses.replace(ready, config=c, timetable=timetable)
+    try:
+        validation.validate(c, mesh.size)
+        if c.stage not in fields.LABELLED:
+            pretrain.check(c, timetable, ready.train)
+    except UserError as error:
+        return ready, str(error)
+    return dataclasses.replace(ready, config=c, timetable=timetable), ""
 
 
-def opened(config: ConfigDict, mesh: Mesh) -> Prepared:
-    """Open the images of a recipe and check it, as a run does before it begins.
+def opened(config: ConfigDict, mesh: Mesh) -> tuple[Prepared, str]:
+    """Open the images of a recipe and check it, as a run does before it begins; see `shrunk`.
 
     Raises:
       UserError: for what is wrong with recipe or images.

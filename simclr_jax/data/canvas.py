@@ -9,7 +9,6 @@ takes five times as long.
 from __future__ import annotations
 
 import dataclasses
-import importlib.util
 import threading
 from collections.abc import Callable
 from typing import Any
@@ -122,14 +121,18 @@ def fitting(height: int, width: int, side: int) -> tuple[int, int]:
     return max(1, round(height * side / longer)), max(1, round(width * side / longer))
 
 
-def check_libraries(canvas: Canvas) -> None:
+def check_libraries(jpeg_scaling: bool) -> None:
     """Raise `UserError` if a library is not installed that a canvas needs for some images."""
     opencv()
-    if canvas.jpeg_scaling and importlib.util.find_spec("simplejpeg") is None:
+    if not jpeg_scaling:
+        return
+    try:
+        import simplejpeg  # noqa: F401
+    except ImportError as error:
         raise UserError(
             "augment.jpeg_scaling needs simplejpeg, which is not installed: "
             f"{extras.install('images')}"
-        )
+        ) from error
 
 
 def opencv() -> Any:

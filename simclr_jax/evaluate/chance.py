@@ -6,8 +6,11 @@ Of several labels an image, each class is scored by how often it occurs.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from typing import Any
 
 import numpy as np
+
+from simclr_jax.evaluate import scores as measures
 
 COMMONEST = "the commonest class"  # what this guesser is called in tables
 TRAINED = ("pretrained encoder", "classifier")  # rows of a run's own table that should beat it
@@ -29,6 +32,20 @@ def outputs(taught: np.ndarray, labels: np.ndarray, classes: int) -> np.ndarray:
         tie = np.bincount(labels, minlength=classes) / (len(labels) + 1)
         frequency = np.bincount(taught, minlength=classes) + tie
     return np.broadcast_to(frequency, (len(labels), classes))
+
+
+def level(guess: np.ndarray, labels: np.ndarray, measured: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what guessing gives, as results have it.
+
+    Args:
+      guess: by `outputs`.
+      labels: of the images scored, `[m]` or `[m, classes]`.
+      measured: scores by name, of which those are computed that guesses have.
+    """
+    every, whole = measures.statistics(labels, guess), np.ones(len(labels))
+    found = {name: {"value": every[name](whole)} for name in measured if name in every}
+    what = "each class by its frequency" if labels.ndim == 2 else f"class {guess[0].argmax()}"
+    return {"of": f"{COMMONEST} ({what})", "scores": found}
 
 
 def not_above(scores: Mapping[str, Mapping[str, Mapping[str, float]]]) -> Iterator[str]:

@@ -139,6 +139,25 @@ def unseen(config: ConfigDict, before: Sequence[Trained], wanted: Wanted) -> Uns
     return Unseen(before, REMEDY, allowed)
 
 
+def judged_on(data: Data, fit: bool, choose: bool) -> dict[str, str]:
+    """Return which images are looked at, by what a person calls them; see `Comparable`.
+
+    Args:
+      data: the images.
+      fit, choose: whether any of them are learned from, or chosen on.
+    """
+    parts = {
+        "held-out images": data.score,
+        "training images": data.fit if fit else None,
+        "validation images": data.choose if choose else None,
+    }
+    return {
+        what: ", ".join(filter(None, (part.fingerprint(), trained.sizes(part))))
+        for what, part in parts.items()
+        if part is not None
+    }
+
+
 def scored_images(data: Data) -> dict[str, str]:
     """Return what a result says of what is scored, where there is anything to say."""
     notes = data.opened.notes if data.opened else ()

@@ -16,6 +16,7 @@ from simclr_jax.data.sources import Source
 from simclr_jax.errors import UserError, choose, number
 from simclr_jax.evaluate import chance, scores
 from simclr_jax.judging import datasets, feature_bank, naming, results, shown
+from simclr_jax.judging.comparable import Comparable
 from simclr_jax.judging.datasets import Data, Wanted
 from simclr_jax.judging.feature_bank import Features, Say, cache_of
 from simclr_jax.judging.settings import Settings
@@ -80,14 +81,15 @@ def run(checkpoints: Sequence[str], wanted: Wanted, options: Options, say: Say =
         taps=tuple(dict.fromkeys(options.taps)),
     )
     _check_runs(checkpoints, options)
+    table = Comparable("--grid") if options.grid else None
     for checkpoint in checkpoints[1:]:  # the first is checked as its turn comes, which is now
-        _open(checkpoint, wanted, options)
+        _open(checkpoint, wanted, options, table)
     done = _Done()
     with Closing() as end:
         # What is done is not lost where a later part fails.
         end.step(_say_found, done, options.grid, say)
         for checkpoint in checkpoints:
-            _judge_run(_open(checkpoint, wanted, options), wanted, options, done, say)
+            _judge_run(_open(checkpoint, wanted, options, table), wanted, options, done, say)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -109,7 +111,7 @@ class _Done:
     untrained: set[str] = dataclasses.field(default_factory=set)
 
 
-def _open(checkpoint: str, wanted: Wanted, options: Options) -> _Opened:
+def _open(checkpoint: str, wanted: Wanted, options: Options, table: Comparable | None) -> _Opened:
     """Open a checkpoint and its images, and raise what they tell before features are computed."""
     run = saved.of_weights(saved.read(checkpoint), options.weights)
     encoder = Encoder.of(run)
@@ -117,6 +119,10 @@ def _open(checkpoint: str, wanted: Wanted, options: Options) -> _Opened:
         encoder = encoder.changed({"data.max_bad_fraction": options.max_bad_fraction})
     data = datasets.open_data(run.config, run.workdir, wanted)
     _check_before(encoder, data, options)
+    if table is not None:
+        size = {"image size": f"{encoder.preprocessing.size} pixels"}
+        on = datasets.judged_on(data, _guesses(options), _chooses(options))
+        table.add(checkpoint, size | on)
     return _Opened(encoder, data, run.workdir, naming.of_weights(run, checkpoint))
 
 
@@ -192,8 +198,7 @@ def make_tasks(
     choose = None
     if data.choose is not None and _chooses(options):
         choose = feature_bank.extract(encoder, data.choose, options.taps, cache, say)
-    guesses = learn or "classifier" in options.solvers  # which may take a pass over the data
-    taught = _known(data.fit if guesses else data.score)
+    taught = _known(data.fit if _guesses(options) else data.score)
     metric = options.metric or ("mAP" if data.score.multi_label else "top-1")
     tasks = []
     for tap in options.taps:
@@ -270,7 +275,7 @@ def _scored(
     if outcome.outputs is not None:
         measured |= scores.statistics(labels, outcome.outputs)
         guess = chance.outputs(task.taught, labels, task.classes)
-        level = _level(guess, labels, measured)
+        level = chance.level(guess, labels, measured)
         if labels.ndim == 2:
             arrays["scores"] = np.asarray(outcome.outputs, np.float32)
         else:
@@ -301,16 +306,6 @@ def _scored(
         **({"notes": list(outcome.notes)} if outcome.notes else {}),
     }
     return Scored(encoder, result, arrays, outcome.name)
-
-
-def _level(
-    guess: np.ndarray, labels: np.ndarray, measured: Mapping[str, scores.Statistic]
-) -> dict[str, Any]:
-    """Return what guessing by the frequency of the classes gives, of the scores measured."""
-    every, whole = scores.statistics(labels, guess), np.ones(len(labels))
-    found = {name: {"value": every[name](whole)} for name in measured if name in every}
-    what = "each class by its frequency" if labels.ndim == 2 else f"class {guess[0].argmax()}"
-    return {"of": f"{chance.COMMONEST} ({what})", "scores": found}
 
 
 def _about_data(data: Data, task: Task, roles: Sequence[str]) -> dict[str, Any]:
@@ -356,6 +351,11 @@ def _known(source: Source) -> np.ndarray:
     """Return the labels of the images of a source that have some."""
     labels = np.asarray(source.labels)
     return labels[counted(labels)]
+
+
+def _guesses(options: Options) -> bool:
+    """Tell whether training labels are looked at, which may take a pass over the data."""
+    return "classifier" in options.solvers or any(solver in LEARN for solver in options.solvers)
 
 
 def _chooses(options: Options) -> bool:

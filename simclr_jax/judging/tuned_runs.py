@@ -25,6 +25,7 @@ RATES = tuple(float(f"{rate:.4g}") for rate in np.logspace(-4, -1, 7))
 DECAYS = (0.0, *(float(f"{decay:.4g}") for decay in np.logspace(-6, -3, 7)))
 STEPS, BATCH = 20_000, 256
 FIFTH = 5  # of the training images: to choose on, where a data set has no images for it
+PART_OF = f"1/{FIFTH} of "
 
 
 @dataclasses.dataclass(frozen=True)
@@ -55,7 +56,8 @@ PAPER = Grid()
 def both(data: Data) -> Together:
     """Return the images to learn from and those to choose on, which the final run learns from."""
     assert data.choose is not None
-    return Together((data.fit, data.choose))
+    splits = data.splits["fit"], data.splits["choose"].removeprefix(PART_OF)
+    return Together((data.fit, data.choose), splits=splits)
 
 
 def divided(data: Data, seed: int) -> Data:
@@ -65,7 +67,7 @@ def divided(data: Data, seed: int) -> Data:
     count = len(data.fit)
     rows = order.examples(seed, np.arange(count), count)
     held = max(1, count // FIFTH)
-    splits = data.splits | {"choose": f"1/{FIFTH} of {data.splits['fit']}"}
+    splits = data.splits | {"choose": f"{PART_OF}{data.splits['fit']}"}
     fit, chosen = (data.fit.take(np.sort(part)) for part in (rows[held:], rows[:held]))
     return dataclasses.replace(data, fit=fit, choose=chosen, splits=splits)
 

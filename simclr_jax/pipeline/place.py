@@ -6,7 +6,6 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
-import msgspec
 from etils import epath
 from ml_collections import ConfigDict
 
@@ -134,12 +133,11 @@ class Place:
             check_saves(self.of(name))
             c, _ = inherit(c, before)
             ready = prepare(c, jax.device_count(), open_all=open_all, read=read)
-            own, *others = ready.trained_on
-            trained[name] = [msgspec.structs.replace(own, run=str(self.of(name))), *others]
+            trained[name] = heritage.named(ready.trained_on, str(self.of(name)))
             Profiler(profile_steps, self.of(name), ready.timetable.total_steps)
             if not ready.test.classes and name in {entry[2] for entry in self._config.table}:
                 raise UserError("the held-out images have no labels, which the table needs")
-            self._check_probes(name, ready, own.held_out)
+            self._check_probes(name, ready, ready.trained_on[0].held_out)
             return ready.config
 
         return finish

@@ -26,6 +26,7 @@ from simclr_jax.stages.labelled_network import LabelledNetwork
 from simclr_jax.stages.warm_start import load_parts
 from simclr_jax.train.stage import Batch, Extra, Metrics, Outputs, Params, Stage, Stats
 from simclr_jax.train.timetable import Timetable
+from simclr_jax.unlabelled import counted
 
 FORMATS = {
     "loss": "loss {:.4f}",
@@ -37,12 +38,16 @@ FORMATS = {
 
 
 def chance(config: ConfigDict, train: Source) -> float:
-    """Return the loss of a classifier that knows how frequent each class is and nothing else."""
+    """Return the loss of a classifier that knows how frequent each class is and nothing else.
+
+    Of several labels an image a class counts as often as it is known, as in the loss.
+    """
     assert train.labels is not None  # `labels.restrict` has seen to it
     if train.multi_label:
-        known = np.maximum((train.labels != NO_LABEL).sum(axis=0), 1)
-        share = (train.labels == 1).sum(axis=0) / known
-        return float(-(special.xlogy(share, share) + special.xlogy(1 - share, 1 - share)).sum())
+        known = (train.labels != NO_LABEL).sum(axis=0)
+        share = (train.labels == 1).sum(axis=0) / np.maximum(known, 1)
+        entropies = -(special.xlogy(share, share) + special.xlogy(1 - share, 1 - share))
+        return float(known @ entropies / max(len(counted(train.labels)), 1))
     counts = np.unique(train.labels[train.labels != NO_LABEL], return_counts=True)[1]
     shares = counts / counts.sum()
     return float(-(shares * np.log(shares)).sum())

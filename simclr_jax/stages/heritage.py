@@ -1,7 +1,8 @@
 """What a run, and the runs whose weights or answers it has, have trained on: images and labels.
 
 Each run keeps the whole list in its `config.json`, so that it stands when the other runs are gone:
-itself first, then those it comes from. Of runs that are older than the list it is made here.
+itself first, an entry for each split, then those it comes from. Of runs that are older than the
+list it is made here.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from ml_collections import ConfigDict
 from simclr_jax import declaration, fields, files, records
 from simclr_jax.data import sources
 from simclr_jax.data.sources import NO_LABEL, Opened, Source, Trained, trained
+from simclr_jax.data.sources.together import Together
 from simclr_jax.data.sources.trained import Here, Labels
 from simclr_jax.errors import UserError
 from simclr_jax.stages import labels as label_choice
@@ -91,7 +93,7 @@ def of_record(
         return []
     name = f"{workdir}/config.json"
     if found := recorded(record, name):
-        return [msgspec.structs.replace(found[0], run=os.fspath(workdir)), *found[1:]]
+        return named(found, os.fspath(workdir))
     config = records.recipe(record)
     own = _of_old(config, _held(record, "images", list[str], name), workdir)
     chain = (*later, os.fspath(workdir))
@@ -105,6 +107,22 @@ def recorded(record: Mapping[str, Any], name: str = "config.json") -> list[Train
       UserError: if it is damaged.
     """
     return _held(record, KEY, list[Trained], name)
+
+
+def named(found: Sequence[Trained], run: str) -> list[Trained]:
+    """Return the list of a run as others read it, who know where the run lies."""
+    count = _own_entries(found)
+    return [msgspec.structs.replace(one, run=run) for one in found[:count]] + [*found[count:]]
+
+
+def of_others(found: Sequence[Trained]) -> list[Trained]:
+    """Return what the runs that a run comes from have trained on, of the run's own list."""
+    return [*found[_own_entries(found) :]]
+
+
+def _own_entries(found: Sequence[Trained]) -> int:
+    """Return how many entries of a run's list are of itself: they name no run."""
+    return next((i for i, one in enumerate(found) if i and one.run), len(found))
 
 
 def notes(record: Mapping[str, Any], name: str = "config.json") -> tuple[str, ...]:
@@ -123,28 +141,34 @@ def _held(record: Mapping[str, Any], key: str, kind: type[list[T]], name: str) -
         raise UserError(f"{key} in {name} is damaged ({error}): restore the file") from error
 
 
-def own(config: ConfigDict, opened: Opened, train: Source) -> Trained:
-    """Return what a run of a recipe trains on.
+def own(config: ConfigDict, opened: Opened, train: Source) -> list[Trained]:
+    """Return what a run of a recipe trains on, an entry for each split.
 
     Args:
       config: a recipe.
       opened: its images.
       train: those to learn from, without labels that may not be used.
     """
-    return _own(config, opened, _own_labels(config, train))
+    whole = opened.whole
+    if isinstance(whole, Together):
+        assert isinstance(train, Together) and opened.held_out is None, "it is all of them"
+        parts = zip(whole.splits, whole.taken, train.taken, strict=True)
+        return [_own(config, s, of, None, _own_labels(config, part)) for s, of, part in parts]
+    return [_own(config, config.data.split, whole, opened.held_out, _own_labels(config, train))]
 
 
-def _own(config: ConfigDict, opened: Opened, labels: Labels | None) -> Trained:
-    c = config.data
+def _own(
+    config: ConfigDict, split: str, whole: Source, held_out: int | None, labels: Labels | None
+) -> Trained:
     return Trained(
         run="",  # whoever reads it knows from where
-        split=trained.called(c, c.split),
-        images=len(opened.whole),
-        identity=trained.identity(opened.whole),
-        held_out=opened.held_out,
-        parts=trained.parts(opened.whole, c, c.split),
+        split=trained.called(config.data, split),
+        images=len(whole),
+        identity=trained.identity(whole),
+        held_out=held_out,
+        parts=trained.parts(whole, config.data, split),
         labels=labels,
-        sizes=trained.sizes(opened.whole),
+        sizes=trained.sizes(whole),
     )
 
 
@@ -191,7 +215,8 @@ def _of_old(config: ConfigDict, images: Sequence[str], workdir: epath.Path) -> T
         now, labels = (None, opened.test), Labels(use.use, use.seed, most, exact=False)
     pairs = zip(now, images, strict=False)  # a run may be too old to have any
     known = all(source is None or source.fingerprint() == image for source, image in pairs)
-    found = msgspec.structs.replace(_own(config, opened, labels), run=os.fspath(workdir))
+    found = _own(config, c.split, opened.whole, opened.held_out, labels)
+    found = msgspec.structs.replace(found, run=os.fspath(workdir))
     return found if known else msgspec.structs.replace(found, identity="")
 
 

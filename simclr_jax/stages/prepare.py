@@ -97,7 +97,7 @@ def prepare(
         notes = opened.notes
     else:  # whose sources may be gone
         recorded = heritage.recorded(before)
-        sources_of = recorded[1:]
+        sources_of = heritage.of_others(recorded)
         opened = open_all(config.data, kept, held_out=recorded[0].held_out if recorded else None)
         notes = heritage.notes(before)
     images, test = opened.train, opened.test
@@ -119,7 +119,7 @@ def prepare(
     if config.stage not in fields.LABELLED:
         pretrain.check(config, timetable, train)
     if before is None:
-        recorded = [heritage.own(config, opened, train), *sources_of]
+        recorded = [*heritage.own(config, opened, train), *sources_of]
     return Prepared(
         config,
         images,

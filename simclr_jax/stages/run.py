@@ -164,7 +164,7 @@ def _run(
     record |= _segments(timetable)
     processes.check_same("recipe or images", record)
     keep, keep_period = config.checkpoint.keep, config.checkpoint.keep_period
-    placements.check_libraries(config.augment.placement)
+    placements.check_libraries(config.augment.placement, config.augment.jpeg_scaling)
     profiler = Profiler(profile_steps, epath.Path(workdir) / "profile", timetable.total_steps)
     open_one = open_workdir(workdir, record, resume, keep=keep, keep_period=keep_period)
     with open_one as opened, _telling(opened.console):

@@ -78,7 +78,7 @@ def test_runs_whose_own_fields_differ_are_rows_that_say_in_what(tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        ((*ALONE, "--runs={0},{1}"), "which are scored on other images"),
+        ((*ALONE, "--runs={0},{1}"), "judged on other held-out images (test: 360 images, "),
         ((*ALONE, "--runs={0}/no"), "no results/summary.json: it is no run that has ended"),
         (("--methods=mocco",), "moco"),
         (("--methods=contrastive:loss=margin",), "costs are of a method's defaults"),

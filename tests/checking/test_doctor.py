@@ -17,9 +17,10 @@ import pytest
 from jax import lax
 from train import tiny
 
-from simclr_jax import parallel, processes, recipes
+from simclr_jax import parallel, processes, recipes, validation
 from simclr_jax.checking import alike, doctor, rates, surroundings
 from simclr_jax.checking.findings import NOTE, SOUND, WRONG
+from simclr_jax.errors import UserError
 from simclr_jax.losses import batch as batch_losses
 
 FEW = 2  # devices, where a fault shows on two as on eight
@@ -216,9 +217,44 @@ def test_photographs_are_made_where_none_are_named(tmp_path):
     mesh = parallel.make_mesh(FEW)
     config = functools.partial(rates.made, place=tmp_path, mesh=mesh)
     folder = runpy.run_path(str(Path(__file__).parents[2] / "configs" / "folder.py"))
-    ready = rates.opened(config(folder["get_config"]()), mesh)
+    ready, _ = rates.opened(config(folder["get_config"]()), mesh)
     assert ready.timetable.batch_size == 8 and len(ready.train) + len(ready.test) == 64
     assert ready.train.example(0)[0].shape == (375, 500, 3)
+
+
+def test_a_batch_that_cannot_be_smaller_is_measured_whole(archive, tmp_path, monkeypatch):
+    """A method may ask for more images than CPUs would be given."""
+    plain = validation.validate
+
+    def law(config, *given):
+        plain(config, *given)
+        if config.train.batch_size < tiny.BATCH:
+            raise UserError("own.pairs is 16: set --config.train.batch_size=16")
+
+    mesh, look = parallel.make_mesh(FEW), doctor.Asked(asked(archive), "images.npz", str(tmp_path))
+    assert rates.opened(look.config, mesh)[0].timetable.batch_size == 8
+    monkeypatch.setattr(validation, "validate", law)
+    opened = rates.opened(look.config, mesh)
+    assert opened[0].timetable.batch_size == opened[0].config.train.batch_size == tiny.BATCH
+    monkeypatch.setattr(rates, "measure", lambda *_: rated(2, 1))
+    found = [*doctor.speed(look, look.workdir, opened, mesh, quiet)]
+    assert [(one.state, one.about) for one in found] == [(NOTE, "batch"), (SOUND, "input")]
+    assert "of 16 images" in found[0].said and "own.pairs is 16" in found[0].said
+
+
+def test_a_recipe_that_small_photographs_do_not_fit_is_a_note(tmp_path, monkeypatch):
+    pytest.importorskip("cv2")
+    folder = runpy.run_path(str(Path(__file__).parents[2] / "configs" / "folder.py"))
+    c = folder["get_config"]()
+    c.bn.groups = 8
+    monkeypatch.setattr(rates, "photographs", lambda *_: None)
+    look = doctor.Asked(c, workdir=str(tmp_path))
+    (found,) = doctor.speed(look, look.workdir, None, parallel.make_mesh(FEW), quiet)
+    assert (found.state, found.about) == (NOTE, "input")
+    assert "bn.groups is 8, but train.batch_size=8" in found.said and "--data" in found.advice
+    c.bn.groups = -1  # which no photographs are needed to see
+    with pytest.raises(UserError, match=r"bn\.groups is -1"):
+        doctor.run(look, lambda line: pytest.fail(line))
 
 
 # The door -----------------------------------------------------------------------------------------

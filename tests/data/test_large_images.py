@@ -17,6 +17,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from data import awkward
+from data.test_placements import Photographs, loading, read_batches
 from etils import epath
 from PIL import Image, ImageFile
 from train import tiny
@@ -25,6 +26,7 @@ from simclr_jax import recipes
 from simclr_jax.data import decode, formats, reader, sources
 from simclr_jax.data.decode import BadImage, Rules
 from simclr_jax.data.held_out import HeldOut
+from simclr_jax.data.placements import filling, split
 from simclr_jax.data.reader import Reader, Unreadable
 from simclr_jax.data.sources import tfrecord_files
 from simclr_jax.errors import UserError
@@ -257,6 +259,23 @@ def test_what_is_made_of_an_image_may_not_fit_either(one):
             HeldOut(one, make, unreadable, 1)[:1]
         with pytest.raises(UserError, match=r"^only\.png does not fit into memory"):
             Reader(one, np.zeros_like, unreadable).read(np.zeros(1, np.int64), make)
+
+
+def test_so_may_the_crops_of_placement_split(monkeypatch):
+    cv2 = pytest.importorskip("cv2")
+
+    def opencv(*_, **__):
+        raise cv2.error("OpenCV: (-4:Insufficient memory) Failed to allocate 9000000000 bytes")
+
+    for fails in (no_memory, opencv):
+        monkeypatch.setattr(split, "resizer", lambda fails=fails: fails)
+        with pytest.raises(UserError, match=r"^\d+\.jpg does not fit into memory.*data\.threads"):
+            read_batches("split", loading(Photographs()))
+
+
+def test_nor_may_the_arrays_of_a_batch_fit():
+    with pytest.raises(UserError, match=r"^9 images of a batch, 1000000000x1000000x3 bytes each"):
+        filling.Memory().take((9, 10**9, 10**6, 3))
 
 
 def test_words_of_libraries_that_lack_memory_are_no_fault_of_the_image(monkeypatch):

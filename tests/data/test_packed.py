@@ -19,7 +19,7 @@ from simclr_jax.data import batches, sources
 from simclr_jax.data.decode import BadImage
 from simclr_jax.data.packing import plan, run
 from simclr_jax.data.packing.verify import verify
-from simclr_jax.data.sources import Trained, Unseen, packed_files, trained
+from simclr_jax.data.sources import Trained, Unseen, packed_files, packed_shards, trained
 from simclr_jax.errors import Unreachable, UserError
 from simclr_jax.stages import build
 from simclr_jax.stages.inputs import Inputs
@@ -334,7 +334,7 @@ def test_files_that_are_links_into_a_cache_may_come_back(store, tmp_path, when, 
 
 
 def test_few_files_are_open_however_many_shards_there_are(store, monkeypatch):
-    monkeypatch.setattr(packed_files, "MOST_OPEN", 2)
+    monkeypatch.setattr(packed_shards, "MOST_OPEN", 2)
     packed, place = opened(store), f"{store}/"
 
     def held():
@@ -355,7 +355,7 @@ def test_few_files_are_open_however_many_shards_there_are(store, monkeypatch):
 
 
 def test_a_shard_that_was_replaced_while_it_was_closed_is_verified_again(store, monkeypatch):
-    monkeypatch.setattr(packed_files, "MOST_OPEN", 1)
+    monkeypatch.setattr(packed_shards, "MOST_OPEN", 1)
     packed, shard = opened(store), store / "train-00001.bin"
     before = packed.example(8)[0]
     packed.example(0)  # closes it

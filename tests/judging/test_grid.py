@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 
+import numpy as np
 import pytest
 from stages.written import write_images, write_run
 
@@ -94,6 +95,33 @@ def test_a_tap_that_a_run_has_not_is_one_line_before_anything_is_done(runs, tap,
     with pytest.raises(UserError, match=message) as found:
         linear_probe.run(list(map(str, runs)), Wanted(), options, said.append)
     assert "\n" not in str(found.value) and not said
+
+
+@pytest.mark.parametrize(
+    "differs, fields",
+    [
+        ("image size", {"image_size": 10}),
+        ("held-out images", {"path": "fewer.npz", "eval_split": "few"}),
+        ("training images", {"path": "fewer.npz", "split": "few", "eval_split": "test"}),
+    ],
+)
+def test_runs_of_other_images_are_no_rows_of_one_table(runs, tmp_path, differs, fields):
+    first = runs[0]
+    images = dict(np.load(first.parent / "images.npz"))
+    few = {f"few_{kind}": images[f"train_{kind}"][:24] for kind in ("images", "labels")}
+    np.savez(tmp_path / "fewer.npz", **images, **few)
+    fields = {"source": "memory", "path": first.parent / "images.npz", **fields}
+    fields["path"] = str(tmp_path / fields["path"])  # which a whole path stays
+    other = write_run(tmp_path / "other", **{f"data__{k}": v for k, v in fields.items()})
+    options = Options(("knn",), ("h",), settings=SETTINGS, grid=True)
+    for both in ([str(first), str(other)], [str(other), str(first)]):
+        said = []
+        with pytest.raises(UserError) as found:
+            linear_probe.run(both, Wanted(), options, said.append)
+        line = str(found.value)
+        assert "\n" not in line and not said
+        assert line.startswith("--grid: ") and all(run in line for run in both)
+        assert re.findall(r"(image size|[a-z-]+ images) \(", line) == [differs]
 
 
 def test_columns_that_do_not_fit_go_below_beside_the_first():

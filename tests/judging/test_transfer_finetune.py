@@ -14,8 +14,9 @@ from train import tiny
 from simclr_jax import documents
 from simclr_jax.data.sources.arrays import Images
 from simclr_jax.data.sources.together import Together
-from simclr_jax.errors import Diverged
-from simclr_jax.judging import transfer_finetune
+from simclr_jax.errors import Diverged, UserError
+from simclr_jax.judging import datasets, transfer_finetune
+from simclr_jax.judging.datasets import Wanted
 from simclr_jax.judging.transfer_finetune import Grid
 from simclr_jax.stages import build
 from simclr_jax.stages import run as runs
@@ -122,7 +123,10 @@ def test_the_best_on_validation_images_is_trained_on_them_too_and_scored_on_test
     assert final.config.optim.base_lr == chosen["rate"]
     summary = json.loads((place / f"final-{name}" / "results" / "summary.json").read_text())
     assert summary["protocol"]["held_out_images"] == PARTS["test"]
-    assert final.record["trained_on"][0]["labels"]["count"] == PARTS["train"] + PARTS["val"]
+    counts = [one["labels"]["count"] for one in final.record["trained_on"] if not one["run"]]
+    assert counts == [PARTS["train"], PARTS["val"]]
+    with pytest.raises(UserError, match=r"final-.* trained on images of val of .*toys"):
+        datasets.open_data(final.config, final.workdir, Wanted(eval_split="val"))
     ours = result["scores"]["top-1"]["value"]
     assert ours == pytest.approx(summary["scores"]["classifier"]["top-1"]["accuracy"])
     assert ours == pytest.approx(np.mean(arrays["predictions"] == arrays["labels"]))

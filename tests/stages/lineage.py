@@ -44,12 +44,12 @@ def recipe(stage, path, **fields):
     return taught.recipe(stage, **on | fields)
 
 
-def made(workdir, config, sealed=False):
+def made(workdir, config, sealed=False, **how):
     """Prepare a run as `main` does and leave what it would leave, but for its training.
 
-    Only a checkpoint that is `sealed` holds the record of its run.
+    Only a checkpoint that is `sealed` holds the record of its run. `how` goes to `prepare`.
     """
-    ready = prepare(config, 1)
+    ready = prepare(config, 1, **how)
     record = config.to_dict() | ready.config.to_dict()
     record["images"] = [source.fingerprint() for source in (ready.train, ready.test)]
     record |= said_beside(ready, None)

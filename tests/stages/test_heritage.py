@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import shutil
 
 import numpy as np
@@ -22,8 +23,9 @@ from stages.lineage import (
 
 from simclr_jax import documents, records
 from simclr_jax.data import sources
+from simclr_jax.data.sources.together import Together
 from simclr_jax.errors import UserError
-from simclr_jax.judging import datasets
+from simclr_jax.judging import datasets, tuned_runs
 from simclr_jax.judging.datasets import Wanted
 from simclr_jax.stages import heritage
 from simclr_jax.stages.prepare import prepare
@@ -272,6 +274,39 @@ def test_a_copy_of_what_was_trained_on_is_not_scored_either(tmp_path):
     np.savez(tmp_path / "copy.npz", **copy)
     with pytest.raises(UserError, match=r"pre trained on images of test of .*copy.npz"):
         prepare(recipe("finetune", tmp_path / "copy.npz", **of(tmp_path / "pre")), 1)
+
+
+@pytest.mark.parametrize("kind", ["memory", "folder"])
+def test_a_run_that_learned_from_two_splits_has_seen_both(tmp_path, kind):
+    """As the final run of a sweep, which validation images teach too."""
+    data = archive(tmp_path / "a.npz", "train", "val", "test")
+    if kind == "folder":
+        data = tmp_path / "photos"
+        for place, split in enumerate(("train", "val", "test")):
+            for name in "ab":
+                write_files(data / split / name, COUNT // 2, first=place * COUNT, side=8 + place)
+    config = recipe("finetune", data, data__source=kind)
+    found = sources.find(config.data)
+    both = Together((found["train"](), found["val"]()), splits=("train", "val"))
+    opener = tuned_runs.opener(both, found["test"]())
+    ready = made(tmp_path / "tuned", config, open_all=opener)
+    judged, taught_by = ready.config, {"data__source": kind}
+    for split in ("val", "train"):
+        wanted = Wanted(str(data), split="test", eval_split=split)
+        with pytest.raises(UserError, match=rf"tuned trained on images of {split} of .*--seen"):
+            datasets.open_data(judged, tmp_path / "tuned", wanted)
+        allowed = dataclasses.replace(wanted, seen=True)
+        seen = datasets.open_data(judged, tmp_path / "tuned", allowed)
+        assert f"tuned trained on images of {split} of" in seen.notes[-1]
+    with pytest.raises(UserError, match=r"tuned trained on images of val of .*eval_split"):
+        prepare(student(data, tmp_path / "tuned", data__eval_split="val", **taught_by), 1)
+    later = prepare(student(data, tmp_path / "tuned", **taught_by), 1)
+    assert len(later.test) == COUNT and later.labels.total == 2 * COUNT
+    runs = [one.run for one in later.trained_on]
+    assert runs == ["", *[str(tmp_path / "tuned")] * 2]
+    before = documents.read(tmp_path / "tuned" / "config.json", dict)
+    again = prepare(config, 1, before=before, open_all=opener)
+    assert str(again.labels) == str(ready.labels) == str(2 * COUNT)
 
 
 def test_directories_that_lie_in_one_another_have_images_in_common(tmp_path):

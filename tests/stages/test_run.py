@@ -36,9 +36,12 @@ def test_all_hosts_go_by_what_the_first_has_found_in_the_workdir(seen, tmp_path,
     assert record == before and str(kept) == str(tmp_path / "index")
 
 
-@pytest.mark.parametrize("placement, package", [("split", "cv2"), ("canvas", "cv2")])
+@pytest.mark.parametrize(
+    "placement, package, called",
+    [("split", "cv2", "OpenCV"), ("canvas", "cv2", "OpenCV"), ("canvas", "simplejpeg", "jpeg")],
+)
 def test_a_missing_library_is_found_before_anything_is_written(
-    placement, package, tmp_path, monkeypatch
+    placement, package, called, tmp_path, monkeypatch
 ):
     monkeypatch.setitem(sys.modules, package, None)
     np.savez(tmp_path / "images.npz", images=tiny.sorted_images().pixels)
@@ -46,6 +49,7 @@ def test_a_missing_library_is_found_before_anything_is_written(
     c.eval.probe = c.eval.knn = False
     c.augment.placement = placement
     c.augment.grid = "opencv" if placement == "split" else c.augment.grid
-    with pytest.raises(UserError, match="needs OpenCV, which is not installed: pip install"):
+    c.augment.jpeg_scaling = package == "simplejpeg"
+    with pytest.raises(UserError, match=f"needs .*{called}, which is not installed: pip install"):
         run.run(c, str(tmp_path / "run"))
     assert not (tmp_path / "run").exists()

@@ -10,7 +10,8 @@ from concurrent.futures import ThreadPoolExecutor
 from simclr_jax import documents
 from simclr_jax.data.decode import BadImage
 from simclr_jax.data.sources import packed_files
-from simclr_jax.data.sources.packed_files import AGAIN, File, Names, Shards, Store
+from simclr_jax.data.sources.packed_files import AGAIN, File, Names, Store
+from simclr_jax.data.sources.packed_shards import Shards
 from simclr_jax.errors import UserError
 
 EVERY_SECS = 3.0  # between lines of progress

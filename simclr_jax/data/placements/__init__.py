@@ -62,10 +62,11 @@ class Loading:
 Placement = Callable[[Loading, Iterator[Request]], Generator[dict[str, np.ndarray], None, None]]
 
 
-def check_libraries(name: str) -> None:
+def check_libraries(name: str, jpeg_scaling: bool) -> None:
     """Raise `UserError` if a library is not installed that a placement needs.
 
-    For whoever has something to write before the first batch is made.
+    For whoever has something to write before the first batch is made. `jpeg_scaling` is read by
+    placement `canvas`.
     """
     if name == "split":
         from simclr_jax.data.placements import split
@@ -74,7 +75,7 @@ def check_libraries(name: str) -> None:
     elif name == "canvas":
         from simclr_jax.data import canvas
 
-        canvas.opencv()
+        canvas.check_libraries(jpeg_scaling)
     elif name == "host":
         from simclr_jax.data.placements import host
 

@@ -26,7 +26,7 @@ def batches(
     """
     source, on = loading.reader.source, loading.canvas
     assert on is not None, "placement canvas needs one"
-    canvas.check_libraries(on)  # before the first image that needs them
+    canvas.check_libraries(on.jpeg_scaling)  # before the first image that needs them
 
     def fill(job: Job) -> None:
         made = job.made

@@ -17,6 +17,7 @@ import numpy as np
 from simclr_jax.closing import Closing
 from simclr_jax.data.placements import Loading, Request, blocks
 from simclr_jax.data.reader import ahead
+from simclr_jax.errors import UserError
 
 
 class Job(NamedTuple):
@@ -38,12 +39,22 @@ class Memory:
         self._unheld = sys.getrefcount(self._arrays[0])
 
     def take(self, shape: tuple[int, ...]) -> np.ndarray:
-        """Return an array of bytes of any values."""
+        """Return an array of bytes of any values.
+
+        Raises:
+          UserError: if memory has no room for it.
+        """
         for i in range(len(self._arrays)):
             free = sys.getrefcount(self._arrays[i]) == self._unheld
             if free and self._arrays[i].shape == shape:
                 return self._arrays[i].view()
-        self._arrays.append(np.empty(shape, np.uint8))
+        try:
+            self._arrays.append(np.empty(shape, np.uint8))
+        except MemoryError as error:
+            raise UserError(
+                f"{shape[0]} images of a batch, {'x'.join(map(str, shape[1:]))} bytes each, do not "
+                "fit into memory: lower train.batch_size, or free memory"
+            ) from error
         return self._arrays[-1].view()
 
 

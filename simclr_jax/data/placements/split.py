@@ -8,12 +8,14 @@ soon as they are decoded, and crops drawn in what is left, so that a thread hold
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Generator, Iterator
 from typing import Any
 
 import numpy as np
 
 from simclr_jax import extras
+from simclr_jax.data.decode import within_memory
 from simclr_jax.data.placements import Loading, Request, blocks, filling
 from simclr_jax.data.placements.blocks import Part
 from simclr_jax.data.placements.filling import Job
@@ -38,8 +40,9 @@ def batches(
 
     def cut(part: Part, group: str, size: int, made: np.ndarray) -> None:
         for i, image in enumerate(part.rows.images):
-            for view, box in enumerate(part.boxes[group][i].tolist()):
-                made[i, view] = resize(image, box, size)
+            with within_memory(functools.partial(source.name, int(part.rows.examples[i]))):
+                for view, box in enumerate(part.boxes[group][i].tolist()):
+                    made[i, view] = resize(image, box, size)
 
     def fill(job: Job) -> None:
         first = 0

@@ -26,7 +26,6 @@ from simclr_jax.data.read_ahead import ReadAhead
 from simclr_jax.data.sources.packed_files import (
     AGAIN,
     Names,
-    Shards,
     SplitOf,
     Store,
     called,
@@ -34,6 +33,7 @@ from simclr_jax.data.sources.packed_files import (
     open_store,
     read_index,
 )
+from simclr_jax.data.sources.packed_shards import Shards
 from simclr_jax.data.sources.source import Split
 from simclr_jax.errors import UserError, printable
 from simclr_jax.unlabelled import NO_LABEL

@@ -16,10 +16,12 @@ class Together:
     Attributes:
       parts: of one data set, with the same classes.
       rows: int64 `[m]`, which of all their examples it has, in this order; None: all.
+      splits: of which split of the data set each part is, by name.
     """
 
     parts: tuple[Source, ...]
     rows: np.ndarray | None = None
+    splits: tuple[str, ...] = ()
 
     @property
     def classes(self) -> int:
@@ -47,18 +49,22 @@ class Together:
         whole = np.concatenate(known)
         return whole if self.rows is None else whole[self.rows]
 
+    @property
+    def taken(self) -> tuple[Source, ...]:
+        """Return what it has of each part."""
+        if self.rows is None:
+            return self.parts
+        places = [self._place(example) for example in range(len(self))]
+        which = np.array([part for part, _ in places])
+        order = np.array([row for _, row in places])
+        return tuple(part.take(order[which == i]) for i, part in enumerate(self.parts))
+
     def __len__(self) -> int:
         return sum(map(len, self.parts)) if self.rows is None else len(self.rows)
 
     def fingerprint(self) -> str:
         """Return the fingerprints of its parts, of the examples that it has."""
-        if self.rows is None:
-            return " + ".join(part.fingerprint() for part in self.parts)
-        places = [self._place(example) for example in range(len(self))]
-        which = np.array([part for part, _ in places])
-        order = np.array([row for _, row in places])
-        taken = [part.take(order[which == i]) for i, part in enumerate(self.parts)]
-        return " + ".join(part.fingerprint() for part in taken)
+        return " + ".join(part.fingerprint() for part in self.taken)
 
     def name(self, example: int) -> str:
         """Return by what a person finds an example, see `Source.name`."""
@@ -72,7 +78,8 @@ class Together:
 
     def take(self, rows: np.ndarray) -> Source:
         """Return the split that holds only the examples `rows`, in that order."""
-        return Together(self.parts, np.asarray(rows) if self.rows is None else self.rows[rows])
+        taken = np.asarray(rows) if self.rows is None else self.rows[rows]
+        return dataclasses.replace(self, rows=taken)
 
     def _place(self, example: int) -> tuple[int, int]:
         """Return the part that has an example, and its number there."""
