@@ -446,6 +446,18 @@ def crop_and_flip(config: ConfigDict) -> None:
             left[field] = view()[field]
 
 
+def usual_crop_and_flip(config: ConfigDict) -> None:
+    """Leave one view, of SimCLR's crop and flip, whatever the views of the recipe are.
+
+    For probes and fine-tuning as the papers have them: views of a pretext task say what that task
+    needs, and may be neither cropped nor flipped.
+    """
+    crop_and_flip(config)
+    for left in config.augment.views.values():
+        for field in INHERITED_CROP:
+            left[field] = view()[field]
+
+
 def inherit_all(config: ConfigDict) -> None:
     """Leave open all that may be taken from the run that `init.run` names (`INHERITED`)."""
     for name in INHERITED:

@@ -11,7 +11,8 @@ from __future__ import annotations
 
 import functools
 import itertools
-from collections.abc import Callable, Sequence
+import operator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -28,6 +29,7 @@ EPOCHS, BATCH = 50.0, 128
 DROPS, FALL = (0.4, 0.8, 0.9), 0.2  # parts of a run after which the rate is multiplied by FALL
 UNITS, MOST_UNITS = 20, 2048  # of a hidden layer, for each class and in all
 MOMENTUM = 0.9
+BLOCK = 4096  # rows that are centred, or answered, at the same time
 KEPT, EPSILON = 0.9, 1e-5  # of moving statistics; both as in PyTorch
 
 
@@ -86,7 +88,9 @@ def fit(
 
     Features are centred and divided by one number, as `linear_probe.fit` does. All pairs of a rate
     and a decay are trained side by side from the same values and on the same batches. Of equally
-    good ones that with the stronger decay is chosen, then with the lower rate.
+    good ones that with the stronger decay is chosen, then with the lower rate. Of the features
+    there is no second copy: batches of them, and blocks of `BLOCK` rows, are centred as they are
+    used.
 
     Args:
       features, labels, classes, splits, score: see `linear_probe.fit`.
@@ -101,26 +105,33 @@ def fit(
     """
     if not all(len(fitting) for fitting, _ in splits):
         raise UserError("no labelled examples are left to fit on: label more")
-    labels = np.asarray(labels)
-    origin, unit = linear_probe.moments(np.asarray(features))
-    centred = np.subtract(features, origin)
-    centred /= unit
-    if not np.isfinite(centred).all():
+    features, labels = np.asarray(features), np.asarray(labels)
+    if not all(np.isfinite(block).all() for block in blocks(features)):
         raise UserError("features are not all finite: look at the encoder that made them")
+    origin, unit = linear_probe.moments(features)
     width = hidden or units(classes)
 
+    def centred(x: np.ndarray) -> np.ndarray:
+        return (x - origin) / unit
+
     def train(rows: np.ndarray, pairs: Sequence[tuple[float, float]]):
-        return _train(centred[rows], labels[rows], classes, width, pairs, epochs, seed)
+        size = min(BATCH, len(rows))
+        steps = max(1, round(epochs * len(rows) / size))
+        order = sgd_probe.shuffled(rows, labels[rows], size, steps, seed)
+        batches = ((centred(features[some]), of_rows) for some, of_rows in order)
+        start = first_layers(features.shape[1], width, classes, seed)
+        return _train(batches, start, pairs, steps)
 
     pairs = sorted(itertools.product(rates, decays), key=lambda pair: (-pair[1], pair[0]))
     found: dict[tuple[float, float], list[float]] = {pair: [] for pair in pairs}
     for fitting, choosing in splits if len(pairs) > 1 else ():
         tried = train(fitting, pairs)
-        outputs = np.asarray(_each(*tried, jnp.asarray(centred[choosing])))  # [pairs, b, classes]
-        for pair, of_pair in zip(pairs, outputs, strict=True):
+        for i, pair in enumerate(pairs):
+            held_out = (centred(features[rows]) for rows in blocks(choosing))
+            outputs = answers(*jax.tree.map(operator.itemgetter(i), tried), held_out)
             # One that has left all numbers is worse than any.
-            finite = np.isfinite(of_pair).all()
-            found[pair].append(score(of_pair, labels[choosing]) if finite else -np.inf)
+            finite = np.isfinite(outputs).all()
+            found[pair].append(score(outputs, labels[choosing]) if finite else -np.inf)
     scores = {pair: float(np.mean(each)) for pair, each in found.items() if each}
     best = max(pairs, key=lambda pair: scores.get(pair, 0.0))  # the first of equals
     layers, moments = jax.tree.map(lambda x: x[0], train(np.arange(len(labels)), [best]))
@@ -143,7 +154,16 @@ def outputs(layers: Layers, moments: tuple[Moments, Moments], features: Any) -> 
     return logistic.logits(layers.last, x)
 
 
-_each = jax.vmap(outputs, in_axes=(0, 0, None))
+def answers(
+    layers: Layers, moments: tuple[Moments, Moments], features: Iterable[np.ndarray]
+) -> np.ndarray:
+    """Return `outputs` on the host, `[m, classes]`, of `blocks` of features one after another."""
+    return np.concatenate([np.asarray(outputs(layers, moments, block)) for block in features])
+
+
+def blocks(rows: np.ndarray) -> Iterator[np.ndarray]:
+    """Yield `BLOCK` rows of `[m, ...]` after another: hidden layers take more than features do."""
+    return (rows[start : start + BLOCK] for start in range(0, max(1, len(rows)), BLOCK))
 
 
 def _dense(x: jax.Array, kernel: jax.Array) -> jax.Array:
@@ -156,23 +176,17 @@ def _normalised(x: jax.Array, moments: Moments, layer: Hidden) -> jax.Array:
 
 
 def _train(
-    features: np.ndarray,
-    labels: np.ndarray,
-    classes: int,
-    width: int,
+    batches: Iterable[tuple[np.ndarray, np.ndarray]],
+    start: Layers,
     pairs: Sequence[tuple[float, float]],
-    epochs: float,
-    seed: int,
+    steps: int,
 ) -> tuple[Layers, tuple[Moments, Moments]]:
     """Train one classifier for each rate and decay; what is returned has an axis for them first."""
-    size = min(BATCH, len(features))
-    steps = max(1, round(epochs * len(features) / size))
-    start = first_layers(features.shape[1], width, classes, seed)
+    width = start.first.kernel.shape[1]
     still = Moments(jnp.zeros(width), jnp.ones(width))
     state = (start, (still, still), _OPTIMIZER.init(start))
     state = jax.tree.map(lambda x: jnp.broadcast_to(x, (len(pairs), *x.shape)), state)
     rates, decays = (jnp.asarray(some, jnp.float32) for some in zip(*pairs, strict=True))
-    batches = sgd_probe.shuffled(features, labels, size, steps, seed)
     for step, (x, of_rows) in enumerate(batches):
         fallen = FALL ** sum(step >= part * steps for part in DROPS)
         state = _step(state, x, of_rows, rates * fallen, decays)

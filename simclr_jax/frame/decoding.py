@@ -134,21 +134,28 @@ CHART = Chart(
 
 
 def reconstruction(
-    config: ConfigDict, setting: Setting, shown: Callable[[jax.Array, Keys], jax.Array]
+    config: ConfigDict,
+    setting: Setting,
+    damaged: Callable[[jax.Array, Keys], jax.Array] | None = None,
 ) -> Method:
     """Build the method that gives an image back: the mean squared error of all its values.
 
     Args:
       config: a recipe.
       setting: of the run.
-      shown: from images `[n, h, w, c]` and keys to what the network is given of them.
+      damaged: from images `[n, h, w, c]` and keys to what the network is given of them, while the
+        online probe reads them as they were; None: it is given the images.
     """
+
+    def shown(images: jax.Array, keys: Keys) -> jax.Array:
+        return images if damaged is None else damaged(images, keys)
 
     def forward(net: Net, views: Views, extra: Extra, batch: Batch, keys: Keys) -> Outputs:
         images = views["views"][:, 0]
         taps, made = answer(net, shown(images, keys))
         error, flat = squared_error(made, images), one_colour(images)
-        return {"taps": taps, "error": error, "one_colour": flat}  # [n] each
+        found: Outputs = {"error": error, "one_colour": flat}  # [n] each
+        return found if damaged else {**found, "taps": taps}
 
     def show(views: Views, keys: Keys) -> Seen:
         given = jax.vmap(lambda view: shown(view, keys), 1, 1)(views["views"])
@@ -166,6 +173,7 @@ def reconstruction(
         formats=FORMATS,
         show=show,
         paint=paint,
+        probed="views" if damaged else "",
     )
 
 

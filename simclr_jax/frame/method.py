@@ -86,10 +86,10 @@ class Method:
       forward: `(net, views, extra, batch, keys) -> outputs`: the forward passes that are
         differentiated, for one device's images. `outputs` are `[n, ...]` or trees of such, in which
         micro-batches can be joined; under `taps` the vectors that the probe may read, from h to z,
-        `[n, v, d]` each, which go no further. Nothing here crosses devices but the statistics of
-        batch normalisation. `batch` has `example` int32 `[n]`, the number of each image in the data
-        set, and for methods that declare `labels` also `label` int32 `[n]` (-1: none). While
-        parameters are made `extra` is empty.
+        `[n, v, d]` each, which go no further, unless `probed` names what it reads. Nothing here
+        crosses devices but the statistics of batch normalisation. `batch` has `example` int32
+        `[n]`, the number of each image in the data set, and for methods that declare `labels` also
+        `label` int32 `[n]` (-1: none). While parameters are made `extra` is empty.
       loss: `(outputs, extra, keys, axis_name) -> (loss, metrics)`: shares whose sums over the
         devices of `axis_name` are those of the global batch. The loss is logged as `loss`.
       modules: parts of the network beside `encoder` and `head`, which are those of the recipe, as
@@ -104,6 +104,10 @@ class Method:
         given, what the network makes of it, and what was wanted, under these names or others and in
         this order: `[n, h, w, c]` each, values in [0, 1]. `net` is to be run by its moving averages
         (`train=False`), `views` are held-out ones as `look` makes them. None: it has no pictures.
+      probed: of a method whose network is shown nothing but pieces, damaged or shrunk copies of an
+        image, the group of views that the online probe reads instead, as augmentation made them
+        and, as where a run is judged, by moving averages: one more forward pass of encoder and
+        head where there is a probe. "": it reads `taps`.
       averages: by name, further networks that are moving averages of this one; each lies in `extra`
         under its name.
       watch: `(averages, views, extra, batch, keys) -> outputs`: the passes that nothing is
@@ -127,6 +131,7 @@ class Method:
     look: Callable[[Views, Keys], Views] = as_they_are
     show: Callable[[Views, Keys], Seen] = without_answers
     paint: Callable[[Net, Views, Keys], Mapping[str, jax.Array]] | None = None
+    probed: str = ""
     averages: Mapping[str, Average] = dataclasses.field(default_factory=dict)
     watch: Callable[[Averages, Views, Extra, Batch, Keys], Outputs] = nothing_seen
     first: Callable[[Outputs, jax.Array], Extra] = nothing

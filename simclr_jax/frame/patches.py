@@ -4,8 +4,8 @@ Each patch passes through the encoder by itself and has an embedding; those of s
 joined, a layer sees them at once, and a classifier says which of the answers it is
 (`models/patch_head.py`). What may be asked of an image is the method's.
 
-The online probe reads the whole image, in inference mode as where a run is judged: patches are
-smaller than what it will be asked about.
+The online probe reads the whole view (`Method.probed`): patches are smaller than what it will be
+asked about.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from simclr_jax.frame import modules
 from simclr_jax.frame.drop import drop
 from simclr_jax.frame.keys import Keys
 from simclr_jax.frame.method import Views
-from simclr_jax.frame.net import Net, image_major, project, view_major
+from simclr_jax.frame.net import Net, image_major, view_major
 from simclr_jax.losses.cross_entropy import cross_entropy
 from simclr_jax.models.patch_head import PatchEmbedding, Together, joined
 from simclr_jax.train.stage import Metrics, Outputs
@@ -142,7 +142,7 @@ def look(
       wanted: int `[n, p]`, the numbers of those that are cut, row by row; None: all.
 
     Returns:
-      `patches` `[n, p, h', w', c]` and, for the probe if there is one, the `whole` view.
+      `patches` `[n, p, h', w', c]`.
     """
     height, width = views["views"].shape[2:4]
     every = np.arange(grid.rows * grid.columns, dtype=np.int32)
@@ -160,21 +160,14 @@ def look(
         wanted = jnp.broadcast_to(every, (len(images), len(every)))
     of_keys = keys.of_rows("patches"), keys.of_rows("colours")
     patches = jax.vmap(of_image)(images, *of_keys, wanted)
-    return {"patches": patches} | ({"whole": views["views"]} if config.eval.probe else {})
+    return {"patches": patches}
 
 
-def embedded(net: Net, views: Views) -> tuple[list[jax.Array], jax.Array]:
-    """Embed each patch.
-
-    Returns:
-      taps for the probe, and embeddings `[n, p, d]`.
-    """
-    taps = None
-    if "whole" in views:  # before patches move the averages that this pass reads
-        taps = project(net, views["whole"], train=False)
+def embedded(net: Net, views: Views) -> jax.Array:
+    """Embed each patch; return `[n, p, d]`."""
     n, patches = len(views["patches"]), view_major(views["patches"])
     h = net("encoder", patches)["h"]  # [p * n, d]
-    return taps or [image_major(h, n)], image_major(net("patch", h), n)
+    return image_major(net("patch", h), n)
 
 
 def answered(

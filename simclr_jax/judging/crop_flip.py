@@ -22,7 +22,8 @@ class Views:
     """Features of new crops and flips of labelled images, in a random order without end.
 
     Args:
-      encoder: makes the features; its recipe has the crop, and the placement that makes it.
+      encoder: makes the features; its recipe has the placement that makes the views, and the grid.
+        Crop and flip are SimCLR's, whatever the run was trained by.
       source: of the images, each with one label.
       seed: of order and crops.
 
@@ -33,7 +34,7 @@ class Views:
     def __init__(self, encoder: Encoder, source: Source, seed: int):
         check_one_label(source, CROPS)
         c = recipes.copied(encoder.config)
-        recipes.crop_and_flip(c)
+        recipes.usual_crop_and_flip(c)
         c.seed = seed
         if c.augment.placement == "device" and not isinstance(source, Images):
             # Images of any sizes: the host has to crop them, on the grid that it has.
@@ -44,6 +45,7 @@ class Views:
         self.protocol = {
             "views": "crop and flip, new in each epoch",
             "crop": f"area {view.area_min:g} to {view.area_max:g} of the image",
+            "flip": f"{view.flip:.0%} of the images",
             "made by": f"placement {a.placement}, grid {a.grid}{law}",
         }
         self._view = jax.jit(view_maker(c))

@@ -168,7 +168,7 @@ def mlp(task: Task, settings: Settings) -> Iterator[Outcome]:
         "trained again on": f"all {len(x)}",
     }
     roles = ("fit", "score") if task.choose is None else ("fit", "choose", "score")
-    outputs = np.asarray(mlp_probe.outputs(probe.layers, probe.moments, task.score.x))
+    outputs = mlp_probe.answers(probe.layers, probe.moments, mlp_probe.blocks(task.score.x))
     yield Outcome("mlp", protocol, roles, outputs)
 
 

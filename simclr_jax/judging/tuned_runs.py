@@ -108,11 +108,7 @@ def recipe(
     c = recipes.base()
     c.stage, c.seed = "finetune", seed
     recipes.inherit_all(c)
-    recipes.crop_and_flip(c)
-    # Not those that the run was trained by, which may be none, but SimCLR's.
-    for left in c.augment.views.values():
-        for field in recipes.INHERITED_CROP:
-            left[field] = recipes.view()[field]
+    recipes.usual_crop_and_flip(c)  # not those that the run was trained by, which may be none
     c.init.run, c.init.parts = run, "encoder"
     with c.unlocked():
         c.data.update(target.recipe.to_dict() if target.recipe is not None else {})

@@ -25,4 +25,4 @@ DECLARATION = Declaration(
 
 def make(config: ConfigDict, setting: Setting) -> Method:
     """Build the autoencoder."""
-    return decoding.reconstruction(config, setting, lambda images, keys: images)
+    return decoding.reconstruction(config, setting)

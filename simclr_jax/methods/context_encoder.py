@@ -155,13 +155,13 @@ def make(config: ConfigDict, setting: Setting) -> Method:
     def forward(net: Net, views: Views, extra: Extra, batch: Batch, keys: Keys) -> Outputs:
         images = views["views"][:, 0]
         given, erased, weight = shown(images, keys)
-        taps, made = decoding.answer(net, given)  # in [-1, 1]
+        _, made = decoding.answer(net, given)  # in [-1, 1]
         wanted = 2 * images.astype(weight.dtype) - 1
         error = squared_error(made, wanted, weight)
         # Of the border, which is visible, nothing has to be learned.
         unseen = jnp.sum(erased, (1, 2)) / jnp.sum(weight != 0, (1, 2))
         flat = unseen * one_colour(wanted, erased)
-        return {"taps": taps, "error": error, "one_colour": flat}  # [n] each
+        return {"error": error, "one_colour": flat}  # [n] each
 
     def show(views: Views, keys: Keys) -> Seen:
         images = views["views"][:, 0]
@@ -188,4 +188,5 @@ def make(config: ConfigDict, setting: Setting) -> Method:
         formats=decoding.FORMATS,
         show=show,
         paint=paint,
+        probed="views",  # which have no hole
     )

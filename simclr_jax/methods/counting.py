@@ -106,10 +106,8 @@ def make(config: ConfigDict, setting: Setting) -> Method:
         return Seen({"half": five[:, :1], "tiles": five[:, 1:]}, [asked] * len(five))
 
     def forward(net: Net, views: Views, extra: Extra, batch: Batch, keys: Keys) -> Outputs:
-        taps = project(net, views["views"])  # [n, 5, d] each
-        counts = jax.nn.relu(taps[-1])
+        counts = jax.nn.relu(project(net, views["views"])[-1])  # [n, 5, d]
         return {
-            "taps": [tap[:, :1] for tap in taps],
             "whole": counts[:, 0],
             "tiles": counts[:, 1:],
             "example": batch["example"],
@@ -134,5 +132,6 @@ def make(config: ConfigDict, setting: Setting) -> Method:
         loss=loss,
         look=look,
         show=show,
+        probed="views",  # at the size that is judged
         formats={"loss": "loss {:.4f}", "counting_accuracy": "own image nearer {:.1%}"},
     )

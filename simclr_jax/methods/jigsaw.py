@@ -116,12 +116,12 @@ def make(config: ConfigDict, setting: Setting) -> Method:
         return Seen(patches.pictures(tiles, c.grid, laid), answers)
 
     def forward(net: Net, views: Views, extra: Extra, batch: Batch, keys: Keys) -> Outputs:
-        taps, embeddings = patches.embedded(net, views)
+        embeddings = patches.embedded(net, views)
         asked = drawn(keys, len(embeddings))  # [n, m]
         every = jnp.asarray(known)
         places = every[asked[0]] if c.shared else every[asked]  # [m, k] or [n, m, k]
         logits = patches.answered(config, net, embeddings, places, keys)
-        return {"taps": taps, "logits": logits, "asked": asked}
+        return {"logits": logits, "asked": asked}
 
     def loss(
         outputs: Outputs, extra: Extra, keys: Keys, axis_name: str
@@ -134,5 +134,6 @@ def make(config: ConfigDict, setting: Setting) -> Method:
         modules=patches.network(config, c.permutations),
         look=look,
         show=show,
+        probed="views",
         formats={"loss": "loss {:.4f}", "permutation_accuracy": "permutation found {:.1%}"},
     )

@@ -115,7 +115,7 @@ def make(config: ConfigDict, setting: Setting) -> Method:
         return Seen(seen, [f"the second lies {NAMES[label]}" for label in labels])
 
     def forward(net: Net, views: Views, extra: Extra, batch: Batch, keys: Keys) -> Outputs:
-        taps, embeddings = patches.embedded(net, views)
+        embeddings = patches.embedded(net, views)
         if drawn:
             places, asked = jnp.array([[0, 1]]), answers(keys)[:, None]  # [1, 2], [n, 1]
         else:
@@ -123,7 +123,7 @@ def make(config: ConfigDict, setting: Setting) -> Method:
             labels = jnp.asarray(pairs.labels, jnp.int32)
             asked = jnp.broadcast_to(labels, (len(embeddings), len(labels)))
         logits = patches.answered(config, net, embeddings, places, keys)
-        return {"taps": taps, "logits": logits, "asked": asked}
+        return {"logits": logits, "asked": asked}
 
     def loss(
         outputs: Outputs, extra: Extra, keys: Keys, axis_name: str
@@ -136,5 +136,6 @@ def make(config: ConfigDict, setting: Setting) -> Method:
         modules=patches.network(config, len(NAMES)),
         look=look,
         show=show,
+        probed="views",
         formats={"loss": "loss {:.4f}", "place_accuracy": "place found {:.1%}"},
     )

@@ -26,7 +26,7 @@ from simclr_jax.frame import modules
 from simclr_jax.frame.average import Variables
 from simclr_jax.frame.keys import Keys, root
 from simclr_jax.frame.method import Method, Setting, Views, nothing_seen
-from simclr_jax.frame.net import Averages, Net, Recorder, Rows, image_major, view_major
+from simclr_jax.frame.net import Averages, Net, Recorder, Rows, image_major, project, view_major
 from simclr_jax.losses.cross_entropy import cross_entropy
 from simclr_jax.optim import schedules
 from simclr_jax.stages import build
@@ -344,7 +344,9 @@ class Pretrained:
             views, batch = self._zeros()
             return self._looked_at(views, batch, jnp.zeros((), jnp.int32))
 
-        return sum(views.shape[1] for views in jax.eval_shape(look).values())
+        looked_at = sum(views.shape[1] for views in jax.eval_shape(look).values())
+        probed = self._probe and self._method.probed
+        return looked_at + (len(build.policies(self._config)[probed]) if probed else 0)
 
     def _record(self, key: jax.Array) -> tuple[Recorder, Outputs]:
         """Make the parts of the network by passes over two images of zeros."""
@@ -400,13 +402,17 @@ class Pretrained:
     def _outputs(
         self, net: Net, views: Views, extra: Extra, batch: Batch, step: jax.Array
     ) -> Outputs:
+        probed, taps = self._method.probed, list[jax.Array]()
+        if probed and self._probe:  # before other passes move the averages that this one reads
+            taps = project(net, views[probed], train=False)
         views, keys = self._looked_at(views, batch, step), self._keys(batch, step)
         outputs = dict(self._method.forward(net, views, extra, self._shown(batch), keys))
-        taps, layers = outputs.pop("taps"), recipes.head_layers(self._config)
-        if len(taps) != layers + 1:
-            raise ValueError(
-                f"there are {len(taps)} taps: h and {layers} layers of the head are due"
-            )
+        if not probed:
+            taps, layers = outputs.pop("taps"), recipes.head_layers(self._config)
+            if len(taps) != layers + 1:
+                raise ValueError(
+                    f"there are {len(taps)} taps: h and {layers} layers of the head are due"
+                )
         if not self._probe:
             return outputs
         # The probe watches, it does not teach.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import tracemalloc
 
 import numpy as np
 import pytest
@@ -164,3 +165,19 @@ def test_several_labels_are_learned_one_against_the_rest():
     found = mlp_probe.fit(X, several, 2, splits, both, (0.05,), (0.0005,), epochs=30.0)
     right = (answered(found, X) > 0) == (several == 1)
     assert right[several >= 0].mean() > 0.95
+
+
+def test_there_is_no_second_copy_of_the_features(monkeypatch):
+    """Nor of a part of them; those of ImageNet at a block's map would not fit twice."""
+    for module in (mlp_probe, linear_probe):
+        monkeypatch.setattr(module, "BLOCK", 1000)
+    x = np.random.RandomState(0).normal(size=(60_000, 64)).astype(np.float32)
+    y = (np.arange(len(x)) % 2).astype(np.int32)
+    splits = [(np.arange(50_000), np.arange(50_000, 60_000))]
+    tracemalloc.start()
+    try:
+        mlp_probe.fit(x, y, 2, splits, linear_probe.accuracy, epochs=0.01, hidden=4)
+        _, most = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert most < x.nbytes / 2, f"{most / x.nbytes:.2f} of the features"

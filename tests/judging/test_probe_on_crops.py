@@ -93,10 +93,16 @@ def test_the_probe_on_crops_is_the_one_on_features_in_another_order(encoder, vec
     assert found.name == "sgd_crop_flip"
     assert found.protocol["views"] == "crop and flip, new in each epoch"
     assert found.protocol["crop"] == "area 0.08 to 1 of the image"
+    assert found.protocol["flip"] == "50% of the images"
 
 
 def test_views_are_crops_and_flips_and_nothing_else(encoder, monkeypatch):
-    """Red rises to the right, green downwards, and blue is one value."""
+    """Red rises to the right, green downwards, and blue is one value.
+
+    The run itself looked at whole views, as those of pretext tasks may, and never at their mirror.
+    """
+    whole = {"crop": False, "flip": 0.0, "area_min": 0.5}
+    encoder = encoder.changed({f"augment.views.first.{name}": x for name, x in whole.items()})
     ramp = np.linspace(0, 255, 64)
     planes = np.stack(np.broadcast_arrays(ramp[None, :], ramp[:, None], np.float64(77)), axis=-1)
     pixels = np.repeat(planes[None].astype(np.uint8), 20, axis=0)

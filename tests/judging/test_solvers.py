@@ -241,8 +241,15 @@ MLP = {"mlp_rates": (0.003, 0.1), "mlp_decays": (0.0005, 0.1), "mlp_epochs": 8.0
 def test_rate_and_decay_of_mlp_are_chosen_where_the_penalty_is(metric, monkeypatch):
     """On validation examples, by the metric; the scored ones are looked at once, at the end."""
     fit, choose, score = PARTS[metric == "mAP"]
-    asked = []
-    real = mlp_probe.fit
+    asked, rows = [], []
+    real, outputs = mlp_probe.fit, mlp_probe.outputs
+    monkeypatch.setattr(mlp_probe, "BLOCK", 32)
+
+    def counted(layers, moments, x):
+        rows.append(len(x))
+        return outputs(layers, moments, x)
+
+    monkeypatch.setattr(mlp_probe, "outputs", counted)
 
     def spied(x, labels, classes, splits, scorer, *rest, **named):
         asked.append((x, labels, splits, rest, named))
@@ -250,6 +257,7 @@ def test_rate_and_decay_of_mlp_are_chosen_where_the_penalty_is(metric, monkeypat
 
     monkeypatch.setattr(mlp_probe, "fit", spied)
     (found,) = run("mlp", task(fit, choose, score, metric), seed=4, mlp_units=12, **MLP)
+    assert rows == 4 * [32, 28] + [32, 32, 6]  # four pairs on 60 examples, one on the 70 scored
     ((x, labels, ((fitting, choosing),), rest, named),) = asked
     np.testing.assert_array_equal(x[fitting], fit.x)
     np.testing.assert_array_equal(x[choosing], choose.x)
@@ -265,7 +273,7 @@ def test_rate_and_decay_of_mlp_are_chosen_where_the_penalty_is(metric, monkeypat
     assert found.protocol["chosen on"] == "60 images of the validation split"
     assert found.protocol["trained again on"] == "all 150"
     assert found.roles == ("fit", "choose", "score")
-    want = np.asarray(mlp_probe.outputs(probe.layers, probe.moments, score.x))
+    want = np.asarray(outputs(probe.layers, probe.moments, score.x))
     np.testing.assert_allclose(found.outputs, want, atol=1e-5)
     assert SCORERS[metric](found.outputs, score.labels) > 0.4
 

@@ -25,6 +25,7 @@ from simclr_jax.frame import modules, patches
 from simclr_jax.frame.keys import Keys
 from simclr_jax.methods import jigsaw, relative_patch
 from simclr_jax.stages import pretrain
+from simclr_jax.stages.views import view_maker
 from simclr_jax.train.step import make_step
 
 pytestmark = pytest.mark.x64
@@ -46,6 +47,12 @@ def recipe(method, **fields):
     others = {name: value for name, value in fields.items() if "__" in name}
     fixed = {"train__dtype": "float64", "bn__groups": 1, f"{method}__dropout": 0.0}
     return smallest.recipe(method, **(fixed | own | others))
+
+
+def looked(stage, c):
+    """Return the function from a batch to `patches`, and the `whole` views they are cut from."""
+    views = view_maker(c)
+    return jax.jit(lambda batch: {**stage.look(batch), "whole": views(batch)["views"]})
 
 
 def where(patch, whole):
@@ -96,7 +103,7 @@ def test_the_loss_is_that_of_its_definition(method, fields):
     state, (_, batch) = tiny.perturbed(stage.init()), next(stage.batches(0, 1))
     _, metrics = make_step(stage, mesh)(parallel.replicate(mesh, state), batch)
     rows = {name: value[0] for name, value in batch.items()}
-    seen = {name: np.asarray(x) for name, x in jax.jit(stage.look)(rows).items()}
+    seen = {name: np.asarray(x) for name, x in looked(stage, c)(rows).items()}
     n, count = seen["patches"].shape[:2]
 
     params = state.params
@@ -165,7 +172,7 @@ def test_the_neighbour_is_any_of_eight_and_the_grid_anywhere():
     """A pair is drawn anew for each image; in other epochs another of the same image."""
     c = recipe("relative_patch", pairs="one", train__steps=12)
     stage, _ = tiny.make_stage(c, 1)
-    look, found = jax.jit(stage.look), []
+    look, found = looked(stage, c), []
     for _, batch in stage.batches(0, 12):
         rows = {name: value[0] for name, value in batch.items()}
         seen = {name: np.asarray(x) for name, x in look(rows).items()}
@@ -180,32 +187,6 @@ def test_permutations_of_a_step_are_drawn_anew_and_shared_if_asked():
         position = jnp.asarray(np.stack([np.zeros(9), np.arange(9)], 1), jnp.uint32)
         steps = [drawn(c, Keys(0, jnp.int32(step), position), 9) for step in range(3)]
         assert (steps[0] != steps[1] != steps[2]) is shared  # of rows: by position, not by step
-
-
-def test_the_probe_reads_the_whole_image_by_moving_averages():
-    """As where a run is judged; without a probe the whole image is not looked at."""
-    c = recipe("jigsaw")
-    stage, mesh = tiny.make_stage(c, 1)
-    state, (_, batch) = tiny.perturbed(stage.init()), next(stage.batches(0, 1))
-    batch = {name: value[0] for name, value in batch.items()}
-    rows = batch | {"row": jnp.arange(len(batch["position"]))}
-
-    def forward(rows):
-        outputs, _ = stage.forward(state.params, state.batch_stats, {}, rows, state.step)
-        return outputs["probe"]["logits"]
-
-    P = jax.sharding.PartitionSpec
-    specs = {"in_specs": P(parallel.AXIS), "out_specs": P(parallel.AXIS)}
-    found = jax.jit(jax.shard_map(forward, mesh=mesh, **specs))(rows)
-    whole = jax.jit(stage.look)(batch)["whole"][:, 0]
-    encoder = toys.Small(modules.norm(c))
-    stats = {"params": state.params["encoder"], "batch_stats": state.batch_stats["encoder"]}
-    h = np.asarray(jax.jit(functools.partial(encoder.apply, train=False))(stats, whole)["h"])
-    layer = state.params["probe"]["dense"]
-    np.testing.assert_allclose(found[:, 0], h @ layer["kernel"] + layer["bias"], rtol=1e-9)
-    assert stage.views_per_image == 9 + 1
-    alone, _ = tiny.make_stage(recipe("jigsaw", eval__probe=False), 1)
-    assert alone.views_per_image == 9
 
 
 @pytest.mark.parametrize("rate", [0.0, 0.25])
@@ -240,7 +221,7 @@ def test_patches_lie_as_the_recipe_says(method):
     if method == "relative_patch":
         recipes.put(c, "relative_patch.pairs", "centre")
     stage, _ = tiny.make_stage(c, 1)
-    look, found = jax.jit(stage.look), []
+    look, found = looked(stage, c), []
     for _, batch in stage.batches(0, 3):
         seen = look({name: value[0] for name, value in batch.items()})
         seen = {name: np.asarray(x) for name, x in seen.items()}
@@ -295,8 +276,8 @@ def test_people_see_a_pair_and_where_its_second_lies():
     c = recipe("relative_patch", pairs="one")
     stage, _ = tiny.make_stage(c, 1)
     batch = {name: value[0] for name, value in next(stage.batches(0, 1))[1].items()}
-    looked = jax.jit(stage.look)(batch)
-    seen, made = stage.show(looked, batch), {n: np.asarray(x) for n, x in looked.items()}
+    made = {name: np.asarray(x) for name, x in looked(stage, c)(batch).items()}
+    seen = stage.show({"patches": jnp.asarray(made["patches"])}, batch)
     for number, text in enumerate(seen.answers):
         ((_, label),) = answers(c, made, number)
         assert text == f"the second lies {NAMES[label]}"
@@ -310,8 +291,8 @@ def test_people_see_the_puzzle_and_its_permutation():
     c = recipe("jigsaw")
     stage, _ = tiny.make_stage(c, 1)
     batch = {name: value[0] for name, value in next(stage.batches(0, 1))[1].items()}
-    looked = jax.jit(stage.look)(batch)
-    seen, tiles = stage.show(looked, batch), np.asarray(looked["patches"])
+    views = jax.jit(stage.look)(batch)
+    seen, tiles = stage.show(views, batch), np.asarray(views["patches"])
     laid, cut = (np.asarray(seen.pictures[name])[:, 0] for name in ("laid", "cut"))
     corners = [(3 * row, 3 * column) for row in range(3) for column in range(3)]
     for number, text in enumerate(seen.answers):
