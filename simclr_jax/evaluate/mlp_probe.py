@@ -128,7 +128,8 @@ def fit(
         tried = train(fitting, pairs)
         for i, pair in enumerate(pairs):
             held_out = (centred(features[rows]) for rows in blocks(choosing))
-            outputs = answers(*jax.tree.map(operator.itemgetter(i), tried), held_out)
+            layers, moments = jax.tree.map(operator.itemgetter(i), tried)
+            outputs = answers(layers, moments, held_out)
             # One that has left all numbers is worse than any.
             finite = np.isfinite(outputs).all()
             found[pair].append(score(outputs, labels[choosing]) if finite else -np.inf)
