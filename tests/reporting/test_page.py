@@ -18,7 +18,7 @@ EVIL = "<script>alert('x')</script> & \"quoted\""
 class Reader(html.parser.HTMLParser):
     """Checks that elements close in order; collects text and attributes."""
 
-    VOID = frozenset(("meta", "link", "img", "br"))
+    VOID = frozenset(("meta", "link", "img", "br", "wbr"))
 
     def __init__(self, text):
         super().__init__()
