@@ -243,16 +243,21 @@ class Checkpoints:
 
     def _newest(self, step: int | None, read: Callable[[int], Found]) -> tuple[int, Found]:
         """Return a step, None for the newest that is not damaged, and what is read of it."""
-        steps = self.steps()
+        steps, skipped = self.steps(), dict[int, Damaged]()
         for tried in reversed(steps) if step is None else [step] if step in steps else []:
             try:
-                return tried, read(tried)
+                found = read(tried)
             except Damaged as damage:
-                self._say(f"checkpoint {self._name(tried)} is skipped: {damage}")
+                skipped[tried] = damage
+                continue
+            for other, damage in skipped.items():
+                self._say(f"checkpoint {self._name(other)} is skipped: {damage}")
+            return tried, found
         wanted = "whole checkpoint" if step is None else f"whole checkpoint {step}"
+        why = next((f"; {last} is damaged: {damage}" for last, damage in skipped.items()), "")
         raise UserError(
             f"there is no {wanted} in {self.place}: "
-            f"steps there: {', '.join(map(str, steps)) or 'none'}"
+            f"steps there: {', '.join(map(str, steps)) or 'none'}{why}"
         )
 
     def _name(self, step: int) -> str:

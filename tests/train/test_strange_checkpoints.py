@@ -162,3 +162,15 @@ def test_what_is_passed_over_is_said_by_whoever_reads_and_by_whoever_only_asks_w
     assert not caplog.records
     with pytest.raises(UserError, match="there is no whole checkpoint 7 in"):
         saved.describe(f"{workdir}@7")
+
+
+def test_where_none_is_whole_one_line_says_so_and_what_is_wrong_with_the_newest(workdir, caplog):
+    for step in (6, 7):
+        (workdir / "checkpoints" / str(step) / "manifest.json").write_text("{" * step)
+    for read in (saved.read, saved.describe, saved.newest):
+        with pytest.raises(UserError) as raised:
+            read(str(workdir))
+        said = str(raised.value)
+        assert "there is no whole checkpoint in" in said and "\n" not in said
+        assert "6, 7; 7 is damaged: manifest.json" in said
+    assert not caplog.records
