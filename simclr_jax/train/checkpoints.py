@@ -250,11 +250,11 @@ class Checkpoints:
             except Damaged as damage:
                 skipped[tried] = damage
                 continue
-            for other, damage in skipped.items():
-                self._say(f"checkpoint {self._name(other)} is skipped: {damage}")
+            for other, reason in skipped.items():
+                self._say(f"checkpoint {self._name(other)} is skipped: {reason}")
             return tried, found
         wanted = "whole checkpoint" if step is None else f"whole checkpoint {step}"
-        why = next((f"; {last} is damaged: {damage}" for last, damage in skipped.items()), "")
+        why = next((f"; {last} is damaged: {reason}" for last, reason in skipped.items()), "")
         raise UserError(
             f"there is no {wanted} in {self.place}: "
             f"steps there: {', '.join(map(str, steps)) or 'none'}{why}"
