@@ -130,16 +130,12 @@ def recipe(method: str, changed: Sequence[tuple[str, Any]] = ()) -> Any:
 
 
 def _costs(methods: Sequence[str], changed: tuple[tuple[str, Any], ...]) -> str:
+    for method in methods:  # what cannot be is said before any minutes have passed
+        _check(method, changed)
     rows = []
     for i, method in enumerate(methods):
-        try:
-            rows.append(_cost(method, changed))
-            print(f"{i + 1} of {len(methods)}  {'  '.join(rows[-1])}", file=sys.stderr, flush=True)
-        except errors.UserError as error:
-            raise errors.UserError(
-                f"{method} cannot be measured so: {error} (here by --set, or leave it out by "
-                "--methods)"
-            ) from error
+        rows.append(_cost(method, changed))
+        print(f"{i + 1} of {len(methods)}  {'  '.join(rows[-1])}", file=sys.stderr, flush=True)
     header = ["method"]
     header += ["kept MiB", f"MiB of {FLAGS.device}", "beside SimCLR's"] if FLAGS.memory else []
     header += ["step ms", "beside SimCLR's"] if FLAGS.steps else []
@@ -148,6 +144,20 @@ def _costs(methods: Sequence[str], changed: tuple[tuple[str, Any], ...]) -> str:
         f" of {FLAGS.images}; memory over {FLAGS.devices} device(s), time here"
     )
     return f"{title}\n{table(header, rows)}"
+
+
+def _check(method: str, changed: tuple[tuple[str, Any], ...]) -> None:
+    from simclr_jax import parallel
+    from simclr_jax.planning.described import Case
+
+    devices = parallel.make_mesh().size if FLAGS.steps else FLAGS.devices
+    try:
+        _ = Case.of(recipe(method, changed), devices, FLAGS.images, FLAGS.classes).prepared
+    except errors.UserError as error:
+        raise errors.UserError(
+            f"{method} cannot be measured so: {error} (here by --set, --images, or leave it out by "
+            "--methods)"
+        ) from error
 
 
 def _cost(method: str, changed: tuple[tuple[str, Any], ...]) -> tuple[str, ...]:
