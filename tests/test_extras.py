@@ -15,7 +15,8 @@ from simclr_jax.errors import UserError
 ROOT = Path(__file__).parents[1]
 DECLARED = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
 SOURCES = [*(ROOT / "simclr_jax").rglob("*.py"), *(ROOT / "configs").glob("*.py")]
-TOLD = [ROOT / "README.md", *(ROOT / "docs").glob("*.md"), *(ROOT / "launch").iterdir(), *SOURCES]
+LAUNCH = [path for path in (ROOT / "launch").iterdir() if path.is_file()]
+TOLD = [ROOT / "README.md", *(ROOT / "docs").glob("*.md"), *LAUNCH, *SOURCES]
 USED = sorted(
     {
         name
