@@ -13,7 +13,7 @@ import numpy as np
 
 from simclr_jax import closing, processes
 from simclr_jax.errors import Diverged
-from simclr_jax.train.metrics import MetricsWriter, NoMetrics
+from simclr_jax.train.metrics import MetricsWriter, NoMetrics, Recent
 from simclr_jax.train.progress import STATUS_SECS, Speed, progress_line, shown
 from simclr_jax.train.stage import Params, TrainState
 from simclr_jax.train.timetable import Timetable, due
@@ -32,7 +32,9 @@ def _all_finite(tree: Params) -> jax.Array:
 class Log:
     """Turns device metrics into lines, one chunk late; stops on a loss that is not finite.
 
-    A line has the means over the steps since the line before, not the values of one step.
+    A line in a file has the means over the steps since the line before, not the values of one step.
+    What is shown between two of them has the means over as many steps, the last ones, so that what
+    stands one below the other on the screen can be compared.
     """
 
     def __init__(
@@ -52,6 +54,7 @@ class Log:
                 workdir.path, first_step, seal, workdir.console.say, workdir.loggers
             )
         self._window = self._writer.window()
+        self._recent = Recent(timetable.log_every)
         self._speed = Speed(timetable.batch_size)
         self._shown = -math.inf  # when the last line was; the first step has one
         self._pending: tuple[range, dict[str, jax.Array]] | None = None
@@ -90,7 +93,9 @@ class Log:
         return self._writer.seal(self._window)
 
     def evaluation(self, step: int, metrics: dict[str, float]) -> None:
-        """Write and print held-out metrics."""
+        """Write and print held-out metrics, if anything could be measured."""
+        if not metrics:
+            return
         self._writer.write(step, metrics)
         self._writer.flush()
         self._console.say(f"step {step}  held out: {shown(self._formats, metrics)}")
@@ -104,6 +109,7 @@ class Log:
             self._writer.flush()
             self._raise_not_finite("the loss is", steps)
         self._window.add(metrics)
+        self._recent.add(metrics)
         self._speed.add(len(steps))
         done = steps[-1] + 1
         if due(done, self._timetable.log_every) or self._timetable.at_end(done):
@@ -116,7 +122,7 @@ class Log:
             speed = ("images_per_second", "input_wait")
             self._writer.write(done, values | {name: getattr(self._speed, name) for name in speed})
         elif time.monotonic() - self._shown >= STATUS_SECS:
-            self._show(done, self._window.means() | {n: float(metrics[n][-1]) for n in OF_ONE_STEP})
+            self._show(done, self._recent.means() | {n: float(metrics[n][-1]) for n in OF_ONE_STEP})
 
     def _show(self, done: int, values: dict[str, float]) -> None:
         self._shown = time.monotonic()

@@ -11,6 +11,7 @@ far are in its checkpoint then.
 
 from __future__ import annotations
 
+import collections
 from collections.abc import Callable, Mapping
 from typing import Any, TypedDict
 
@@ -54,6 +55,27 @@ class Window:
         means = self.means()
         self.steps, self.sums = 0, {}
         return means
+
+
+class Recent:
+    """The metrics of the last steps, at most so many, whatever lines were written meanwhile."""
+
+    def __init__(self, most: int):
+        self._steps = collections.deque[dict[str, float]](maxlen=most)
+
+    def add(self, metrics: Mapping[str, np.ndarray]) -> None:
+        """Add the metrics of a chunk, `[steps]` each."""
+        columns = [values.tolist() for values in metrics.values()]
+        self._steps.extend(
+            dict(zip(metrics, row, strict=True)) for row in zip(*columns, strict=True)
+        )
+
+    def means(self) -> dict[str, float]:
+        """Return the means over these steps, of which there must be one."""
+        return {
+            name: sum(step[name] for step in self._steps) / len(self._steps)
+            for name in self._steps[-1]
+        }
 
 
 class NoMetrics:

@@ -1,6 +1,7 @@
 """Lines of the log: means over the steps since the line before, also across interruptions."""
 
 import json
+import re
 from types import SimpleNamespace
 
 import bucket
@@ -97,6 +98,17 @@ def test_a_line_has_the_means_since_the_line_before_and_the_rate_of_its_step(tmp
     assert not shown
     # Each of the saves was of a step of a line: there was nothing to keep.
     assert {about["log"]["window"] for about in kept[str(tmp_path)].values()} == {0}
+
+
+@pytest.mark.parametrize("chunk", [1, 2, 3])
+def test_what_is_shown_between_lines_has_the_means_over_as_many_steps(tmp_path, monkeypatch, chunk):
+    monkeypatch.setattr("simclr_jax.train.log.STATUS_SECS", 0)
+    shown = train(epath.Path(tmp_path), chunk=chunk)
+    ends = [*range(chunk, TOTAL, chunk), TOTAL]
+    assert [int(re.match(r"step (\d+)/", line)[1]) for line in shown] == ends
+    for end, line in zip(ends[:-1], shown, strict=False):
+        mean = np.mean(STEPS["loss"][max(0, end - EVERY) : end], dtype=np.float64)
+        assert re.search(r"  loss ([\d.]+)", line)[1] == f"{mean:.6f}"
 
 
 @pytest.mark.parametrize("chunk, at", [(1, 1), (1, 5), (1, 7), (1, 20), (2, 4), (2, 20), (3, 9)])
