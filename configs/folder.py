@@ -25,7 +25,7 @@ def get_config():
     c.model.depth, c.model.stem = placeholder(int), placeholder(str)
     c.train.batch_size, c.train.epochs = placeholder(int), placeholder(float)
     c.eval.probe, c.eval.knn = placeholder(bool), placeholder(bool)
-    c.eval.every_epochs = placeholder(float)
+    c.eval.knn_k, c.eval.every_epochs = placeholder(int), placeholder(float)
 
     c.loss.temperature = 0.2
     c.optim.base_lr, c.optim.lr_scaling = 0.075, "sqrt"  # the paper's rate for smaller batches

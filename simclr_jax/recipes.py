@@ -26,6 +26,7 @@ OPEN = (
     "optim.warmup_epochs",
     "eval.probe",
     "eval.knn",
+    "eval.knn_k",
     "eval.every_epochs",
 )
 

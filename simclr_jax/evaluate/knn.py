@@ -10,6 +10,17 @@ import numpy as np
 
 from simclr_jax.errors import UserError
 
+MOST_VOTES = 200  # of InstDisc and most papers since, whose banks have 50 000 images or more
+
+
+def votes(images: int) -> int:
+    """Return how many neighbours should vote in a bank of so many images, where nobody has said.
+
+    It is the square root of the images, as the textbooks have it, and 200 at most. 200 of some
+    hundreds would be most of the bank: the largest class would win every vote.
+    """
+    return max(1, min(MOST_VOTES, round(images**0.5)))
+
 
 def neighbours(
     bank: Any, queries: Any, k: int, tile: int = 4096, query_tile: int = 16384

@@ -67,6 +67,7 @@ def run(checkpoints: Sequence[str], out: str | None = None, say: Say = print) ->
     """
     records = record.named([record.read(checkpoint) for checkpoint in checkpoints])
     place = epath.Path(files.expand_home(out)) if out else records[0].path / "report.html"
+    files.check_file(os.fspath(place), "--out")
     for one in records:
         for sentence in one.damaged:
             say(f"note      {printable(sentence)}")
@@ -309,7 +310,7 @@ def _judged(
     if not (len(bank) and len(queries)):
         return None
     wanted = encoder.config.eval
-    k = min(wanted.knn_k, len(bank))
+    k = min(wanted.knn_k, len(bank)) if wanted.knn else knn.votes(len(bank))
     guesses = knn.classify(bank.x, bank.labels, queries.x, bank.classes, k, wanted.knn_temperature)
     what = f"kNN on h (k = {k}, temperature {wanted.knn_temperature:g}), computed for this report"
     return _counted(queries.known, guesses, names, what)

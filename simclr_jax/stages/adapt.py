@@ -13,6 +13,7 @@ from simclr_jax import recipes, records
 from simclr_jax.data.decode import BadImage, within_memory
 from simclr_jax.data.sources import Source
 from simclr_jax.errors import UserError
+from simclr_jax.evaluate import knn
 from simclr_jax.recipes import OPEN
 from simclr_jax.stages.scored import lacking
 
@@ -92,6 +93,8 @@ def adapt(config: ConfigDict, train: Source, test: Source) -> tuple[ConfigDict, 
             labelled, why = False, "images may have several labels"
         for name in ("eval.probe", "eval.knn"):
             choose(name, labelled, why)
+    of = f"the square root of {count} images, {knn.MOST_VOTES} at most"
+    choose("eval.knn_k", knn.votes(count), of)
     return c, chosen
 
 

@@ -33,6 +33,10 @@ def brute_force(k, temperature):
     return np.array(predictions)
 
 
+def test_as_many_vote_as_there_are_images_for_and_never_most_of_a_small_bank():
+    assert [knn.votes(m) for m in (1, 2, 9, 577, 40_000, 10**7)] == [1, 1, 3, 24, 200, 200]
+
+
 @pytest.mark.parametrize("tile", [64, 203, 512])
 @pytest.mark.parametrize(("k", "temperature"), [(1, None), (10, None), (7, 0.1), (100, 0.1)])
 def test_predictions_equal_brute_force_in_float64(k, temperature, tile):

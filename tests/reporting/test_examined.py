@@ -28,7 +28,7 @@ def images(tmp_path_factory):
 @pytest.fixture(scope="module")
 def run(images, tmp_path_factory):
     fields = {"data__source": "memory", "data__path": str(images[0])}
-    fields |= {"eval__knn_k": 25, "eval__knn_temperature": 0.02}
+    fields |= {"eval__knn": True, "eval__knn_k": 25, "eval__knn_temperature": 0.02}
     return write_run(tmp_path_factory.mktemp("run") / "run", step=7, seed=3, **fields)
 
 
@@ -80,6 +80,21 @@ def test_the_confusions_are_those_of_knn_among_the_training_images(
             assert tile.similarity == pytest.approx(cosine[own, row], abs=1e-4)
             assert tile.said == str(y["train"][row])
             assert tile.agrees == (y["train"][row] == y["test"][own])
+
+
+def test_where_the_run_has_not_counted_neighbours_as_many_vote_as_its_images_allow(
+    images, vectors, tmp_path, monkeypatch
+):
+    """200, the custom for large sets, would let the largest class win every vote."""
+    fields = {"data__source": "memory", "data__path": str(images[0])}
+    fields |= {"eval__knn": False, "eval__knn_k": 200, "eval__knn_temperature": 0.02}
+    run = write_run(tmp_path / "run", step=7, seed=3, **fields)
+    x, y = vectors, {name: split.labels for name, split in images[1].items()}
+    guess = noisy.nearest(x["train"], y["train"], x["test"], 11, 0.02)  # of 118
+    found = examined(run, monkeypatch)
+    want = metrics.confusion_matrix(y["test"], guess, labels=range(4))
+    np.testing.assert_array_equal(found.judged.counts, want)
+    assert found.judged.what.startswith("kNN on h (k = 11, temperature 0.02)")
 
 
 def test_the_newest_result_of_these_weights_and_images_is_shown(run, images, monkeypatch):

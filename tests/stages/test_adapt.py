@@ -80,6 +80,11 @@ def test_batch_and_length_follow_the_number_of_images(count, batch, epochs, dept
     validation.validate(c, devices=8)
 
 
+@pytest.mark.parametrize("count, k", [(40, 6), (577, 24), (3000, 55), (50_000, 200)])
+def test_neighbours_that_vote_follow_the_number_of_images(count, k):
+    assert chosen(Source(count, [(64, 64)], 3)).eval.knn_k == k
+
+
 @pytest.mark.parametrize("classes", [0, 7])
 def test_probe_and_knn_need_labels(classes):
     c = chosen(Source(5000, [(64, 64)], classes))
