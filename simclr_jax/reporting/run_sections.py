@@ -37,9 +37,9 @@ CHARTS = (
     Chart("Accuracy on training images", {"train_accuracy": "classifier"}, True),
     Chart(
         "As the teacher",
-        {"agreement": "same class"},
+        {"agreement": "training images", "held_out_agreement": "held-out images"},
         True,
-        "How often student and teacher choose the same class of a training image.",
+        "How often student and teacher choose the same class of an image.",
     ),
     Chart("Learning rate", {"lr": "rate"}),
     Chart("Gradient norm", {"gradient_norm": "gradient"}, False, "L2 norm over all parameters."),

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from typing import Any
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -24,6 +24,13 @@ from simclr_jax.unlabelled import counted
 Classify = Callable[[Any, jax.Array], jax.Array]
 
 
+class Outputs(NamedTuple):
+    """Of all held-out images: logits `[m, classes]`, and the rows that could be read; None: all."""
+
+    logits: np.ndarray
+    readable: np.ndarray | None
+
+
 class Accuracy:
     """Measures the classifier in a `TrainState` on held-out images, in inference mode.
 
@@ -32,9 +39,10 @@ class Accuracy:
     Args:
       config: a recipe.
       network: with the classifier.
-      inputs: whose held-out images have labels; without any, nothing is measured.
+      inputs: whose held-out images have labels; without any, there is no accuracy.
       mesh: the devices.
-      beside: other classifiers and their variables, to be scored at the end by name.
+      teacher: another classifier and its variables, with which this one is compared: during the run
+        by how often they choose the same class, and at the end by their scores.
     """
 
     def __init__(
@@ -43,7 +51,7 @@ class Accuracy:
         network: LabelledNetwork,
         inputs: Inputs,
         mesh: Mesh,
-        beside: Mapping[str, tuple[Classify, Any]] | None = None,
+        teacher: tuple[Classify, Any] | None = None,
     ):
         self._config, self._inputs, self._mesh = config, inputs, mesh
         self._tap = network.tap
@@ -51,10 +59,8 @@ class Accuracy:
         self._counts: dict[str, int] = {}  # of the images that were scored last
         # Kept as an attribute: `features.extract` compiles once per function object.
         self._classify = self._prepared(network)
-        self._beside = {
-            name: (self._prepared(classify), variables)
-            for name, (classify, variables) in (beside or {}).items()
-        }
+        self._teacher = (self._prepared(teacher[0]), teacher[1]) if teacher else None
+        self._taught: np.ndarray | None = None  # its choices, which are the same at any step
 
     def protocol(self) -> dict[str, Any]:
         """Return what defines the scores of the last `compare`."""
@@ -77,11 +83,17 @@ class Accuracy:
     def evaluate(self, state: TrainState) -> dict[str, float]:
         """Return `accuracy` (top-1) and `held_out_loss` (nats) on held-out images.
 
-        With several labels an image, `mAP` and the sum over classes.
+        With several labels an image, `mAP` and the sum over classes. With a teacher also
+        `held_out_agreement`, the share of them, with labels or without, in which both choose the
+        same class.
         """
-        if not self._inputs.test.classes:
-            return {}
-        logits, labels = self._outputs(self._classify, state.variables)
+        labelled, teacher = bool(self._inputs.test.classes), self._teacher
+        found = self._outputs(self._classify, state.variables) if labelled or teacher else None
+        right = self._right(found) if found and labelled else {}
+        return right | (self._as_the_teacher(found, *teacher) if found and teacher else {})
+
+    def _right(self, found: Outputs) -> dict[str, float]:
+        logits, labels = self._that_count(found)
         if labels.ndim == 2:
             summed, _ = binary_cross_entropy(jnp.asarray(logits), jnp.asarray(labels))
             mean = scores.statistics(labels, logits)["mAP"](np.ones(len(labels)))
@@ -89,6 +101,15 @@ class Accuracy:
         losses = jax.nn.logsumexp(logits, axis=1) - logits[np.arange(len(labels)), labels]
         right = np.argmax(logits, axis=1) == labels
         return {"accuracy": float(np.mean(right)), "held_out_loss": float(np.mean(losses))}
+
+    def _as_the_teacher(
+        self, found: Outputs, classify: Classify, variables: Any
+    ) -> dict[str, float]:
+        if self._taught is None:
+            self._taught = self._outputs(classify, variables).logits.argmax(axis=1)
+        same = found.logits.argmax(axis=1) == self._taught
+        same = same if found.readable is None else same[found.readable]
+        return {"held_out_agreement": float(np.mean(same))}
 
     def compare(self, state: TrainState) -> dict[str, dict[str, dict[str, float]]]:
         """Return top-1, mean per class and, of more than 5 classes, top-5 with 95 % intervals.
@@ -100,9 +121,10 @@ class Accuracy:
         if not (self._config.eval.compare and self._inputs.test.classes):
             return {}
         found, train = {}, self._inputs.train
-        judged = {"classifier": (self._classify, state.variables), **self._beside}
+        judged = {"classifier": (self._classify, state.variables)}
+        judged |= {"teacher": self._teacher} if self._teacher else {}
         for name, (classify, variables) in judged.items():
-            logits, labels = self._outputs(classify, variables)
+            logits, labels = self._that_count(self._outputs(classify, variables))
             found[name] = _summary(labels, logits)
         readable = self._inputs.readable(train, train)  # as far as they are in memory
         if len(taught := counted(train.labels, readable)):
@@ -114,14 +136,17 @@ class Accuracy:
     def _prepared(self, classify: Classify) -> Classify:
         return lambda variables, images: classify(variables, self._inputs.prepare(images))
 
-    def _outputs(self, classify: Classify, variables: Any) -> tuple[np.ndarray, np.ndarray]:
-        """Return logits and labels of all held-out images that count."""
+    def _outputs(self, classify: Classify, variables: Any) -> Outputs:
         test = self._inputs.test
         images = self._inputs.for_evaluation(test)
         logits = features.extract(classify, variables, images, self._mesh)
-        count = scored(test, self._inputs.readable(test, images))
+        return Outputs(logits, self._inputs.readable(test, images))
+
+    def _that_count(self, found: Outputs) -> tuple[np.ndarray, np.ndarray]:
+        """Return logits and labels of the held-out images that count."""
+        count = scored(self._inputs.test, found.readable)
         self._counts = count.about("held_out")
-        return logits[count.rows], count.labels
+        return found.logits[count.rows], count.labels
 
 
 def _summary(labels: np.ndarray, outputs: np.ndarray) -> dict[str, dict[str, float]]:

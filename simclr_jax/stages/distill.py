@@ -29,6 +29,7 @@ FORMATS = {
     "train_accuracy": "train {:.1%}",
     "lr": "lr {:.3g}",
     "accuracy": "accuracy {:.1%}",
+    "held_out_agreement": "as the teacher {:.1%}",
 }
 
 
@@ -94,7 +95,7 @@ def make_stage(config: ConfigDict, timetable: Timetable, inputs: Inputs, mesh: M
             loss = d.alpha * loss + (1 - d.alpha) * label_loss
         return loss, metrics | {"loss": loss}
 
-    accuracy = Accuracy(config, network, inputs, mesh, {"teacher": (teacher, teacher.variables)})
+    accuracy = Accuracy(config, network, inputs, mesh, (teacher, teacher.variables))
     return Stage(
         init=functools.partial(network.first_state, inputs.train.channels, optimizer, mesh),
         warm_start=functools.partial(load_parts, config.init, tap=config.finetune.tap),

@@ -207,9 +207,35 @@ def test_the_teacher_is_scored_beside_the_student(teacher, step):
     assert stage.protocol()["teacher"] == f"{workdir}@{step}"
     assert stage.protocol()["labelled"] == "none"  # alpha is 1
     assert "labels, none of them learned from" in stage.protocol()["the commonest class"]
-    assert stage.evaluate(placed(variables, mesh))["accuracy"] == pytest.approx(
-        scores["classifier"]["top-1"]["accuracy"]
-    )
+    found = stage.evaluate(placed(variables, mesh))
+    assert found["accuracy"] == pytest.approx(scores["classifier"]["top-1"]["accuracy"])
+    check_agreement(found, c, variables, own, written[step])
+
+
+def check_agreement(found, c, variables, own, written):
+    """Compare with the choices for all images that can be read, of which some have no label."""
+    rows = np.setdiff1d(np.arange(len(TEST)), TEST.unreadable)
+    shown = noisy.evaluation_views(TEST, rows)
+    student = noisy.outputs(c, variables, shown, "classifier").argmax(1)
+    same = student == noisy.outputs(own, written, shown, "classifier", 1).argmax(1)
+    assert found["held_out_agreement"] == pytest.approx(same.mean(), abs=1e-9)
+    assert 0 < same.sum() < len(same) and same.mean() != same[TEST.labels[rows] >= 0].mean()
+
+
+@pytest.mark.parametrize("placement", ["device", "host"])
+def test_without_labels_the_student_is_still_compared_with_the_teacher(teacher, placement):
+    workdir, written = teacher
+    c = recipe("distill", distill__teacher=str(workdir), augment__placement=placement)
+    mesh = parallel.make_mesh(8)
+    images = Images(TEST.images.pixels, None, 0)
+    test = noisy.Noisy(images, unreadable=TEST.unreadable)
+    inputs = Inputs(c, labels.restrict(c, TRAIN), test)
+    stage = run.STAGES["distill"](c, timetables.make(c, len(inputs.train)), inputs, mesh)
+    _, _, variables = tuned(0)
+    for _ in range(2):  # the teacher's choices are kept
+        found = stage.evaluate(placed(variables, mesh))
+        assert found.keys() == {"held_out_agreement"}
+        check_agreement(found, c, variables, recipe(model__depth=18), written[9])
 
 
 def in_training(config, variables, images, tap):
