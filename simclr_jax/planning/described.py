@@ -96,13 +96,12 @@ class Case:
         """
         if config.stage not in STAGES:
             raise UserError(f"stage is {config.stage}: plan knows {' and '.join(STAGES)}")
-        train, test = splits(config, images, classes)
-        found = prepare(
-            config,
-            count,
-            open_all=lambda *_: Opened(train, test, train),
-            read=lambda *_: [],
-        )
+
+        def opened(*_: Any) -> Opened:
+            train, test = splits(config, images, classes)
+            return Opened(train, test, train)
+
+        found = prepare(config, count, open_all=opened, read=lambda *_: [])
         return cls(found.config, found, count)
 
     @property

@@ -140,8 +140,8 @@ def _check(asked: Asked, json_file: str) -> None:
             "--images=NUMBER too, or leave it out"
         )
     if files.is_local(json_file):
-        if json_file and not epath.Path(json_file).parent.is_dir():
-            raise UserError(f"--json is {json_file}: there is no such directory, make it first")
+        if json_file:
+            files.check_file(json_file, "--json")
         return
     with buckets.reaching(json_file):
         epath.Path(json_file).exists()
