@@ -22,7 +22,7 @@ from measured.session import Session
 from measured.speed import against_torch
 from measured.worker import Failed
 
-from simclr_jax import errors, flag_kinds
+from simclr_jax import entry, errors, flag_kinds
 
 FLAGS = flags.FLAGS
 flags.DEFINE_string("recipe", "configs/cifar10.py", "Recipe, relative to the repository.")
@@ -64,4 +64,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    errors.run(main)
+    entry.run(main)

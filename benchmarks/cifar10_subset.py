@@ -30,7 +30,7 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.neighbors import KNeighborsClassifier
 from sklearn.preprocessing import StandardScaler
 
-from simclr_jax import errors
+from simclr_jax import entry, errors
 from simclr_jax.data import sources
 from simclr_jax.judging import feature_bank
 from simclr_jax.stages.encoder import Encoder
@@ -153,4 +153,4 @@ def _features(run: saved.Saved, source: sources.Source) -> tuple[np.ndarray, np.
 
 
 if __name__ == "__main__":
-    errors.run(main)
+    entry.run(main)

@@ -17,7 +17,7 @@ from typing import Any
 from absl import flags
 from measured.worker import Failed, Worker
 
-from simclr_jax import errors, flag_kinds
+from simclr_jax import entry, errors, flag_kinds
 from simclr_jax.tables import table
 
 FLAGS = flags.FLAGS
@@ -108,4 +108,4 @@ def _row(recipe: str, images: int, counts: list[int]) -> tuple[str, ...]:
 
 
 if __name__ == "__main__":
-    errors.run(main)
+    entry.run(main)

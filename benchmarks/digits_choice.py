@@ -22,7 +22,7 @@ from typing import Any
 import numpy as np
 from absl import flags
 
-from simclr_jax import documents, errors, recipes, records
+from simclr_jax import documents, entry, errors, recipes, records
 from simclr_jax.data import sources
 from simclr_jax.tables import table
 from simclr_jax.train import timetable
@@ -151,4 +151,4 @@ def _kept(examples: int) -> int:
 
 
 if __name__ == "__main__":
-    errors.run(main)
+    entry.run(main)

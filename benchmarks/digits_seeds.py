@@ -30,7 +30,7 @@ from typing import Any
 
 from absl import flags
 
-from simclr_jax import documents, errors, records
+from simclr_jax import documents, entry, errors, records
 from simclr_jax.tables import table
 
 FLAGS = flags.FLAGS
@@ -206,4 +206,4 @@ def _margin(ours: tuple[float, float], theirs: tuple[float, float]) -> str:
 
 
 if __name__ == "__main__":
-    errors.run(main)
+    entry.run(main)

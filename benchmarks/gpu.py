@@ -28,7 +28,7 @@ from measured.bench import Bench, Network, Sizes
 from measured.session import Session
 from measured.worker import Failed, one_line
 
-from simclr_jax import errors, flag_kinds
+from simclr_jax import entry, errors, flag_kinds
 
 # Section: the function, and the seconds that it wants at least on an accelerator.
 SECTIONS: dict[str, tuple[Callable[[Bench], None], float]] = {
@@ -136,4 +136,4 @@ def chosen() -> Sizes:
 
 if __name__ == "__main__":
     define_flags()
-    errors.run(main)
+    entry.run(main)

@@ -22,7 +22,7 @@ from typing import Any
 from absl import flags
 from ml_collections import config_flags
 
-from simclr_jax import errors, flag_kinds
+from simclr_jax import entry, errors, flag_kinds
 
 FLAGS = flags.FLAGS
 config_flags.DEFINE_config_file("config", "configs/imagenet.py", "Recipe.")
@@ -118,4 +118,4 @@ def _mesh() -> Any:
 
 
 if __name__ == "__main__":
-    errors.run(main)
+    entry.run(main)

@@ -34,7 +34,7 @@ import numpy as np
 from absl import flags
 from PIL import Image
 
-from simclr_jax import errors, recipes
+from simclr_jax import entry, errors, recipes
 from simclr_jax.augment.policy import Policy
 from simclr_jax.data import batches, order, sources
 from simclr_jax.data.canvas import Canvas
@@ -260,4 +260,4 @@ def _report(times: dict, threads: list[int], together: dict[str, float]) -> str:
 
 
 if __name__ == "__main__":
-    errors.run(main)
+    entry.run(main)

@@ -20,7 +20,7 @@ import numpy as np
 from absl import flags
 from clouds import clouds, fits
 
-from simclr_jax import errors
+from simclr_jax import entry
 from simclr_jax.evaluate import linear_probe, logistic
 from simclr_jax.tables import table
 
@@ -77,4 +77,4 @@ def _loss(weights: logistic.Weights, x: np.ndarray, y: np.ndarray) -> float:
 
 
 if __name__ == "__main__":
-    errors.run(main)
+    entry.run(main)

@@ -25,7 +25,7 @@ from typing import TYPE_CHECKING, Any
 
 from absl import flags
 
-from simclr_jax import errors, flag_kinds
+from simclr_jax import entry, errors, flag_kinds
 
 if TYPE_CHECKING:
     import jax
@@ -201,4 +201,4 @@ def gradient(mesh: Mesh, at_once: int) -> Any:
 
 
 if __name__ == "__main__":
-    errors.run(main)
+    entry.run(main)

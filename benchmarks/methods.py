@@ -34,7 +34,7 @@ from typing import Any
 
 from absl import flags
 
-from simclr_jax import declaration, documents, errors, recipes
+from simclr_jax import declaration, documents, entry, errors, recipes
 from simclr_jax.judging.comparable import Comparable
 from simclr_jax.tables import table
 
@@ -69,12 +69,12 @@ AS_THE_OTHERS = (
 
 def main() -> None:
     """Print a table of costs and one of accuracies, as far as they are asked for."""
-    for entry in FLAGS.methods:
-        declaration.find(entry.partition(":")[0])  # it complains of one that is not there
+    for named in FLAGS.methods:
+        declaration.find(named.partition(":")[0])  # it complains of one that is not there
     methods = FLAGS.methods or declaration.known()
     changed = tuple(_field(text) for text in FLAGS.set)
     if FLAGS.memory or FLAGS.steps:
-        if argued := [entry for entry in methods if ":" in entry]:
+        if argued := [named for named in methods if ":" in named]:
             raise errors.UserError(
                 f"--methods has {argued[0]}, an argument of a recipe: costs are of a method's "
                 "defaults (--steps=0 --memory=False leaves them out, --set changes fields)"
@@ -238,21 +238,21 @@ def _wanted(methods: Sequence[str]) -> list[tuple[str, int]]:
     return [(method, seed) for method in methods for seed in range(FLAGS.train)]
 
 
-def _train(entry: str, seed: int) -> str:
+def _train(named: str, seed: int) -> str:
     """Train digits by the method and the argument of its recipe, unless done; return where."""
-    method, colon, argument = entry.partition(":")
+    method, colon, argument = named.partition(":")
     plain = method == declaration.DEFAULT
     file = ROOT / "configs" / f"{'digits' if plain else method}.py"
     if not file.exists():
         raise errors.UserError(f"--train: there is no {file} for method {method}")
-    workdir = Path(FLAGS.workdir).resolve() / f"{re.sub(r'[^a-z]+', '_', entry)}_{seed}"
+    workdir = Path(FLAGS.workdir).resolve() / f"{re.sub(r'[^a-z]+', '_', named)}_{seed}"
     if not (workdir / "results" / "summary.json").exists():
         command = [sys.executable, "-m", "simclr_jax.main", f"--config={file}{colon}{argument}"]
         command += [f"--workdir={workdir}", f"--config.seed={seed}"]
         command += [*(AS_THE_OTHERS if plain else ()), *(f"--config.{f}" for f in FLAGS.set)]
-        print(f"{entry}, seed {seed}: {workdir}/log.txt grows", file=sys.stderr, flush=True)
+        print(f"{named}, seed {seed}: {workdir}/log.txt grows", file=sys.stderr, flush=True)
         if subprocess.run(command, cwd=ROOT, stdout=subprocess.DEVNULL, check=False).returncode:
-            raise errors.UserError(f"{entry}, seed {seed}, did not finish: see {workdir}/log.txt")
+            raise errors.UserError(f"{named}, seed {seed}, did not finish: see {workdir}/log.txt")
     return str(workdir)
 
 
@@ -335,4 +335,4 @@ def _percent(scores: Sequence[dict], thing: str, name: str) -> str:
 
 
 if __name__ == "__main__":
-    errors.run(main)
+    entry.run(main)

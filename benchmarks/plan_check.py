@@ -16,7 +16,7 @@ import jax
 from absl import flags
 from ml_collections import config_flags
 
-from simclr_jax import errors
+from simclr_jax import entry
 from simclr_jax.planning.described import Case
 from simclr_jax.planning.footprint import TPU
 
@@ -53,4 +53,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    errors.run(main)
+    entry.run(main)

@@ -19,7 +19,7 @@ import numpy as np
 from absl import flags
 from ml_collections import ConfigDict
 
-from simclr_jax import buckets, errors, recipes
+from simclr_jax import buckets, entry, errors, recipes
 from simclr_jax.data import batches, sources
 from simclr_jax.stages.inputs import Inputs
 from simclr_jax.tables import table
@@ -108,4 +108,4 @@ def _one_pass(source) -> float:
 
 
 if __name__ == "__main__":
-    errors.run(main)
+    entry.run(main)

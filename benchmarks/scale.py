@@ -32,7 +32,7 @@ from absl import flags
 from clouds import clouds, fits
 from etils import epath
 
-from simclr_jax import errors, flag_kinds
+from simclr_jax import entry, errors, flag_kinds
 from simclr_jax.data import order
 from simclr_jax.data.sources.folder import SUFFIXES
 from simclr_jax.data.sources.index import FILE, Index, read_index
@@ -168,4 +168,4 @@ def _lbfgs(directory: Path) -> Iterator[Row]:
 
 
 if __name__ == "__main__":
-    errors.run(main)
+    entry.run(main)

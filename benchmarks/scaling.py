@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 from absl import flags
 from ml_collections import config_flags
 
-from simclr_jax import errors
+from simclr_jax import entry
 
 if TYPE_CHECKING:
     from simclr_jax.planning.program import Program
@@ -150,4 +150,4 @@ def _hops(count: int) -> float:
 
 
 if __name__ == "__main__":
-    errors.run(main)
+    entry.run(main)

@@ -37,7 +37,7 @@ from absl import flags
 from jax.sharding import Mesh
 from ml_collections import ConfigDict, config_flags
 
-from simclr_jax import documents, errors, files, flag_kinds, parallel, recipes, records
+from simclr_jax import documents, entry, errors, files, flag_kinds, parallel, recipes, records
 from simclr_jax.stages import adapt, run
 from simclr_jax.stages.summary import DEVICES
 from simclr_jax.tables import table
@@ -360,4 +360,4 @@ def _report(races: dict[int, Race]) -> str:
 
 
 if __name__ == "__main__":
-    errors.run(main)
+    entry.run(main)

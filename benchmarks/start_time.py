@@ -20,7 +20,7 @@ from pathlib import Path
 import numpy as np
 from absl import flags
 
-from simclr_jax import errors, flag_kinds
+from simclr_jax import entry, errors, flag_kinds
 from simclr_jax.tables import table
 
 FLAGS = flags.FLAGS
@@ -100,4 +100,4 @@ def _start(arguments: tuple[str, ...], directory: Path, number: int) -> tuple[fl
 
 
 if __name__ == "__main__":
-    errors.run(main)
+    entry.run(main)

@@ -23,7 +23,7 @@ from absl import flags
 from etils import epath
 from ml_collections import config_flags
 
-from simclr_jax import errors, parallel
+from simclr_jax import entry, parallel
 from simclr_jax.data import batches
 from simclr_jax.stages import run
 from simclr_jax.stages.inputs import Inputs
@@ -114,4 +114,4 @@ def _report(times: dict[str, list[float]], batch_size: int) -> str:
 
 
 if __name__ == "__main__":
-    errors.run(main)
+    entry.run(main)

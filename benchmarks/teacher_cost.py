@@ -17,7 +17,7 @@ import jax
 from absl import flags
 from ml_collections import ConfigDict, config_flags
 
-from simclr_jax import errors, parallel, recipes
+from simclr_jax import entry, errors, parallel, recipes
 from simclr_jax.stages import run
 from simclr_jax.stages.encoder import embedder
 from simclr_jax.stages.inputs import Inputs
@@ -102,4 +102,4 @@ class _Student:
 
 
 if __name__ == "__main__":
-    errors.run(main)
+    entry.run(main)

@@ -22,7 +22,7 @@ from typing import Any
 
 from absl import flags
 
-from simclr_jax import errors
+from simclr_jax import entry, errors
 
 try:
     import torch
@@ -271,4 +271,4 @@ def define_flags() -> None:
 
 if __name__ == "__main__":
     define_flags()
-    errors.run(main)
+    entry.run(main)

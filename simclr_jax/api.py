@@ -21,6 +21,7 @@ from ml_collections import ConfigDict
 
 from simclr_jax import (
     declaration,
+    entry,
     errors,
     files,
     flag_kinds,
@@ -233,11 +234,11 @@ def _recipe(config: str) -> ConfigDict:
     except ValueError as error:
         raise UserError(f"config: {error}") from error
     if not Path(path).is_file():
-        raise UserError(errors.no_recipe(path))
+        raise UserError(entry.no_recipe(path))
     get_config = runpy.run_path(path).get("get_config")
     if get_config is None:
         raise UserError(
-            f'recipe "{path}" has no get_config(): see {errors.EXAMPLE} for the shape of a recipe'
+            f'recipe "{path}" has no get_config(): see {entry.EXAMPLE} for the shape of a recipe'
         )
     if colon and not inspect.signature(get_config).parameters:
         raise UserError(f'recipe "{path}" takes no argument: leave ":{argument}" out')

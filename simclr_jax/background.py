@@ -21,7 +21,7 @@ class Work(Generic[Value]):
     """`action`, begun in a thread of its own.
 
     The thread is no daemon: a process that ends waits for it, unless it leaves by `os._exit` as
-    `errors.run` does where one is `left`. A daemon could be inside a compiler while Python is taken
+    `entry.run` does where one is `left`. A daemon could be inside a compiler while Python is taken
     apart around it.
     """
 

@@ -14,7 +14,7 @@ import sys
 from importlib import metadata
 from types import ModuleType
 
-from simclr_jax import completion, errors, shipped, usage
+from simclr_jax import completion, entry, errors, shipped, usage
 
 # By what a person calls it: the module of each door. This is the one table of them.
 DOORS = {
@@ -45,7 +45,7 @@ def main() -> int:
         door = load(name)
         if not usage.HELP & {*rest}:
             sys.argv[:] = [f"simclr {name}", *rest]
-            errors.run(door.main)  # ends the program
+            entry.run(door.main)  # ends the program
         said = usage.text(door, f"simclr {name}", commands())
     elif name in usage.HELP:
         said = overview()

@@ -15,7 +15,7 @@ from __future__ import annotations
 from absl import flags
 from ml_collections import config_flags
 
-from simclr_jax import errors, flag_kinds, given_data, shipped
+from simclr_jax import entry, errors, flag_kinds, given_data, shipped
 
 FLAGS = flags.FLAGS
 config_flags.DEFINE_config_file(
@@ -61,9 +61,9 @@ def arguments(argv: list[str]) -> list[str]:
     Raises:
       UserError: if the images of --data have no recipe of their own.
     """
-    if errors.argument(argv, "config"):
+    if entry.argument(argv, "config"):
         return argv
-    data = errors.argument(argv, "data")
+    data = entry.argument(argv, "data")
     try:
         recipe = given_data.recipe(flag_kinds.at_home(data)) if data else shipped.find(MADE)
     except ValueError:  # the flag says it itself
@@ -83,10 +83,10 @@ def main() -> int:
 
     if config.get("stage") == STAGE:
         raise errors.UserError(
-            f"recipe {errors.recipe_path()} is a pipeline of several runs: give that of one run"
+            f"recipe {entry.recipe_path()} is a pipeline of several runs: give that of one run"
         )
     parallel.use_compilation_cache()
-    recipe = shipped.name_of(errors.recipe_path().rpartition("/")[2])
+    recipe = shipped.name_of(entry.recipe_path().rpartition("/")[2])
     images = FLAGS.data or ("" if recipe == MADE and not config.data.path else recipe)
     with processes.joined(
         FLAGS.distributed, FLAGS.coordinator, FLAGS.processes, FLAGS.process, FLAGS.heartbeat_secs
@@ -95,4 +95,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    errors.run(main)
+    entry.run(main)

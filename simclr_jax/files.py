@@ -270,6 +270,15 @@ def check_directory(path: str, flag: str) -> None:
         raise UserError(f"{flag}={path}: {there} is no directory, so name another")
 
 
+def check_file(path: str, flag: str) -> None:
+    """Raise `UserError` if a file cannot be written there; a bucket is left to whoever opens it."""
+    out = Path(path)
+    if is_local(path) and (
+        out.is_dir() or not out.parent.is_dir() or not os.access(out.parent, os.W_OK)
+    ):
+        raise UserError(f"{flag}={path} cannot be written: name a file in a directory of yours")
+
+
 def nearest(path: Path) -> Path:
     """Return what is there of a path: itself, or the nearest above it."""
     whole = path.absolute()

@@ -58,7 +58,8 @@ class Number(flags.ArgumentParser):
         said = [f"above {above:g}"] if above is not None else []
         said += [f"{least:g} or more"] if least > -math.inf else []
         said += [f"at most {most:g}"] if most < math.inf else []
-        self.syntactic_help = self._rule = " and ".join(["a finite number", *said])
+        self._rule = ", ".join(["a finite number"] + [" and ".join(said)] * bool(said))
+        self.syntactic_help = self._rule
 
     def parse(self, argument: str | float) -> float:
         """Return the number.

@@ -17,7 +17,7 @@ from typing import Any
 from absl import flags
 from ml_collections import ConfigDict, config_flags
 
-from simclr_jax import declaration, errors, usage
+from simclr_jax import declaration, entry, errors, usage
 
 FLAGS = flags.FLAGS
 config_flags.DEFINE_config_file("config", None, "Recipe, which may be given without --config=.")
@@ -109,4 +109,4 @@ def _groups(name: str) -> Iterator[str]:
 
 
 if __name__ == "__main__":
-    errors.run(main)
+    entry.run(main)

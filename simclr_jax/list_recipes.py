@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from absl import flags
 
-from simclr_jax import errors, shipped, usage
+from simclr_jax import entry, shipped, usage
 
 flags.DEFINE_boolean("debug", False, "Show the traceback of an error.")
 
@@ -26,4 +26,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    errors.run(main)
+    entry.run(main)

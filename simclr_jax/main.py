@@ -19,7 +19,7 @@ from typing import Any
 from absl import flags
 from ml_collections import config_flags
 
-from simclr_jax import errors, flag_kinds, given_data, segments
+from simclr_jax import entry, errors, flag_kinds, given_data, segments
 
 FLAGS = flags.FLAGS
 config_flags.DEFINE_config_file(
@@ -90,8 +90,8 @@ def arguments(argv: list[str]) -> list[str]:
     Raises:
       UserError: if these images have no recipe of their own.
     """
-    data = errors.argument(argv, "data")
-    if not data or errors.argument(argv, "config"):
+    data = entry.argument(argv, "data")
+    if not data or entry.argument(argv, "config"):
         return argv
     try:
         recipe = given_data.recipe(flag_kinds.at_home(data))
@@ -115,7 +115,7 @@ def main() -> int:
     from simclr_jax.stages import extend, run
 
     parallel.use_compilation_cache()
-    workdir = FLAGS.workdir or f"runs/{Path(errors.recipe_path()).stem}"
+    workdir = FLAGS.workdir or f"runs/{Path(entry.recipe_path()).stem}"
     config = extend.recipe_of(workdir) if FLAGS.config is None else FLAGS.config
     several = config.get("stage") == STAGE
     if several and extension:
@@ -151,4 +151,4 @@ def asked_for() -> segments.Extension | None:
 
 
 if __name__ == "__main__":
-    errors.run(main)
+    entry.run(main)

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from absl import flags
 
-from simclr_jax import errors, flag_kinds
+from simclr_jax import entry, errors, flag_kinds
 
 FLAGS = flags.FLAGS
 flags.DEFINE(
@@ -78,4 +78,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    errors.run(main)
+    entry.run(main)

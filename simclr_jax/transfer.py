@@ -19,7 +19,7 @@ from __future__ import annotations
 
 from absl import flags
 
-from simclr_jax import errors, flag_kinds
+from simclr_jax import entry, errors, flag_kinds
 
 FLAGS = flags.FLAGS
 flags.DEFINE(flag_kinds.Path(), "checkpoint", "", "The run: WORKDIR, or WORKDIR@STEP.")
@@ -137,4 +137,4 @@ def _numbers(flag: str, usual: tuple[float, ...], zero: bool = False) -> tuple[f
 
 
 if __name__ == "__main__":
-    errors.run(main)
+    entry.run(main)

@@ -10,7 +10,7 @@ from importlib import metadata
 
 import pytest
 
-from simclr_jax import command, completion, errors, shipped
+from simclr_jax import command, completion, entry, shipped
 
 NO_JAX = "sys.modules['jax'] = None"  # to import it is an error then
 
@@ -213,7 +213,7 @@ def test_a_file_comes_before_a_name(elsewhere):
 
 @pytest.mark.parametrize("given", [["--config=digits"], ["--config", "digits"], ["-config=digits"]])
 def test_the_shell_of_doors_puts_the_file_in_place(elsewhere, given):
-    assert errors._with_recipe(["x", *given, "--seed=1"])[1:-1] == [
+    assert entry._with_recipe(["x", *given, "--seed=1"])[1:-1] == [
         part.replace("digits", str(shipped.home() / "digits.py")) for part in given
     ]
 

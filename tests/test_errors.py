@@ -1,8 +1,11 @@
 """The words that help a user on; the doors are tested in tests/e2e."""
 
+import subprocess
+import sys
+
 import pytest
 
-from simclr_jax import errors
+from simclr_jax import entry, errors
 
 
 @pytest.mark.parametrize(
@@ -33,4 +36,27 @@ def test_choose_takes_choices_and_lists_them_for_anything_else():
 )
 def test_recipe_path_is_the_one_that_absl_takes(monkeypatch, arguments, path):
     monkeypatch.setattr("sys.argv", ["main.py", *arguments])
-    assert errors.recipe_path() == path
+    assert entry.recipe_path() == path
+
+
+@pytest.mark.parametrize(
+    "arguments, said",
+    [
+        (
+            ["--duplicates"],
+            "--duplicates needs a value: --duplicates=NUMBER, a finite number, ",
+        ),
+        (["--out", "--k=3"], "--out needs a value: --out=PATH, a path; what follows it is --k"),
+        (
+            ["--query", "--debug"],
+            "--query needs a value: --query=PATH, a path; what follows ",
+        ),
+        (["--seed", "--k", "3"], "--seed needs a value: --seed=NUMBER, a whole number"),
+    ],
+)
+def test_a_flag_without_a_value_is_said_with_what_it_takes(arguments, said):
+    command = [sys.executable, "-m", "simclr_jax.search", "--embeddings=x.npz", *arguments]
+    ended = subprocess.run(command, capture_output=True, text=True)
+    assert ended.returncode == 1 and not ended.stdout
+    lines = ended.stderr.splitlines()
+    assert lines[0].startswith(f"error: {said}") and len(lines) == 1

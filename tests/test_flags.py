@@ -16,7 +16,7 @@ from absl import flags
 from PIL import Image
 
 import simclr_jax
-from simclr_jax import command, declaration, errors, fields, flag_kinds, recipes, validation
+from simclr_jax import command, declaration, entry, errors, fields, flag_kinds, recipes, validation
 from simclr_jax.data import sources
 from simclr_jax.errors import UserError
 from simclr_jax.judging import linear_probe
@@ -122,7 +122,7 @@ def flags_of(door):
 
 
 def test_all_doors_are_here():
-    found = {path.stem for path in PACKAGE.glob("*.py") if "errors.run(main)" in path.read_text()}
+    found = {path.stem for path in PACKAGE.glob("*.py") if "entry.run(main)" in path.read_text()}
     assert found == {*DOORS}, "the table is command.DOORS"
 
 
@@ -196,9 +196,9 @@ def test_memory_is_an_amount(text):
 @pytest.mark.parametrize("equals", ["--config=", "-config="])
 def test_the_recipe_may_be_at_home(monkeypatch, equals):
     monkeypatch.setenv("HOME", "/h")
-    assert errors._with_recipe([f"{equals}~/a.py:width=2"]) == [f"{equals}/h/a.py:width=2"]
+    assert entry._with_recipe([f"{equals}~/a.py:width=2"]) == [f"{equals}/h/a.py:width=2"]
     for other in ("--config.data.path=~/a", "--workdir=~/config=x", "--config=a.py", "--config"):
-        assert errors._with_recipe([other]) == [other]
+        assert entry._with_recipe([other]) == [other]
 
 
 # Recipes ------------------------------------------------------------------------------------------
@@ -274,6 +274,6 @@ def test_a_list_of_names_may_lie_at_home(tmp_path, monkeypatch):
 
 
 def test_kinds_say_what_they_take():
-    assert flag_kinds.Number(0, 1).syntactic_help == "a finite number and 0 or more and at most 1"
+    assert flag_kinds.Number(0, 1).syntactic_help == "a finite number, 0 or more and at most 1"
     assert flag_kinds.Whole(1).syntactic_help == "a whole number, 1 or more"
     assert flag_kinds.Number().parse(3) == 3.0 and flag_kinds.Whole().parse(3) == 3

@@ -30,7 +30,7 @@ import runs
 from absl import flags
 from commands import COMMANDS
 
-from simclr_jax import errors
+from simclr_jax import entry, errors
 from simclr_jax.tables import table
 
 FLAGS = flags.FLAGS
@@ -151,4 +151,4 @@ if __name__ == "__main__":
     flags.DEFINE_string("keep", None, "Directory to work in, which stays; empty or new.")
     flags.DEFINE_boolean("debug", False, "Show the traceback of an error.")
     os.chdir(commands.ROOT)
-    errors.run(main)
+    entry.run(main)

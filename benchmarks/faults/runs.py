@@ -165,7 +165,7 @@ def _run(
         os.dup2(os.open(notes / f"{name}.{rank}", flags), stream)
     os.chdir(ROOT)
     sys.argv = ["simclr_jax/main.py", *arguments]
-    from simclr_jax import errors, main
+    from simclr_jax import entry, main
 
     if rank == 0:
         strikes.count_steps(notes / "steps")
@@ -176,7 +176,7 @@ def _run(
     strikes.watch(spans)
     if hit and "--distributed" in arguments:
         strikes.slow_down(hit)
-    errors.run(main.main)
+    entry.run(main.main)
 
 
 def steps_again(notes: Path) -> int:

@@ -15,7 +15,7 @@ sys.path.append(str(Path(__file__).parents[2] / "tests" / "e2e"))
 
 import disks
 
-from simclr_jax import errors
+from simclr_jax import entry
 
 if __name__ == "__main__":
     place, call, command, door, *rest = sys.argv[1:]
@@ -23,4 +23,4 @@ if __name__ == "__main__":
     main = importlib.import_module(f"simclr_jax.{door}").main
     if place:
         disks.When(place, int(call), command).arm()
-    errors.run(main)
+    entry.run(main)

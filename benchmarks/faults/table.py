@@ -32,7 +32,7 @@ import strikes
 from absl import flags
 from points import Outcome, Point, Reference
 
-from simclr_jax import errors
+from simclr_jax import entry, errors
 from simclr_jax.tables import table
 
 FLAGS = flags.FLAGS
@@ -191,4 +191,4 @@ def _define_flags() -> None:
 
 if __name__ == "__main__":
     _define_flags()
-    errors.run(main)
+    entry.run(main)

@@ -17,7 +17,6 @@ import contextlib
 import dataclasses
 import hashlib
 import json
-import os
 import uuid
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -197,8 +196,7 @@ def writable(path: str, flag: str, suffixes: tuple[str, ...]) -> Path:
     out = Path(files.expand_home(path))
     if out.suffix not in suffixes:
         raise UserError(f"{flag}={path} must end in {' or '.join(suffixes)}")
-    if out.is_dir() or not out.parent.is_dir() or not os.access(out.parent, os.W_OK):
-        raise UserError(f"{flag}={path} cannot be written: name a file in a directory of yours")
+    files.check_file(str(out), flag)
     return out
 
 

@@ -261,7 +261,7 @@ def test_a_recipe_that_small_photographs_do_not_fit_is_a_note(tmp_path, monkeypa
 
 PLANTED = """
 import sys
-from simclr_jax import errors, processes
+from simclr_jax import entry, processes
 from simclr_jax.checking import alike
 plain = alike.recipe
 def other(devices, dtype):
@@ -271,7 +271,7 @@ def other(devices, dtype):
 if sys.argv.pop(1) == "planted":
     alike.recipe = other
 from simclr_jax import doctor
-errors.run(doctor.main)
+entry.run(doctor.main)
 """
 
 

@@ -1,7 +1,7 @@
 """Run the doors as a user would, on a recipe small enough for a test.
 
 A process that imports JAX takes seconds to get anywhere. So most tests fork a server that has
-imported everything once (and started no device); what they meet from `errors.run` on, arguments,
+imported everything once (and started no device); what they meet from `entry.run` on, arguments,
 streams and exit code included, is what `python -m simclr_jax.main` does.
 """
 
@@ -124,13 +124,13 @@ def _run(
     sys.path.insert(0, "")  # as `python -m` does
     sys.argv = [f"simclr_jax/{door}.py", *arguments]
 
-    from simclr_jax import errors
+    from simclr_jax import entry
 
     # As in a terminal: a shell's jobs in the background ignore it.
     signal.signal(signal.SIGINT, signal.default_int_handler)
     if blow:
         blow.arm()
-    errors.run(importlib.import_module(f"simclr_jax.{door}").main)
+    entry.run(importlib.import_module(f"simclr_jax.{door}").main)
 
 
 def run(

@@ -36,7 +36,7 @@ from doors import ROOT, write_images
 from malformed_calls import TINY, Call, calls
 from PIL import Image
 
-from simclr_jax import errors
+from simclr_jax import entry, errors
 
 OUTCOMES = ("one line", "unnamed", "late", "accepted", "traceback")
 SECS = 60.0
@@ -85,7 +85,7 @@ def door(name: str, arguments: Sequence[str]) -> None:
     """Run a door in this process, to its end."""
     sys.argv = [f"simclr_jax/{name}.py", *arguments]
     sys.path.insert(0, "")
-    errors.run(importlib.import_module(f"simclr_jax.{name}").main)
+    entry.run(importlib.import_module(f"simclr_jax.{name}").main)
 
 
 def make(place: Path) -> Path:

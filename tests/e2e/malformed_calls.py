@@ -118,7 +118,7 @@ MORE: Mapping[str, tuple[tuple[Mapping[str, str], tuple[str, ...]], ...]] = {
         ({"config": "no_function.py"}, ("no_function.py",)),
         ({"config": "other_value.py"}, ("get_config",)),
         ({"config": f"{TINY}:argument"}, ("tiny.py",)),
-        ({"config": "cifar10:nothing=1"}, ("cifar10",)),
+        ({"config": "cifar10:nothing=1"}, ("nothing",)),
         ({"config": ""}, ("config",)),
         ({"data": "photos", "config.data.path": "images.npz"}, ("--data", "data.path")),
         ({"data": "tfds:nothing"}, ("nothing",)),
@@ -375,6 +375,11 @@ def of_any_door(door: str, right: Mapping[str, str]) -> Iterator[Call]:
         if flag != "query":
             twice = (*_flags(right), f"--{flag}={value}x")
             yield Call(door, "given twice", twice, (flag,))
+    for flag in right:
+        less = _flags({name: value for name, value in right.items() if name != flag})
+        for bare in ((*less, f"--{flag}"), (f"--{flag}", *less)):
+            if bare[-1] == f"--{flag}" or flag != "config":
+                yield Call(door, "no value", bare, (flag,))
     for flag in REQUIRED.get(door, ()):
         less = {name: value for name, value in right.items() if name.partition(".")[0] != flag}
         yield _call(door, "missing", less, {}, ("recipe" if flag == "config" else flag,))

@@ -7,7 +7,7 @@ import os
 import sys
 import time
 
-from simclr_jax import errors, main, processes
+from simclr_jax import entry, main, processes
 from simclr_jax.train.log import Log
 
 rank, step, number = map(int, sys.argv[1:4])
@@ -25,4 +25,4 @@ def struck(log, steps, metrics):
 
 
 Log.add = struck  # type: ignore[method-assign]
-errors.run(main.main)
+entry.run(main.main)

@@ -149,7 +149,7 @@ FEW = {
 
 @pytest.mark.parametrize("recipe, fields, words", FEW.values(), ids=FEW)
 def test_stages_that_cannot_start(places, tmp_path, recipe, fields, words):
-    """The doors print what is raised here (`errors.run`), as test_bad_input.py shows."""
+    """The doors print what is raised here (`entry.run`), as test_bad_input.py shows."""
     config = importlib.import_module(f"configs.{recipe}").get_config()
     fields = {"train.batch_size": 16, "train.steps": 3, "optim.warmup_epochs": 0.0} | fields
     filled = {k: v.format(**places) if isinstance(v, str) else v for k, v in fields.items()}

@@ -26,7 +26,7 @@ def test_few_open_files(limit, finished, tmp_path):
 
 
 def test_the_limit_is_raised_as_far_as_we_may():
-    code = "import resource; from simclr_jax import errors; errors._allow_files(); "
+    code = "import resource; from simclr_jax import entry; entry._allow_files(); "
     code += "print(*resource.getrlimit(resource.RLIMIT_NOFILE))"
     hard = min(900, resource.getrlimit(resource.RLIMIT_NOFILE)[1])
     line = ["bash", "-c", f'ulimit -Sn 100; ulimit -Hn {hard}; exec "$@"', "bash"]

@@ -23,7 +23,7 @@ OF_FOLDER = ("--config=configs/folder.py", "--config.data.max_bad_fraction=0.34"
 IN_FOURS = (
     "import signal; signal.signal(signal.SIGINT, signal.default_int_handler)\n"
     "from simclr_jax.data.packing import plan; plan.MOST_IMAGES = 4\n"
-    "from simclr_jax import errors, pack; errors.run(pack.main)"
+    "from simclr_jax import entry, pack; entry.run(pack.main)"
 )
 
 

@@ -11,7 +11,7 @@ import jax
 import numpy as np
 from absl import flags
 
-from simclr_jax import errors, parallel, processes
+from simclr_jax import entry, parallel, processes
 from simclr_jax.data.decode import BadImage
 from simclr_jax.data.held_out import HeldOut
 from simclr_jax.data.reader import Unreadable
@@ -132,4 +132,4 @@ def main():
     return 0
 
 
-errors.run(main)
+entry.run(main)
