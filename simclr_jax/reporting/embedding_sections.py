@@ -234,7 +234,7 @@ def confusion(name: str, found: Examined) -> Html:
     rows = [[e.label, e.guess, f"{e.count:,}", f"{e.share:.0%}"] for e in judged.errors]
     if rows:
         header = ["label", "taken for", "images", "of the label's"]
-        parts += [element("h3", "Commonest errors"), table(header, rows, text=2)]
+        parts += [element("h3", "Commonest errors"), table(header, rows, text=2, stacks=False)]
     return join(parts)
 
 
@@ -248,7 +248,10 @@ def _worst(judged: Judged) -> Html:
         if images[i]
     ]
     return join(
-        [element("h3", "Classes with the most errors"), table(["class", "images", "right"], rows)]
+        [
+            element("h3", "Classes with the most errors"),
+            table(["class", "images", "right"], rows, stacks=False),
+        ]
     )
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import html
+import re
 from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
@@ -78,24 +79,41 @@ def paragraph(*parts: object, kind: str = "") -> Html:
     return element("p", *parts, **({"class_": kind} if kind else {}))
 
 
-def table(header: Sequence[object], rows: Iterable[Sequence[object]], text: int = 1) -> Html:
+def table(
+    header: Sequence[object],
+    rows: Iterable[Sequence[object]],
+    text: int = 1,
+    stacks: bool = True,
+) -> Html:
     """Return a table whose first `text` columns are words and the others numbers.
 
-    It scrolls sideways on a screen that is too narrow.
+    Args:
+      header: of the columns; empty: there is none.
+      rows: of cells.
+      text: how many columns are words.
+      stacks: on a phone each row is a block, with a line for each cell that begins with the header
+        of its column. Else, and without a header, the table scrolls sideways there.
     """
+    named = stacks and len(header) > 0
 
     def cells(tag: str, row: Sequence[object]) -> Html:
-        return join(
-            (
-                element(tag, cell, **({} if i < text else {"class_": "number"}))
-                for i, cell in enumerate(row)
-            ),
-            "",
-        )
+        found = []
+        for i, cell in enumerate(row):
+            attributes = {} if i < text else {"class_": "number"}
+            if named and tag == "td" and i:
+                attributes["data-label"] = _without_markup(header[i])
+            found.append(element(tag, cell, **attributes))
+        return join(found, "")
 
     head = element("thead", element("tr", cells("th", header))) if header else ""
     body = element("tbody", *(element("tr", cells("td", row)) for row in rows))
-    return element("div", element("table", head, body), class_="scroll")
+    return element(
+        "div", element("table", head, body), class_="scroll stacks" if named else "scroll"
+    )
+
+
+def _without_markup(cell: object) -> str:
+    return html.unescape(re.sub("<[^>]*>", "", cell)) if isinstance(cell, Html) else str(cell)
 
 
 def figure(title: object, body: object, caption: object = "", legend: object = "") -> Html:

@@ -34,7 +34,10 @@ def recipe(records: Sequence[Record]) -> Section:
     differing = [field for field in shared if field not in same]
     if differing:
         rows = [[_name(f), *(_value(r[f]) for r in folded)] for f in differing]
-        parts += [element("h3", "What differs"), table(["", *(r.name for r in known)], rows)]
+        parts += [
+            element("h3", "What differs"),
+            table(["", *(r.name for r in known)], rows, stacks=len(known) > 2),
+        ]
     if len(shared) < len(fields):
         parts += [element("h3", "What not all of them have"), _own(known, folded, set(shared))]
     elif len(known) > 1 and not differing:

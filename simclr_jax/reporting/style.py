@@ -131,6 +131,16 @@ _SHEETS = """
   .pairs { gap: .3rem 1rem; grid-template-columns: repeat(auto-fill, minmax(9.4rem, 1fr)); }
   .pairs .row, .others figure { margin-bottom: 0; }
   .others figcaption, .pairs figcaption { font-size: .68rem; }
+  .stacks table, .stacks tbody { display: block; }
+  .stacks thead, .stacks td:empty { display: none; }
+  .stacks tr { display: block; padding: .45rem 0; border-bottom: 1px solid var(--line); }
+  .stacks td { display: flex; justify-content: space-between; gap: .8rem; padding: .08rem 0;
+    border: 0; text-align: right; overflow-wrap: anywhere; }
+  .stacks td.number { padding: .08rem 0; white-space: normal; }
+  .stacks td svg { width: 3.4rem; margin-left: auto; }
+  .stacks td:first-child { display: block; text-align: left; font-weight: 600; }
+  .stacks td::before { content: attr(data-label); color: var(--soft); white-space: nowrap;
+    text-align: left; }
 }
 """
 

@@ -14,6 +14,8 @@ from simclr_jax.recipes import INHERITED, INHERITED_CROP, OPEN, base
 from simclr_jax.stages import warm_start
 from simclr_jax.train import saved
 
+CHANGES = ("crop", "flip", "jitter", "grayscale", "blur", "solarize")  # what views are made by
+
 
 def inherit(
     config: ConfigDict, before: Mapping[str, Any] | None = None
@@ -25,7 +27,7 @@ def inherit(
       before: the recipe of the run that is resumed, whose fields stand.
 
     Returns:
-      The recipe with these fields set, and a line to print about them.
+      The recipe with these fields set, and lines to print about them.
 
     Raises:
       UserError: if there is nothing to take them from.
@@ -52,7 +54,19 @@ def inherit(
         )
     _fill(c, run.config.to_dict(), wanted)
     groups = dict.fromkeys(name.split(".")[0] for name in wanted)
-    return c, [f"inherited {', '.join(groups)}: as in {run}"]
+    return c, [f"inherited {', '.join(groups)}: as in {run}", *_unchanged_images(c, wanted, run)]
+
+
+def _unchanged_images(c: ConfigDict, wanted: list[str], run: saved.Saved) -> list[str]:
+    """Say that images are not augmented, where that is so because a pretext task needed it."""
+    views = c.augment.views
+    crop = f"augment.views.{min(views)}.crop"
+    if crop not in wanted or any(view[name] for view in views.values() for name in CHANGES):
+        return []
+    return [
+        f"note      {run} neither crops nor flips its images, so nothing changes them here: "
+        f"--config.{crop}=True crops, --config.augment.views.{min(views)}.flip=0.5 flips"
+    ]
 
 
 def pin(config: ConfigDict, before: Mapping[str, Any] | None) -> None:

@@ -38,6 +38,7 @@ def test_the_rule_is_followed_said_and_kept(straight):
 ORDER = ("run ", "devices ", "compiling the training step: ", "compiled ", "step 1/6 ")
 
 
+@pytest.mark.slow
 def test_stopped_and_resumed_it_has_the_same_devices_and_bits(straight, unlabelled, tmp_path):
     given = arguments(unlabelled, tmp_path / "run")
     ended = doors.run(tmp_path, *given, devices=None, blow=Blow(signal.SIGTERM, 4))
@@ -82,6 +83,7 @@ def test_stopped_while_it_compiles_it_ends_at_once(number, code, unlabelled, tmp
     assert not (tmp_path / "run" / "lock.json").exists()
 
 
+@pytest.mark.slow
 def test_a_run_that_is_resumed_loses_nothing_by_it(straight, unlabelled, tmp_path):
     given, marker = arguments(unlabelled, tmp_path / "run"), tmp_path / "compiled"
     ended = doors.run(tmp_path, *given, devices=None, blow=Blow(signal.SIGTERM, 4))

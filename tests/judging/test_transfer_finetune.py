@@ -88,6 +88,7 @@ def straight(tmp_path_factory, data):
     return workdir, said
 
 
+@pytest.mark.slow
 def test_each_run_has_its_rate_and_the_decay_divided_by_it(straight):
     workdir, _ = straight
     (place,) = workdir.glob("transfer/*")
@@ -105,6 +106,7 @@ def test_each_run_has_its_rate_and_the_decay_divided_by_it(straight):
         assert not (place / name / "checkpoints").exists()  # their scores are kept
 
 
+@pytest.mark.slow
 def test_the_best_on_validation_images_is_trained_on_them_too_and_scored_on_test_images(
     straight, data
 ):
@@ -191,6 +193,7 @@ def test_a_ledger_that_is_gone_is_made_again_from_the_runs(straight, data, tmp_p
     assert content(workdir)[0]["scores"] == content(straight[0])[0]["scores"]
 
 
+@pytest.mark.slow
 def test_a_run_that_diverges_is_left_aside_and_a_stop_is_handed_on(
     straight, data, tmp_path, monkeypatch
 ):

@@ -177,7 +177,7 @@ def test_a_plan_may_go_to_a_bucket_and_home(tmp_path, monkeypatch):
             plan.run(recipe(), ASKED, path)
             written = epath.Path(path).expanduser().read_text()
             assert json.loads(written)["batch_size"] == 7
-    with pytest.raises(UserError, match="there is no such directory"):
+    with pytest.raises(UserError, match="cannot be written: name a file in a directory of yours"):
         plan.run(recipe(), ASKED, "nowhere/plan.json")
 
 

@@ -51,7 +51,7 @@ def whole():
     )
     parts = [
         page.paragraph(EVIL, kind="note"),
-        page.table([EVIL, "n"], [[EVIL, 1]]),
+        page.table(["", EVIL], [[EVIL, 1]]),
         page.grid([page.figure(EVIL, chart, EVIL, charts.legend([EVIL, "b"]))]),
         page.details(EVIL, page.picture(b"\x89PNG1234", EVIL)),
         charts.heat_map(np.eye(2, dtype=int), [EVIL, EVIL], EVIL),
@@ -82,6 +82,20 @@ def test_nothing_is_loaded_and_nothing_runs():
     assert not re.search(r"url\(|@import", CSS)
     policy = next(v for n, v in read.attributes if n == "content" and "default-src" in v)
     assert "default-src 'none'" in policy and "script" not in policy
+
+
+def test_on_a_phone_each_cell_says_what_it_is():
+    """The heads of columns are out of sight there, and so would be all but the first columns."""
+    header = ["result", page.element("code", "a<b"), EVIL]
+    read = Reader(page.table(header, [["x", 1, 2], ["y", "", 4]]))
+    labels = [value for name, value in read.attributes if name == "data-label"]
+    assert labels == ["a<b", EVIL] * 2  # text, whose markup is gone; a row's own head has none
+    assert ("class", "scroll stacks") in read.attributes
+    assert ".stacks td::before { content: attr(data-label)" in CSS
+    for plain in (page.table(header, [["x", 1, 2]], stacks=False), page.table((), [["x", 1]])):
+        read = Reader(plain)
+        assert ("class", "scroll") in read.attributes
+        assert not any(name == "data-label" for name, _ in read.attributes)
 
 
 def test_sections_can_be_reached():

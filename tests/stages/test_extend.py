@@ -33,7 +33,7 @@ CASES = {
     # Clusters before each epoch, and calls of two steps, which end at the border all the same.
     "pcl": {"train__steps_per_call": 2, "checkpoint__every_steps": 2, "log__every_steps": 2},
 }
-OFTEN = ("byol", "finetune")
+OFTEN = ("byol",)
 ASKED_OF = [case if case in OFTEN else pytest.param(case, marks=pytest.mark.slow) for case in CASES]
 
 

@@ -73,6 +73,25 @@ def test_open_fields_are_those_of_the_run(runs):
     assert len(said) == 1 and f"as in {runs / 'wide'}@7" in said[0]
 
 
+@pytest.mark.parametrize(
+    "there, given, said",
+    [
+        ({"crop": False, "flip": 0.0}, {}, True),
+        ({"crop": False, "flip": 0.5}, {}, False),
+        ({"crop": True, "flip": 0.0}, {}, False),
+        ({"crop": False, "flip": 0.0}, {"crop": True}, False),
+        ({"crop": False, "flip": 0.0}, {"blur": 0.5}, False),
+    ],
+)
+def test_that_a_run_without_crops_leaves_images_as_they_are_is_said(tmp_path, there, given, said):
+    fields = {f"augment__views__{v}__{n}": x for v in ("first", "second") for n, x in there.items()}
+    write_run(tmp_path / "run", **fields)
+    given = {f"augment__views__first__{name}": value for name, value in given.items()}
+    _, lines = inherit(recipe("finetune", init__run=str(tmp_path / "run"), **given))
+    assert any("--config.augment.views.first.crop=True crops" in line for line in lines) == said
+    assert len(lines) == 1 + said
+
+
 SAID = {
     "data__path": "elsewhere.npz",
     "data__labels": False,
