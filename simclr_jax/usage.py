@@ -24,7 +24,7 @@ VALUES = {
     "Whole": "NUMBER",
     "ListParser": "A,B",
 }
-REPEATED = "; repeat this option"  # what absl adds to the text of a flag that may be repeated
+REPEATED = r";\s+repeat this option"  # what absl adds to the text of a flag that may be repeated
 FIELDS = ("--config.GROUP.FIELD=VALUE", "Any field of the recipe; `simclr fields` lists them.")
 
 
@@ -93,7 +93,7 @@ def _meaning(flag: flags.Flag) -> str:
     limits = f" {rule[:1].upper()}{rule[1:]}." if limited else ""
     given = (flag.default_as_str or "").strip("'") if flag.default and not flag.boolean else ""
     default = f" Default: {given}." if given else ""
-    about = (flag.help or "").partition(REPEATED)[0]
+    about = re.split(REPEATED, flag.help or "")[0]
     several = " It may be repeated." if isinstance(flag, flags.MultiFlag) else ""
     return " ".join(f"{about}{limits}{default}{several}".split())
 

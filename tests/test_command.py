@@ -72,6 +72,8 @@ def test_help_of_a_door_has_its_flags_and_commands(helps, name):
         assert f"--{flag}=" in out or f"--[no]{flag} " in out
         assert " ".join(meaning.partition(";")[0].split()) in words
     assert f"usage: simclr {name} " in out and f"    simclr {name}" in out
+    assert ("It may be repeated." in words) == (name == "search")  # in our words, not absl's
+    assert "repeat this option" not in words
     assert "python -m simclr_jax" not in out and "helpfull" not in out
 
 
