@@ -9,13 +9,14 @@ import resource
 import sys
 import traceback
 from collections.abc import Callable, Iterable, Sequence
+from logging import LogRecord
 from pathlib import Path
 from typing import NoReturn
 
 from absl import app, flags, logging
 
 from simclr_jax import background, flag_kinds, shipped, usage
-from simclr_jax.errors import UserError, flush, nearest, of_the_system, say, show
+from simclr_jax.errors import UserError, flush, nearest, of_the_system, printable, say, show
 
 
 def run(main: Callable[[], int | None]) -> None:
@@ -55,6 +56,7 @@ def run(main: Callable[[], int | None]) -> None:
     def guarded(_: list[str]) -> int | None:
         if not any(argument.startswith(("--verbosity", "-v")) for argument in sys.argv):
             logging.set_verbosity(logging.WARNING)  # libraries have much to say about their inside
+        logging.get_absl_handler().setFormatter(Notes())
         try:
             _allow_files()
             code = main()
@@ -71,6 +73,19 @@ def run(main: Callable[[], int | None]) -> None:
             _exit(str(said), said.code)
 
     app.run(guarded, flags_parser=parse)
+
+
+class Notes(logging.PythonFormatter):
+    """Shows what this package logs as doors show notes, and what others log as absl does."""
+
+    def format(self, record: LogRecord) -> str:
+        """Return a line without time, thread and place where it is ours."""
+        if Path(record.pathname).is_relative_to(HERE):
+            return f"note      {printable(record.getMessage())}"
+        return super().format(record)
+
+
+HERE = Path(__file__).parent
 
 
 def _given_wrongly(given: Iterable[flags.Flag]) -> str:

@@ -46,7 +46,7 @@ PRELOADED = (
     *("reporting.report", "planning.plan", "interop.export", "interop.convert"),
     *("data.packing.run", "checking.doctor"),
 )
-BESIDE = re.compile(r"note |[WI]\d{4} ")  # notes, and what absl logs of checkpoints
+BESIDE = re.compile(r"note ")  # what a door says of checkpoints that it leaves aside
 MAY_CHANGE = ("out", "err", "compiled", "home")  # streams, and what the machine keeps for all
 
 

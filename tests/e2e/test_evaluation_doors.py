@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 
 import doors
 import numpy as np
@@ -77,6 +78,19 @@ def test_the_report_is_one_page_of_its_own(run, tmp_path):
     assert ended.code == 0, ended
     page = (run / "report.html").read_text()
     assert "<svg" in page and "data:image/png" in page and "<script src" not in page
+
+
+def test_what_is_skipped_is_said_as_a_note(finished, tmp_path):
+    """And not as lines of a log, with their time, thread and place in the code."""
+    workdir = shutil.copytree(finished.workdir, tmp_path / "run")
+    newest = [path for path in (workdir / "checkpoints" / "20").rglob("*") if path.is_file()]
+    largest = max(newest, key=lambda path: path.stat().st_size)
+    largest.write_bytes(largest.read_bytes()[:-1])
+    ended = call(tmp_path, "embed", f"--checkpoint={workdir}", f"--out={tmp_path / 'x.npz'}")
+    assert ended.code == 0 and "run@14" in ended.out, ended
+    skipped, read = ended.err.splitlines()
+    assert skipped.startswith(f"note      checkpoint {workdir}/checkpoints/20 is skipped: ")
+    assert read == f"note      {workdir}: step 14 is read, though step 20 was saved later"
 
 
 @pytest.mark.parametrize(
