@@ -55,7 +55,7 @@ ORDER = (
     "parity",
 )
 
-SHARED = {"finished", "piped"}  # session fixtures that take long to make
+SHARED = {"finished", "piped", "tfds_root"}  # session fixtures that take long to make
 
 X64 = os.environ.get("JAX_ENABLE_X64", "0").lower() in ("1", "true")
 
