@@ -21,6 +21,7 @@ from simclr_jax.methods import autoencoder, colourisation, context_encoder, deno
 from simclr_jax.models.inputs import INPUTS
 from simclr_jax.stages import pretrain
 from simclr_jax.stages.inputs import Inputs
+from simclr_jax.train.stage import Update
 
 pytestmark = pytest.mark.x64
 
@@ -249,7 +250,7 @@ def test_bins_are_weighed_by_how_frequent_colours_have_been(fields):
     step = 4  # updates before this one, and the one batch that the mean starts from
     update = jax.tree.map(lambda x: jnp.asarray(x)[None], outputs)
     moved = jax.vmap(
-        lambda o: method.next(extra, pretrain.Update({}, {}, {}, o, jnp.asarray(step))),
+        lambda o: method.next(extra, Update({}, {}, {}, o, jnp.asarray(step))),
         axis_name=parallel.AXIS,
     )(update)
     np.testing.assert_allclose(moved["prior"][0], (5 * prior + want[3]) / 6, rtol=1e-9)
@@ -277,7 +278,7 @@ def test_frequencies_start_even_and_a_batch_without_colours_moves_nothing():
     found, metrics = loss(method, outputs, extra)
     assert found == metrics["coloured"] == 0
     moved = jax.vmap(
-        lambda o: method.next(extra, pretrain.Update({}, {}, {}, o, jnp.asarray(0))),
+        lambda o: method.next(extra, Update({}, {}, {}, o, jnp.asarray(0))),
         axis_name=parallel.AXIS,
     )(jax.tree.map(lambda x: jnp.asarray(x)[None], outputs))
     np.testing.assert_array_equal(moved["prior"][0], extra["prior"])

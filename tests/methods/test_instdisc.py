@@ -26,6 +26,7 @@ from simclr_jax.methods import instdisc
 from simclr_jax.reporting import findings, record
 from simclr_jax.stages import pretrain
 from simclr_jax.train import timetable as timetables
+from simclr_jax.train.stage import Update
 from simclr_jax.train.step import make_step
 from simclr_jax.train.workdir import check_recipe
 
@@ -222,7 +223,7 @@ def collapsed(loss, momentum=0.5, epochs=4):
     def run(example, drawn, extra, step):
         out = outputs(example, drawn)
         share, _ = method.loss(out, extra, Keys(0, step), parallel.AXIS)
-        update = pretrain.Update({}, {}, {}, out, step)
+        update = Update({}, {}, {}, out, step)
         return jax.lax.psum(share, parallel.AXIS), extra | method.next(extra, update)
 
     extra = method.first(outputs(jnp.arange(2), None), jax.random.key(3))

@@ -20,6 +20,7 @@ from simclr_jax import declaration, parallel, recipes, validation
 from simclr_jax.errors import UserError
 from simclr_jax.frame import modules
 from simclr_jax.frame.keys import Keys
+from simclr_jax.frame.net import Rows
 from simclr_jax.stages import pretrain
 from simclr_jax.stages.inputs import Inputs
 from simclr_jax.train import timetable as timetables
@@ -44,14 +45,14 @@ def recipe(**fields):
 def test_eight_devices_do_what_one_does(small, monkeypatch):
     """With eight groups on either, shuffled; the average moves by its law, the queue by its own."""
     drawn = []
-    shuffled = pretrain.Rows.shuffled
+    shuffled = Rows.shuffled
 
     def noted(rows, key, batch):
         group = shuffled(rows, key, batch)
         drawn.append((np.shape(group), batch))
         return group
 
-    monkeypatch.setattr(pretrain.Rows, "shuffled", noted)
+    monkeypatch.setattr(Rows, "shuffled", noted)
     states, _ = toys.both(recipe(train__dtype="float64"), tolerance=1e-12)
     assert {batch for _, batch in drawn} == {tiny.BATCH}
     assert {shape for shape, _ in drawn} == {(2,), (tiny.BATCH,)}  # as made; on 8 and on 1
@@ -86,7 +87,7 @@ def test_keys_are_normalised_in_shuffled_groups(small, monkeypatch):
     """Not shuffled, the first keys would be others; queries are never shuffled."""
     plain, _ = toys.run(recipe(train__dtype="float64"), 1, steps=1)
     as_they_lie = lambda rows, key, batch: rows.group  # noqa: E731
-    monkeypatch.setattr(pretrain.Rows, "shuffled", as_they_lie)
+    monkeypatch.setattr(Rows, "shuffled", as_they_lie)
     still, _ = toys.run(recipe(train__dtype="float64"), 1, steps=1)
     keys = [states[1].extra["queue"][-tiny.BATCH :] for states in (plain, still)]
     assert np.abs(keys[0] - keys[1]).max() > 1e-3
