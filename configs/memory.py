@@ -7,6 +7,8 @@ Sensible for some thousands of images of 32 to 64 pixels on one accelerator. Wit
 or give `test_images` and `test_labels`. No published number belongs to this recipe.
 """
 
+from ml_collections.config_dict import placeholder
+
 from simclr_jax import recipes
 
 
@@ -26,5 +28,6 @@ def get_config():
     c.train.batch_size, c.train.epochs = 512, 200.0
 
     c.eval.every_epochs = 20.0
+    c.eval.knn_k = placeholder(int)  # None: chosen for the images
     c.log.every_steps, c.checkpoint.every_steps = 50, 500
     return c.lock()

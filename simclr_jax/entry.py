@@ -47,10 +47,11 @@ def run(main: Callable[[], int | None]) -> None:
             if debug:
                 raise
             _exit(_swallowed(given) or _explain(error))
+        expanded = ["", *flags.FLAGS.read_flags_from_files(given[1:], force_gnu=False)]
+        if wrong := _swallowed(expanded) or _given_wrongly(usage.of(door)):
+            _exit(wrong)
         if len(rest) > 1:
             _exit(f'"{rest[1]}" is no flag: every argument has the form --name=value')
-        if wrong := _swallowed(given) or _given_wrongly(usage.of(door)):
-            _exit(wrong)
         return rest
 
     def guarded(_: list[str]) -> int | None:
@@ -109,12 +110,18 @@ def _given_wrongly(given: Iterable[flags.Flag]) -> str:
 def _swallowed(argv: Sequence[str]) -> str:
     """Return what is wrong where a flag without a value took the next flag for it, or ""."""
     for given, following in itertools.pairwise(argv[1:]):
-        name = given.removeprefix("--")
-        bare = given.startswith("--") and name in flags.FLAGS and not flags.FLAGS[name].boolean
-        if bare and following.startswith("--"):
-            after = following.partition("=")[0]
-            return f"--{name} needs a value{_rule(name)}; what follows it is {after}"
+        name, after = _flag_name(given), _flag_name(following.partition("=")[0])
+        if "=" not in given and after and name in flags.FLAGS and not flags.FLAGS[name].boolean:
+            return f"--{name} needs a value{_rule(name)}; what follows it is --{after}"
     return ""
+
+
+def _flag_name(argument: str) -> str:
+    """Return the name in `--name`, `-name` or `--noname`, "" if there is no such flag."""
+    found = re.fullmatch(r"--?((?:no)?([\w.]+))", argument)
+    names = found.groups() if found else ()
+    fields = [name for name in names if name.startswith("config.") and "config" in flags.FLAGS]
+    return next((name for name in names if name in flags.FLAGS), "") or next(iter(fields), "")
 
 
 LEAST_FILES, MANY_FILES = 32, 4096
@@ -194,12 +201,14 @@ WRONG_TYPE = {
 
 
 def _rule(name: str) -> str:
-    """Return how a flag is written and what it may be, or "" for the field of a recipe."""
+    """Return how a flag is written, and what it may be or where that is said."""
+    if name.startswith("config."):
+        return f": --{name}=VALUE, and `simclr fields` lists what it may be"
     if name not in flags.FLAGS:
         return ""
     flag = flags.FLAGS[name]
-    rule = getattr(flag.parser, "syntactic_help", "")
-    return f": {usage.form(flag)}" + (f", {rule}" if rule else "")
+    ours = type(flag.parser).__module__ == flag_kinds.__name__
+    return f": {usage.form(flag)}" + (f", {flag.parser.syntactic_help}" if ours else "")
 
 
 def _explain(error: Exception) -> str:

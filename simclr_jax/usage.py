@@ -22,6 +22,8 @@ VALUES = {
     "Paths": "PATHS",
     "Number": "NUMBER",
     "Whole": "NUMBER",
+    "IntegerParser": "NUMBER",
+    "FloatParser": "NUMBER",
     "ListParser": "A,B",
 }
 REPEATED = r";\s+repeat this option"  # what absl adds to the text of a flag that may be repeated

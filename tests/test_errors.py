@@ -51,12 +51,29 @@ def test_recipe_path_is_the_one_that_absl_takes(monkeypatch, arguments, path):
             ["--query", "--debug"],
             "--query needs a value: --query=PATH, a path; what follows ",
         ),
+        (["-out", "-k=3"], "--out needs a value: --out=PATH, a path; what follows it is --k"),
+        (["--out", "--k", "3"], "--out needs a value: --out=PATH, a path; what follows it is --k"),
+        (["--out", "--nodebug"], "--out needs a value: --out=PATH, a path; what follows it is --"),
+        (["--flagfile=FILE"], "--out needs a value: --out=PATH, a path; what follows it is --k"),
+        (["--query", "--x.jpg"], "--embeddings=x.npz is no file here"),  # and --x.jpg no flag
+        (["--verbosity"], "--verbosity needs a value: --verbosity=NUMBER"),
         (["--seed", "--k", "3"], "--seed needs a value: --seed=NUMBER, a whole number"),
     ],
 )
-def test_a_flag_without_a_value_is_said_with_what_it_takes(arguments, said):
+def test_a_flag_without_a_value_is_said_with_what_it_takes(arguments, said, tmp_path):
+    (tmp_path / "FILE").write_text("--out\n--k=3\n")
+    arguments = [argument.replace("FILE", str(tmp_path / "FILE")) for argument in arguments]
     command = [sys.executable, "-m", "simclr_jax.search", "--embeddings=x.npz", *arguments]
     ended = subprocess.run(command, capture_output=True, text=True)
     assert ended.returncode == 1 and not ended.stdout
     lines = ended.stderr.splitlines()
     assert lines[0].startswith(f"error: {said}") and len(lines) == 1
+
+
+def test_a_field_without_a_value_is_said_with_where_its_values_are():
+    command = [sys.executable, "-m", "simclr_jax.main", "--config=digits", "--config.seed"]
+    for rest in ([], ["--workdir=x"], ["--config.train.steps=2"]):
+        ended = subprocess.run([*command, *rest], capture_output=True, text=True)
+        said = "error: --config.seed needs a value: --config.seed=VALUE, and `simclr fields` lists"
+        assert ended.returncode == 1 and ended.stderr.startswith(said), ended
+        assert ended.stderr.count("\n") == 1

@@ -13,13 +13,22 @@ from simclr_jax.errors import UserError
 MOST_VOTES = 200  # of InstDisc and most papers since, whose banks have 50 000 images or more
 
 
-def votes(images: int) -> int:
-    """Return how many neighbours should vote in a bank of so many images, where nobody has said.
+FEW_VOTES = 5  # below which a vote says little, however small a class is
 
-    It is the square root of the images, as the textbooks have it, and 200 at most. 200 of some
-    hundreds would be most of the bank: the largest class would win every vote.
+
+def votes(sizes: np.ndarray) -> int:
+    """Return how many neighbours should vote, where nobody has said.
+
+    It is the square root of the images, as the textbooks have it, and 200 at most: 200 of some
+    hundreds would be most of the bank, and the largest class would win every vote. So it would
+    against a class of fewer images than vote, but then at least five do.
+
+    Args:
+      sizes: images in the bank of each class, int `[C]`; all of them where there are no classes.
     """
-    return max(1, min(MOST_VOTES, round(images**0.5)))
+    smallest = int(min(sizes[sizes > 0], default=1))
+    root = round(float(np.sum(sizes)) ** 0.5)
+    return max(1, min(MOST_VOTES, root, max(FEW_VOTES, smallest)))
 
 
 def neighbours(

@@ -310,7 +310,9 @@ def _judged(
     if not (len(bank) and len(queries)):
         return None
     wanted = encoder.config.eval
-    k = min(wanted.knn_k, len(bank)) if wanted.knn else knn.votes(len(bank))
+    # A number that nobody has set, or counted by, is that of large sets.
+    unset = not wanted.knn and wanted.knn_k == recipes.base().eval.knn_k
+    k = knn.votes(np.bincount(bank.known)) if unset else min(wanted.knn_k, len(bank))
     guesses = knn.classify(bank.x, bank.labels, queries.x, bank.classes, k, wanted.knn_temperature)
     what = f"kNN on h (k = {k}, temperature {wanted.knn_temperature:g}), computed for this report"
     return _counted(queries.known, guesses, names, what)

@@ -131,8 +131,9 @@ _SHEETS = """
   .pairs { gap: .3rem 1rem; grid-template-columns: repeat(auto-fill, minmax(9.4rem, 1fr)); }
   .pairs .row, .others figure { margin-bottom: 0; }
   .others figcaption, .pairs figcaption { font-size: .68rem; }
-  .stacks table, .stacks tbody { display: block; }
-  .stacks thead, .stacks td:empty { display: none; }
+  .stacks table, .stacks tbody, .stacks thead, .stacks thead tr { display: block; }
+  .stacks td:empty, .stacks th:not(:first-child) { display: none; }
+  .stacks thead:has(th:first-child:empty) { display: none; }
   .stacks tr { display: block; padding: .45rem 0; border-bottom: 1px solid var(--line); }
   .stacks td { display: flex; justify-content: space-between; gap: .8rem; padding: .08rem 0;
     border: 0; text-align: right; overflow-wrap: anywhere; }

@@ -30,6 +30,11 @@ class Outputs(NamedTuple):
     logits: np.ndarray
     readable: np.ndarray | None
 
+    @property
+    def rows(self) -> np.ndarray:
+        """Return the rows that could be read."""
+        return np.arange(len(self.logits)) if self.readable is None else self.readable
+
 
 class Accuracy:
     """Measures the classifier in a `TrainState` on held-out images, in inference mode.
@@ -60,7 +65,7 @@ class Accuracy:
         # Kept as an attribute: `features.extract` compiles once per function object.
         self._classify = self._prepared(network)
         self._teacher = (self._prepared(teacher[0]), teacher[1]) if teacher else None
-        self._taught: np.ndarray | None = None  # its choices, which are the same at any step
+        self._taught: Outputs | None = None  # of the teacher, the same at any step
 
     def protocol(self) -> dict[str, Any]:
         """Return what defines the scores of the last `compare`."""
@@ -106,10 +111,10 @@ class Accuracy:
         self, found: Outputs, classify: Classify, variables: Any
     ) -> dict[str, float]:
         if self._taught is None:
-            self._taught = self._outputs(classify, variables).logits.argmax(axis=1)
-        same = found.logits.argmax(axis=1) == self._taught
-        same = same if found.readable is None else same[found.readable]
-        return {"held_out_agreement": float(np.mean(same))}
+            self._taught = self._outputs(classify, variables)
+        both = np.intersect1d(found.rows, self._taught.rows)
+        choices = (outputs.logits[both].argmax(axis=1) for outputs in (found, self._taught))
+        return {"held_out_agreement": float(np.mean(np.equal(*choices)))}
 
     def compare(self, state: TrainState) -> dict[str, dict[str, dict[str, float]]]:
         """Return top-1, mean per class and, of more than 5 classes, top-5 with 95 % intervals.

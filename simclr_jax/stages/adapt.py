@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
@@ -16,6 +16,7 @@ from simclr_jax.errors import UserError
 from simclr_jax.evaluate import knn
 from simclr_jax.recipes import OPEN
 from simclr_jax.stages.scored import lacking
+from simclr_jax.unlabelled import counted
 
 LOOKED_AT = 64  # images, spread over the data set, whose sizes decide the resolution
 SIDES = (32, 64, 96, 128, 160, 192, 224)  # pixels
@@ -93,9 +94,20 @@ def adapt(config: ConfigDict, train: Source, test: Source) -> tuple[ConfigDict, 
             labelled, why = False, "images may have several labels"
         for name in ("eval.probe", "eval.knn"):
             choose(name, labelled, why)
-    of = f"the square root of {count} images, {knn.MOST_VOTES} at most"
-    choose("eval.knn_k", knn.votes(count), of)
+    _choose_votes(c, choose, train)
     return c, chosen
+
+
+def _choose_votes(c: ConfigDict, choose: Callable[[str, object, str], None], train: Source) -> None:
+    """Choose how many neighbours vote; it is said only where a run counts them."""
+    labels = None if train.multi_label else train.labels
+    sizes = np.bincount(labels[counted(labels)]) if labels is not None else np.zeros(1, int)
+    bank = int(sizes.sum())
+    if not (bank and c.eval.knn) and c.eval.knn_k is None:
+        recipes.put(c, "eval.knn_k", knn.votes(np.array([len(train)])))
+    of = f"the square root of {bank} labelled images, {knn.MOST_VOTES} at most"
+    smaller = f", and no more than {knn.FEW_VOTES} or the smallest class has"
+    choose("eval.knn_k", knn.votes(sizes), of + smaller)
 
 
 def _median_side(source: Source) -> int:

@@ -33,8 +33,8 @@ class Log:
     """Turns device metrics into lines, one chunk late; stops on a loss that is not finite.
 
     A line in a file has the means over the steps since the line before, not the values of one step.
-    What is shown between two of them has the means over as many steps, the last ones, so that what
-    stands one below the other on the screen can be compared.
+    What is shown between two of them, and at the end, has the means over as many steps, the last
+    ones, so that what stands one below the other on the screen can be compared.
     """
 
     def __init__(
@@ -112,17 +112,18 @@ class Log:
         self._recent.add(metrics)
         self._speed.add(len(steps))
         done = steps[-1] + 1
-        if due(done, self._timetable.log_every) or self._timetable.at_end(done):
-            last = {name: float(metrics[name][-1]) for name in OF_ONE_STEP}
-            values = self._window.close() | last
+        last = {name: float(metrics[name][-1]) for name in OF_ONE_STEP}
+        whole = due(done, self._timetable.log_every)
+        ends = whole or self._timetable.at_end(done)
+        values = self._window.close() | last if ends else {}
+        if ends or time.monotonic() - self._shown >= STATUS_SECS:
+            self._show(done, values if whole else self._recent.means() | last)
+        if ends:
             values["epoch"] = done * self._timetable.batch_size / self._timetable.examples
             if segment := self._timetable.segment(done):
                 values["segment"] = segment
-            self._show(done, values)
             speed = ("images_per_second", "input_wait")
             self._writer.write(done, values | {name: getattr(self._speed, name) for name in speed})
-        elif time.monotonic() - self._shown >= STATUS_SECS:
-            self._show(done, self._recent.means() | {n: float(metrics[n][-1]) for n in OF_ONE_STEP})
 
     def _show(self, done: int, values: dict[str, float]) -> None:
         self._shown = time.monotonic()

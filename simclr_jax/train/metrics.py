@@ -58,10 +58,13 @@ class Window:
 
 
 class Recent:
-    """The metrics of the last steps, at most so many, whatever lines were written meanwhile."""
+    """The metrics of the last steps, at most so many, whatever lines were written meanwhile.
+
+    And at most a thousand: they are kept one by one.
+    """
 
     def __init__(self, most: int):
-        self._steps = collections.deque[dict[str, float]](maxlen=most)
+        self._steps = collections.deque[dict[str, float]](maxlen=min(most, 1000))
 
     def add(self, metrics: Mapping[str, np.ndarray]) -> None:
         """Add the metrics of a chunk, `[steps]` each."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 import re
 
 import bucket
@@ -16,9 +17,9 @@ from jax.sharding import AxisType
 from jax.sharding import PartitionSpec as P
 from train import tiny
 
-from simclr_jax import alive
+from simclr_jax import alive, recipes
 from simclr_jax.errors import UserError
-from simclr_jax.planning import ahead, devices, footprint, plan
+from simclr_jax.planning import ahead, described, devices, footprint, plan
 from simclr_jax.planning.any_batch import AnyBatch
 from simclr_jax.planning.described import Case
 from simclr_jax.planning.footprint import Footprint
@@ -179,6 +180,32 @@ def test_a_plan_may_go_to_a_bucket_and_home(tmp_path, monkeypatch):
             assert json.loads(written)["batch_size"] == 7
     with pytest.raises(UserError, match="cannot be written: name a file in a directory of yours"):
         plan.run(recipe(), ASKED, "nowhere/plan.json")
+
+
+@pytest.mark.parametrize(
+    "name, value, said",
+    [
+        ("data.source", "nothing", 'data.source is "nothing"'),
+        ("data.source", "", 'data.source is ""'),
+        ("data.max_megapixels", math.nan, "data.max_megapixels is nan"),
+        ("data.path", "ftp://host/x", "ftp:// is no bucket that is known"),
+        ("optim.base_lr", -1.0, "optim.base_lr is -1"),
+    ],
+)
+def test_fields_are_checked_before_images_are_looked_for(monkeypatch, name, value, said):
+    monkeypatch.setattr(described.sources, "open_splits", lambda _: pytest.fail("looked for them"))
+    c = recipe()
+    recipes.put(c, name, value)
+    with pytest.raises(UserError, match=re.escape(said)):
+        plan.run(c, plan.Asked("h100", DEVICES))
+
+
+@pytest.mark.parametrize("place", ["directory", "nowhere/plan.json"])
+def test_where_the_plan_goes_is_checked_before_it_is_made(tmp_path, monkeypatch, place):
+    monkeypatch.setattr(plan.Case, "of", lambda *_: pytest.fail("planned"))
+    (tmp_path / "directory").mkdir()
+    with pytest.raises(UserError, match=r"--json=.* cannot be written: name a file"):
+        plan.run(recipe(), ASKED, str(tmp_path / place))
 
 
 @pytest.mark.parametrize("text, size", [("32GB", 2**35), ("1.5 GiB", 1.5 * 2**30), ("512M", 2**29)])

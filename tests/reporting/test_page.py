@@ -92,6 +92,8 @@ def test_on_a_phone_each_cell_says_what_it_is():
     assert labels == ["a<b", EVIL] * 2  # text, whose markup is gone; a row's own head has none
     assert ("class", "scroll stacks") in read.attributes
     assert ".stacks td::before { content: attr(data-label)" in CSS
+    # The first column's head stays in sight, for it may be the one that tells the unit.
+    assert ".stacks th:not(:first-child) { display: none; }" in CSS
     for plain in (page.table(header, [["x", 1, 2]], stacks=False), page.table((), [["x", 1]])):
         read = Reader(plain)
         assert ("class", "scroll") in read.attributes

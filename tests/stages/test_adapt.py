@@ -32,13 +32,10 @@ class Source:
 
     def __init__(self, count, sizes, classes=0):
         self.count, self.sizes, self.classes = count, sizes, classes
+        self.labels = np.zeros(count, np.int32) if classes else None
 
     def __len__(self):
         return self.count
-
-    @property
-    def labels(self):
-        return np.zeros(self.count, np.int32) if self.classes else None
 
     def name(self, example):
         return f"{example}.jpg"
@@ -80,9 +77,29 @@ def test_batch_and_length_follow_the_number_of_images(count, batch, epochs, dept
     validation.validate(c, devices=8)
 
 
-@pytest.mark.parametrize("count, k", [(40, 6), (577, 24), (3000, 55), (50_000, 200)])
-def test_neighbours_that_vote_follow_the_number_of_images(count, k):
-    assert chosen(Source(count, [(64, 64)], 3)).eval.knn_k == k
+@pytest.mark.parametrize(
+    "sizes, k",
+    [
+        ((20, 20), 6),  # the square root of 40
+        ((300, 277), 24),
+        ((30_000, 20_000), 200),  # at most
+        ((50_000, 100, 100), 100),  # and no more than the smallest class has
+        ((600, 3), 5),  # but five
+        ((300, 0, 0, 277), 24),
+    ],
+)
+def test_neighbours_that_vote_follow_the_labelled_images(sizes, k):
+    source = Source(60_000, [(64, 64)], len(sizes))
+    labels = np.repeat(np.arange(len(sizes)), sizes)
+    source.labels = np.append(labels, np.full(60_000 - len(labels), -1))
+    c, lines = adapt(recipe(), source, source)
+    assert c.eval.knn_k == k
+    assert any(f"eval.knn_k={k}: the square root of {sum(sizes)} " in line for line in lines)
+
+
+def test_where_no_neighbours_are_counted_their_number_is_not_talked_of():
+    c, lines = adapt(recipe(), *[Source(577, [(64, 64)])] * 2)
+    assert c.eval.knn_k == 24 and not any("knn_k" in line for line in lines)
 
 
 @pytest.mark.parametrize("classes", [0, 7])
@@ -95,9 +112,9 @@ def test_what_the_user_set_stays():
     fields = {"data__image_size": 96, "train__batch_size": 24, "eval__knn": False}
     c, lines = adapt(recipe(**fields), *[Source(5000, [(300, 300)], 3)] * 2)
     assert (c.data.image_size, c.train.batch_size, c.eval.knn) == (96, 24, False)
-    assert {line.partition("=")[0].split()[1] for line in lines} == set(recipes.OPEN) - {
-        field.replace("__", ".") for field in fields
-    }
+    said = {line.partition("=")[0].split()[1] for line in lines}
+    set_here = {field.replace("__", ".") for field in fields}
+    assert said == {*recipes.OPEN} - set_here - {"eval.knn_k"}  # of which eval.knn=False needs none
 
 
 def test_choices_stand_when_a_run_is_resumed():
