@@ -134,6 +134,7 @@ _SHEETS = """
   .stacks table, .stacks tbody, .stacks thead, .stacks thead tr { display: block; }
   .stacks td:empty, .stacks th:not(:first-child) { display: none; }
   .stacks thead:has(th:first-child:empty) { display: none; }
+  .stacks th { border: 0; }
   .stacks tr { display: block; padding: .45rem 0; border-bottom: 1px solid var(--line); }
   .stacks td { display: flex; justify-content: space-between; gap: .8rem; padding: .08rem 0;
     border: 0; text-align: right; overflow-wrap: anywhere; }
