@@ -105,9 +105,8 @@ def _choose_votes(c: ConfigDict, choose: Callable[[str, object, str], None], tra
     bank = int(sizes.sum())
     if not (bank and c.eval.knn) and c.eval.knn_k is None:
         recipes.put(c, "eval.knn_k", knn.votes(np.array([len(train)])))
-    of = f"the square root of {bank} labelled images, {knn.MOST_VOTES} at most"
-    smaller = f", and no more than {knn.FEW_VOTES} or the smallest class has"
-    choose("eval.knn_k", knn.votes(sizes), of + smaller)
+    most = f"at most {knn.MOST_VOTES} or the size of the smallest class"
+    choose("eval.knn_k", knn.votes(sizes), f"the square root of {bank} labelled images, {most}")
 
 
 def _median_side(source: Source) -> int:
