@@ -36,7 +36,7 @@ def recipe(records: Sequence[Record]) -> Section:
         rows = [[_name(f), *(_value(r[f]) for r in folded)] for f in differing]
         parts += [
             element("h3", "What differs"),
-            table(["", *(r.name for r in known)], rows, stacks=len(known) > 2),
+            table(["", *(r.name for r in known)], rows),
         ]
     if len(shared) < len(fields):
         parts += [element("h3", "What not all of them have"), _own(known, folded, set(shared))]

@@ -70,6 +70,7 @@ ul.findings { list-style: none; padding: 0; margin: .6rem 0; max-width: 54rem; }
 ul.findings li { padding: .5rem .9rem; margin: .5rem 0; background: var(--raised);
   border-left: 4px solid var(--rest); border-radius: 0 6px 6px 0; }
 ul.findings li.problem { border-left-color: var(--wrong); }
+h2, h3, h4, p, .legend { overflow-wrap: anywhere; }
 .scroll { overflow-x: auto; margin: .6rem 0 1rem; }
 table { border-collapse: collapse; font-size: .9rem; }
 th, td { text-align: left; padding: .32rem 1.1rem .32rem 0; vertical-align: top;
@@ -137,12 +138,12 @@ _SHEETS = """
   .stacks th { border: 0; }
   .stacks tr { display: block; padding: .45rem 0; border-bottom: 1px solid var(--line); }
   .stacks td { display: flex; justify-content: space-between; gap: .8rem; padding: .08rem 0;
-    border: 0; text-align: right; overflow-wrap: anywhere; }
+    border: 0; text-align: right; overflow-wrap: break-word; }
   .stacks td.number { padding: .08rem 0; white-space: normal; }
   .stacks td svg { width: 3.4rem; margin-left: auto; }
   .stacks td:first-child { display: block; text-align: left; font-weight: 600; }
-  .stacks td::before { content: attr(data-label); color: var(--soft); white-space: nowrap;
-    text-align: left; }
+  .stacks td::before { content: attr(data-label); color: var(--soft); text-align: left;
+    overflow-wrap: anywhere; min-width: 6rem; }
 }
 """
 
