@@ -99,14 +99,20 @@ def adapt(config: ConfigDict, train: Source, test: Source) -> tuple[ConfigDict, 
 
 
 def _choose_votes(c: ConfigDict, choose: Callable[[str, object, str], None], train: Source) -> None:
-    """Choose how many neighbours vote; it is said only where a run counts them."""
-    labels = None if train.multi_label else train.labels
-    sizes = np.bincount(labels[counted(labels)]) if labels is not None else np.zeros(1, int)
-    bank = int(sizes.sum())
-    if not (bank and c.eval.knn) and c.eval.knn_k is None:
+    """Choose how many neighbours vote; labels are looked at only where a run counts them.
+
+    To look at them may mean to read all records of a data set.
+    """
+    if c.eval.knn_k is not None:
+        return
+    labels = train.labels if c.eval.knn and not train.multi_label else None
+    known = labels[counted(labels)] if labels is not None else np.zeros(0, int)
+    if not len(known):
         recipes.put(c, "eval.knn_k", knn.votes(np.array([len(train)])))
+        return
     most = f"at most {knn.MOST_VOTES} or the size of the smallest class"
-    choose("eval.knn_k", knn.votes(sizes), f"the square root of {bank} labelled images, {most}")
+    reason = f"the square root of {len(known)} labelled images, {most}"
+    choose("eval.knn_k", knn.votes(np.bincount(known)), reason)
 
 
 def _median_side(source: Source) -> int:

@@ -97,6 +97,28 @@ def test_neighbours_that_vote_follow_the_labelled_images(sizes, k):
     assert any(f"eval.knn_k={k}: the square root of {sum(sizes)} " in line for line in lines)
 
 
+class Unread(Source):
+    """Its labels would have to be read one by one."""
+
+    @property
+    def labels(self):
+        raise AssertionError("they were read")
+
+    @labels.setter
+    def labels(self, _):
+        pass
+
+
+@pytest.mark.parametrize(
+    "fields", [{"eval__knn_k": 7, "eval__knn": True}, {"eval__knn": False}, {}], ids=str
+)
+def test_labels_are_not_read_for_a_number_that_is_given_or_not_used(fields):
+    source = Unread(577, [(64, 64)], 3)
+    c = recipe(eval__probe=False, **fields) if fields else recipes.base()
+    found, _ = adapt(c, source, source)
+    assert found.eval.knn_k == {7: 7, 200: 200}.get(c.eval.knn_k, 24)
+
+
 def test_where_no_neighbours_are_counted_their_number_is_not_talked_of():
     c, lines = adapt(recipe(), *[Source(577, [(64, 64)])] * 2)
     assert c.eval.knn_k == 24 and not any("knn_k" in line for line in lines)

@@ -112,6 +112,20 @@ def test_what_is_shown_between_lines_has_the_means_over_as_many_steps(tmp_path, 
         assert re.search(r"  loss ([\d.]+)", line)[1] == f"{mean:.6f}"
 
 
+def test_an_evaluation_that_measures_nothing_has_no_line(tmp_path):
+    said = []
+    run = SimpleNamespace(
+        path=epath.Path(tmp_path),
+        checkpoints=SimpleNamespace(about=lambda step: {}),
+        console=SimpleNamespace(status=said.append, say=said.append),
+        loggers=Loggers(epath.Path(tmp_path)),
+    )
+    with Log(Timetable(100, 10, TOTAL, 0, 1.0, 1, EVERY, 0, 1), {"a": "a {}"}, run, 0) as log:
+        log.evaluation(0, {})
+        log.evaluation(3, {"a": 0.5})
+    assert said == ["step 3  held out: a 0.5"] and [x["step"] for x in lines(tmp_path)] == [3]
+
+
 @pytest.mark.parametrize("chunk, at", [(1, 1), (1, 5), (1, 7), (1, 20), (2, 4), (2, 20), (3, 9)])
 def test_interrupted_between_two_lines_the_file_is_the_same_to_the_bit(workdir, chunk, at):
     train(workdir, until=at, saves=[at], chunk=chunk)
